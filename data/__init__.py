@@ -1,0 +1,43 @@
+"""Data sets by name, decoded in memory."""
+
+from functools import partial
+from pathlib import Path
+
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from data import cifar, digits, image_folder, tiny_imagenet
+from data.loader import Batches
+from data.splits import Split, Splits, hold_out, subset
+from utils.errors import UserError
+from utils.names import canonical
+
+__all__ = ["ALIASES", "DATASETS", "Batches", "Split", "Splits", "hold_out", "load", "subset"]
+
+# name -> loader(root, image_size) -> Splits
+DATASETS = {
+    "CIFAR10": partial(cifar.load, CIFAR10),
+    "CIFAR100": partial(cifar.load, CIFAR100),
+    "Tiny_Image": tiny_imagenet.load,
+    "Digits": digits.load,
+    "Folder": image_folder.load,
+}
+ALIASES = {
+    "CIFAR-10": "CIFAR10",
+    "CIFAR-100": "CIFAR100",
+    "TinyImageNet": "Tiny_Image",
+    "Tiny-ImageNet": "Tiny_Image",
+    "tiny-imagenet-200": "Tiny_Image",
+    "ImageFolder": "Folder",
+}
+
+
+def load(name: str, data_root: str | Path | None = None, *, image_size: int | None = None) -> Splits:
+    """Return the data set ``name`` (of DATASETS or ALIASES, in any case), read from ``data_root`` or its usual place.
+
+    ``image_size`` in pixels is for Folder and Digits; the others have one size.
+    Raises UserError for an unknown name, and for data that are missing, damaged or of another size.
+    """
+    name = canonical(name, DATASETS, ALIASES, "--dataset")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"--image_size {image_size}: must be at least 1 pixel")
+    return DATASETS[name](None if data_root is None else Path(data_root).expanduser(), image_size)

@@ -1,0 +1,36 @@
+"""Checkpoints: written whole or not at all, read without running code."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import UserError
+from utils.files import write_atomically
+
+VERSION = 1
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors, numbers, text, lists and dicts to ``path``; the same content gives the same bytes."""
+
+    def write(temporary: Path) -> None:
+        # Through a file object: given a path, torch writes its (temporary) name into the archive.
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+
+    write_atomically(path, write)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours onto the CPU, whatever device wrote it.
+
+    Raises UserError where the file is missing, damaged, or holds anything but data.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises five kinds for a damaged file
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error

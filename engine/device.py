@@ -1,0 +1,28 @@
+"""Which device a command runs on."""
+
+import torch
+
+from utils.errors import UserError
+
+
+def choose_device(device: str, gpu_id: int) -> torch.device:
+    """Turn ``--device`` and ``--gpu_id`` into a device that exists; "auto" falls back to the CPU.
+
+    Raises UserError for a name that is none, or a GPU that is not there.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        if not available:
+            return torch.device("cpu")
+        device = f"cuda:{gpu_id}"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= available:
+        raise UserError(
+            f"--device {device}: this machine has {available} usable GPUs; use --device cpu or another --gpu_id"
+        )
+    if chosen.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: only cpu and cuda are supported")
+    return chosen

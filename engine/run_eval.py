@@ -1,0 +1,84 @@
+"""An evaluation: from its config to a table, printed and kept beside the checkpoint."""
+
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from attacks.suite import PROTOCOLS, Attack
+from data import ALIASES as DATASET_ALIASES
+from data import DATASETS, load, subset
+from data.loader import Batches
+from engine.device import choose_device
+from engine.evaluate import evaluate
+from models import ALIASES as MODEL_ALIASES
+from models import MODELS
+from models.weights import load_network
+from utils.config import EvalConfig
+from utils.errors import UserError
+from utils.files import write_atomically
+from utils.log import logger, progress
+from utils.names import canonical
+from utils.report import text_table
+from utils.seed import seed_everything
+
+
+def run_evaluation(config: EvalConfig) -> None:
+    """Attack the checkpoint by the chosen protocol; print the accuracies and keep them beside it.
+
+    Raises UserError for whatever the user can mend.
+    """
+    config = replace(
+        config,
+        dataset=canonical(config.dataset, DATASETS, DATASET_ALIASES, "--dataset"),
+        model=canonical(config.model, MODELS, MODEL_ALIASES, "--model"),
+    )
+    if not config.model_path:
+        raise UserError("--model_path: needed; name the checkpoint, for example .../best_PGD10_acc_model.pth")
+    device = choose_device(config.device, config.gpu_id)
+    attacks = _choose_attacks(config, device)
+    seed_everything(config.seed)
+    splits = load(config.dataset, config.data_root, image_size=config.image_size)
+    network = load_network(config.model, len(splits.classes), config.model_path, splits.image_size).to(device)
+    network.eval().requires_grad_(False)
+    images = subset(splits.test, config.limit_test, config.seed)
+    logger.info("%s: %s on %d test images of %s", config.model_path, config.model, len(images.labels), config.dataset)
+    figures = {}
+    for key, attack in attacks.items():
+        began = time.monotonic()
+        attacked = subset(images, config.limit_aa, config.seed) if key == "aa" else images
+        batches = Batches(attacked, config.bs, device=device)
+        score = evaluate(network, progress(batches, attack.title), attack.perturb)
+        figures[attack.title] = {"accuracy": score.accuracy, "n": score.n, "settings": attack.settings}
+        seconds = time.monotonic() - began
+        logger.info(
+            "%-13s %6.2f %%  (n %d; %s; %.0f s)", attack.title, score.accuracy, score.n, attack.settings, seconds
+        )
+        _keep(config, figures)
+    row = [config.model, *(f"{figure['accuracy']:.2f}" for figure in figures.values())]
+    logger.info("\n%s", text_table(["accuracy in %", *figures], [row]))
+
+
+def _choose_attacks(config: EvalConfig, device: torch.device) -> dict[str, Attack]:
+    protocol = PROTOCOLS[config.protocol](
+        config.eps,
+        steps=config.steps,
+        batch_size=config.bs,
+        seed=config.seed,
+        generator=torch.Generator(device).manual_seed(config.seed),
+    )
+    wanted = [name.strip() for name in config.attacks.split(",")] if config.attacks else list(protocol)
+    keys = [canonical(name, protocol, {}, "--attacks") for name in wanted]
+    return {key: protocol[key] for key in keys}
+
+
+def _keep(config: EvalConfig, figures: dict[str, dict]) -> None:
+    """Write <checkpoint>.eval.json after each attack, so that an interruption loses none."""
+    path = Path(config.model_path).with_suffix(".eval.json")
+    text = json.dumps({"config": asdict(config), "figures": figures}, indent=2) + "\n"
+    try:
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        logger.warning("%s: not written (%s)", path, error.strerror)

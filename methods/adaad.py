@@ -1,0 +1,30 @@
+"""AdaAD: Huang et al., "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial Distillation".
+
+CVPR 2023.
+"""
+
+import torch
+
+from attacks.pgd import gaussian
+from methods.losses import Step, kl
+
+KL_WEIGHT = {"CIFAR10": 0.1}  # the official code averages over the 10 classes too on CIFAR-10, and only there
+
+
+def adaad(student, teacher, attack, x, y, epoch, *, alpha, kl_weight):
+    """The attack drives student and teacher apart, through both; the student follows the teacher there."""
+    x_adv = attack(disagreement, x, noise=gaussian)
+    clean, adv = student(x), student(x_adv)
+    with torch.no_grad():
+        t_clean, t_adv = teacher(x), teacher(x_adv)
+    return Step(adaad_loss(clean, adv, t_clean, t_adv, alpha=alpha, kl_weight=kl_weight), clean, adv)
+
+
+def disagreement(s, t):
+    """The inner objective of AdaAD and DGAD: ``KL(t(z) || s(z))``, whose gradient flows through the teacher as well."""
+    return lambda z: kl(t(z), s(z))
+
+
+def adaad_loss(clean, adv, t_clean, t_adv, *, alpha, kl_weight):
+    """``w * (alpha * mean KL(t' || s') + (1 - alpha) * mean KL(t || s))``; logits (B, C)."""
+    return kl_weight * (alpha * kl(t_adv, adv).mean() + (1 - alpha) * kl(t_clean, clean).mean())

@@ -1,0 +1,51 @@
+"""Every network by name. All take images (B, 3, H, W) in [0, 1] and return logits (B, C)."""
+
+from functools import partial
+
+from torch import nn
+
+from models.deepmind_wide_resnet import DeepMindWideResNet
+from models.mobilenet_v2 import MobileNetV2
+from models.preact_resnet import PreActResNet18
+from models.resnet import BasicBlock, Bottleneck, ResNet
+from models.small import SmallResNet
+from models.vgg import VGG16
+from models.wide_resnet import WideResNet
+from utils.names import canonical
+
+# name -> constructor of the number of classes; presnet18 takes image_size too.
+MODELS = {
+    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
+    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+    "mobilenetV2": MobileNetV2,
+    "vgg16": VGG16,
+    "wideresnet34_10": partial(WideResNet, depth=34, width=10, sub_block1=True),
+    "wideresnet28_10": partial(WideResNet, depth=28, width=10, sub_block1=True),
+    "wideresnet34_20": partial(WideResNet, depth=34, width=20, sub_block1=False),
+    "wideresnet70_16": partial(WideResNet, depth=70, width=16, sub_block1=True),
+    "wideresnet70_16_deepmind": partial(DeepMindWideResNet, depth=70, width=16),
+    "presnet18": PreActResNet18,
+    "small_resnet": SmallResNet,
+}
+
+# Names that published checkpoints go by.
+ALIASES = {
+    "Chen2021LTD_WRN34_10": "wideresnet34_10",
+    "Chen2021LTD_WRN34_20": "wideresnet34_20",
+    "Chen2021LTD_WRD34_20": "wideresnet34_20",
+    "Chen2021WRN34_10": "wideresnet34_10",
+    "Gowal2020Uncovering": "wideresnet70_16_deepmind",
+    "Zhang2019Theoretically": "wideresnet34_10",
+}
+
+
+def build(name: str, num_classes: int, image_size: int = 32, *, flag: str = "--model") -> nn.Module:
+    """Return a freshly initialised network of that name, or of an alias or another case of it.
+
+    Raises UserError that names ``flag`` and the nearest names when there is no such network.
+    """
+    name = canonical(name, MODELS, ALIASES, flag)
+    if name == "presnet18":
+        return PreActResNet18(num_classes, image_size)
+    return MODELS[name](num_classes)

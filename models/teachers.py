@@ -1,0 +1,125 @@
+"""Teachers by name: architecture, place of the file, published accuracy. ``python -m models.teachers`` lists them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from models import MODELS
+from models.weights import load_network
+from utils.errors import UserError
+from utils.names import canonical
+
+
+class Teacher(NamedTuple):
+    """A published teacher for one data set: accuracies in percent, and where the official code looks for the file."""
+
+    architecture: str
+    source: str
+    clean: float | None = None
+    autoattack: float | None = None  # Linf, epsilon 8/255
+    file: str | None = None
+
+
+# name -> data set -> teacher. RobustBench's own names, so that its cache is found.
+TEACHERS = {
+    "wideresnet34_10": {
+        "CIFAR10": Teacher("wideresnet34_10", "AdaAD, DGAD"),
+    },
+    "Zhang2019Theoretically": {
+        # TRADES's WRN-34-10; its accuracy under attack is at its own epsilon, 0.031.
+        "CIFAR10": Teacher("wideresnet34_10", "RSLAD, RobustBench", 84.92, 53.08, "models/model_cifar_wrn.pt"),
+    },
+    "Chen2021LTD_WRN34_10": {
+        "CIFAR10": Teacher("wideresnet34_10", "RobustBench", 85.21, 56.94),
+        "CIFAR100": Teacher(
+            architecture="wideresnet34_10",
+            source="DGAD, RobustBench",
+            clean=64.07,
+            autoattack=30.59,
+            file="teacher_models/CIFAR100/wideresnet34_10/Chen2021LTD.pt",
+        ),
+    },
+    "Chen2021LTD_WRN34_20": {
+        "CIFAR10": Teacher(
+            architecture="wideresnet34_20",
+            source="DGAD, RobustBench",
+            clean=86.03,
+            autoattack=57.71,
+            file="teacher_models/CIFAR10/wideresnet34_20/Chen2021LTD_34_20.pt",
+        ),
+    },
+    "Gowal2020Uncovering": {
+        # DeepMind's, without extra data.
+        "CIFAR100": Teacher(
+            architecture="wideresnet70_16_deepmind",
+            source="RSLAD, RobustBench",
+            clean=60.86,
+            autoattack=30.03,
+            file="models/cifar100_linf_wrn70-16_without.pt",
+        ),
+    },
+    "presnet18": {
+        # Trained with TRADES.
+        "Tiny_Image": Teacher(
+            architecture="presnet18",
+            source="DGAD",
+            file="teacher_models/TinyImageNet/TRADES/best_PGD10_acc_model.pth",
+        ),
+    },
+}
+
+# DGAD's spellings.
+ALIASES = {"Chen2021LTD_WRD34_20": "Chen2021LTD_WRN34_20", "Chen2021WRN34_10": "Chen2021LTD_WRN34_10"}
+
+ROBUSTBENCH = {"CIFAR10": "cifar10", "CIFAR100": "cifar100"}
+
+
+def load_teacher(
+    name: str, dataset: str, num_classes: int, path: str | Path | None = None, image_size: int = 32
+) -> nn.Module:
+    """Return a teacher in eval mode that needs no parameter gradients, from ``path`` or from where it is kept.
+
+    ``name`` is one of TEACHERS, an alias, or any network of MODELS. Raises UserError for an unknown name, for an
+    unfit file, and, with the command that trains a teacher, for none.
+    """
+    name = canonical(name, {**TEACHERS, **MODELS}, ALIASES, "--teacher_model")
+    architecture = name if name in MODELS else next(iter(TEACHERS[name].values())).architecture
+    if path is None:
+        path = _present(name, dataset)
+    if path is None:
+        script = "main_tiny.py" if dataset == "Tiny_Image" else "main.py"
+        raise UserError(
+            f"--teacher_model {name}: no file at {' or '.join(map(str, places(name, dataset)))}; name another with "
+            f"--teacher_path FILE, or train one: python {script} --dataset {dataset} --method AT --model {architecture}"
+        )
+    return load_network(architecture, num_classes, path, image_size).eval().requires_grad_(False)
+
+
+def places(name: str, dataset: str) -> list[Path]:
+    """Return where a teacher's file may lie under the working directory: official places, then RobustBench's cache."""
+    teacher = TEACHERS.get(name, {}).get(dataset)
+    found = [Path(teacher.file)] if teacher and teacher.file else []
+    found.append(Path("teacher_models", dataset, name, "robust_teacher.pth"))
+    if dataset in ROBUSTBENCH:
+        found.append(Path("models", ROBUSTBENCH[dataset], "Linf", f"{name}.pt"))
+    return found
+
+
+def _present(name: str, dataset: str) -> Path | None:
+    return next((place for place in places(name, dataset) if place.exists()), None)
+
+
+def _table() -> str:
+    rows = [("teacher", "data set", "network", "clean", "AA", "source", "file")]
+    for name, datasets in TEACHERS.items():
+        for dataset, teacher in datasets.items():
+            accuracies = (str(value or "-") for value in (teacher.clean, teacher.autoattack))
+            file = _present(name, dataset) or f"absent ({places(name, dataset)[0]})"
+            rows.append((name, dataset, teacher.architecture, *accuracies, teacher.source, str(file)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+if __name__ == "__main__":
+    print(_table())

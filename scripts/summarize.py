@@ -1,0 +1,79 @@
+"""One table and one picture of several runs: python scripts/summarize.py OUT.png NAME=CHECKPOINT ...
+
+The table shows the evaluation kept beside each checkpoint; the picture accuracy per epoch of the runs they come from,
+and test images of the last one's data set, their perturbations and what the last network says of both.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
+
+from attacks.suite import pgd10
+from data import load
+from models.weights import load_network
+from utils.command import run_command
+from utils.errors import UserError
+from utils.log import logger
+from utils.plots import draw_curves, draw_examples, save_figure
+from utils.report import read_csv, text_table
+
+EXAMPLES = 6
+
+
+def summarize(arguments: list[str]) -> None:
+    """Print the table, write the picture. Raises UserError where a file is missing."""
+    if len(arguments) < 2 or not all("=" in argument for argument in arguments[1:]):
+        raise UserError(f"usage: {__doc__.splitlines()[0].partition(': ')[2]}")
+    picture, runs = Path(arguments[0]), [argument.split("=", 1) for argument in arguments[1:]]
+    runs = {name: Path(checkpoint) for name, checkpoint in runs}
+    figures = {name: _read(path.with_suffix(".eval.json"))["figures"] for name, path in runs.items()}
+    columns = list(dict.fromkeys(title for row in figures.values() for title in row))
+    rows = [
+        [name, *(f"{row[title]['accuracy']:.1f}" if title in row else "-" for title in columns)]
+        for name, row in figures.items()
+    ]
+    counts = {title: row[title]["n"] for row in figures.values() for title in row}
+    header = ["accuracy in %", *(f"{title} (n={counts[title]})" for title in columns)]
+    logger.info("\n%s\n", text_table(header, rows))
+    draw(runs, picture)
+    logger.info("picture: %s", picture)
+
+
+def draw(runs: dict[str, Path], picture: Path) -> None:
+    """Draw the curves of all runs and the examples of the last one."""
+    figure = plt.figure(figsize=(15, 5), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(2, 3))
+    draw_curves(left.subplots(), {name: read_csv(path.with_name("results.csv")) for name, path in runs.items()})
+    clean, adversarial, captions, epsilon = examples(list(runs.values())[-1])
+    draw_examples(right.subplots(3, EXAMPLES), clean, adversarial, captions, epsilon)
+    save_figure(figure, picture)
+
+
+def examples(checkpoint: Path):
+    """Test images, their adversarial examples, the student's words for both, and epsilon in [0, 1]."""
+    config = _read(checkpoint.with_name("config.json"))
+    splits = load(config["dataset"], config["data_root"], image_size=config["image_size"])
+    step = len(splits.test.labels) // EXAMPLES
+    x, y = splits.test.images[::step][:EXAMPLES] / 255, splits.test.labels[::step][:EXAMPLES]
+    network = load_network(config["model"], len(splits.classes), checkpoint, splits.image_size).eval()
+    epsilon = config["epsilon"] / 255
+    x_adv = pgd10(epsilon, torch.Generator().manual_seed(config["seed"])).perturb(network, x, y)
+    with torch.no_grad():
+        words = [[splits.classes[k] for k in network(images).argmax(1)] for images in (x, x_adv)]
+    return x, x_adv, list(zip(*words, strict=True)), epsilon
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); train and evaluate the run first") from error
+
+
+if __name__ == "__main__":
+    run_command(lambda: summarize(sys.argv[1:]))

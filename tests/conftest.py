@@ -1,0 +1,36 @@
+"""What several tests share: where the recorded numbers of the official codes lie, if they do."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = Path(os.environ.get("GOLDEN_DIR", ROOT.parent / "shared" / "golden"))
+
+
+def golden_rows(**wanted) -> list[dict]:
+    """Rows of the golden index whose fields equal ``wanted``; empty when the recordings are absent."""
+    if not (GOLDEN / "INDEX.json").exists():
+        return []
+    rows = json.loads((GOLDEN / "INDEX.json").read_text())
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+needs_golden = pytest.mark.skipif(
+    not (GOLDEN / "INDEX.json").exists(), reason=f"recordings of the official codes are not at {GOLDEN} (GOLDEN_DIR)"
+)
+
+
+def golden_arrays(row: dict) -> dict:
+    """Arrays of one row of the golden index, as tensors by their own names."""
+    with np.load(GOLDEN / row["file"]) as file:
+        prefix = row["key"] + "."
+        return {
+            key.removeprefix(prefix): torch.from_numpy(np.asarray(file[key]))
+            for key in file.files
+            if key.startswith(prefix) and file[key].dtype.kind in "fiu"
+        }

@@ -1,0 +1,213 @@
+"""The attack loop: closed form on a linear model, ball and box, and the official attacks step by step."""
+
+import contextlib
+
+import pytest
+import torch
+from conftest import golden_arrays, golden_rows
+from tiny import part, tiny_from, tiny_problem
+
+from attacks.objectives import cross_entropy, margin
+from attacks.pgd import gaussian, pgd, uniform, zero
+from attacks.suite import carlini_wagner_l2, fgsm, linf, pgd10
+from engine.trainer import Trainer
+from methods import METHODS, WITH_TEACHER
+from utils.config import TrainConfig
+
+EPSILON = 8 / 255
+
+
+def test_linear_objective_ends_in_the_corner_of_the_ball():
+    w = torch.tensor([1.0, -2.0, 3.0, -4.0], dtype=torch.float64).reshape(1, 1, 2, 2)
+    x = torch.full((2, 1, 2, 2), 0.5, dtype=torch.float64)
+    x_adv = pgd(lambda z: (w * z).sum((1, 2, 3)), x, x, epsilon=0.1, step_size=0.03, steps=5)
+    torch.testing.assert_close(x_adv, x + 0.1 * w.sign())
+    assert not x_adv.requires_grad
+
+
+def test_one_step_has_the_step_size_and_no_step_returns_the_start():
+    x = torch.full((1, 1, 1, 1), 0.5)
+    climb = lambda steps: pgd(lambda z: z.sum((1, 2, 3)), x, x, epsilon=0.1, step_size=0.03, steps=steps)  # noqa: E731
+    assert climb(1).item() == pytest.approx(0.53)
+    assert climb(0).item() == 0.5
+
+
+def test_result_stays_in_ball_and_box_even_from_a_start_outside():
+    student, _, x, y = tiny_problem()
+    start = x + 3 * EPSILON * torch.randn_like(x)
+    x_adv = pgd(lambda z: cross_entropy(student(z), y), x, start, epsilon=EPSILON, step_size=2 / 255, steps=3)
+    assert (x_adv - x).abs().max() <= EPSILON + 1e-15
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+
+
+def test_parameter_gradients_and_images_are_untouched():
+    student, _, x, y = tiny_problem()
+    before = x.clone()
+    pgd(lambda z: cross_entropy(student(z), y), x, x, epsilon=EPSILON, step_size=2 / 255, steps=2)
+    assert all(p.grad is None for p in student.parameters())
+    assert torch.equal(x, before) and not x.requires_grad
+
+
+def test_attack_works_where_gradients_are_switched_off():
+    student, _, x, y = tiny_problem()
+    with torch.no_grad():
+        x_adv = pgd(lambda z: cross_entropy(student(z), y), x, x, epsilon=EPSILON, step_size=2 / 255, steps=2)
+    assert (x_adv - x).abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("noise", "low", "high", "spread"),
+    [(zero, 0, 0, 0), (gaussian, -0.01, 0.01, 0.001), (uniform, -EPSILON, EPSILON, EPSILON / 3**0.5)],
+)
+def test_start_noise_has_its_distribution_and_comes_from_the_generator(noise, low, high, spread):
+    x = torch.zeros(100, 3, 8, 8, dtype=torch.float64)
+    draw = lambda seed: noise(x, EPSILON, torch.Generator().manual_seed(seed))  # noqa: E731
+    assert torch.equal(draw(1), draw(1))
+    assert low <= draw(1).min() and draw(1).max() <= high
+    # 19,200 draws: the standard deviation of their spread is about 0.5 %, of their mean 0.7 % of it.
+    assert draw(1).std().item() == pytest.approx(spread, rel=0.03)
+    assert abs(draw(1).mean().item()) <= 0.03 * spread
+
+
+def test_margin_by_hand():
+    logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0], [100.0, 0.0, 0.0]])
+    assert margin(logits, torch.tensor([0, 0, 1])).tolist() == [-51.0, -45.0, -0.0]
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_a_stronger_attack_has_a_higher_loss(steps):
+    student, _, x, y = tiny_problem(n=32)
+    student.eval()
+    attack = pgd10(EPSILON, torch.Generator().manual_seed(0)).perturb if steps == 10 else fgsm(EPSILON)
+    with torch.no_grad():
+        assert cross_entropy(student(attack(student, x, y)), y).mean() > cross_entropy(student(x), y).mean()
+
+
+# Recording -> our method whose attack it is, and the epsilon it was called with.
+TRAINING_ATTACKS = {
+    "madry_ce": ("AT", EPSILON, 2 / 255),
+    "adaad": ("AdaAD", EPSILON, 2 / 255),
+    "adaad_dgad": ("DGAD", EPSILON, 2 / 255),
+    "mtad_dgad": ("DGAD", EPSILON, 2 / 255),
+    "adaad_eps16": ("AdaAD", 16 / 255, 4 / 255),
+    "rslad": ("RSLAD", EPSILON, 2 / 255),
+    "rslad_dgad": ("RSLAD", EPSILON, 2 / 255),
+    "rslad_dgad_default_eps": ("RSLAD", 0.031, 0.003),
+    "trades": ("TRADES", EPSILON, 2 / 255),
+    "trades_dgad": ("TRADES", EPSILON, 2 / 255),
+    "trades_default_eps": ("TRADES", 0.031, 0.007),
+}
+
+
+class Stop(Exception):
+    """Ends a step where the recording ends: after the attack, or some forwards in train mode later."""
+
+
+def stop_after(student, forwards):
+    """Raise Stop at the student's train-mode forward after the first ``forwards``."""
+    seen = []
+
+    def hook(module, images):
+        seen.extend([images] * module.training)
+        if len(seen) > forwards:
+            raise Stop
+
+    student.register_forward_pre_hook(hook)
+
+
+def attack_rows(*names):
+    rows = [row for name in names for row in golden_rows(attack=name, dtype="float64", status="ok")]
+    return [pytest.param(row, id=row["attack"]) for row in rows]
+
+
+@pytest.mark.parametrize("row", attack_rows(*TRAINING_ATTACKS))
+def test_training_attack_equals_the_official_one_with_its_batchnorm(row):
+    name, epsilon, step_size = TRAINING_ATTACKS[row["attack"]]
+    arrays, config, found = golden_arrays(row), TrainConfig(dataset="CIFAR10"), []
+    student = tiny_from(part(arrays, "student0"))
+    teachers = [tiny_from(part(arrays, "teacher")).eval()] if name in WITH_TEACHER else []
+
+    def method(student, *rest):
+        *teachers, attack, x, y, epoch = rest
+
+        def attack_and_keep(*args, **options):
+            found.append(attack(*args, **options))
+            return found[0]
+
+        return METHODS[name](config)(student, *teachers, attack_and_keep, x, y, epoch)
+
+    optimizer = torch.optim.SGD(student.parameters(), lr=0)
+    trainer = Trainer(student, teachers, method, optimizer, epsilon=epsilon, step_size=step_size, steps=10)
+    attack_forwards = 20 if name == "TRADES" else 10  # official TRADES forwards the clean images at every step
+    stop_after(student, row["student_calls"] - attack_forwards)
+    with contextlib.suppress(Stop):
+        trainer.step(arrays["x"], arrays["y"], start_noise=0.001 * arrays["noise"])
+    assert torch.equal(found[0], arrays["x_adv"])
+    after = part(arrays, "student1")
+    for key, value in student.state_dict().items():
+        # Batch statistics are sums, whose order differs between machines: a few units in the last place.
+        torch.testing.assert_close(value, after[key], rtol=1e-14, atol=1e-15, msg=key)
+
+
+@pytest.mark.parametrize("row", attack_rows("eval_advertorch_fgsm", "madry_ce_noinit"))
+def test_attacks_without_random_start_equal_the_official_ones(row):
+    arrays = golden_arrays(row)
+    student, x, y = tiny_from(part(arrays, "student0")).eval(), arrays["x"], arrays["y"]
+    if row["attack"] == "eval_advertorch_fgsm":
+        x_adv = fgsm(EPSILON)(student, x, y)
+    else:
+        x_adv = pgd(lambda z: cross_entropy(student(z), y), x, x, epsilon=EPSILON, step_size=2 / 255, steps=10)
+    torch.testing.assert_close(x_adv, arrays["x_adv"], rtol=0, atol=1e-15)  # advertorch rounds x + delta otherwise
+
+
+# Recording -> objective, step size, steps, epsilon.
+EVALUATION_ATTACKS = {
+    "eval_advertorch_pgd10": (cross_entropy, 2 / 255, 10, EPSILON),
+    "eval_iad_pgd20": (cross_entropy, 2 / 255, 20, EPSILON),
+    "eval_iad_cw30": (margin, 2 / 255, 30, EPSILON),
+    "eval_iad_fgsm": (cross_entropy, 8 / 255, 1, EPSILON),
+    "eval_rslad_pgd20": (cross_entropy, 0.003, 20, EPSILON),
+    "eval_trades_pgd20": (cross_entropy, 0.003, 20, 0.031),
+}
+
+
+@pytest.mark.parametrize("row", attack_rows(*EVALUATION_ATTACKS))
+def test_evaluation_attack_equals_the_official_one(row):
+    objective, step_size, steps, epsilon = EVALUATION_ATTACKS[row["attack"]]
+    arrays = golden_arrays(row)
+    student, x, y = tiny_from(part(arrays, "student0")).eval(), arrays["x"], arrays["y"]
+    x_adv = pgd(
+        lambda z: objective(student(z), y), x, arrays["x_start"], epsilon=epsilon, step_size=step_size, steps=steps
+    )
+    torch.testing.assert_close(x_adv, arrays["x_adv"], rtol=0, atol=1e-15)  # advertorch rounds x + delta otherwise
+
+
+def test_pgd_and_fgsm_equal_advertorch():
+    from attacks.suite import _advertorch_attacks
+
+    attacks = _advertorch_attacks()
+    student, _, x, y = tiny_problem(n=16)
+    student.eval()
+    theirs = attacks.GradientSignAttack(student, eps=EPSILON).perturb(x, y)
+    torch.testing.assert_close(fgsm(EPSILON)(student, x, y), theirs, rtol=0, atol=1e-15)
+    theirs = attacks.LinfPGDAttack(student, eps=EPSILON, nb_iter=10, eps_iter=2 / 255, rand_init=False).perturb(x, y)
+    ours = pgd(lambda z: cross_entropy(student(z), y), x, x, epsilon=EPSILON, step_size=2 / 255, steps=10)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("row", golden_rows(attack="eval_advertorch_cwl2", status="ok"), ids=lambda row: row["dtype"])
+def test_carlini_wagner_l2_equals_the_official_one(row):
+    arrays = golden_arrays(row)
+    student = tiny_from(part(arrays, "student0")).eval()
+    x_adv = carlini_wagner_l2()(student, arrays["x"], arrays["y"])
+    # Up to 1000 Adam steps in float32: rounding of one PyTorch release differs from another's.
+    torch.testing.assert_close(x_adv, arrays["x_adv"], rtol=0, atol=1e-4)
+
+
+def test_uniform_pgd_draws_a_new_start_from_its_generator():
+    student, _, x, y = tiny_problem()
+    student.eval()
+    attack = linf(cross_entropy, EPSILON, 0.0, 1, torch.Generator().manual_seed(0))
+    first, second = attack(student, x, y), attack(student, x, y)
+    assert not torch.equal(first, second)
+    assert (first - x).abs().max() <= EPSILON

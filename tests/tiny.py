@@ -1,0 +1,39 @@
+"""The tiny network of the recordings: two strided convolutions with BatchNorm, for 8x8 images."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class TinyNet(nn.Module):
+    def __init__(self, width: int = 4, num_classes: int = 10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(2 * width)
+        self.linear = nn.Linear(8 * width, num_classes)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return self.linear(F.avg_pool2d(x, 2).flatten(1))
+
+
+def tiny_from(state: dict) -> TinyNet:
+    """The tiny network that a recorded state belongs to, in its precision."""
+    net = TinyNet(state["conv1.weight"].shape[0], state["linear.weight"].shape[0]).to(state["conv1.weight"].dtype)
+    net.load_state_dict(state)
+    return net
+
+
+def part(arrays: dict, name: str) -> dict:
+    """The state dict recorded under ``name``."""
+    return {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
+
+
+def tiny_problem(seed: int = 0, n: int = 6, dtype=torch.float64):
+    """A student, a teacher in eval mode, images and labels, all from one seed."""
+    torch.manual_seed(seed)
+    student, teacher = TinyNet().to(dtype), TinyNet().to(dtype).eval().requires_grad_(False)
+    return student, teacher, torch.rand(n, 3, 8, 8, dtype=dtype), torch.randint(10, (n,))

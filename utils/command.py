@@ -1,0 +1,23 @@
+"""How an entry script ends."""
+
+import sys
+from collections.abc import Callable
+
+from utils.errors import UserError
+from utils.log import log_to_terminal
+
+
+def run_command(work: Callable[[], object]) -> None:
+    """Run ``work``; a UserError becomes one line on standard error and exit status 2, Ctrl-C status 130."""
+    log_to_terminal()
+    try:
+        work()
+    except UserError as error:
+        sys.exit(_fail(f"error: {' '.join(str(error).split())}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))
+
+
+def _fail(line: str, status: int) -> int:
+    print(line, file=sys.stderr)
+    return status

@@ -1,0 +1,200 @@
+"""The configuration of each entry script: one frozen dataclass, from whose fields its command line is generated.
+
+Flags keep the spelling and the default of the official codes; a field is the flag in lower case.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from utils.flags import above, at_least, check_values, flag, increasing, within
+
+NETWORKS, METHOD, ATTACK, TRAINING, DATA, RUN = (
+    "networks",
+    "method",
+    "inner attack (units of /255)",
+    "training",
+    "data",
+    "run",
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training on CIFAR-10, CIFAR-100 and small data sets (``main.py``)."""
+
+    dataset: str = flag("CIFAR10", "data set: the field's first benchmark", group=DATA)
+    data_root: str | None = flag(None, "folder of the data (datasets/ when not given)", group=DATA, place=True)
+    image_size: int | None = flag(None, "side of the images; Folder scales to it", group=DATA, check=at_least(8))
+    limit_train: int | None = flag(
+        None,
+        "train on N images, equally many of every class (all of them when not given)",
+        group=DATA,
+        check=at_least(1),
+    )
+    limit_test: int | None = flag(
+        None,
+        "test on N images, equally many of every class (all of them when not given)",
+        group=DATA,
+        check=at_least(1),
+    )
+    val_size: int = flag(
+        0,
+        "hold out N training images and choose the best checkpoint on them; 0 chooses on the test set,\n"
+        "as the papers do, which flatters the best checkpoint",
+        group=DATA,
+        check=at_least(0),
+    )
+    workers: int = flag(
+        2,
+        "threads that decode image files, once; training reads from memory",
+        group=DATA,
+        check=at_least(1),
+        place=True,
+    )
+
+    model: str = flag("resnet18", "student: the papers' first network", group=NETWORKS)
+    model_path: str = flag("", "start the student from this checkpoint", group=NETWORKS)
+    teacher_model: str = flag("wideresnet34_10", "teacher: the one of the official CIFAR-10 command", group=NETWORKS)
+    teacher_path: str | None = flag(
+        None, "the teacher's checkpoint (teacher_models/... of the official codes when not given)", group=NETWORKS
+    )
+
+    method: str = flag("AT", "training method: adversarial training needs no teacher", group=METHOD)
+    alp_beta: float = flag(
+        1.0,
+        "DGAD: weight of the consistency term (paper: 5 on CIFAR, 15 on Tiny-ImageNet)",
+        name="ALP_beta",
+        group=METHOD,
+        check=at_least(0),
+    )
+    alp: Literal["on", "off"] = flag("on", "DGAD: consistency term (PCR)", group=METHOD)
+    map: bool = flag(True, "DGAD: clean guidance where the teacher errs (MAP)", group=METHOD)
+    els: bool = flag(True, "DGAD: correct the teacher's labels by exchange (ELS)", group=METHOD)
+    distill_weight: float = flag(
+        1.0, "DGAD: factor of the guided terms (the official MobileNetV2 branch has 0.5)", group=METHOD, check=above(0)
+    )
+    adaad_alpha: float = flag(
+        1.0,
+        "AdaAD: share of the adversarial term (official: all of it)",
+        name="AdaAD_alpha",
+        group=METHOD,
+        check=at_least(0),
+    )
+    kl_weight: float | None = flag(
+        None, "factor of the batch-mean KL (each method's official scale when not given)", group=METHOD, check=above(0)
+    )
+    trades_beta: float = flag(6.0, "TRADES: weight of the robust term (paper)", group=METHOD, check=at_least(0))
+
+    epsilon: float = flag(
+        8.0, "radius of the L-infinity ball; the field's standard", group=ATTACK, check=within(0, 255)
+    )
+    step_size: float = flag(
+        2.0, "length of one step; a quarter of epsilon, as in the papers", group=ATTACK, check=above(0)
+    )
+    num_steps: int = flag(10, "steps: PGD-10 as in the papers", group=ATTACK, check=at_least(1))
+    attack_bn: Literal["eval", "train"] | None = flag(
+        None, "mode of the student's BatchNorm in the attack (each method's official one when not given)", group=ATTACK
+    )
+
+    epochs: int = flag(200, "passes over the training set (papers)", group=TRAINING, check=at_least(1))
+    bs: int = flag(128, "images in a batch (papers)", group=TRAINING, check=at_least(1))
+    optim: Literal["SGD", "Adam"] = flag("SGD", "optimizer (papers)", group=TRAINING)
+    lr_max: float = flag(
+        0.1, "largest learning rate (papers: 0.1, and 0.05 for MobileNetV2)", group=TRAINING, check=above(0)
+    )
+    lr_schedule: Literal["piecewise", "cosine", "constant"] = flag(
+        "piecewise", "learning rate over the epochs (papers)", group=TRAINING
+    )
+    milestones: tuple[int, ...] | None = flag(
+        None,
+        "epochs at which piecewise divides the rate by 10 (1/2 and 3/4 of the run when not given: 100 150 of 200)",
+        group=TRAINING,
+        check=increasing,
+    )
+    momentum: float = flag(0.9, "SGD momentum (papers)", group=TRAINING, check=at_least(0))
+    weight_decay: float = flag(5e-4, "weight decay (official DGAD)", group=TRAINING, check=at_least(0))
+    warmup_lr: bool = flag(False, "raise the rate linearly from 0.001 in the first epochs", group=TRAINING)
+    warmup_lr_epochs: int = flag(15, "how many epochs --warmup_lr takes (official)", group=TRAINING, check=at_least(1))
+
+    seed: int = flag(
+        42, "seed of weights, data order, augmentation and attack starts (official)", group=RUN, check=at_least(0)
+    )
+    device: str = flag(
+        "auto", "auto, cpu, cuda or cuda:N; auto takes --gpu_id where there is a GPU", group=RUN, place=True
+    )
+    gpu_id: int = flag(0, "which GPU, when there are several", group=RUN, check=at_least(0), place=True)
+    precision: Literal["fp32"] = flag("fp32", "arithmetic; the reference", group=RUN)
+    root_path: str = flag("tuned_models", "folder of all runs (official name)", group=RUN, place=True)
+    desc_str: str = flag("", "a word of yours at the end of the run's folder name", group=RUN, place=True)
+    resume: bool = flag(
+        False, "continue this run from its last epoch, if it has one", group=RUN, place=True, short="-r"
+    )
+
+    def __post_init__(self):
+        check_values(self)
+
+
+@dataclass(frozen=True)
+class TinyTrainConfig(TrainConfig):
+    """Training on Tiny-ImageNet (``main_tiny.py``)."""
+
+    dataset: str = flag("Tiny_Image", "data set: Tiny-ImageNet, 200 classes of 64x64 images", group=DATA)
+    teacher_model: str = flag("presnet18", "teacher: the one of the official Tiny-ImageNet command", group=NETWORKS)
+
+
+EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation of a saved checkpoint (``main_eval.py``)."""
+
+    model: str = flag("resnet18", "network of the checkpoint", group=NETWORKS)
+    model_path: str = flag("", "the checkpoint (required)", group=NETWORKS)
+
+    dataset: str = flag("CIFAR10", "data set", group=DATA)
+    data_root: str | None = flag(None, "folder of the data (datasets/ when not given)", group=DATA)
+    image_size: int | None = flag(None, "side of the images; Folder scales to it", group=DATA, check=at_least(8))
+    limit_test: int | None = flag(
+        None,
+        "test on N images, equally many of every class (all of them when not given)",
+        group=DATA,
+        check=at_least(1),
+    )
+    workers: int = flag(2, "threads that decode image files, once", group=DATA, check=at_least(1))
+
+    protocol: Literal["paper", "official"] = flag(
+        "paper",
+        "paper: Clean, FGSM, PGD-20, PGD-TRADES-20, C&W-inf-30, AutoAttack, as the papers report;\n"
+        "official: the official DGAD script: FGSM, PGD-10, C&W L2 of advertorch, AutoAttack",
+        group=EVALUATION,
+    )
+    attacks: str = flag("", "only these, separated by commas, of: clean fgsm pgd pgd_trades cw aa", group=EVALUATION)
+    limit_aa: int | None = flag(
+        None,
+        "AutoAttack on N of the test images only, for it costs a hundred times PGD-20 (all of them when not given)",
+        group=EVALUATION,
+        check=at_least(1),
+    )
+    eps: float = flag(8 / 255, "radius of the L-infinity ball, in [0, 1]: 8/255", group=EVALUATION, check=within(0, 1))
+    steps: int | None = flag(
+        None,
+        "steps of the attack pgd (the protocol's when not given: 20, official 10)",
+        group=EVALUATION,
+        check=at_least(1),
+    )
+    bs: int = flag(200, "images in a batch (official)", group=EVALUATION, check=at_least(1))
+
+    seed: int = flag(42, "seed of the attacks' starts", group=RUN, check=at_least(0))
+    device: str = flag("auto", "auto, cpu, cuda or cuda:N; auto takes --gpu_id where there is a GPU", group=RUN)
+    gpu_id: int = flag(0, "which GPU, when there are several", group=RUN, check=at_least(0))
+
+    def __post_init__(self):
+        check_values(self)
+
+
+@dataclass(frozen=True)
+class TinyEvalConfig(EvalConfig):
+    """Evaluation on Tiny-ImageNet (``main_eval_tinyimagenet.py``)."""
+
+    dataset: str = flag("Tiny_Image", "data set: Tiny-ImageNet, 200 classes of 64x64 images", group=DATA)

@@ -1,0 +1,33 @@
+"""Write a file whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call ``write(temporary)`` beside ``path``, flush it to the disk, then rename it to ``path``.
+
+    Whatever interrupts this leaves the old ``path`` (or none), never a part of the new one.
+    """
+    path = Path(path)
+    # Ends in the real suffix: numpy and matplotlib choose or append a format by it.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    # The mask can only be read by setting it; mkstemp made the file private, which shared clusters do not want.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,132 @@
+"""Command-line flags generated from the fields of a frozen dataclass."""
+
+import argparse
+import math
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import Field, field, fields
+from typing import Any, Literal
+
+from utils.errors import UserError
+
+Check = Callable[[Any], str | None]  # value -> what is wrong with it, or None
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    name: str | None = None,
+    check: Check | None = None,
+    place: bool = False,
+    short: str | None = None,
+) -> Any:
+    """Declare one field: its help (with the reason for the default), heading, and spelling where it differs.
+
+    ``place`` marks what says where or how a run is carried out, never what it computes.
+    """
+    metadata = {"help": help, "group": group, "name": name, "check": check, "place": place, "short": short}
+    return field(default=default, metadata=metadata)
+
+
+def above(bound: float) -> Check:
+    """A finite number greater than ``bound``."""
+    return lambda value: None if bound < value < math.inf else f"must be a number above {bound:g}"
+
+
+def at_least(bound: float) -> Check:
+    """A finite number not below ``bound``."""
+    return lambda value: None if bound <= value < math.inf else f"must be a number of at least {bound:g}"
+
+
+def within(low: float, high: float) -> Check:
+    """A number greater than ``low`` and at most ``high``."""
+    return lambda value: None if low < value <= high else f"must be above {low:g} and at most {high:g}"
+
+
+def increasing(values: Sequence[int]) -> str | None:
+    """Positive whole numbers, each greater than the one before."""
+    ordered = all(a < b for a, b in zip([0, *values], values, strict=False))
+    return None if ordered else "must be positive and increasing"
+
+
+def spelling(spec: Field) -> str:
+    """``--flag`` as the command line spells the field."""
+    return f"--{spec.metadata['name'] or spec.name}"
+
+
+def check_values(config: Any) -> None:
+    """Raise UserError for the first field whose value fails its check; None (left open) always passes."""
+    for spec in fields(config):
+        value, check = getattr(config, spec.name), spec.metadata["check"]
+        wrong = check(value) if check and value is not None else None
+        if wrong:
+            raise UserError(f"{spelling(spec)} {_plain(value)}: {wrong}")
+
+
+def parse(config_class: type, argv: Sequence[str] | None = None, *, description: str, choices: dict[str, str]) -> Any:
+    """Read the command line into a ``config_class``.
+
+    Args:
+        config_class: Frozen dataclass whose fields were made by :func:`flag`.
+        argv: Words of the command line; None takes the process's own.
+        description: First lines of ``--help``.
+        choices: Field name -> text of the names it takes, added to that field's help.
+
+    Raises:
+        UserError: A word that is no flag, or a value of the wrong kind or range.
+    """
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    hints = typing.get_type_hints(config_class)
+    for spec in fields(config_class):
+        heading = spec.metadata["group"]
+        group = groups.setdefault(heading, None) or parser.add_argument_group(heading)
+        groups[heading] = group
+        names = [spec.metadata["short"]] * bool(spec.metadata["short"]) + [spelling(spec)]
+        text = "\n".join(filter(None, [_help(spec), choices.get(spec.name)])).replace("%", "%%")
+        group.add_argument(*names, dest=spec.name, default=spec.default, help=text, **_kind(hints[spec.name]))
+    values = vars(parser.parse_args(argv))
+    return config_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message.removeprefix('argument ')} (--help lists the flags)")
+
+
+def _help(spec: Field) -> str:
+    default = "" if spec.default in (None, "", False) else f" [default: {_plain(spec.default)}]"
+    return spec.metadata["help"] + default
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _kind(hint: Any) -> dict[str, Any]:
+    """Arguments of ``add_argument`` for one type annotation."""
+    if typing.get_origin(hint) in (
+        types.UnionType,
+        typing.Union,
+    ):  # X | None: None only says that the flag was left open
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(hint) is Literal:
+        allowed = {choice.lower(): choice for choice in typing.get_args(hint)}
+        return {"type": _one_of(allowed), "metavar": "|".join(allowed.values())}
+    if typing.get_origin(hint) is tuple:
+        return {"type": typing.get_args(hint)[0], "nargs": "+", "metavar": "N"}
+    return {"type": hint, "metavar": {int: "N", float: "X"}.get(hint, "NAME")}
+
+
+def _one_of(allowed: dict[str, str]) -> Callable[[str], str]:
+    def convert(word: str) -> str:
+        if word.lower() not in allowed:
+            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(allowed.values())}")
+        return allowed[word.lower()]
+
+    return convert
