@@ -13,7 +13,7 @@ from utils.names import canonical
 
 __all__ = ["ALIASES", "DATASETS", "Batches", "Split", "Splits", "hold_out", "load", "subset"]
 
-# name -> loader(root, image_size) -> Splits
+# name -> loader(root, image_size, workers) -> Splits
 DATASETS = {
     "CIFAR10": partial(cifar.load, CIFAR10),
     "CIFAR100": partial(cifar.load, CIFAR100),
@@ -31,13 +31,13 @@ ALIASES = {
 }
 
 
-def load(name: str, data_root: str | Path | None = None, *, image_size: int | None = None) -> Splits:
+def load(name: str, data_root: str | Path | None = None, *, image_size: int | None = None, workers: int = 4) -> Splits:
     """Return the data set ``name`` (of DATASETS or ALIASES, in any case), read from ``data_root`` or its usual place.
 
-    ``image_size`` in pixels is for Folder and Digits; the others have one size.
+    ``image_size`` in pixels is for Folder and Digits; the others have one size. ``workers`` threads decode image files.
     Raises UserError for an unknown name, and for data that are missing, damaged or of another size.
     """
     name = canonical(name, DATASETS, ALIASES, "--dataset")
     if image_size is not None and image_size < 1:
         raise UserError(f"--image_size {image_size}: must be at least 1 pixel")
-    return DATASETS[name](None if data_root is None else Path(data_root).expanduser(), image_size)
+    return DATASETS[name](None if data_root is None else Path(data_root).expanduser(), image_size, workers)

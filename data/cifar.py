@@ -14,11 +14,12 @@ from utils.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def load(dataset: type[CIFAR10], root: Path | None, image_size: int | None) -> Splits:
+def load(dataset: type[CIFAR10], root: Path | None, image_size: int | None, workers: int) -> Splits:
     """Read ``dataset``, torchvision's class, from ``root`` (default ``datasets/``): 50,000 + 10,000 images, 3x32x32.
 
     ``root`` may also be the unpacked folder itself. Files that are there and whole are used without a network; the
     pickles hold decoded pixels, so there is nothing to cache.
+    ``workers`` is not used.
     Raises UserError for another ``image_size``, or where the files are neither there nor to be had.
     """
     require_size(dataset.__name__, 32, image_size)

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,6 @@ log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 # Raise it when the pixels that the same files decode to change.
 _FORMAT = 1
-# Small images keep the interpreter lock busy, so that more threads only wait for it; large ones gain from four.
-_THREADS = min(4, os.cpu_count() or 1)
 _CHUNK = 64
 
 
@@ -44,8 +41,8 @@ def open_image(path: Path) -> Image.Image:
         raise UserError(f"{path}: not a readable image ({error}); replace the file or remove it") from error
 
 
-def decoded(root: Path, paths: Sequence[Path], size: int, *, resize: bool = False) -> Tensor:
-    """Return the images of ``paths``, files below ``root``: (N, 3, ``size``, ``size``) uint8.
+def decoded(root: Path, paths: Sequence[Path], size: int, *, workers: int, resize: bool = False) -> Tensor:
+    """Return the images of ``paths``, files below ``root``: (N, 3, ``size``, ``size``) uint8, by ``workers`` threads.
 
     With ``resize`` the shorter side of every image is scaled to ``size`` (bilinear, antialiased) and the centre cut
     out; without it an image of another size is a UserError, as is an unreadable one, by its path.
@@ -56,7 +53,7 @@ def decoded(root: Path, paths: Sequence[Path], size: int, *, resize: bool = Fals
     if cache.exists() and (images := _read(cache)) is not None:
         return images
     log.info("decoding %s images in %s, once", f"{len(paths):,}", root)
-    images = _decode(paths, size, resize)
+    images = _decode(paths, size, resize, workers)
     _write(cache, images)
     return images
 
@@ -74,7 +71,7 @@ def _key(root: Path, paths: Sequence[Path], size: int, resize: bool) -> str:
     return digest.hexdigest()[:16]
 
 
-def _decode(paths: Sequence[Path], size: int, resize: bool) -> Tensor:
+def _decode(paths: Sequence[Path], size: int, resize: bool, workers: int) -> Tensor:
     pixels = np.empty((len(paths), 3, size, size), dtype=np.uint8)
 
     def work(start: int) -> int:
@@ -85,7 +82,7 @@ def _decode(paths: Sequence[Path], size: int, resize: bool) -> Tensor:
 
     # disable=None: a bar on a terminal only; a log file has the line above.
     bar = tqdm(total=len(paths), unit="image", desc="decoding", disable=None, leave=False)
-    with ThreadPoolExecutor(_THREADS) as pool, bar:
+    with ThreadPoolExecutor(workers) as pool, bar:
         for done in pool.map(work, range(0, len(paths), _CHUNK)):
             bar.update(done)
     return torch.from_numpy(pixels)

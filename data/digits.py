@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from data.splits import Split, Splits, hold_out
 
 
-def load(root: Path | None, image_size: int | None) -> Splits:
+def load(root: Path | None, image_size: int | None, workers: int) -> Splits:
     """Return the 1,797 8x8 digits as 1,437 training and 360 test images, 3 x ``image_size`` squared (default 32).
 
-    They are embedded in scikit-learn, so ``root`` is not used. The grey levels 0..16 become 0..255, enlarged
-    bilinearly and repeated in three channels, so that networks made for CIFAR take them. The division into train and
-    test is stratified and always the same.
+    They are embedded in scikit-learn, so ``root`` and ``workers`` are not used. The grey levels 0..16 become 0..255,
+    enlarged bilinearly and repeated in three channels, so that networks made for CIFAR take them. The division into
+    train and test is stratified and always the same.
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), its test part.
     """
     from sklearn.datasets import load_digits  # here: it costs every other data set half a second

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 _LAYOUT = "train/<class>/ and test/<class>/ (or val/<class>/) with PNG or JPEG images"
 
 
-def load(root: Path | None, image_size: int | None) -> Splits:
+def load(root: Path | None, image_size: int | None, workers: int) -> Splits:
     """Read PNG and JPEG files below ``root``; classes are the sorted names of the subfolders of ``train/``.
 
     With ``image_size`` every image is scaled and cut to that square; without it all must be squares of one size.
@@ -29,7 +29,7 @@ def load(root: Path | None, image_size: int | None) -> Splits:
         raise UserError(f"--data_root {root}: only one of train and test has the class {odd[0]!r}; give both the same")
     paths = [path for path, _ in train + test]
     size = image_size or _own_size(paths[0])
-    images = decoded(root, paths, size, resize=image_size is not None)
+    images = decoded(root, paths, size, workers=workers, resize=image_size is not None)
     labels = torch.tensor([label for _, label in train + test])
     parts = (slice(None, len(train)), slice(len(train), None))
     return Splits(*(Split(images[part], labels[part]) for part in parts), classes, flip=True)

@@ -12,7 +12,7 @@ _FOLDER = "tiny-imagenet-200"
 _URL = f"http://cs231n.stanford.edu/{_FOLDER}.zip"
 
 
-def load(root: Path | None, image_size: int | None) -> Splits:
+def load(root: Path | None, image_size: int | None, workers: int) -> Splits:
     """Read Tiny-ImageNet from ``root``, or from ``tiny-imagenet-200`` in it (default ``datasets/``); 3x64x64 images.
 
     Classes are the sorted lines of ``wnids.txt``. ``val/`` is the test split: the labels of ``test/`` are not public.
@@ -23,7 +23,7 @@ def load(root: Path | None, image_size: int | None) -> Splits:
     classes = sorted((root / "wnids.txt").read_text().split())
     train, train_labels = _train_files(root, classes)
     test, test_labels = _test_files(root, classes)
-    images = decoded(root, train + test, 64)
+    images = decoded(root, train + test, 64, workers=workers)
     return Splits(
         Split(images[: len(train)], torch.tensor(train_labels)),
         Split(images[len(train) :], torch.tensor(test_labels)),

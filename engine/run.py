@@ -45,7 +45,7 @@ def train(config: TrainConfig) -> None:
 
     seed_everything(config.seed)
     generators = {"order": _generator("cpu", config, 1), "noise": _generator(device, config, 2)}
-    splits = load(config.dataset, config.data_root, image_size=config.image_size)
+    splits = load(config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
     train_split, judge_split = _choose_images(splits, config)
     student, teachers = _student(config, splits).to(device), _teachers(config, splits, device)
     trainer = Trainer(

@@ -40,7 +40,7 @@ def run_evaluation(config: EvalConfig) -> None:
     device = choose_device(config.device, config.gpu_id)
     attacks = _choose_attacks(config, device)
     seed_everything(config.seed)
-    splits = load(config.dataset, config.data_root, image_size=config.image_size)
+    splits = load(config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
     network = load_network(config.model, len(splits.classes), config.model_path, splits.image_size).to(device)
     network.eval().requires_grad_(False)
     images = subset(splits.test, config.limit_test, config.seed)
