@@ -15,12 +15,13 @@ from engine.fit import fit
 from engine.run_folder import BEST_PGD10, RunFolder
 from engine.trainer import Trainer
 from methods import ALIASES as METHOD_ALIASES
-from methods import METHODS, WITH_TEACHER
+from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import ALIASES as MODEL_ALIASES
 from models import MODELS, build
 from models.teachers import load_teacher
 from models.weights import load_network
 from utils.config import TrainConfig
+from utils.errors import UserError
 from utils.log import log_to_file, logger
 from utils.names import canonical
 from utils.seed import seed_everything
@@ -40,7 +41,7 @@ def train(config: TrainConfig) -> None:
         method=canonical(config.method, METHODS, METHOD_ALIASES, "--method"),
     )
     device = choose_device(config.device, config.gpu_id)
-    folder = RunFolder(config, teacher=config.teacher_model if config.method in WITH_TEACHER else None)
+    folder = RunFolder(config, teacher=None if config.method in WITHOUT_TEACHER else config.teacher_model)
     state = folder.last_state()
 
     seed_everything(config.seed)
@@ -98,12 +99,19 @@ def _student(config: TrainConfig, splits: Splits):
 
 
 def _teachers(config: TrainConfig, splits: Splits, device: torch.device) -> list:
-    if config.method not in WITH_TEACHER:
-        return []
-    teacher = load_teacher(
-        config.teacher_model, config.dataset, len(splits.classes), config.teacher_path, splits.image_size
-    )
-    return [teacher.to(device)]
+    """The robust teacher of a distillation, then the standard one where the method has two."""
+    wanted = []
+    if config.method not in WITHOUT_TEACHER:
+        wanted.append((config.teacher_model, config.teacher_path))
+    if config.method in WITH_TWO_TEACHERS:
+        if not config.std_teacher_path:
+            raise UserError(
+                f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one with "
+                f"--method Natural --model {config.std_teacher_model}"
+            )
+        wanted.append((config.std_teacher_model, config.std_teacher_path))
+    facts = (config.dataset, len(splits.classes))
+    return [load_teacher(name, *facts, path, splits.image_size).to(device) for name, path in wanted]
 
 
 def _optimizer(student, config: TrainConfig) -> torch.optim.Optimizer:

@@ -7,43 +7,71 @@ returns a function from images to losses (B,). Add a method: one file beside thi
 
 from functools import partial
 
-from methods.adaad import KL_WEIGHT as ADAAD_KL_WEIGHT
-from methods.adaad import adaad
-from methods.at import at
-from methods.dgad import dgad
-from methods.natural import natural
-from methods.rslad import KL_WEIGHT as RSLAD_KL_WEIGHT
-from methods.rslad import rslad
-from methods.trades import trades
+from methods import adaad, akd2, ard, at, dgad, iad, mart, natural, rslad, trades
 
 # Trained from labels alone.
 WITHOUT_TEACHER = {
-    "Natural": lambda c: natural,
-    "AT": lambda c: at,
-    "TRADES": lambda c: partial(trades, beta=c.trades_beta),
+    "Natural": lambda c: natural.natural,
+    "AT": lambda c: at.at,
+    "TRADES": lambda c: partial(trades.trades, beta=c.trades_beta),
+    "MART": lambda c: partial(mart.mart, beta=c.mart_beta),
 }
 
 # Distilled from one robust teacher.
 WITH_TEACHER = {
-    "RSLAD": lambda c: partial(rslad, kl_weight=given(c.kl_weight, RSLAD_KL_WEIGHT)),
-    "AdaAD": lambda c: partial(
-        adaad, alpha=c.adaad_alpha, kl_weight=given(c.kl_weight, ADAAD_KL_WEIGHT.get(c.dataset, 1.0))
+    "ARD": lambda c: partial(ard.ard, alpha=c.iad_alpha, temp=given(c.temp, ard.TEMPERATURE), kl_weight=c.kl_weight),
+    "IAD-I": lambda c: partial(
+        iad.iad1,
+        alpha=c.iad_alpha,
+        beta=c.iad_beta,
+        temp=given(c.temp, iad.TEMPERATURE),
+        begin=given(c.iad_begin, iad.BEGIN_I),
     ),
-    "DGAD": lambda c: partial(
-        dgad,
-        alp_beta=c.alp_beta,
-        use_map=c.map,
-        use_els=c.els,
-        use_pcr=c.alp == "on",
-        distill_weight=c.distill_weight,
+    "RSLAD": lambda c: partial(rslad.rslad, kl_weight=given(c.kl_weight, rslad.KL_WEIGHT)),
+    "AdaAD": lambda c: partial(
+        adaad.adaad, alpha=c.adaad_alpha, kl_weight=given(c.kl_weight, adaad.KL_WEIGHT.get(c.dataset, 1.0))
+    ),
+    "AdaIAD": lambda c: partial(
+        adaad.adaiad,
+        alpha=c.iad_alpha,
+        beta=c.iad_beta,
+        temp=given(c.temp, adaad.ADAIAD_TEMPERATURE),
+        begin=given(c.iad_begin, iad.BEGIN_I),
+    ),
+    "DGAD": lambda c: partial(dgad.dgad, **_dgad_terms(c)),
+    "DGAD-IAD": lambda c: partial(
+        dgad.dgad_iad, beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_I), **_dgad_terms(c)
     ),
 }
 
-METHODS = WITHOUT_TEACHER | WITH_TEACHER
+# Distilled from a robust teacher and a standard one.
+WITH_TWO_TEACHERS = {
+    "AKD2": lambda c: partial(akd2.akd2, **_two_teachers(c)),
+    "IAD-II": lambda c: partial(iad.iad2, **_two_teachers(c), beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_II)),
+}
 
-ALIASES = {"Plain_Clean": "Natural", "Plain_Madry": "AT"}
+METHODS = WITHOUT_TEACHER | WITH_TEACHER | WITH_TWO_TEACHERS
+
+# Names of the official codes.
+ALIASES = {
+    "Plain_Clean": "Natural",
+    "Plain_Madry": "AT",
+    "IAD": "IAD-I",
+    "AdaAD_with_IAD1": "AdaIAD",
+    "DGAD_IAD1": "DGAD-IAD",
+}
 
 
 def given(value, default):
     """``value`` unless the command line left it open (None)."""
     return default if value is None else value
+
+
+def _dgad_terms(c) -> dict:
+    switches = {"use_map": c.map, "use_els": c.els, "use_pcr": c.alp == "on"}
+    return {"alp_beta": c.alp_beta, "distill_weight": c.distill_weight, **switches}
+
+
+def _two_teachers(c) -> dict:
+    weights = {"robust_weight": c.robust_weight, "std_weight": c.std_weight}
+    return {**weights, "temp": given(c.temp, iad.TEMPERATURE)}

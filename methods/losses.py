@@ -19,6 +19,12 @@ class Step(NamedTuple):
     adv: Tensor | None = None
 
 
+def repeat_forward(student, x) -> None:
+    """Forward ``x`` once more for BatchNorm's sake, where an official loss does so; its logits would be the same."""
+    with torch.no_grad():
+        student(x)
+
+
 def kl(target: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(softmax(target / T) || softmax(logits / T)) of every image, (B,); both arguments are logits (B, C).
 

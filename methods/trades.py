@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from attacks.pgd import gaussian
-from methods.losses import Step, kl
+from methods.losses import Step, kl, repeat_forward
 
 
 def trades(student, attack, x, y, epoch, *, beta):
@@ -17,8 +17,7 @@ def trades(student, attack, x, y, epoch, *, beta):
 
     x_adv = attack(divergence, x, noise=gaussian)
     clean, adv = student(x), student(x_adv)
-    with torch.no_grad():
-        student(x)  # the official loss forwards x a second time: same logits, one more BatchNorm update
+    repeat_forward(student, x)
     return Step(trades_loss(clean, adv, y, beta=beta), clean, adv)
 
 

@@ -93,6 +93,8 @@ TRAINING_ATTACKS = {
     "rslad": ("RSLAD", EPSILON, 2 / 255),
     "rslad_dgad": ("RSLAD", EPSILON, 2 / 255),
     "rslad_dgad_default_eps": ("RSLAD", 0.031, 0.003),
+    "uniform_ce_ard_trainmode": ("ARD", EPSILON, 2 / 255),
+    "uniform_ce_iad_trainmode": ("IAD-I", EPSILON, 2 / 255),
     "trades": ("TRADES", EPSILON, 2 / 255),
     "trades_dgad": ("TRADES", EPSILON, 2 / 255),
     "trades_default_eps": ("TRADES", 0.031, 0.007),
@@ -138,10 +140,12 @@ def test_training_attack_equals_the_official_one_with_its_batchnorm(row):
 
     optimizer = torch.optim.SGD(student.parameters(), lr=0)
     trainer = Trainer(student, teachers, method, optimizer, epsilon=epsilon, step_size=step_size, steps=10)
-    attack_forwards = 20 if name == "TRADES" else 10  # official TRADES forwards the clean images at every step
-    stop_after(student, row["student_calls"] - attack_forwards)
+    # Forwards of the attack that are not in train mode; official TRADES forwards the clean images at every step too.
+    in_eval = 0 if row["student_modes"] == ["train"] else 20 if name == "TRADES" else 10
+    stop_after(student, row["student_calls"] - in_eval)
+    noise = arrays["noise"] * (0.001 if "randn" in row["start"] else 1)
     with contextlib.suppress(Stop):
-        trainer.step(arrays["x"], arrays["y"], start_noise=0.001 * arrays["noise"])
+        trainer.step(arrays["x"], arrays["y"], start_noise=noise)
     assert torch.equal(found[0], arrays["x_adv"])
     after = part(arrays, "student1")
     for key, value in student.state_dict().items():

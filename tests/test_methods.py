@@ -5,10 +5,14 @@ import torch
 import torch.nn.functional as F
 from conftest import golden_arrays, golden_rows
 
-from methods.adaad import adaad_loss
+from methods.adaad import adaad_loss, adaiad_loss
+from methods.akd2 import akd2_loss
+from methods.ard import ard_loss
 from methods.at import at_loss
 from methods.dgad import dgad_loss
+from methods.iad import iad1_loss, iad2_loss
 from methods.losses import kl, swap
+from methods.mart import mart_loss
 from methods.rslad import rslad_loss
 from methods.trades import trades_loss
 
@@ -28,6 +32,36 @@ def dgad_of(a, hp):
     return dgad_loss(a["s_clean"], a["s_adv"], a["t_clean"], a["t_adv"], a["targets"], **switches)
 
 
+def ard_of(weight):
+    def loss(a, hp):
+        scale = 1 / a["s_adv"].shape[1] if weight is None else weight
+        options = {"alpha": hp["alpha"], "temp": hp["temp"], "kl_weight": scale}
+        return ard_loss(a["s_clean"], a["s_adv"], a["t_clean"], a["targets"], **options)
+
+    return loss
+
+
+def two_teachers(a, hp, loss, *first, **options):
+    weights = {"robust_weight": hp["alpha1"], "std_weight": hp["alpha2"], "temp": hp["temp"]}
+    return loss(*first, a["s_adv"], a["t_adv"], a["t_st_adv"], a["targets"], **weights, **options)
+
+
+def iad1_of(a, hp):
+    options = {"alpha": hp["alpha"], "beta": hp["beta"], "temp": hp["temp"], "introspect": hp["epoch"] >= hp["begin"]}
+    return iad1_loss(a["s_clean"], a["s_adv"], a["t_clean"], a["t_adv"], a["targets"], **options)
+
+
+def iad2_of(a, hp):
+    options = {"beta": hp["beta"], "introspect": hp["epoch"] >= hp["begin"]}
+    return two_teachers(a, hp, iad2_loss, a["s_clean"], **options)
+
+
+def adaiad_of(a, hp):
+    options = {"alpha": hp["IAD_alpha"], "beta": hp["IAD_beta"], "temp": hp["temp"]}
+    introspect = hp["epoch"] >= hp["IAD_begin"]
+    return adaiad_loss(a["s_clean"], a["s_adv"], a["t_adv"], a["targets"], **options, introspect=introspect)
+
+
 # Method of the recordings -> our loss on their arrays and hyper-parameters.
 LOSSES = {
     "AT": lambda a, hp: at_loss(a["s_adv"], a["targets"]),
@@ -37,6 +71,13 @@ LOSSES = {
     "RSLAD": lambda a, hp: rslad_loss(a["s_clean"], a["s_adv"], a["t_clean"], kl_weight=0.1),
     "AdaAD": adaad_of,
     "DGAD": dgad_of,
+    "DGAD_IAD": dgad_of,  # officially the same value: its introspection compares the student with itself (bug D6)
+    "ARD_goldblum": ard_of(None),
+    "ARD_iad": ard_of(1.0),
+    "AKD2_iad": lambda a, hp: two_teachers(a, hp, akd2_loss),
+    "IAD-I": iad1_of,
+    "IAD-II": iad2_of,
+    "AdaAD_IAD": adaiad_of,
 }
 
 
@@ -72,7 +113,7 @@ def test_loss_and_gradients_equal_the_official_code(row):
     if row["method"] == "RSLAD":  # its log(q + 1e-5) shifts the value by a constant in the student
         q = arrays["t_clean"].softmax(1)
         recorded_value -= 0.1 * (q * ((q + 1e-5).log() - q.clamp(min=1e-300).log())).sum(1).mean().item()
-    tolerance = DGAD_TOLERANCE if row["method"] == "DGAD" else TOLERANCE
+    tolerance = DGAD_TOLERANCE if row["method"].startswith("DGAD") else TOLERANCE
     assert value.item() == pytest.approx(recorded_value, rel=tolerance)
     for ours, theirs in zip(gradients, (arrays["g_s_clean"], arrays["g_s_adv"]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * theirs.abs().max().item())
@@ -88,7 +129,7 @@ def test_value_and_gradients_are_finite_in_single_precision(row):
 @pytest.mark.parametrize("row", [param for param in recorded("float64") if deviates(param.values[0])])
 def test_where_the_official_code_is_wrong_ours_follows_the_paper(row):
     arrays, value, _ = value_and_gradients(row, LOSSES[row["method"]])
-    if row["method"] != "DGAD":
+    if not row["method"].startswith("DGAD"):
         clean, adv, y = arrays["s_clean"], arrays["s_adv"], arrays["targets"]
         expected = F.cross_entropy(clean, y) + row["hp"]["trades_beta"] * plain_kl(clean, adv).mean()
     else:
@@ -186,3 +227,49 @@ def test_dgad_switches():
         torch.testing.assert_close(loss, expected)
     half = dgad_loss(s, s_adv, t, t_adv, y, alp_beta=2.0, distill_weight=0.5, use_els=False)
     torch.testing.assert_close(half, 0.5 * no_els + 2 * pcr)
+
+
+def test_dgad_iad_adds_introspection_where_the_teacher_reads_the_clean_image_rightly():
+    (s, s_adv, t, t_adv), y = dgad_case(8)
+    y[:4] = t[:4].argmax(1)
+    right = t.argmax(1) == y
+    unreliable = 1 - swap(t_adv, y).softmax(1).gather(1, y[:, None]).squeeze(1) ** 0.1
+    extra = (right * unreliable * plain_kl(s, s_adv)).mean()
+    with_iad, without = (dgad_loss(s, s_adv, t, t_adv, y, alp_beta=2.0, introspect_beta=b) for b in (0.1, None))
+    assert 0 < right.sum() < 8
+    torch.testing.assert_close(with_iad - without, extra)
+
+
+def test_introspection_reaches_clean_and_adversarial_logits_and_no_teacher():
+    (s, s_adv, t, t_adv), y = dgad_case()
+    for logits in (s, s_adv, t, t_adv):
+        logits.requires_grad_()
+    iad1_loss(s, s_adv, t.detach(), t_adv, y, alpha=1.0, beta=0.1, temp=1.0, introspect=True).backward()
+    assert s.grad.abs().sum() > 0 and s_adv.grad.abs().sum() > 0 and t_adv.grad is None
+
+
+def test_iad2_before_introspection_is_akd2_and_needs_no_clean_logits():
+    (_, s_adv, t_adv, u_adv), y = dgad_case()
+    weights = {"robust_weight": 0.5, "std_weight": 0.25, "temp": 2.0}
+    torch.testing.assert_close(
+        iad2_loss(None, s_adv, t_adv, u_adv, y, **weights, beta=0.1, introspect=False),
+        akd2_loss(s_adv, t_adv, u_adv, y, **weights),
+    )
+
+
+def test_mart_by_its_equations():
+    (s, s_adv, _, _), y = dgad_case(8)
+    p, q = s.softmax(1), s_adv.softmax(1)
+    index = torch.arange(8)
+    rival = q.clone()
+    rival[index, y] = 0
+    bce = -q[index, y].log() - (1 - rival.amax(1)).log()
+    expected = (bce + 5 * plain_kl(s, s_adv) * (1 - p[index, y])).mean()
+    torch.testing.assert_close(mart_loss(s, s_adv, y, beta=5.0), expected)
+
+
+def test_mart_stays_finite_where_the_network_is_certain_and_wrong():
+    s = torch.tensor([[0.0, 200.0, 0.0]], requires_grad=True)
+    loss = mart_loss(s, s, torch.tensor([0]), beta=5.0)
+    loss.backward()
+    assert loss.isfinite() and s.grad.isfinite().all()

@@ -59,6 +59,13 @@ class TrainConfig:
         None, "the teacher's checkpoint (teacher_models/... of the official codes when not given)", group=NETWORKS
     )
 
+    std_teacher_model: str = flag(
+        "resnet18", "second teacher, trained naturally, of AKD2 and IAD-II (official: always resnet18)", group=NETWORKS
+    )
+    std_teacher_path: str | None = flag(
+        None, "the second teacher's checkpoint; AKD2 and IAD-II need it", group=NETWORKS
+    )
+
     method: str = flag("AT", "training method: adversarial training needs no teacher", group=METHOD)
     alp_beta: float = flag(
         1.0,
@@ -81,9 +88,47 @@ class TrainConfig:
         check=at_least(0),
     )
     kl_weight: float | None = flag(
-        None, "factor of the batch-mean KL (each method's official scale when not given)", group=METHOD, check=above(0)
+        None,
+        "factor of the batch-mean KL\n"
+        "(official when not given: ARD 1/classes, RSLAD 0.1, AdaAD 0.1 on CIFAR10 and 1 elsewhere)",
+        group=METHOD,
+        check=above(0),
+    )
+    temp: float | None = flag(
+        None,
+        "temperature (official when not given: 30 for ARD and AdaIAD, 1 for AKD2, IAD-I, IAD-II)",
+        group=METHOD,
+        check=above(0),
+    )
+    iad_alpha: float = flag(
+        1.0,
+        "ARD, IAD-I, AdaIAD: share of the distilled terms, the rest is cross entropy (official: all of it)",
+        name="IAD_alpha",
+        group=METHOD,
+        check=at_least(0),
+    )
+    iad_beta: float = flag(
+        0.1,
+        "IAD-I, IAD-II, AdaIAD, DGAD-IAD: exponent of the teacher's reliability (papers)",
+        name="IAD_beta",
+        group=METHOD,
+        check=at_least(0),
+    )
+    iad_begin: int | None = flag(
+        None,
+        "the same: first epoch with introspection (official when not given: 60, IAD-II 40)",
+        name="IAD_begin",
+        group=METHOD,
+        check=at_least(0),
+    )
+    robust_weight: float = flag(
+        0.5, "AKD2, IAD-II: weight of the robust teacher (IAD code)", group=METHOD, check=at_least(0)
+    )
+    std_weight: float = flag(
+        0.25, "AKD2, IAD-II: weight of the standard teacher (IAD code)", group=METHOD, check=at_least(0)
     )
     trades_beta: float = flag(6.0, "TRADES: weight of the robust term (paper)", group=METHOD, check=at_least(0))
+    mart_beta: float = flag(5.0, "MART: weight of the robust term (paper's lambda)", group=METHOD, check=at_least(0))
 
     epsilon: float = flag(
         8.0, "radius of the L-infinity ball; the field's standard", group=ATTACK, check=within(0, 255)
