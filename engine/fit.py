@@ -42,6 +42,8 @@ def fit(
     """
     config = folder.config
     start, best = _restore(state, trainer, generators) if state else (0, {})
+    if start:
+        logger.info("resuming after epoch %d of %d", start, config.epochs)
     for epoch in range(start, config.epochs):
         began = time.monotonic()
         lr = _rate(epoch, config)

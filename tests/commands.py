@@ -1,0 +1,41 @@
+"""Run an entry script as a user would, in this process or in one of its own."""
+
+import os
+import runpy
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from conftest import ROOT
+
+SMALL = "--dataset Digits --image_size 16 --model small_resnet --limit_train 48 --limit_test 40 --bs 16 --num_steps 2"
+
+
+@dataclass
+class Ended:
+    """How a script ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run_here(monkeypatch, capsys, script: str, words: str) -> Ended:
+    """Run a script in this process: the same file and command line, without the seconds of a new interpreter."""
+    monkeypatch.setattr(sys, "argv", [script, *words.split()])
+    capsys.readouterr()
+    status = 0
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as ended:
+        status = ended.code
+    captured = capsys.readouterr()
+    return Ended(status, captured.out, captured.err)
+
+
+def run_apart(script: str, words: str, folder) -> Ended:
+    """Run a script in a new interpreter whose working directory is ``folder``."""
+    command = [sys.executable, str(ROOT / script), *words.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return Ended(ended.returncode, ended.stdout, ended.stderr)

@@ -1,0 +1,205 @@
+"""The entry scripts, from the command line to what they leave on the disk."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from commands import SMALL, run_apart, run_here
+from PIL import Image
+
+from methods import ALIASES, METHODS, WITH_TWO_TEACHERS
+from models import build
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run an entry script inside an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda script, words: run_here(monkeypatch, capsys, script, words)
+
+
+def save_network(path, num_classes=10, name="small_resnet", image_size=32):
+    torch.manual_seed(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"net": build(name, num_classes, image_size).state_dict()}, path)
+    return path
+
+
+def write_tiny_imagenet(root, classes=200):
+    """Tiny-ImageNet's own layout with one training and one validation image a class."""
+    noise = np.random.default_rng(0)
+    wnids = [f"n{k:08d}" for k in range(classes)]
+    (root / "val" / "images").mkdir(parents=True)
+    lines = []
+    for k, wnid in enumerate(wnids):
+        folder = root / "train" / wnid / "images"
+        folder.mkdir(parents=True)
+        for path in (folder / f"{wnid}_0.JPEG", root / "val" / "images" / f"val_{k}.JPEG"):
+            Image.fromarray(noise.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+        lines.append(f"val_{k}.JPEG\t{wnid}\t0\t0\t63\t63")
+    (root / "wnids.txt").write_text("\n".join(wnids))
+    (root / "val" / "val_annotations.txt").write_text("\n".join(lines))
+    return root
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_distillation_and_its_evaluation_leave_everything_they_promise(tmp_path):
+    teacher = save_network(tmp_path / "teacher.pth")
+    words = f"{SMALL} --method DGAD --teacher_model small_resnet --teacher_path {teacher} --epochs 2 --root_path runs"
+    ended = run_apart("main.py", words, tmp_path)
+    assert ended.status == 0, ended.err
+    folder = tmp_path / "runs/Digits/DGAD/small_resnet_from_small_resnet_eps8_seed42"
+    names = {"best_PGD10_acc_model.pth", "best_clean_acc_model.pth", "last_epoch_model.pth"}
+    assert {path.name for path in folder.iterdir()} == names | {"config.json", "results.csv", "log.txt", "curves.png"}
+    assert json.loads((folder / "config.json").read_text())["method"] == "DGAD"
+    rows = rows_of(folder / "results.csv")
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert all(0 <= float(row["PGD10_acc"]) <= 100 and float(row["train_loss"]) > 0 for row in rows)
+    checkpoint = torch.load(folder / "best_PGD10_acc_model.pth", weights_only=True)
+    assert {"net", "clean_acc", "PGD10_acc", "epoch"} <= set(checkpoint)
+    assert checkpoint["PGD10_acc"] == max(float(row["PGD10_acc"]) for row in rows)
+    assert "chosen on 40 test images" in ended.out
+
+    path = folder / "best_PGD10_acc_model.pth"
+    words = f"--dataset Digits --image_size 16 --model small_resnet --model_path {path} --limit_test 20"
+    ended = run_apart("main_eval.py", f"{words} --attacks clean,fgsm,pgd,cw,aa --limit_aa 3", tmp_path)
+    assert ended.status == 0, ended.err
+    figures = json.loads(path.with_suffix(".eval.json").read_text())["figures"]
+    assert list(figures) == ["Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack"]
+    assert (figures["PGD-20"]["n"], figures["AutoAttack"]["n"]) == (20, 3)
+    assert "epsilon 8/255, 20 steps of 2/255" in ended.out
+
+
+@pytest.mark.parametrize("method", [*METHODS, *ALIASES])
+def test_every_method_and_alias_trains(run, tmp_path, method):
+    network = save_network(tmp_path / "teacher.pth")
+    teachers = f"--teacher_model small_resnet --teacher_path {network} "
+    if ALIASES.get(method, method) in WITH_TWO_TEACHERS:
+        teachers += f"--std_teacher_model small_resnet --std_teacher_path {network}"
+    ended = run("main.py", f"{SMALL} --limit_train 32 --method {method} {teachers} --epochs 1")
+    assert ended.status == 0, ended.err
+    (row,) = rows_of(next((tmp_path / "tuned_models/Digits" / ALIASES.get(method, method)).glob("*/results.csv")))
+    assert float(row["train_loss"]) == pytest.approx(float(row["train_loss"]))
+
+
+def test_tiny_imagenet_command_and_evaluation(run, tmp_path):
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    save_network(tmp_path / "teacher_models/Tiny_Image/small_resnet/robust_teacher.pth", 200)
+    command = "--dataset Tiny_Image --model small_resnet --method DGAD --teacher_model small_resnet --data_root ."
+    command += " --epsilon 8 --num_steps 2 --step_size 2 --epochs 1 --bs 128 --lr_max 0.1 --lr_schedule piecewise"
+    ended = run("main_tiny.py", f"{command} --ALP_beta 15.0 --gpu_id 0")
+    assert ended.status == 0, ended.err
+    path = next((tmp_path / "tuned_models/Tiny_Image/DGAD").glob("*/best_PGD10_acc_model.pth"))
+    words = f"--dataset Tiny_Image --model small_resnet --model_path {path} --data_root . --attacks clean,fgsm"
+    ended = run("main_eval_tinyimagenet.py", words)
+    assert ended.status == 0, ended.err
+    assert "200 test images of Tiny_Image" in ended.out
+
+
+def test_last_batch_of_one_and_validation_split(run, tmp_path):
+    ended = run("main.py", f"{SMALL} --method AT --limit_train 33 --val_size 20 --epochs 1")
+    assert ended.status == 0, ended.err
+    assert "chosen on 20 validation images" in ended.out
+    assert "best_PGD10_acc_model.pth on the test images" in ended.out
+
+
+def test_a_student_can_start_from_a_checkpoint(run, tmp_path):
+    path = save_network(tmp_path / "start.pth")
+    ended = run("main.py", f"{SMALL} --method Natural --model_path {path} --epochs 1 --lr_max 1e-30 --momentum 0")
+    assert ended.status == 0, ended.err
+    (last,) = (tmp_path / "tuned_models").rglob("last_epoch_model.pth")
+    started, trained = (torch.load(file, weights_only=True)["net"]["linear.weight"] for file in (path, last))
+    torch.testing.assert_close(started, trained)
+
+
+def test_same_seed_same_bytes_and_another_seed_other_ones(run, tmp_path):
+    for root, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run("main.py", f"{SMALL} --method TRADES --epochs 1 --root_path {root} --seed {seed}").status == 0
+    files = [next((tmp_path / root).rglob("last_epoch_model.pth")).read_bytes() for root in "abc"]
+    assert files[0] == files[1] != files[2]
+
+
+BAD = [
+    ("main.py", "--method DGAT", "--method DGAT: unknown name; nearest: DGAD"),
+    ("main.py", "--model resnet81", "--model resnet81: unknown name; nearest: resnet18"),
+    ("main.py", "--dataset CIFAR11", "--dataset CIFAR11: unknown name; nearest: CIFAR10"),
+    ("main.py", f"{SMALL} --epsilon 0", "--epsilon 0.0: must be above 0"),
+    ("main.py", f"{SMALL} --num_steps 0", "--num_steps 0: must be a number of at least 1"),
+    ("main.py", f"{SMALL} --method DGAD --teacher_model resnet18", "teacher_models/Digits/resnet18/robust_teacher.pth"),
+    ("main.py", f"{SMALL} --method DGAD --teacher_model resnet18", "python main.py --dataset Digits --method AT"),
+    ("main.py", f"{SMALL} --method DGAD --teacher_path other.pth --teacher_model small_resnet", "other.pth: "),
+    (
+        "main.py",
+        f"{SMALL} --method AKD2 --teacher_path net.pth --teacher_model small_resnet",
+        "--std_teacher_path: AKD2",
+    ),
+    (
+        "main.py",
+        f"{SMALL} --method DGAD --teacher_path net.pth --teacher_model resnet18",
+        "net.pth: the weights of another",
+    ),
+    (
+        "main.py",
+        f"{SMALL} --method DGAD --teacher_path net7.pth --teacher_model small_resnet",
+        "net7.pth: made for 7 classes",
+    ),
+    ("main.py", f"{SMALL} --root_path net.pth/below", "--root_path net.pth/below: cannot write there"),
+    ("main.py", f"{SMALL} --device cuda:99", "--device cuda:99: this machine has"),
+    ("main.py", f"{SMALL} --device tpu", "--device tpu: not a device"),
+    ("main.py", "--dataset Folder --model small_resnet", "--data_root: --dataset Folder needs a folder with"),
+    (
+        "main.py",
+        "--dataset Folder --model small_resnet --data_root images",
+        "images/train/b/broken.png: not a readable image",
+    ),
+    ("main_tiny.py", "--image_size 32", "--image_size 32: Tiny_Image has 64x64 images"),
+    ("main_tiny.py", "--data_root nowhere", "--data_root nowhere: no Tiny-ImageNet there"),
+    ("main_eval.py", "--dataset Digits", "--model_path: needed"),
+    ("main_eval.py", "--dataset Digits --model_path missing.pth", "missing.pth: "),
+    ("main_eval.py", "--dataset Digits --model_path net.pth", "net.pth: the weights of another network"),
+    (
+        "main_eval.py",
+        "--dataset Digits --model_path net.pth --attacks fgsm,pdg",
+        "--attacks pdg: unknown name; nearest: pgd",
+    ),
+    ("main_eval.py", "--dataset Digits --model_path net.pth --eps 8", "--eps 8.0: must be above 0 and at most 1"),
+    ("main_eval_tinyimagenet.py", "--data_root nowhere --model_path net.pth", "no Tiny-ImageNet there"),
+]
+
+
+@pytest.mark.parametrize(("script", "words", "line"), BAD)
+def test_bad_input_is_one_line_with_status_2_and_nothing_written(run, tmp_path, script, words, line):
+    save_network(tmp_path / "net.pth")
+    save_network(tmp_path / "net7.pth", 7)
+    for name in ("train/a/good.png", "train/b/broken.png", "test/a/good.png", "test/b/good.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(path)
+        if path.stem == "broken":
+            path.write_bytes(path.read_bytes()[:50])
+    before = sorted(tmp_path.rglob("*"))
+    ended = run(script, words)
+    assert ended.status == 2
+    assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
+    assert line in ended.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_bad_command_line_shows_no_traceback_in_a_process_of_its_own(tmp_path):
+    ended = run_apart("main.py", "--epochs none", tmp_path)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err == "error: --epochs: invalid int value: 'none' (--help lists the flags)\n"
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing_bad(run, tmp_path):
+    ended = run("main.py", f"{SMALL} --method Natural --epochs 3 --lr_max 1e30 --lr_schedule constant")
+    assert ended.status == 2
+    assert "--lr_max 1e+30: the loss of epoch" in ended.err
+    for path in tmp_path.rglob("*.pth"):
+        assert all(v.isfinite().all() for v in torch.load(path, weights_only=True)["net"].values())

@@ -1,0 +1,75 @@
+"""A run that was interrupted ends with the same bytes as one that was not."""
+
+import pytest
+import torch
+from commands import SMALL, run_here
+
+RUN = f"{SMALL} --method AT --lr_schedule constant"
+FILES = ("last_epoch_model.pth", "best_PGD10_acc_model.pth", "best_clean_acc_model.pth", "results.csv")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return lambda words: run_here(monkeypatch, capsys, "main.py", words)
+
+
+def folder_of(root):
+    (last,) = root.rglob("last_epoch_model.pth")
+    return last.parent
+
+
+def test_two_epochs_and_two_more_are_four(run, tmp_path):
+    assert run(f"{RUN} --epochs 4 --root_path whole").status == 0
+    assert run(f"{RUN} --epochs 2 --root_path parts").status == 0
+    ended = run(f"{RUN} --epochs 4 --root_path parts --resume")
+    assert ended.status == 0 and "resuming after epoch 2 of 4" in ended.out
+    whole, parts = folder_of(tmp_path / "whole"), folder_of(tmp_path / "parts")
+    for name in FILES:
+        assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+
+
+def test_an_epoch_logged_but_not_saved_is_done_again_and_not_doubled(run, tmp_path):
+    assert run(f"{RUN} --epochs 2 --root_path parts").status == 0
+    folder = folder_of(tmp_path / "parts")
+    saved = (folder / "last_epoch_model.pth").read_bytes()
+    assert run(f"{RUN} --epochs 3 --root_path parts --resume").status == 0
+    expected = (folder / "results.csv").read_bytes()
+    (folder / "last_epoch_model.pth").write_bytes(saved)  # as if the power failed between the row and the checkpoint
+    assert run(f"{RUN} --epochs 3 --root_path parts --resume").status == 0
+    assert (folder / "results.csv").read_bytes() == expected
+
+
+def test_resume_starts_a_run_that_is_not_there_and_leaves_a_finished_one(run, tmp_path):
+    assert run(f"{RUN} --epochs 1 --resume").status == 0
+    folder = folder_of(tmp_path)
+    before = (folder / "last_epoch_model.pth").read_bytes()
+    assert run(f"{RUN} --epochs 1 --resume").status == 0
+    assert (folder / "last_epoch_model.pth").read_bytes() == before
+
+
+def test_a_run_is_never_overwritten_unasked(run, tmp_path):
+    assert run(f"{RUN} --epochs 1").status == 0
+    ended = run(f"{RUN} --epochs 1")
+    assert ended.status == 2 and "holds a run already; --resume continues it" in ended.err
+    assert run(f"{RUN} --epochs 1 --desc_str again").status == 0
+
+
+def test_resuming_with_other_settings_names_them(run):
+    assert run(f"{RUN} --epochs 1").status == 0
+    ended = run(f"{RUN} --epochs 2 --resume --weight_decay 0.001")
+    assert ended.status == 2 and "--weight_decay 0.0005 -> 0.001" in ended.err
+
+
+def test_a_damaged_last_checkpoint_is_named(run, tmp_path):
+    assert run(f"{RUN} --epochs 1").status == 0
+    last = folder_of(tmp_path) / "last_epoch_model.pth"
+    last.write_bytes(last.read_bytes()[:1000])
+    ended = run(f"{RUN} --epochs 2 --resume")
+    assert ended.status == 2 and str(last.relative_to(tmp_path)) in ended.err
+
+
+def test_checkpoints_hold_data_alone(run, tmp_path):
+    assert run(f"{RUN} --epochs 1").status == 0
+    for path in tmp_path.rglob("*.pth"):
+        torch.load(path, weights_only=True)
