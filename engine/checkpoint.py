@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running code."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,6 @@ import torch
 from utils.errors import UserError
 from utils.files import write_atomically
 
-VERSION = 1
-
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write tensors, numbers, text, lists and dicts to ``path``; the same content gives the same bytes."""
@@ -17,9 +16,20 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     def write(temporary: Path) -> None:
         # Through a file object: given a path, torch writes its (temporary) name into the archive.
         with open(temporary, "wb") as file:
-            torch.save(content, file)
+            torch.save(_interned(content), file)
 
     write_atomically(path, write)
+
+
+def _interned(value):
+    """Copy the containers so that equal texts are one object: pickle writes each object once, and a restored run
+    would otherwise save other bytes than one that was never interrupted.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {_interned(key): _interned(item) for key, item in value.items()}
+    return [_interned(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
