@@ -7,4 +7,4 @@ from utils.config import TrainConfig
 from utils.flags import parse
 
 if __name__ == "__main__":
-    run_command(lambda: train(parse(TrainConfig, description=__doc__, choices=CHOICES)))
+    run_command(lambda: train(*parse(TrainConfig, description=__doc__, choices=CHOICES)))

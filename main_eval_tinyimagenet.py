@@ -7,4 +7,4 @@ from utils.config import TinyEvalConfig
 from utils.flags import parse
 
 if __name__ == "__main__":
-    run_command(lambda: run_evaluation(parse(TinyEvalConfig, description=__doc__, choices=CHOICES)))
+    run_command(lambda: run_evaluation(parse(TinyEvalConfig, description=__doc__, choices=CHOICES).config))

@@ -7,4 +7,4 @@ from utils.config import TinyTrainConfig
 from utils.flags import parse
 
 if __name__ == "__main__":
-    run_command(lambda: train(parse(TinyTrainConfig, description=__doc__, choices=CHOICES)))
+    run_command(lambda: train(*parse(TinyTrainConfig, description=__doc__, choices=CHOICES)))

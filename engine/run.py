@@ -1,45 +1,33 @@
 """A training run: from its config to its objects, then to the last epoch."""
 
-from dataclasses import replace
 from functools import partial
 
 import torch
 
 from attacks.suite import pgd10
-from data import ALIASES as DATASET_ALIASES
-from data import DATASETS, Split, Splits, hold_out, load, subset
+from data import Split, Splits, hold_out, load, subset
 from data.loader import Batches
 from engine.device import choose_device
 from engine.evaluate import evaluate
 from engine.fit import fit
+from engine.networks import make_network, make_teachers
 from engine.run_folder import BEST_PGD10, RunFolder
+from engine.settings import announce, resolve
 from engine.trainer import Trainer
-from methods import ALIASES as METHOD_ALIASES
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
-from models import ALIASES as MODEL_ALIASES
-from models import MODELS, build
-from models.teachers import load_teacher
-from models.weights import load_network
+from methods import METHODS, WITHOUT_TEACHER
 from utils.config import TrainConfig
-from utils.errors import UserError
 from utils.log import log_to_file, logger
-from utils.names import canonical
 from utils.seed import seed_everything
 
 CROP_PADDING = 4  # pixels of zeros around a training image before the random crop, as in every official code
 
 
-def train(config: TrainConfig) -> None:
-    """Carry out the whole run that ``config`` describes.
+def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
+    """Carry out the whole run that ``config`` describes; ``given`` names the fields that the user chose.
 
     Raises UserError, before anything is written, for whatever the user can mend.
     """
-    config = replace(
-        config,
-        dataset=canonical(config.dataset, DATASETS, DATASET_ALIASES, "--dataset"),
-        model=canonical(config.model, MODELS, MODEL_ALIASES, "--model"),
-        method=canonical(config.method, METHODS, METHOD_ALIASES, "--method"),
-    )
+    config, sources = resolve(config, given)
     device = choose_device(config.device, config.gpu_id)
     folder = RunFolder(config, teacher=None if config.method in WITHOUT_TEACHER else config.teacher_model)
     state = folder.last_state()
@@ -48,10 +36,10 @@ def train(config: TrainConfig) -> None:
     generators = {"order": _generator("cpu", config, 1), "noise": _generator(device, config, 2)}
     splits = load(config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
     train_split, judge_split = _choose_images(splits, config)
-    student, teachers = _student(config, splits).to(device), _teachers(config, splits, device)
+    student = make_network(config.model, config.model_path, config.dataset, splits).to(device)
     trainer = Trainer(
         student,
-        teachers,
+        make_teachers(config, splits, device),
         METHODS[config.method](config),
         _optimizer(student, config),
         epsilon=config.epsilon / 255,
@@ -65,12 +53,11 @@ def train(config: TrainConfig) -> None:
 
     folder.create(resumed_at=state["epoch"] + 1 if state else 0)
     log_to_file(folder.path / "log.txt")
-    judged_on = "validation images" if config.val_size else "test images"
+    judged_on = f"{len(judge_split.labels)} {'validation' if config.val_size else 'test'} images"
     logger.info("%s of %s on %s, run folder %s", config.method, config.model, config.dataset, folder.path)
-    logger.info(
-        "%d training images; the best checkpoint is chosen on %d %s; device %s, precision %s, seed %d",
-        len(train_split.labels), len(judge_split.labels), judged_on, device, config.precision, config.seed,
-    )  # fmt: skip
+    announce(config, sources)
+    logger.info("%d training images; the best checkpoint is chosen on %s", len(train_split.labels), judged_on)
+    logger.info("device %s, %d threads, PyTorch %s", device, torch.get_num_threads(), torch.__version__)
     identity = {"model": config.model, "dataset": config.dataset, "method": config.method}
     identity |= {"num_classes": len(splits.classes), "image_size": splits.image_size}
     judge, attack = batches(judge_split), partial(_judge, config, device)
@@ -78,7 +65,7 @@ def train(config: TrainConfig) -> None:
     folder.draw()
     for figure, title in (("PGD10_acc", "PGD-10"), ("clean_acc", "clean")):
         value, epoch = best[figure]["value"], best[figure]["epoch"] + 1
-        logger.info("best %s accuracy on the %s: %.2f %%, epoch %d", title, judged_on, value, epoch)
+        logger.info("best %s accuracy on %s: %.2f %%, epoch %d", title, judged_on, value, epoch)
     if config.val_size:
         _report_on_test(config, splits, folder, device)
 
@@ -90,28 +77,6 @@ def _choose_images(splits: Splits, config: TrainConfig) -> tuple[Split, Split]:
     else:
         kept, judge = splits.train, subset(splits.test, config.limit_test, config.seed)
     return subset(kept, config.limit_train, config.seed), judge
-
-
-def _student(config: TrainConfig, splits: Splits):
-    if config.model_path:
-        return load_network(config.model, len(splits.classes), config.model_path, splits.image_size)
-    return build(config.model, len(splits.classes), splits.image_size)
-
-
-def _teachers(config: TrainConfig, splits: Splits, device: torch.device) -> list:
-    """The robust teacher of a distillation, then the standard one where the method has two."""
-    wanted = []
-    if config.method not in WITHOUT_TEACHER:
-        wanted.append((config.teacher_model, config.teacher_path))
-    if config.method in WITH_TWO_TEACHERS:
-        if not config.std_teacher_path:
-            raise UserError(
-                f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one with "
-                f"--method Natural --model {config.std_teacher_model}"
-            )
-        wanted.append((config.std_teacher_model, config.std_teacher_path))
-    facts = (config.dataset, len(splits.classes))
-    return [load_teacher(name, *facts, path, splits.image_size).to(device) for name, path in wanted]
 
 
 def _optimizer(student, config: TrainConfig) -> torch.optim.Optimizer:
@@ -136,7 +101,7 @@ def _generator(device, config: TrainConfig, stream: int) -> torch.Generator:
 def _report_on_test(config: TrainConfig, splits: Splits, folder: RunFolder, device: torch.device) -> None:
     """Say what the checkpoint that the validation images chose reaches on the test set."""
     best = folder.path / BEST_PGD10
-    network = load_network(config.model, len(splits.classes), best, splits.image_size).to(device)
+    network = make_network(config.model, str(best), config.dataset, splits).to(device)
     test = Batches(subset(splits.test, config.limit_test, config.seed), config.bs, device=device)
     clean, robust = evaluate(network, test), evaluate(network, test, _judge(config, device))
     logger.info("%s on the test images: clean %.2f %%, PGD-10 %.2f %%", best.name, clean.accuracy, robust.accuracy)

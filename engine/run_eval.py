@@ -8,14 +8,13 @@ from pathlib import Path
 import torch
 
 from attacks.suite import PROTOCOLS, Attack
-from data import ALIASES as DATASET_ALIASES
-from data import DATASETS, load, subset
+from data import load, subset
 from data.loader import Batches
 from engine.device import choose_device
 from engine.evaluate import evaluate
-from models import ALIASES as MODEL_ALIASES
-from models import MODELS
-from models.weights import load_network
+from engine.networks import make_network, network_name
+from engine.settings import dataset_name
+from models.robustbench import PREFIX
 from utils.config import EvalConfig
 from utils.errors import UserError
 from utils.files import write_atomically
@@ -30,18 +29,14 @@ def run_evaluation(config: EvalConfig) -> None:
 
     Raises UserError for whatever the user can mend.
     """
-    config = replace(
-        config,
-        dataset=canonical(config.dataset, DATASETS, DATASET_ALIASES, "--dataset"),
-        model=canonical(config.model, MODELS, MODEL_ALIASES, "--model"),
-    )
-    if not config.model_path:
+    config = replace(config, dataset=dataset_name(config.dataset), model=network_name(config.model))
+    if not config.model_path and not config.model.startswith(PREFIX):
         raise UserError("--model_path: needed; name the checkpoint, for example .../best_PGD10_acc_model.pth")
     device = choose_device(config.device, config.gpu_id)
     attacks = _choose_attacks(config, device)
     seed_everything(config.seed)
     splits = load(config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
-    network = load_network(config.model, len(splits.classes), config.model_path, splits.image_size).to(device)
+    network = make_network(config.model, config.model_path, config.dataset, splits).to(device)
     network.eval().requires_grad_(False)
     images = subset(splits.test, config.limit_test, config.seed)
     logger.info("%s: %s on %d test images of %s", config.model_path, config.model, len(images.labels), config.dataset)
@@ -76,7 +71,7 @@ def _choose_attacks(config: EvalConfig, device: torch.device) -> dict[str, Attac
 
 def _keep(config: EvalConfig, figures: dict[str, dict]) -> None:
     """Write <checkpoint>.eval.json after each attack, so that an interruption loses none."""
-    path = Path(config.model_path).with_suffix(".eval.json")
+    path = Path(config.model_path or config.model.replace(":", "-")).with_suffix(".eval.json")
     text = json.dumps({"config": asdict(config), "figures": figures}, indent=2) + "\n"
     try:
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -31,7 +31,8 @@ class RunFolder:
         self.config = config
         parts = [config.model, teacher and f"from_{teacher}", config.method != "Natural" and f"eps{config.epsilon:g}"]
         name = "_".join(filter(None, [*parts, f"seed{config.seed}", config.desc_str]))
-        self.path = Path(config.root_path) / config.dataset / config.method / name.replace(os.sep, "-")
+        plain = name.replace(os.sep, "-").replace(":", "-")
+        self.path = Path(config.root_path) / config.dataset / config.method / plain
         self.rows: list[dict[str, str]] = []
 
     def last_state(self) -> dict | None:

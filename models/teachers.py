@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from models import MODELS
+from models import MODELS, robustbench
 from models.weights import load_network
 from utils.errors import UserError
 from utils.names import canonical
@@ -72,17 +72,17 @@ TEACHERS = {
 # DGAD's spellings.
 ALIASES = {"Chen2021LTD_WRD34_20": "Chen2021LTD_WRN34_20", "Chen2021WRN34_10": "Chen2021LTD_WRN34_10"}
 
-ROBUSTBENCH = {"CIFAR10": "cifar10", "CIFAR100": "cifar100"}
-
 
 def load_teacher(
     name: str, dataset: str, num_classes: int, path: str | Path | None = None, image_size: int = 32
 ) -> nn.Module:
     """Return a teacher in eval mode that needs no parameter gradients, from ``path`` or from where it is kept.
 
-    ``name`` is one of TEACHERS, an alias, or any network of MODELS. Raises UserError for an unknown name, for an
-    unfit file, and, with the command that trains a teacher, for none.
+    ``name`` is one of TEACHERS, an alias, any network of MODELS, or ``robustbench:<Name>``.
+    Raises UserError for an unknown name, for an unfit file, and, with the command that trains a teacher, for none.
     """
+    if name.startswith(robustbench.PREFIX):
+        return load_from_zoo(name, dataset, num_classes).eval().requires_grad_(False)
     name = canonical(name, {**TEACHERS, **MODELS}, ALIASES, "--teacher_model")
     architecture = name if name in MODELS else next(iter(TEACHERS[name].values())).architecture
     if path is None:
@@ -96,13 +96,23 @@ def load_teacher(
     return load_network(architecture, num_classes, path, image_size).eval().requires_grad_(False)
 
 
+def load_from_zoo(name: str, dataset: str, num_classes: int) -> nn.Module:
+    """Return the network ``robustbench:<Name>`` with its published weights.
+
+    Raises UserError where it is not to be had.
+    """
+    short = name.removeprefix(robustbench.PREFIX)
+    known = TEACHERS.get(short, {}).get(dataset)
+    return robustbench.load_published(short, dataset, num_classes, known and known.architecture)
+
+
 def places(name: str, dataset: str) -> list[Path]:
     """Return where a teacher's file may lie under the working directory: official places, then RobustBench's cache."""
     teacher = TEACHERS.get(name, {}).get(dataset)
     found = [Path(teacher.file)] if teacher and teacher.file else []
     found.append(Path("teacher_models", dataset, name, "robust_teacher.pth"))
-    if dataset in ROBUSTBENCH:
-        found.append(Path("models", ROBUSTBENCH[dataset], "Linf", f"{name}.pt"))
+    if dataset in robustbench.DATASETS:
+        found.append(robustbench.cached(name, dataset))
     return found
 
 

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import math
 
-import numpy as np
 import pytest
 import torch
 from commands import SMALL, run_apart, run_here
 from PIL import Image
+from small_sets import cifar_files, tiny_imagenet_files
+from torchvision.datasets import CIFAR100
 
 from methods import ALIASES, METHODS, WITH_TWO_TEACHERS
 from models import build
@@ -27,23 +29,6 @@ def save_network(path, num_classes=10, name="small_resnet", image_size=32):
     return path
 
 
-def write_tiny_imagenet(root, classes=200):
-    """Tiny-ImageNet's own layout with one training and one validation image a class."""
-    noise = np.random.default_rng(0)
-    wnids = [f"n{k:08d}" for k in range(classes)]
-    (root / "val" / "images").mkdir(parents=True)
-    lines = []
-    for k, wnid in enumerate(wnids):
-        folder = root / "train" / wnid / "images"
-        folder.mkdir(parents=True)
-        for path in (folder / f"{wnid}_0.JPEG", root / "val" / "images" / f"val_{k}.JPEG"):
-            Image.fromarray(noise.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-        lines.append(f"val_{k}.JPEG\t{wnid}\t0\t0\t63\t63")
-    (root / "wnids.txt").write_text("\n".join(wnids))
-    (root / "val" / "val_annotations.txt").write_text("\n".join(lines))
-    return root
-
-
 def rows_of(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -51,8 +36,8 @@ def rows_of(path):
 
 def test_a_distillation_and_its_evaluation_leave_everything_they_promise(tmp_path):
     teacher = save_network(tmp_path / "teacher.pth")
-    words = f"{SMALL} --method DGAD --teacher_model small_resnet --teacher_path {teacher} --epochs 2 --root_path runs"
-    ended = run_apart("main.py", words, tmp_path)
+    words = f"{SMALL} --method DGAD --teacher_model small_resnet --teacher_path {teacher} --no_teacher_check"
+    ended = run_apart("main.py", f"{words} --epochs 2 --root_path runs", tmp_path)
     assert ended.status == 0, ended.err
     folder = tmp_path / "runs/Digits/DGAD/small_resnet_from_small_resnet_eps8_seed42"
     names = {"best_PGD10_acc_model.pth", "best_clean_acc_model.pth", "last_epoch_model.pth"}
@@ -76,28 +61,50 @@ def test_a_distillation_and_its_evaluation_leave_everything_they_promise(tmp_pat
     assert "epsilon 8/255, 20 steps of 2/255" in ended.out
 
 
+@pytest.fixture(scope="module")
+def tiny_imagenet(tmp_path_factory):
+    return tiny_imagenet_files(tmp_path_factory.mktemp("data") / "tiny-imagenet-200")
+
+
+# Data set -> script, flags of two steps on it, classes.
+SETS = {
+    "Digits": ("main.py", SMALL, 10),
+    "CIFAR100": ("main.py", "--dataset CIFAR100 --model small_resnet --num_steps 2 --bs 50 --limit_test 20", 100),
+    "Tiny_Image": ("main_tiny.py", "--model small_resnet --num_steps 2 --bs 16 --limit_test 20", 200),
+}
+
+
+@pytest.mark.parametrize("dataset", SETS)
 @pytest.mark.parametrize("method", [*METHODS, *ALIASES])
-def test_every_method_and_alias_trains(run, tmp_path, method):
-    network = save_network(tmp_path / "teacher.pth")
-    teachers = f"--teacher_model small_resnet --teacher_path {network} "
-    if ALIASES.get(method, method) in WITH_TWO_TEACHERS:
-        teachers += f"--std_teacher_model small_resnet --std_teacher_path {network}"
-    ended = run("main.py", f"{SMALL} --limit_train 32 --method {method} {teachers} --epochs 1")
+def test_every_method_and_alias_trains_on_every_kind_of_data(
+    run, tmp_path, monkeypatch, tiny_imagenet, method, dataset
+):
+    script, words, classes = SETS[dataset]
+    name = ALIASES.get(method, method)
+    if dataset == "CIFAR100":
+        labels = range(100)
+        cifar_files(tmp_path, CIFAR100, monkeypatch, names=[str(k) for k in labels], labels=labels)
+    network = save_network(tmp_path / "teacher.pth", classes)
+    words += f" --data_root {tiny_imagenet if dataset == 'Tiny_Image' else tmp_path} --limit_train 32 --method {method}"
+    words += f" --no_teacher_check --teacher_model small_resnet --teacher_path {network} --epochs 1"
+    if name in WITH_TWO_TEACHERS:
+        words += f" --std_teacher_model small_resnet --std_teacher_path {network}"
+    ended = run(script, words)
     assert ended.status == 0, ended.err
-    (row,) = rows_of(next((tmp_path / "tuned_models/Digits" / ALIASES.get(method, method)).glob("*/results.csv")))
-    assert float(row["train_loss"]) == pytest.approx(float(row["train_loss"]))
+    (results,) = (tmp_path / "tuned_models" / dataset / name).glob("*/results.csv")
+    (row,) = rows_of(results)
+    assert math.isfinite(float(row["train_loss"]))
 
 
-def test_tiny_imagenet_command_and_evaluation(run, tmp_path):
-    write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+def test_tiny_imagenet_command_and_evaluation(run, tmp_path, tiny_imagenet):
     save_network(tmp_path / "teacher_models/Tiny_Image/small_resnet/robust_teacher.pth", 200)
-    command = "--dataset Tiny_Image --model small_resnet --method DGAD --teacher_model small_resnet --data_root ."
-    command += " --epsilon 8 --num_steps 2 --step_size 2 --epochs 1 --bs 128 --lr_max 0.1 --lr_schedule piecewise"
-    ended = run("main_tiny.py", f"{command} --ALP_beta 15.0 --gpu_id 0")
+    words = "--dataset Tiny_Image --model small_resnet --method DGAD --teacher_model small_resnet --epsilon 8"
+    words += " --num_steps 2 --step_size 2 --epochs 1 --bs 128 --lr_max 0.1 --lr_schedule piecewise --ALP_beta 15.0"
+    ended = run("main_tiny.py", f"{words} --gpu_id 0 --no_teacher_check --data_root {tiny_imagenet}")
     assert ended.status == 0, ended.err
     path = next((tmp_path / "tuned_models/Tiny_Image/DGAD").glob("*/best_PGD10_acc_model.pth"))
-    words = f"--dataset Tiny_Image --model small_resnet --model_path {path} --data_root . --attacks clean,fgsm"
-    ended = run("main_eval_tinyimagenet.py", words)
+    words = f"--dataset Tiny_Image --model small_resnet --model_path {path} --attacks clean,fgsm"
+    ended = run("main_eval_tinyimagenet.py", f"{words} --data_root {tiny_imagenet}")
     assert ended.status == 0, ended.err
     assert "200 test images of Tiny_Image" in ended.out
 
@@ -125,6 +132,30 @@ def test_same_seed_same_bytes_and_another_seed_other_ones(run, tmp_path):
     assert files[0] == files[1] != files[2]
 
 
+def test_a_teacher_that_reads_nothing_is_refused_with_the_usual_causes(run, tmp_path):
+    path = save_network(tmp_path / "random.pth")
+    words = f"{SMALL} --method RSLAD --teacher_model small_resnet --teacher_path {path} --epochs 1"
+    ended = run("main.py", words)
+    assert ended.status == 2 and ended.err.count("\n") == 1
+    assert "of 256 clean test images" in ended.err and "normalised" in ended.err
+    assert not (tmp_path / "tuned_models").exists()
+    assert run("main.py", f"{words} --no_teacher_check").status == 0
+
+
+def test_the_recipe_fills_what_the_command_line_leaves_open(run, tmp_path):
+    words = f"{SMALL} --method TRADES --recipe paper --epochs 1 --weight_decay 0.001"
+    ended = run("main.py", words)
+    assert ended.status == 0, ended.err
+    (path,) = tmp_path.rglob("config.json")
+    config = json.loads(path.read_text())
+    assert (config["epsilon"], config["milestones"]) == (pytest.approx(0.031 * 255), [74])
+    assert (config["epochs"], config["weight_decay"], config["lr_max"]) == (1, 0.001, 0.1)
+    lines = {line.split(":")[0]: line for line in ended.out.splitlines() if line.startswith("set by")}
+    assert "--weight_decay 0.001" in lines["set by flag"]
+    assert "--epsilon 7.905" in lines["set by recipe"]
+    assert "--lr_max 0.1" in lines["set by default"]
+
+
 BAD = [
     ("main.py", "--method DGAT", "--method DGAT: unknown name; nearest: DGAD"),
     ("main.py", "--model resnet81", "--model resnet81: unknown name; nearest: resnet18"),
@@ -136,7 +167,7 @@ BAD = [
     ("main.py", f"{SMALL} --method DGAD --teacher_path other.pth --teacher_model small_resnet", "other.pth: "),
     (
         "main.py",
-        f"{SMALL} --method AKD2 --teacher_path net.pth --teacher_model small_resnet",
+        f"{SMALL} --method AKD2 --no_teacher_check --teacher_path net.pth --teacher_model small_resnet",
         "--std_teacher_path: AKD2",
     ),
     (
@@ -158,6 +189,7 @@ BAD = [
         "--dataset Folder --model small_resnet --data_root images",
         "images/train/b/broken.png: not a readable image",
     ),
+    ("main.py", f"{SMALL} --method DGAD --teacher_model robustbench:X", "robustbench:X: RobustBench has networks for"),
     ("main_tiny.py", "--image_size 32", "--image_size 32: Tiny_Image has 64x64 images"),
     ("main_tiny.py", "--data_root nowhere", "--data_root nowhere: no Tiny-ImageNet there"),
     ("main_eval.py", "--dataset Digits", "--model_path: needed"),

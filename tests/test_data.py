@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
+from small_sets import cifar_files
 from torchvision.datasets import CIFAR10, CIFAR100
 
 import data
@@ -40,28 +41,6 @@ def one_line(error):
 
 
 # ---- CIFAR ----
-
-
-def cifar_files(root, dataset, monkeypatch):
-    """Write 3 images a batch in the published pickles, and put their checksums in the place of the real ones."""
-    folder = root / dataset.base_folder
-    folder.mkdir(parents=True)
-    key = "labels" if dataset is CIFAR10 else "fine_labels"
-
-    def write(name, content):
-        (folder / name).write_bytes(pickle.dumps(content))
-        return hashlib.md5((folder / name).read_bytes()).hexdigest()
-
-    for number, attribute in enumerate(("train_list", "test_list")):
-        table = []
-        for place, (name, _) in enumerate(getattr(dataset, attribute)):
-            pixels = np.random.default_rng(10 * number + place).integers(0, 256, (3, 3072), dtype=np.uint8)
-            table.append([name, write(name, {"data": pixels, key: [2, 0, 1]})])
-        monkeypatch.setattr(dataset, attribute, table)
-    names = {dataset.meta["key"]: ["plane", "car", "bird"]}
-    monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": write(dataset.meta["filename"], names)})
-    monkeypatch.setattr(dataset, "url", "http://127.0.0.1:9/nothing-listens-here.tar.gz")
-    return folder
 
 
 @pytest.mark.parametrize(("dataset", "train_size"), [(CIFAR10, 15), (CIFAR100, 3)])

@@ -48,7 +48,7 @@ OFFICIAL_DEFAULTS = {
 
 
 def read(words, config_class=TrainConfig):
-    return parse(config_class, words.split(), description="", choices={})
+    return parse(config_class, words.split(), description="", choices={}).config
 
 
 def test_the_papers_training_commands_parse():

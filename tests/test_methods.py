@@ -1,10 +1,13 @@
 """Every loss equals the official code where that is right, and the paper where it is not."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import golden_arrays, golden_rows
 
+from methods import METHODS
 from methods.adaad import adaad_loss, adaiad_loss
 from methods.akd2 import akd2_loss
 from methods.ard import ard_loss
@@ -13,8 +16,10 @@ from methods.dgad import dgad_loss
 from methods.iad import iad1_loss, iad2_loss
 from methods.losses import kl, swap
 from methods.mart import mart_loss
+from methods.recipes import RECIPES, recipe
 from methods.rslad import rslad_loss
 from methods.trades import trades_loss
+from utils.config import TrainConfig
 
 # Official losses and ours sum the same terms in another order: a few machine epsilons of float64.
 TOLERANCE = 1e-12
@@ -273,3 +278,18 @@ def test_mart_stays_finite_where_the_network_is_certain_and_wrong():
     loss = mart_loss(s, s, torch.tensor([0]), beta=5.0)
     loss.backward()
     assert loss.isfinite() and s.grad.isfinite().all()
+
+
+def test_every_method_has_a_recipe_of_known_settings():
+    names = {spec.name for spec in fields(TrainConfig)}
+    assert set(RECIPES) == set(METHODS)
+    for method in METHODS:
+        for dataset in ("CIFAR10", "CIFAR100", "Tiny_Image", "Digits"):
+            assert set(recipe(method, dataset, "mobilenetV2")) <= names
+
+
+def test_recipes_of_the_papers():
+    assert recipe("DGAD", "Tiny_Image", "resnet18")["alp_beta"] == 15.0
+    assert recipe("DGAD", "CIFAR100", "mobilenetV2").items() >= {"lr_max": 0.05, "distill_weight": 0.5}.items()
+    assert recipe("RSLAD", "CIFAR10", "resnet18").items() >= {"epochs": 300, "weight_decay": 2e-4}.items()
+    assert recipe("ARD", "CIFAR100", "resnet18")["bs"] == 256

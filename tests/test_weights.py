@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from types import ModuleType
 
 import pytest
 import torch
@@ -324,3 +325,35 @@ def test_manifest_is_printed_with_what_is_present(tmp_path):
 def test_a_wrapped_network_has_no_hidden_statistics():
     wrapped = Normalized(nn.Flatten(), MEAN.view(1, 3, 1, 1), STD.view(1, 3, 1, 1))
     assert list(wrapped.state_dict()) == ["mean", "std"]
+
+
+def test_robustbench_network_from_its_cache_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "robustbench", None)  # as if it were not installed
+    name = "robustbench:Chen2021LTD_WRN34_10"
+    with pytest.raises(UserError, match=r"no file at models/cifar100/Linf/Chen2021LTD_WRN34_10.pt: put it there"):
+        load_teacher(name, "CIFAR100", 100)
+    with pytest.raises(UserError, match="robustbench:Other: not among the networks"):
+        load_teacher("robustbench:Other", "CIFAR10", 10)
+    torch.manual_seed(0)
+    published = build("wideresnet34_10", 100)
+    place = tmp_path / "models/cifar100/Linf/Chen2021LTD_WRN34_10.pt"
+    place.parent.mkdir(parents=True)
+    torch.save({"state_dict": prefixed("model.", published.state_dict())}, place)
+    assert same(load_teacher(name, "CIFAR100", 100), published)
+
+
+def test_robustbench_network_through_the_package(monkeypatch):
+    asked = []
+    network = build("small_resnet", 10)
+
+    def load_model(name, dataset, threat_model):
+        asked.append((name, dataset, threat_model))
+        return network
+
+    package, module = ModuleType("robustbench"), ModuleType("robustbench.utils")
+    module.load_model = load_model
+    monkeypatch.setitem(sys.modules, "robustbench", package)
+    monkeypatch.setitem(sys.modules, "robustbench.utils", module)
+    assert load_teacher("robustbench:Any2026Network", "CIFAR10", 10) is network
+    assert asked == [("Any2026Network", "cifar10", "Linf")]

@@ -59,6 +59,9 @@ class TrainConfig:
         None, "the teacher's checkpoint (teacher_models/... of the official codes when not given)", group=NETWORKS
     )
 
+    no_teacher_check: bool = flag(
+        False, "go on with a teacher that reads less than twice chance of 256 clean test images", group=NETWORKS
+    )
     std_teacher_model: str = flag(
         "resnet18", "second teacher, trained naturally, of AKD2 and IAD-II (official: always resnet18)", group=NETWORKS
     )
@@ -141,6 +144,12 @@ class TrainConfig:
         None, "mode of the student's BatchNorm in the attack (each method's official one when not given)", group=ATTACK
     )
 
+    recipe: Literal["fair", "paper"] = flag(
+        "fair",
+        "what a flag left out takes: fair, the defaults listed here, one setting for all methods;\n"
+        "paper, the method's own published training",
+        group=TRAINING,
+    )
     epochs: int = flag(200, "passes over the training set (papers)", group=TRAINING, check=at_least(1))
     bs: int = flag(128, "images in a batch (papers)", group=TRAINING, check=at_least(1))
     optim: Literal["SGD", "Adam"] = flag("SGD", "optimizer (papers)", group=TRAINING)

@@ -6,7 +6,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import Field, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from utils.errors import UserError
 
@@ -66,7 +66,16 @@ def check_values(config: Any) -> None:
             raise UserError(f"{spelling(spec)} {_plain(value)}: {wrong}")
 
 
-def parse(config_class: type, argv: Sequence[str] | None = None, *, description: str, choices: dict[str, str]) -> Any:
+class Parsed(NamedTuple):
+    """A config, and the names of the fields that the command line set."""
+
+    config: Any
+    given: frozenset[str]
+
+
+def parse(
+    config_class: type, argv: Sequence[str] | None = None, *, description: str, choices: dict[str, str]
+) -> Parsed:
     """Read the command line into a ``config_class``.
 
     Args:
@@ -87,9 +96,12 @@ def parse(config_class: type, argv: Sequence[str] | None = None, *, description:
         groups[heading] = group
         names = [spec.metadata["short"]] * bool(spec.metadata["short"]) + [spelling(spec)]
         text = "\n".join(filter(None, [_help(spec), choices.get(spec.name)])).replace("%", "%%")
-        group.add_argument(*names, dest=spec.name, default=spec.default, help=text, **_kind(hints[spec.name]))
+        group.add_argument(
+            *names, dest=spec.name, default=argparse.SUPPRESS, help=text, **_kind(hints[spec.name], spec.default)
+        )
     values = vars(parser.parse_args(argv))
-    return config_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Parsed(config_class(**given), frozenset(given))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,7 +118,7 @@ def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _kind(hint: Any) -> dict[str, Any]:
+def _kind(hint: Any, default: Any) -> dict[str, Any]:
     """Arguments of ``add_argument`` for one type annotation."""
     if typing.get_origin(hint) in (
         types.UnionType,
@@ -114,7 +126,7 @@ def _kind(hint: Any) -> dict[str, Any]:
     ):  # X | None: None only says that the flag was left open
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     if hint is bool:
-        return {"action": argparse.BooleanOptionalAction}
+        return {"action": argparse.BooleanOptionalAction if default else "store_true"}
     if typing.get_origin(hint) is Literal:
         allowed = {choice.lower(): choice for choice in typing.get_args(hint)}
         return {"type": _one_of(allowed), "metavar": "|".join(allowed.values())}

@@ -1,0 +1,48 @@
+"""Data sets of a few generated images, in the layouts of the published ones."""
+
+import hashlib
+import pickle
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+
+def cifar_files(root, dataset, monkeypatch, names=("plane", "car", "bird"), labels=(2, 0, 1)):
+    """Write an image per label into each of the published pickles, and put their checksums in the place of the real."""
+    folder = root / dataset.base_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    key = "labels" if dataset is CIFAR10 else "fine_labels"
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    for number, attribute in enumerate(("train_list", "test_list")):
+        table = []
+        for place, (name, _) in enumerate(getattr(dataset, attribute)):
+            shape = (len(labels), 3072)
+            pixels = np.random.default_rng(10 * number + place).integers(0, 256, shape, dtype=np.uint8)
+            table.append([name, write(name, {"data": pixels, key: list(labels)})])
+        monkeypatch.setattr(dataset, attribute, table)
+    meta = write(dataset.meta["filename"], {dataset.meta["key"]: list(names)})
+    monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": meta})
+    monkeypatch.setattr(dataset, "url", "http://127.0.0.1:9/nothing-listens-here.tar.gz")
+    return folder
+
+
+def tiny_imagenet_files(root, classes=200):
+    """Write Tiny-ImageNet's own layout with one training and one validation image a class."""
+    noise = np.random.default_rng(0)
+    wnids = [f"n{k:08d}" for k in range(classes)]
+    (root / "val" / "images").mkdir(parents=True)
+    lines = []
+    for k, wnid in enumerate(wnids):
+        folder = root / "train" / wnid / "images"
+        folder.mkdir(parents=True)
+        for path in (folder / f"{wnid}_0.JPEG", root / "val" / "images" / f"val_{k}.JPEG"):
+            Image.fromarray(noise.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+        lines.append(f"val_{k}.JPEG\t{wnid}\t0\t0\t63\t63")
+    (root / "wnids.txt").write_text("\n".join(wnids))
+    (root / "val" / "val_annotations.txt").write_text("\n".join(lines))
+    return root
