@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from engine.evaluate import Perturb, evaluate
+from engine.evaluate import Perturb, Score, evaluate
 from engine.run_folder import BEST_CLEAN, BEST_PGD10, LAST, RunFolder, identity
 from engine.schedule import learning_rate
-from engine.trainer import Trainer
+from engine.trainer import EpochMeans, Trainer
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import logger, progress
@@ -45,29 +45,32 @@ def fit(
     if start:
         logger.info("resuming after epoch %d of %d", start, config.epochs)
     for epoch in range(start, config.epochs):
-        began = time.monotonic()
-        lr = _rate(epoch, config)
+        began, lr = time.monotonic(), _rate(epoch, config)
         means = trainer.epoch(progress(train, f"epoch {epoch + 1}/{config.epochs}"), epoch, lr)
         if not math.isfinite(means.loss):
-            raise UserError(
-                f"--lr_max {config.lr_max:g}: the loss of epoch {epoch + 1} is {means.loss}; try a lower rate"
-            )
+            wrong = f"the loss of epoch {epoch + 1} is {means.loss}"
+            raise UserError(f"--lr_max {config.lr_max:g}: {wrong}; try a lower rate")
         trained = time.monotonic()
         clean, robust = evaluate(trainer.student, judge), evaluate(trainer.student, judge, pgd10())
-        figures = {"epoch": epoch, "clean_acc": clean.accuracy, "PGD10_acc": robust.accuracy}
-        checkpoint = {"net": trainer.student.state_dict(), **figures, **network}
+        checkpoint = {"net": trainer.student.state_dict(), "epoch": epoch, **network}
+        checkpoint |= {"clean_acc": clean.accuracy, "PGD10_acc": robust.accuracy}
         _keep_best(checkpoint, best, folder)
-        losses = {"train_loss": means.loss, "clean_loss": clean.loss, "PGD10_loss": robust.loss}
-        folder.add_row(
-            {**figures, **losses, "lr": lr, "train_clean_acc": means.clean_acc, "train_adv_acc": means.adv_acc}
-        )
+        folder.add_row(_row(epoch, lr, means, clean, robust))
         folder.save(LAST, checkpoint | _resume_state(trainer, generators, best, config))
+        seconds = f"{trained - began:.0f} s training, {time.monotonic() - trained:.0f} s evaluation"
         logger.info(
-            "epoch %d/%d  lr %g  loss %.4f  clean %.2f  PGD-10 %.2f  (%.0f s training, %.0f s evaluation)",
-            epoch + 1, config.epochs, lr, means.loss, clean.accuracy, robust.accuracy,
-            trained - began, time.monotonic() - trained,
-        )  # fmt: skip
+            *("epoch %d/%d  lr %g  loss %.4f  clean %.2f  PGD-10 %.2f  (%s)", epoch + 1, config.epochs, lr),
+            *(means.loss, clean.accuracy, robust.accuracy, seconds),
+        )
     return best
+
+
+def _row(epoch: int, lr: float, means: EpochMeans, clean: Score, robust: Score) -> dict:
+    """One line of results.csv."""
+    trained = {"train_loss": means.loss, "train_clean_acc": means.clean_acc, "train_adv_acc": means.adv_acc}
+    judged = {"clean_loss": clean.loss, "clean_acc": clean.accuracy}
+    judged |= {"PGD10_loss": robust.loss, "PGD10_acc": robust.accuracy}
+    return {"epoch": epoch, "lr": lr, **trained, **judged}
 
 
 def _rate(epoch: int, config: TrainConfig) -> float:

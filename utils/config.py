@@ -46,7 +46,7 @@ class TrainConfig:
     )
     workers: int = flag(
         4,
-        "threads that decode image files, once (large files gain from four); training reads from memory",
+        "threads that decode image files, once; large files gain from four,\ntraining itself reads from memory",
         group=DATA,
         check=at_least(1),
         place=True,

@@ -87,21 +87,25 @@ def parse(
     Raises:
         UserError: A word that is no flag, or a value of the wrong kind or range.
     """
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    hints = typing.get_type_hints(config_class)
-    for spec in fields(config_class):
-        heading = spec.metadata["group"]
-        group = groups.setdefault(heading, None) or parser.add_argument_group(heading)
-        groups[heading] = group
-        names = [spec.metadata["short"]] * bool(spec.metadata["short"]) + [spelling(spec)]
-        text = "\n".join(filter(None, [_help(spec), choices.get(spec.name)])).replace("%", "%%")
-        group.add_argument(
-            *names, dest=spec.name, default=argparse.SUPPRESS, help=text, **_kind(hints[spec.name], spec.default)
-        )
-    values = vars(parser.parse_args(argv))
+    values = vars(_parser_of(config_class, description, choices).parse_args(argv))
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return Parsed(config_class(**given), frozenset(given))
+
+
+def _parser_of(config_class: type, description: str, choices: dict[str, str]) -> argparse.ArgumentParser:
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    hints = typing.get_type_hints(config_class)
+    groups = {}
+    for spec in fields(config_class):
+        heading = spec.metadata["group"]
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        names = [name for name in (spec.metadata["short"], spelling(spec)) if name]
+        text = "\n".join(filter(None, [_help(spec), choices.get(spec.name)])).replace("%", "%%")
+        kind = _kind(hints[spec.name], spec.default)
+        # Suppressed: what the command line leaves out is absent, so that a recipe can fill it.
+        groups[heading].add_argument(*names, dest=spec.name, default=argparse.SUPPRESS, help=text, **kind)
+    return parser
 
 
 class _Parser(argparse.ArgumentParser):
@@ -120,10 +124,8 @@ def _plain(value: Any) -> str:
 
 def _kind(hint: Any, default: Any) -> dict[str, Any]:
     """Arguments of ``add_argument`` for one type annotation."""
-    if typing.get_origin(hint) in (
-        types.UnionType,
-        typing.Union,
-    ):  # X | None: None only says that the flag was left open
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        # X | None: None says that the flag was left open.
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction if default else "store_true"}
