@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -41,17 +42,29 @@ def linf(objective, epsilon: float, step_size: float, steps: int, generator: tor
 
 
 def autoattack(epsilon: float, batch_size: int, seed: int) -> Perturb:
-    """AutoAttack, standard version, L-infinity (Croce & Hein, ICML 2020), by its authors' own package."""
+    """AutoAttack, standard version, L-infinity (Croce & Hein, ICML 2020), by its authors' own code.
+
+    That is ``pyautoattack`` on PyPI, or their git package ``autoattack`` where only that is installed.
+    """
 
     def perturb(model, x, y):
-        from pyautoattack import AutoAttack  # here: evaluation alone needs it
-
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
-        attack = AutoAttack(model, norm="Linf", eps=epsilon, seed=seed, device=x.device)
+        settings = {"norm": "Linf", "eps": epsilon, "seed": seed, "device": x.device}
+        try:
+            from pyautoattack import AutoAttack
+        except ImportError:
+            from autoattack import AutoAttack
+
+            attack = AutoAttack(model, **settings, verbose=False)
+            run = partial(attack.run_standard_evaluation, bs=batch_size)
+        else:
+            attack = AutoAttack(model, **settings)
+            run = partial(attack.run_standard_evaluation, batch_size=batch_size)
         # The standard version aims at 9 other classes; a data set of fewer has fewer to aim at.
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
-        return attack.run_standard_evaluation(x, y, batch_size=batch_size)[0]
+        found = run(x, y)
+        return found[0] if isinstance(found, tuple) else found  # pyautoattack returns its predictions too
 
     return perturb
 

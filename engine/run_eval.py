@@ -23,6 +23,8 @@ from utils.names import canonical
 from utils.report import text_table
 from utils.seed import seed_everything
 
+AUTOATTACK_CLASSES = 4  # its targeted loss compares the logits of four
+
 
 def run_evaluation(config: EvalConfig) -> None:
     """Attack the checkpoint by the chosen protocol; print the accuracies and keep them beside it.
@@ -38,6 +40,11 @@ def run_evaluation(config: EvalConfig) -> None:
     splits = load(config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
     network = make_network(config.model, config.model_path, config.dataset, splits).to(device)
     network.eval().requires_grad_(False)
+    if "aa" in attacks and len(splits.classes) < AUTOATTACK_CLASSES:
+        raise UserError(
+            f"--attacks: AutoAttack needs {AUTOATTACK_CLASSES} classes, the data set has {len(splits.classes)}; "
+            "name the others, for example --attacks clean,fgsm,pgd,cw"
+        )
     images = subset(splits.test, config.limit_test, config.seed)
     logger.info("%s: %s on %d test images of %s", config.model_path, config.model, len(images.labels), config.dataset)
     figures = {}

@@ -20,7 +20,8 @@ def iad1(student, teacher, attack, x, y, epoch, *, alpha, beta, temp, begin):
     if introspect:
         repeat_forward(student, x)
     with torch.no_grad():
-        t_clean, t_adv = teacher(x), teacher(x_adv)
+        t_clean = teacher(x)
+        t_adv = teacher(x_adv) if introspect else None
     loss = iad1_loss(clean, adv, t_clean, t_adv, y, alpha=alpha, beta=beta, temp=temp, introspect=introspect)
     return Step(loss, clean, adv)
 
@@ -28,8 +29,8 @@ def iad1(student, teacher, attack, x, y, epoch, *, alpha, beta, temp, begin):
 def iad1_loss(clean, adv, t_clean, t_adv, y, *, alpha, beta, temp, introspect):
     """``alpha [T^2 mean KL(t || s'; T) + mean (1 - A) KL(s || s')] + (1 - alpha) CE(s, y)``.
 
-    A is :func:`reliability`; the middle term, with gradient into s and s', is left out unless ``introspect``.
-    Logits (B, C), labels (B,).
+    A is :func:`reliability`; the middle term, with gradient into s and s', is left out unless ``introspect``;
+    without it t_adv may be None. Logits (B, C), labels (B,).
     """
     guided = temp**2 * kl(t_clean, adv, temp).mean()
     if introspect:

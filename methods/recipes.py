@@ -29,8 +29,8 @@ ALP_BETA = {"CIFAR10": 5.0, "CIFAR100": 5.0, "Tiny_Image": 15.0}  # DGAD's proje
 
 
 def recipe(method: str, dataset: str, model: str) -> dict:
-    """The published training of ``method``, with what depends on the data set and on the student."""
-    values = dict(RECIPES[method])
+    """The published training of ``method``, with what depends on the data set and on the student; {} if it has none."""
+    values = dict(RECIPES.get(method, {}))
     if method == "ARD" and dataset == "CIFAR100":
         values["bs"] = 256
     if method.startswith("DGAD"):

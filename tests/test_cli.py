@@ -109,6 +109,15 @@ def test_tiny_imagenet_command_and_evaluation(run, tmp_path, tiny_imagenet):
     assert "200 test images of Tiny_Image" in ended.out
 
 
+def test_official_evaluation_protocol(run, tmp_path):
+    path = save_network(tmp_path / "net.pth")
+    words = f"--dataset Digits --image_size 16 --model small_resnet --model_path {path} --limit_test 4"
+    ended = run("main_eval.py", f"{words} --protocol official --attacks fgsm,pgd,cw")
+    assert ended.status == 0, ended.err
+    figures = json.loads(path.with_suffix(".eval.json").read_text())["figures"]
+    assert list(figures) == ["FGSM", "PGD-10", "C&W-L2"]
+
+
 def test_last_batch_of_one_and_validation_split(run, tmp_path):
     ended = run("main.py", f"{SMALL} --method AT --limit_train 33 --val_size 20 --epochs 1")
     assert ended.status == 0, ended.err
@@ -200,6 +209,11 @@ BAD = [
         "--dataset Digits --model_path net.pth --attacks fgsm,pdg",
         "--attacks pdg: unknown name; nearest: pgd",
     ),
+    (
+        "main_eval.py",
+        "--dataset Folder --model small_resnet --data_root pair --model_path net2.pth",
+        "AutoAttack needs 4",
+    ),
     ("main_eval.py", "--dataset Digits --model_path net.pth --eps 8", "--eps 8.0: must be above 0 and at most 1"),
     ("main_eval_tinyimagenet.py", "--data_root nowhere --model_path net.pth", "no Tiny-ImageNet there"),
 ]
@@ -209,6 +223,10 @@ BAD = [
 def test_bad_input_is_one_line_with_status_2_and_nothing_written(run, tmp_path, script, words, line):
     save_network(tmp_path / "net.pth")
     save_network(tmp_path / "net7.pth", 7)
+    save_network(tmp_path / "net2.pth", 2)
+    for name in ("train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png"):
+        (tmp_path / "pair" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "pair" / name)
     for name in ("train/a/good.png", "train/b/broken.png", "test/a/good.png", "test/b/good.png"):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +238,8 @@ def test_bad_input_is_one_line_with_status_2_and_nothing_written(run, tmp_path, 
     assert ended.status == 2
     assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
     assert line in ended.err
-    assert sorted(tmp_path.rglob("*")) == before
+    # Decoded images are kept beside good data whatever comes after.
+    assert [path for path in sorted(tmp_path.rglob("*")) if not path.name.startswith(".decoded")] == before
 
 
 def test_a_bad_command_line_shows_no_traceback_in_a_process_of_its_own(tmp_path):
