@@ -6,9 +6,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from attacks.suite import PROTOCOLS, Attack
-from data import load, subset
+from data import Split, load, subset
 from data.loader import Batches
 from engine.device import choose_device
 from engine.evaluate import evaluate
@@ -47,6 +48,15 @@ def run_evaluation(config: EvalConfig) -> None:
         )
     images = subset(splits.test, config.limit_test, config.seed)
     logger.info("%s: %s on %d test images of %s", config.model_path, config.model, len(images.labels), config.dataset)
+    figures = _measure(network, attacks, images, config, device)
+    row = [config.model, *(f"{figure['accuracy']:.2f}" for figure in figures.values())]
+    logger.info("\n%s", text_table(["accuracy in %", *figures], [row]))
+
+
+def _measure(
+    network: nn.Module, attacks: dict[str, Attack], images: Split, config: EvalConfig, device: torch.device
+) -> dict[str, dict]:
+    """Print and keep the accuracy under each attack as it comes."""
     figures = {}
     for key, attack in attacks.items():
         began = time.monotonic()
@@ -59,8 +69,7 @@ def run_evaluation(config: EvalConfig) -> None:
             "%-13s %6.2f %%  (n %d; %s; %.0f s)", attack.title, score.accuracy, score.n, attack.settings, seconds
         )
         _keep(config, figures)
-    row = [config.model, *(f"{figure['accuracy']:.2f}" for figure in figures.values())]
-    logger.info("\n%s", text_table(["accuracy in %", *figures], [row]))
+    return figures
 
 
 def _choose_attacks(config: EvalConfig, device: torch.device) -> dict[str, Attack]:
