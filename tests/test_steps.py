@@ -1,0 +1,204 @@
+"""One whole step, attack to optimizer, against a plain transcription of the algorithm boxes (``plain_steps.py``)."""
+
+from copy import deepcopy
+
+import plain_steps as plain
+import pytest
+import torch
+from tiny import TinyNet
+
+from engine.trainer import Trainer
+from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from utils.config import TrainConfig
+
+CLASSES = 7  # not the data sets' ten, so that a mean over classes and a factor of 0.1 are two things
+
+# Both sides compute in float64, whose rounding is 1e-16; two steps, some 25 passes through a small network, were seen
+# to grow it to 1e-13 at most. A thousand times that is still far below any term, factor or forward that differs.
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def case(name, epoch=0, attack_bn=None, **options):
+    words = [name, f"epoch={epoch}", f"attack_bn={attack_bn}" if attack_bn else ""]
+    words += [f"{key}={value}" for key, value in options.items()]
+    return pytest.param(name, epoch, attack_bn, options, id=" ".join(filter(None, words)))
+
+
+CASES = [
+    *(case(name) for name in METHODS),
+    *(case(name, attack_bn="train") for name in ("AT", "TRADES", "MART", "RSLAD", "AdaAD", "DGAD")),
+    *(case(name, attack_bn="eval") for name in ("ARD", "IAD-I", "AKD2", "IAD-II")),
+    case("TRADES", trades_beta=2.5),
+    case("MART", mart_beta=3.0),
+    case("ARD", iad_alpha=0.9, temp=5.0),
+    case("ARD", iad_alpha=0.6, temp=1.0, kl_weight=1.0),
+    case("RSLAD", kl_weight=1.0),
+    case("AdaAD", adaad_alpha=0.8),
+    case("AdaAD", adaad_alpha=0.8, dataset="CIFAR100"),
+    case("AdaAD", adaad_alpha=0.5, kl_weight=0.3),
+    case("AKD2", robust_weight=0.6, std_weight=0.1, temp=2.0),
+    # The introspection begins at epoch 60, that of IAD-II at 40.
+    *(case(name, epoch) for name in ("IAD-I", "AdaIAD", "DGAD-IAD") for epoch in (59, 60)),
+    *(case("IAD-II", epoch) for epoch in (39, 40)),
+    *(
+        case(name, epoch, iad_alpha=0.9, iad_beta=0.5, iad_begin=3, temp=5.0)
+        for name in ("IAD-I", "AdaIAD")
+        for epoch in (2, 3)
+    ),
+    *(
+        case("IAD-II", epoch, iad_begin=3, iad_beta=0.5, robust_weight=0.6, std_weight=0.1, temp=5.0)
+        for epoch in (2, 3)
+    ),
+    case("DGAD", alp_beta=5.0),
+    case("DGAD", map=False),
+    case("DGAD", els=False),
+    case("DGAD", map=False, els=False),
+    case("DGAD", alp="off"),
+    case("DGAD", distill_weight=0.5),
+    *(case("DGAD-IAD", epoch, iad_begin=3, iad_beta=0.5, alp_beta=5.0, distill_weight=0.5) for epoch in (2, 3)),
+    case("DGAD-IAD", 3, "train", iad_begin=3, els=False),
+    case("DGAD-IAD", 3, iad_begin=3, map=False, alp="off"),
+]
+
+
+def images(n):
+    """Coarse colours under noise, with black and white pixels among them, (n, 3, 8, 8)."""
+    coarse = torch.rand(n, 3, 2, 2, dtype=torch.float64).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return (2 * coarse - 0.7 + 0.4 * torch.rand(n, 3, 8, 8, dtype=torch.float64)).clamp(0, 1)
+
+
+def network():
+    """A tiny network under way: its BatchNorm has left its first weights and statistics.
+
+    Its logits stay moderate, where a softmax and its logarithm written out neither overflow nor lose digits.
+    """
+    net = TinyNet(num_classes=CLASSES).double()
+    with torch.no_grad():
+        for bn in (net.bn1, net.bn2):
+            bn.weight.uniform_(0.5, 1.5)
+            bn.bias.uniform_(-0.5, 0.5)
+        net.linear.weight.mul_(5)
+        for _ in range(10):
+            net(images(64))
+    return net
+
+
+def sharpened(net):
+    """``net`` as a teacher, its logits of deviation 1.5 around 0: an attack turns some predictions, not all."""
+    net.eval()
+    with torch.no_grad():
+        net.linear.weight.mul_(1.5 / net(images(64)).std(0).mean())
+        net.linear.bias.sub_(net(images(64)).mean(0))
+    return net.requires_grad_(False)
+
+
+def problem(seed=6):
+    """A student, two frozen teachers, and two batches of unequal size: images, labels, standard normals.
+
+    The labels are those of the robust teacher on every other image and wrong by its judgement on the rest.
+    """
+    torch.manual_seed(seed)
+    student, teachers = network(), [sharpened(network()) for _ in range(2)]
+    batches = []
+    for n in (7, 5):
+        x = images(n)
+        y = (teachers[0](x).argmax(1) + torch.arange(n) % 2 * torch.randint(1, CLASSES, (n,))) % CLASSES
+        batches.append((x, y, torch.randn_like(x)))
+    return student, teachers, batches
+
+
+def start_noise(name, draw):
+    if name in plain.UNIFORM_START:
+        return plain.EPSILON * torch.erf(draw / 2**0.5)  # uniform in (-epsilon, epsilon)
+    return 0.001 * draw
+
+
+def given_teachers(name, teachers):
+    return teachers[: 0 if name in WITHOUT_TEACHER else 2 if name in WITH_TWO_TEACHERS else 1]
+
+
+def state_after(loss, net, gradients):
+    """Everything that a step computes or changes, by name."""
+    names = [key for key, _ in net.named_parameters()]
+    return {
+        "loss": loss.detach().clone(),
+        **{f"gradient of {key}": gradient.clone() for key, gradient in zip(names, gradients, strict=True)},
+        **{key: value.detach().clone() for key, value in net.state_dict().items()},
+    }
+
+
+def trainer_of(name, attack_bn, options, student, teachers, generator=None):
+    optimizer = torch.optim.SGD(
+        student.parameters(), lr=plain.LEARNING_RATE, momentum=plain.MOMENTUM, weight_decay=plain.WEIGHT_DECAY
+    )
+    ball = {"epsilon": plain.EPSILON, "step_size": plain.STEP_SIZE, "steps": plain.STEPS}
+    method = METHODS[name](TrainConfig(method=name, **options))
+    teachers = given_teachers(name, teachers)
+    return Trainer(student, teachers, method, optimizer, **ball, attack_bn=attack_bn, generator=generator)
+
+
+def trainer_steps(name, epoch, attack_bn, options, student, teachers, batches):
+    trainer = trainer_of(name, attack_bn, options, student, teachers)
+    for x, y, draw in batches:
+        loss = trainer.step(x, y, epoch, start_noise=start_noise(name, draw)).loss
+        yield state_after(loss, student, [parameter.grad for parameter in student.parameters()])
+
+
+def plain_steps(name, epoch, attack_bn, options, student, teachers, batches):
+    parameters = list(student.parameters())
+    velocities = [torch.zeros_like(parameter) for parameter in parameters]
+    options = options | ({"attack_bn": attack_bn} if attack_bn else {})
+    for x, y, draw in batches:
+        student.train()
+        loss = plain.METHODS[name](
+            student, *given_teachers(name, teachers), x, y, start_noise(name, draw), epoch, **options
+        )
+        gradients = torch.autograd.grad(loss, parameters)
+        plain.sgd(parameters, gradients, velocities)
+        yield state_after(loss, student, gradients)
+
+
+@pytest.mark.parametrize(("name", "epoch", "attack_bn", "options"), CASES)
+def test_two_steps_equal_the_plain_algorithm(name, epoch, attack_bn, options):
+    student, teachers, batches = problem()
+    expected = plain_steps(name, epoch, attack_bn, options, deepcopy(student), teachers, batches)
+    for step, got in enumerate(trainer_steps(name, epoch, attack_bn, options, student, teachers, batches)):
+        for (key, a), b in zip(got.items(), next(expected).values(), strict=True):
+            torch.testing.assert_close(a, b, **EXACT, msg=lambda m, key=key, step=step: f"step {step}, {key}: {m}")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_without_given_noise_the_start_is_drawn_as_the_algorithm_says(name):
+    losses = []
+    for given in (False, True):
+        student, teachers, [(x, y, _), _] = problem()
+        generator, same = (torch.Generator().manual_seed(0) for _ in range(2))
+        if name in plain.UNIFORM_START:
+            noise = plain.EPSILON * (2 * torch.rand(x.shape, generator=same, dtype=x.dtype) - 1)
+        else:
+            noise = 0.001 * torch.randn(x.shape, generator=same, dtype=x.dtype)
+        trainer = trainer_of(name, None, {}, student, teachers, generator)
+        losses.append(trainer.step(x, y, start_noise=noise if given else None).loss)
+    torch.testing.assert_close(*losses, **EXACT)
+
+
+def test_the_batches_hold_every_kind_of_image():
+    student, (teacher, _), batches = problem()
+    for x, y, draw in batches:
+        x_adv = plain.adaad_attack(student, teacher, x, start_noise("DGAD", draw), "eval")
+        right, right_adv = teacher(x).argmax(1) == y, teacher(x_adv).argmax(1) == y
+        assert (right & right_adv).any() and (right & ~right_adv).any() and (~right).any()
+
+
+@pytest.mark.parametrize("name", ["IAD-I", "IAD-II", "AdaIAD", "DGAD-IAD"])
+def test_introspection_changes_the_loss(name):
+    losses = [next(plain_steps(name, epoch, None, {"iad_begin": 3}, *problem()))["loss"] for epoch in (2, 3)]
+    assert abs(losses[0] - losses[1]) > 1e-5
+
+
+def test_every_switch_of_dgad_changes_the_loss():
+    switches = [{}, {"map": False}, {"els": False}, {"map": False, "els": False}, {"alp": "off"}]
+    switches += [{"alp_beta": 5.0}, {"distill_weight": 0.5}]
+    losses = [next(plain_steps("DGAD", 0, None, options, *problem()))["loss"].item() for options in switches]
+    gaps = [abs(a - b) for i, a in enumerate(losses) for b in losses[:i]]
+    assert min(gaps) > 1e-5
