@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -107,6 +109,32 @@ def test_tiny_imagenet_command_and_evaluation(run, tmp_path, tiny_imagenet):
     ended = run("main_eval_tinyimagenet.py", f"{words} --data_root {tiny_imagenet}")
     assert ended.status == 0, ended.err
     assert "200 test images of Tiny_Image" in ended.out
+
+
+def test_a_mobilenet_learns_from_another_network(run, tmp_path):
+    teacher = save_network(tmp_path / "teacher.pth", name="resnet18")
+    words = (
+        "--dataset Digits --model mobilenetV2 --method DGAD --teacher_model resnet18 --no_teacher_check --num_steps 1"
+    )
+    ended = run("main.py", f"{words} --teacher_path {teacher} --limit_train 4 --limit_test 4 --bs 3 --epochs 1")
+    assert ended.status == 0, ended.err
+
+
+def test_a_network_of_robustbench_is_student_and_is_evaluated(run, tmp_path, monkeypatch):
+    zoo = ModuleType("robustbench.utils")  # stands for the package, which need not be installed
+    zoo.load_model = lambda name, dataset, threat_model: build("small_resnet", 100)
+    monkeypatch.setitem(sys.modules, "robustbench", ModuleType("robustbench"))
+    monkeypatch.setitem(sys.modules, "robustbench.utils", zoo)
+    names = [str(k) for k in range(100)]
+    cifar_files(tmp_path, CIFAR100, monkeypatch, names=names, labels=range(100))
+    words = f"--dataset CIFAR100 --model robustbench:Some2026Network --data_root {tmp_path} --limit_test 20"
+    ended = run("main.py", f"{words} --method Natural --limit_train 40 --epochs 1")
+    assert ended.status == 0, ended.err
+    (path,) = tmp_path.rglob("best_clean_acc_model.pth")
+    assert path.parent.name == "robustbench-Some2026Network_seed42"
+    for checkpoint in ("", f"--model_path {path}"):
+        ended = run("main_eval.py", f"{words} {checkpoint} --attacks clean")
+        assert ended.status == 0, ended.err
 
 
 def test_official_evaluation_protocol(run, tmp_path):
