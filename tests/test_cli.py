@@ -112,10 +112,8 @@ def test_tiny_imagenet_command_and_evaluation(run, tmp_path, tiny_imagenet):
 
 
 def test_a_mobilenet_learns_from_another_network(run, tmp_path):
-    teacher = save_network(tmp_path / "teacher.pth", name="resnet18")
-    words = (
-        "--dataset Digits --model mobilenetV2 --method DGAD --teacher_model resnet18 --no_teacher_check --num_steps 1"
-    )
+    teacher = save_network(tmp_path / "teacher.pth")
+    words = "--dataset Digits --model mobilenetV2 --method DGAD --teacher_model small_resnet --no_teacher_check --num_steps 1"
     ended = run("main.py", f"{words} --teacher_path {teacher} --limit_train 4 --limit_test 4 --bs 3 --epochs 1")
     assert ended.status == 0, ended.err
 
