@@ -106,23 +106,26 @@ def pgd10(epsilon: float, generator: torch.Generator) -> Attack:
     return _pgd("PGD", cross_entropy, epsilon, epsilon / 4, 10, generator)
 
 
-def paper_protocol(epsilon: float, *, steps: int | None, batch_size: int, seed: int, generator) -> dict[str, Attack]:
+def paper_protocol(epsilon: float, *, steps: int | None, batch_size: int, seed: int, device) -> dict[str, Attack]:
     """The attacks that the papers report; steps are 2/255 long at epsilon 8/255, PGD-TRADES' 0.003."""
+
+    def starts(stream: int) -> torch.Generator:  # its own for each attack: a figure depends on no other attack
+        return torch.Generator(device).manual_seed(8 * seed + stream)
+
     return {
-        "clean": Attack("Clean", "no attack", None),
-        "fgsm": Attack("FGSM", f"epsilon {_of_255(epsilon)}, one step, no random start", fgsm(epsilon)),
-        "pgd": _pgd("PGD", cross_entropy, epsilon, epsilon / 4, steps or 20, generator),
-        "pgd_trades": _pgd("PGD-TRADES", cross_entropy, epsilon, 0.003, 20, generator),
-        "cw": _pgd("C&W-inf", margin, epsilon, epsilon / 4, 30, generator),
+        **_without_chance(epsilon),
+        "pgd": _pgd("PGD", cross_entropy, epsilon, epsilon / 4, steps or 20, starts(0)),
+        "pgd_trades": _pgd("PGD-TRADES", cross_entropy, epsilon, 0.003, 20, starts(1)),
+        "cw": _pgd("C&W-inf", margin, epsilon, epsilon / 4, 30, starts(2)),
         "aa": _autoattack(epsilon, batch_size, seed),
     }
 
 
-def official_protocol(epsilon: float, *, steps: int | None, batch_size: int, seed: int, generator) -> dict[str, Attack]:
+def official_protocol(epsilon: float, *, steps: int | None, batch_size: int, seed: int, device) -> dict[str, Attack]:
     """The attacks of the official DGAD evaluation script (its C&W is L2 and unbounded)."""
+    generator = torch.Generator(device).manual_seed(8 * seed)
     return {
-        "clean": Attack("Clean", "no attack", None),
-        "fgsm": Attack("FGSM", f"epsilon {_of_255(epsilon)}, one step, no random start", fgsm(epsilon)),
+        **_without_chance(epsilon),
         "pgd": _pgd("PGD", cross_entropy, epsilon, epsilon / 4, steps or 10, generator),
         "cw": Attack("C&W-L2", "advertorch, 1000 iterations, constant 0.1, no bound", carlini_wagner_l2()),
         "aa": _autoattack(epsilon, batch_size, seed),
@@ -130,6 +133,11 @@ def official_protocol(epsilon: float, *, steps: int | None, batch_size: int, see
 
 
 PROTOCOLS = {"paper": paper_protocol, "official": official_protocol}
+
+
+def _without_chance(epsilon) -> dict[str, Attack]:
+    settings = f"epsilon {_of_255(epsilon)}, one step, no random start"
+    return {"clean": Attack("Clean", "no attack", None), "fgsm": Attack("FGSM", settings, fgsm(epsilon))}
 
 
 def _pgd(title, objective, epsilon, step_size, steps, generator) -> Attack:

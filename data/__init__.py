@@ -7,11 +7,10 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from data import cifar, digits, image_folder, tiny_imagenet
 from data.loader import Batches
-from data.splits import Split, Splits, hold_out, subset
-from utils.errors import UserError
+from data.splits import Split, Splits, fingerprint, hold_out, subset
 from utils.names import canonical
 
-__all__ = ["ALIASES", "DATASETS", "Batches", "Split", "Splits", "hold_out", "load", "subset"]
+__all__ = ["ALIASES", "DATASETS", "Batches", "Split", "Splits", "fingerprint", "hold_out", "load", "subset"]
 
 # name -> loader(root, image_size, workers) -> Splits
 DATASETS = {
@@ -38,6 +37,4 @@ def load(name: str, data_root: str | Path | None = None, *, image_size: int | No
     Raises UserError for an unknown name, and for data that are missing, damaged or of another size.
     """
     name = canonical(name, DATASETS, ALIASES, "--dataset")
-    if image_size is not None and image_size < 1:
-        raise UserError(f"--image_size {image_size}: must be at least 1 pixel")
     return DATASETS[name](None if data_root is None else Path(data_root).expanduser(), image_size, workers)

@@ -46,10 +46,11 @@ def decoded(root: Path, paths: Sequence[Path], size: int, *, workers: int, resiz
 
     With ``resize`` the shorter side of every image is scaled to ``size`` (bilinear, antialiased) and the centre cut
     out; without it an image of another size is a UserError, as is an unreadable one, by its path.
-    The result is kept in ``root`` as ``.decoded-<size>-<key>.pt``; the key hashes names, sizes and times of the files.
+    The result is kept in ``root`` as ``.decoded-<size>-<key>.pt`` (``<size>r`` with ``resize``); the key hashes names,
+    sizes and times of the files.
     A damaged cache is rebuilt and a folder that cannot be written to goes without one: both only log a line.
     """
-    cache = root / f".decoded-{size}-{_key(root, paths, size, resize)}.pt"
+    cache = root / f".decoded-{size}{'r' * resize}-{_key(root, paths, size, resize)}.pt"
     if cache.exists() and (images := _read(cache)) is not None:
         return images
     log.info("decoding %s images in %s, once", f"{len(paths):,}", root)

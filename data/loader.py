@@ -34,12 +34,11 @@ class Batches:
         crop: int = 0,
         flip: bool = False,
         generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float32,
     ):
         self.device = torch.device(device)
         self.images, self.labels = _resident(split, self.device)
         self.batch_size, self.shuffle, self.crop, self.flip = batch_size, shuffle, crop, flip
-        self.generator, self.dtype = generator, dtype
+        self.generator = generator
 
     def __len__(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
@@ -53,7 +52,7 @@ class Batches:
                 images = random_crop(images, self.crop, corners[part])
             if self.flip:
                 images = torch.where(mirrored[part, None, None, None], images.flip(3), images)
-            yield images.to(self.dtype).div_(255), labels
+            yield images.float().div_(255), labels
 
     def _draw(self, n: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Draw an epoch: order (N,) where the images are; corners (N, 2) and mirrored (N,) bool on the device."""

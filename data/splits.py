@@ -1,5 +1,6 @@
 """What every data set becomes: two splits in memory, and the ways to take a part of one."""
 
+import zlib
 from typing import NamedTuple
 
 import torch
@@ -81,3 +82,8 @@ def _stratified(labels: Tensor, n: int, seed: int) -> Tensor:
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[shuffled[share[shuffled].argsort(stable=True)[:n]]] = True
     return mask
+
+
+def fingerprint(split: Split) -> int:
+    """A number that tells one split's images and labels, in their order, from another's."""
+    return zlib.crc32(split.labels.numpy(), zlib.crc32(split.images.contiguous().numpy()))

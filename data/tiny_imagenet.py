@@ -20,7 +20,7 @@ def load(root: Path | None, image_size: int | None, workers: int) -> Splits:
     """
     require_size("Tiny_Image", 64, image_size)
     root = _find(root or Path("datasets"))
-    classes = sorted((root / "wnids.txt").read_text().split())
+    classes = sorted(_text(root / "wnids.txt").split())
     train, train_labels = _train_files(root, classes)
     test, test_labels = _test_files(root, classes)
     images = decoded(root, train + test, 64, workers=workers)
@@ -43,6 +43,13 @@ def _find(root: Path) -> Path:
     )
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable text; unpack {_URL} again") from error
+
+
 def _train_files(root: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
     files, labels = [], []
     for label, wnid in enumerate(classes):
@@ -63,7 +70,7 @@ def _test_files(root: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
     label_of = {wnid: label for label, wnid in enumerate(classes)}
     there = set(image_files(folder))
     files, labels = [], []
-    for number, line in enumerate(annotations.read_text().splitlines(), 1):
+    for number, line in enumerate(_text(annotations).splitlines(), 1):
         name, wnid = f"{line}\t".split("\t")[:2]
         if folder / name not in there or wnid not in label_of:
             wrong = f"{wnid!r} is not in wnids.txt" if folder / name in there else f"there is no {folder / name}"

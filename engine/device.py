@@ -3,6 +3,7 @@
 import torch
 
 from utils.errors import UserError
+from utils.log import logger
 
 
 def choose_device(device: str, gpu_id: int) -> torch.device:
@@ -11,9 +12,10 @@ def choose_device(device: str, gpu_id: int) -> torch.device:
     Raises UserError for a name that is none, or a GPU that is not there.
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        if not available:
-            return torch.device("cpu")
+    if device == "auto" and not available:
+        logger.info("no usable GPU: running on the CPU")
+        return torch.device("cpu")
+    if device in ("auto", "cuda"):
         device = f"cuda:{gpu_id}"
     try:
         chosen = torch.device(device)
@@ -26,3 +28,9 @@ def choose_device(device: str, gpu_id: int) -> torch.device:
     if chosen.type not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: only cpu and cuda are supported")
     return chosen
+
+
+def use_full_precision() -> None:
+    """Make fp32 mean fp32: by default PyTorch convolves in TF32, of 10 bits, on GPUs from Ampere on."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

@@ -1,13 +1,13 @@
 """Accuracy as a count over images."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Perturb = Callable[[nn.Module, Tensor, Tensor], Tensor]  # network, images, labels -> adversarial images
+from attacks.suite import Perturb
 
 
 class Score(NamedTuple):

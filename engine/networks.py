@@ -1,5 +1,9 @@
 """Student and teachers of a run, from the names and files that its config gives."""
 
+import math
+import zlib
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -9,8 +13,8 @@ from engine.evaluate import evaluate
 from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import ALIASES, MODELS, build
 from models.robustbench import PREFIX
-from models.teachers import load_from_zoo, load_teacher
-from models.weights import load_network, load_weights
+from models.teachers import find_teacher, load_from_zoo, load_teacher
+from models.weights import load_network
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import logger
@@ -28,42 +32,63 @@ def make_network(name: str, path: str, dataset: str, splits: Splits) -> nn.Modul
     """Build a network for the data; with the weights of ``path`` where that is not empty."""
     classes = len(splits.classes)
     if name.startswith(PREFIX):
-        network = load_from_zoo(name, dataset, classes)
-        return load_weights(network, path) if path else network
+        return load_from_zoo(name, dataset, classes, path)
     if path:
         return load_network(name, classes, path, splits.image_size)
     return build(name, classes, splits.image_size)
 
 
-def make_teachers(config: TrainConfig, splits: Splits, device: torch.device) -> list[nn.Module]:
-    """The robust teacher of a distillation, then the standard one where the method has two; each is checked once."""
-    wanted = []
-    if config.method not in WITHOUT_TEACHER:
-        wanted.append((config.teacher_model, config.teacher_path))
+def find_teachers(config: TrainConfig) -> list[tuple[str, Path | None]]:
+    """Name and file of the robust teacher of a distillation, then of the standard one where the method has two.
+
+    Raises UserError where one is missing, before any data are read.
+    """
+    if config.method in WITHOUT_TEACHER:
+        return []
+    data_flags = f" --data_root {config.data_root}" * bool(config.data_root)
+    data_flags += f" --image_size {config.image_size}" * bool(config.image_size)
+    file = find_teacher(config.teacher_model, config.dataset, config.teacher_path, data_flags=data_flags)
+    found = [(config.teacher_model, file)]
     if config.method in WITH_TWO_TEACHERS:
         if not config.std_teacher_path:
             raise UserError(
-                f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one with "
-                f"--method Natural --model {config.std_teacher_model}"
+                f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one with --dataset "
+                f"{config.dataset}{data_flags} --method Natural --model {config.std_teacher_model}"
             )
-        wanted.append((config.std_teacher_model, config.std_teacher_path))
+        file = find_teacher(config.std_teacher_model, config.dataset, config.std_teacher_path)
+        found.append((config.std_teacher_model, file))
+    return found
+
+
+def make_teachers(config: TrainConfig, found: list, splits: Splits, device: torch.device) -> list[nn.Module]:
+    """Load what :func:`find_teachers` found, and check each once."""
     teachers = []
-    for name, path in wanted:
+    for kind, (name, path) in zip(("robust", "standard"), found, strict=False):
         teacher = load_teacher(name, config.dataset, len(splits.classes), path, splits.image_size).to(device)
-        _check(teacher, name, splits, config, device)
+        _check(teacher, kind, name, splits, config, device)
         teachers.append(teacher)
     return teachers
 
 
-def _check(teacher: nn.Module, name: str, splits: Splits, config: TrainConfig, device: torch.device) -> None:
+def checksum(network: nn.Module) -> int:
+    """A number that tells one network's weights from another's."""
+    total = 0
+    for value in network.state_dict().values():
+        total = zlib.crc32(value.detach().cpu().contiguous().numpy(), total)
+    return total
+
+
+def _check(teacher: nn.Module, kind: str, name: str, splits: Splits, config: TrainConfig, device: torch.device) -> None:
     """Say how well the teacher reads clean test images; raise UserError where it hardly reads any."""
     score = evaluate(teacher, Batches(subset(splits.test, CHECKED_IMAGES, seed=0), config.bs, device=device))
-    logger.info("teacher %s: %.2f %% of %d clean test images", name, score.accuracy, score.n)
+    logger.info("%s teacher %s: %.2f %% of %d clean test images", kind, name, score.accuracy, score.n)
+    if not math.isfinite(score.loss):
+        raise UserError(f"--teacher_model {name}: its logits are nan or inf on clean test images: the file is damaged")
     chance = 100 / len(splits.classes)
     too_low = min(2 * chance, (100 + chance) / 2)  # of two classes, twice chance is everything
     if score.accuracy < too_low and not config.no_teacher_check:
         raise UserError(
             f"--teacher_model {name}: reads only {score.accuracy:.1f} % of {score.n} clean test images (chance is "
-            f"{chance:.1f} %): it was trained on other classes, in another order, or on images normalised outside the "
-            "network; --no_teacher_check goes on with it"
+            f"{chance:.1f} %): hardly trained, or on other classes, in another order, or on images normalised outside "
+            "the network; --no_teacher_check goes on with it"
         )

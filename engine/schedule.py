@@ -7,9 +7,9 @@ WARMUP_START = 0.001  # official: the rate rises from here
 COSINE_FLOOR = 1e-4  # official: cosine never falls below
 
 
-def milestones_of(epochs: int) -> tuple[int, int]:
+def milestones_of(epochs: int) -> tuple[int, ...]:
     """Half and three quarters of the run, rounded up: 100 and 150 of 200, as in the papers."""
-    return math.ceil(epochs / 2), math.ceil(3 * epochs / 4)
+    return tuple(dict.fromkeys((math.ceil(epochs / 2), math.ceil(3 * epochs / 4))))  # of one epoch they are one
 
 
 def piecewise(epoch: int, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:
@@ -19,7 +19,7 @@ def piecewise(epoch: int, epochs: int, lr_max: float, milestones: Sequence[int])
 
 def cosine(epoch: int, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:
     """Half a cosine from ``lr_max`` down to the floor."""
-    return max(lr_max * 0.5 * (1 + math.cos(math.pi * epoch / epochs)), COSINE_FLOOR)
+    return max(lr_max * 0.5 * (1 + math.cos(math.pi * epoch / epochs)), min(COSINE_FLOOR, lr_max))
 
 
 def constant(epoch: int, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:

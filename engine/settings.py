@@ -1,14 +1,19 @@
 """What the command line means: our names for its names, and a recipe for what it leaves open."""
 
 from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
 
 from data import ALIASES as DATASET_ALIASES
 from data import DATASETS
+from engine.fit import rate
 from engine.networks import network_name
 from methods import ALIASES as METHOD_ALIASES
 from methods import METHODS
 from methods.recipes import recipe
-from utils.config import TrainConfig
+from models.teachers import teacher_name
+from utils.config import METHOD, TrainConfig
 from utils.flags import spelling
 from utils.log import logger
 from utils.names import canonical
@@ -30,22 +35,41 @@ def resolve(config: TrainConfig, given: frozenset[str]) -> tuple[TrainConfig, di
         dataset=dataset_name(config.dataset),
         model=network_name(config.model),
         method=canonical(config.method, METHODS, METHOD_ALIASES, "--method"),
+        teacher_model=teacher_name(config.teacher_model),
+        std_teacher_model=teacher_name(config.std_teacher_model, "--std_teacher_model"),
     )
     filled = {}
     if config.recipe == "paper":
         published = recipe(config.method, config.dataset, config.model)
-        filled = {key: value for key, value in published.items() if key not in given}
+        kept = given | ({"milestones"} if "epochs" in given else set())  # its milestones belong to its own epochs
+        filled = {key: value for key, value in published.items() if key not in kept}
     sources = {spec.name: "flag" if spec.name in given else "default" for spec in fields(config)}
     return replace(config, **filled), sources | dict.fromkeys(filled, "recipe")
 
 
-def announce(config: TrainConfig, sources: dict[str, str]) -> None:
-    """Log every setting, by where its value comes from; what was left open is left out."""
+def announce(
+    config: TrainConfig, sources: dict[str, str], folder: Path, trained_on: int, judged_on: int, device: torch.device
+) -> None:
+    """Log what the run is, and every setting by where its value comes from."""
+    logger.info("%s of %s on %s, run folder %s", config.method, config.model, config.dataset, folder)
     for source in ("flag", "recipe", "default"):
-        values = [
-            f"{spelling(spec)} {value:g}" if isinstance(value, float) else f"{spelling(spec)} {value}"
-            for spec in fields(config)
-            if sources[spec.name] == source and (value := getattr(config, spec.name)) not in (None, "")
-        ]
-        if values:
-            logger.info("set by %s: %s", source, "  ".join(values))
+        specs = [spec for spec in fields(config) if sources[spec.name] == source]
+        if source == "default":
+            specs = [spec for spec in specs if spec.metadata["group"] != METHOD]  # most are other methods'
+        values = {spelling(spec): getattr(config, spec.name) for spec in specs}
+        _log_settings(source, {name: value for name, value in values.items() if value not in (None, "", False)})
+    # All that the method runs with, its own values for what was left open included.
+    _log_settings("method", getattr(METHODS[config.method](config), "keywords", {}))
+    rates = {epoch: rate(epoch, config) for epoch in range(config.epochs)}
+    drops = [epoch for epoch in rates if epoch and rates[epoch] < rates[epoch - 1]]
+    if config.lr_schedule == "piecewise":
+        logger.info("learning rate %g, divided by 10 before epochs (from 0): %s", config.lr_max, drops or "none")
+    kind = "validation" if config.val_size else "test"
+    logger.info("%d training images; the best checkpoint is chosen on %d %s images", trained_on, judged_on, kind)
+    logger.info("device %s, %d threads, PyTorch %s", device, torch.get_num_threads(), torch.__version__)
+
+
+def _log_settings(source: str, values: dict) -> None:
+    texts = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()]
+    if texts:
+        logger.info("set by %s: %s", source, "  ".join(texts))

@@ -81,7 +81,13 @@ class Trainer:
         self.optimizer.zero_grad()
         outcome.loss.backward()
         self.optimizer.step()
-        return outcome
+        # Detached: logits that the loss leaves out would keep their whole forward alive through the next attack.
+        return Step(*(None if value is None else value.detach() for value in outcome))
+
+    def restore(self, state: dict) -> None:
+        """Put student and optimizer back as a last checkpoint holds them."""
+        self.student.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def epoch(self, batches: Iterable[tuple[Tensor, Tensor]], epoch: int, lr: float) -> EpochMeans:
         """One pass over the training set at learning rate ``lr``."""
@@ -90,7 +96,7 @@ class Trainer:
         loss, clean, adv, n = 0, None, None, 0
         for x, y in batches:  # sums stay on the device: the host reads them once, after the last batch
             outcome = self.step(x, y, epoch)
-            loss = loss + outcome.loss.detach().double() * len(y)
+            loss = loss + outcome.loss.double() * len(y)
             clean = _count(clean, outcome.clean, y)
             adv = _count(adv, outcome.adv, y)
             n += len(y)

@@ -11,6 +11,7 @@ from models.resnet import BasicBlock, Bottleneck, ResNet
 from models.small import SmallResNet
 from models.vgg import VGG16
 from models.wide_resnet import WideResNet
+from utils.errors import UserError
 from utils.names import canonical
 
 # name -> constructor of the number of classes; presnet18 takes image_size too.
@@ -40,12 +41,14 @@ ALIASES = {
 }
 
 
-def build(name: str, num_classes: int, image_size: int = 32, *, flag: str = "--model") -> nn.Module:
+def build(name: str, num_classes: int, image_size: int = 32) -> nn.Module:
     """Return a freshly initialised network of that name, or of an alias or another case of it.
 
-    Raises UserError that names ``flag`` and the nearest names when there is no such network.
+    Raises UserError with the nearest names when there is no such network.
     """
-    name = canonical(name, MODELS, ALIASES, flag)
+    name = canonical(name, MODELS, ALIASES, "--model")
+    if name == "vgg16" and image_size < 32:
+        raise UserError(f"--image_size {image_size}: vgg16 halves its maps five times and needs 32 or more")
     if name == "presnet18":
         return PreActResNet18(num_classes, image_size)
     return MODELS[name](num_classes)

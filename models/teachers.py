@@ -6,9 +6,10 @@ from typing import NamedTuple
 from torch import nn
 
 from models import MODELS, robustbench
-from models.weights import load_network
+from models.weights import load_network, load_weights
 from utils.errors import UserError
 from utils.names import canonical
+from utils.report import text_table
 
 
 class Teacher(NamedTuple):
@@ -73,6 +74,40 @@ TEACHERS = {
 ALIASES = {"Chen2021LTD_WRD34_20": "Chen2021LTD_WRN34_20", "Chen2021WRN34_10": "Chen2021LTD_WRN34_10"}
 
 
+def teacher_name(name: str, flag: str = "--teacher_model") -> str:
+    """Our name of a teacher: one of TEACHERS or MODELS, or ``robustbench:<Name>`` as it is.
+
+    Raises UserError that names ``flag`` and the nearest names.
+    """
+    return name if name.startswith(robustbench.PREFIX) else canonical(name, {**TEACHERS, **MODELS}, ALIASES, flag)
+
+
+def find_teacher(name: str, dataset: str, path: str | Path | None = None, *, data_flags: str = "") -> Path | None:
+    """Return the file of a teacher: ``path``, or where it is kept; None where the zoo's package is to fetch it.
+
+    Raises UserError where there is none; the line holds the places and the command that trains such a teacher, with
+    ``data_flags`` added to it.
+    """
+    if path:
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such teacher file; --teacher_path names a checkpoint")
+        return Path(path)
+    if name.startswith(robustbench.PREFIX):
+        return None
+    found = _present(name, dataset)
+    if found is None:
+        script = "main_tiny.py" if dataset == "Tiny_Image" else "main.py"
+        command = (
+            f"python {script} --dataset {dataset} --method AT --model {architecture_of(name, dataset)}{data_flags}"
+        )
+        looked = " or ".join(map(str, places(name, dataset)))
+        raise UserError(
+            f"--teacher_model {name}: no file at {looked}; give another place with --teacher_path FILE, or train one: "
+            f"{command} (then --teacher_path .../best_PGD10_acc_model.pth)"
+        )
+    return found
+
+
 def load_teacher(
     name: str, dataset: str, num_classes: int, path: str | Path | None = None, image_size: int = 32
 ) -> nn.Module:
@@ -81,29 +116,31 @@ def load_teacher(
     ``name`` is one of TEACHERS, an alias, any network of MODELS, or ``robustbench:<Name>``.
     Raises UserError for an unknown name, for an unfit file, and, with the command that trains a teacher, for none.
     """
+    name = teacher_name(name)
+    file = find_teacher(name, dataset, path)
     if name.startswith(robustbench.PREFIX):
-        return load_from_zoo(name, dataset, num_classes).eval().requires_grad_(False)
-    name = canonical(name, {**TEACHERS, **MODELS}, ALIASES, "--teacher_model")
-    architecture = name if name in MODELS else next(iter(TEACHERS[name].values())).architecture
-    if path is None:
-        path = _present(name, dataset)
-    if path is None:
-        script = "main_tiny.py" if dataset == "Tiny_Image" else "main.py"
-        raise UserError(
-            f"--teacher_model {name}: no file at {' or '.join(map(str, places(name, dataset)))}; name another with "
-            f"--teacher_path FILE, or train one: python {script} --dataset {dataset} --method AT --model {architecture}"
-        )
-    return load_network(architecture, num_classes, path, image_size).eval().requires_grad_(False)
+        teacher = load_from_zoo(name, dataset, num_classes, file)
+    else:
+        teacher = load_network(architecture_of(name, dataset), num_classes, file, image_size)
+    return teacher.eval().requires_grad_(False)
 
 
-def load_from_zoo(name: str, dataset: str, num_classes: int) -> nn.Module:
-    """Return the network ``robustbench:<Name>`` with its published weights.
+def architecture_of(name: str, dataset: str) -> str:
+    """The network of a teacher of TEACHERS or MODELS."""
+    if name in MODELS:
+        return name
+    return TEACHERS[name].get(dataset, next(iter(TEACHERS[name].values()))).architecture
+
+
+def load_from_zoo(name: str, dataset: str, num_classes: int, path: str | Path | None = None) -> nn.Module:
+    """Return the network ``robustbench:<Name>`` with its published weights, or with those of ``path``.
 
     Raises UserError where it is not to be had.
     """
     short = name.removeprefix(robustbench.PREFIX)
     known = TEACHERS.get(short, {}).get(dataset)
-    return robustbench.load_published(short, dataset, num_classes, known and known.architecture)
+    network = robustbench.load_published(short, dataset, num_classes, known and known.architecture)
+    return load_weights(network, path) if path else network
 
 
 def places(name: str, dataset: str) -> list[Path]:
@@ -121,14 +158,13 @@ def _present(name: str, dataset: str) -> Path | None:
 
 
 def _table() -> str:
-    rows = [("teacher", "data set", "network", "clean", "AA", "source", "file")]
+    header, rows = ("teacher", "data set", "network", "clean", "AA", "source", "file"), []
     for name, datasets in TEACHERS.items():
         for dataset, teacher in datasets.items():
             accuracies = (str(value or "-") for value in (teacher.clean, teacher.autoattack))
             file = _present(name, dataset) or f"absent ({places(name, dataset)[0]})"
             rows.append((name, dataset, teacher.architecture, *accuracies, teacher.source, str(file)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return text_table(header, rows)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,18 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return network
 
 
+def read_facts(path: str | Path) -> dict[str, object]:
+    """Return what one of our own checkpoints says of itself: ``model``, ``dataset``, ``image_size``, ``classes``.
+
+    Of other files it returns nothing. Raises UserError, one line that names the file, where it cannot be read.
+    """
+    content = _open(Path(path))
+    if not isinstance(content, Mapping):
+        return {}
+    kinds = {"model": str, "dataset": str, "image_size": int, "classes": list}
+    return {key: content[key] for key, kind in kinds.items() if isinstance(content.get(key), kind)}
+
+
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load a checkpoint strictly into ``model`` and return it, inside Normalized where the file normalises its input.
 
@@ -51,14 +63,12 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     return _fill(model, read_state_dict(path), path)
 
 
-def load_network(
-    name: str, num_classes: int, path: str | Path, image_size: int = 32, *, flag: str = "--model"
-) -> nn.Module:
+def load_network(name: str, num_classes: int, path: str | Path, image_size: int = 32) -> nn.Module:
     """Build the network of that name and load the checkpoint, in DeepMind's layout where the file has it.
 
-    Raises UserError for an unknown name (naming ``flag``) or for an unfit file (naming it).
+    Raises UserError for an unknown name or for an unfit file (naming it).
     """
-    name = canonical(name, MODELS, ALIASES, flag)
+    name = canonical(name, MODELS, ALIASES, "--model")
     state = read_state_dict(path)
     if "init_conv.weight" in state:
         name = DEEPMIND_TWINS.get(name, name)

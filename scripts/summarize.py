@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run
 
 from attacks.suite import pgd10
 from data import load
+from engine.records import place_of, read_evaluations
 from models.weights import load_network
 from utils.command import run_command
 from utils.errors import UserError
@@ -23,6 +24,7 @@ from utils.plots import draw_curves, draw_examples, save_figure
 from utils.report import read_csv, text_table
 
 EXAMPLES = 6
+LOOKED_AT = 100  # test images among which examples are sought
 
 
 def summarize(arguments: list[str]) -> None:
@@ -31,7 +33,7 @@ def summarize(arguments: list[str]) -> None:
         raise UserError(f"usage: {__doc__.splitlines()[0].partition(': ')[2]}")
     picture, runs = Path(arguments[0]), [argument.split("=", 1) for argument in arguments[1:]]
     runs = {name: Path(checkpoint) for name, checkpoint in runs}
-    figures = {name: _read(path.with_suffix(".eval.json"))["figures"] for name, path in runs.items()}
+    figures = {name: read_evaluations(place_of(path))[-1]["figures"] for name, path in runs.items()}
     columns = list(dict.fromkeys(title for row in figures.values() for title in row))
     rows = [
         [name, *(f"{row[title]['accuracy']:.1f}" if title in row else "-" for title in columns)]
@@ -49,30 +51,31 @@ def draw(runs: dict[str, Path], picture: Path) -> None:
     figure = plt.figure(figsize=(15, 5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(2, 3))
     draw_curves(left.subplots(), {name: read_csv(path.with_name("results.csv")) for name, path in runs.items()})
-    clean, adversarial, captions, epsilon = examples(list(runs.values())[-1])
-    draw_examples(right.subplots(3, EXAMPLES), clean, adversarial, captions, epsilon)
+    name, checkpoint = list(runs.items())[-1]
+    clean, adversarial, words, epsilon = examples(checkpoint)
+    draw_examples(right.subplots(3, EXAMPLES), clean, adversarial, words, epsilon)
+    right.suptitle(f"what the {name} reads before and after PGD-10 at epsilon {255 * epsilon:g}/255")
     save_figure(figure, picture)
 
 
 def examples(checkpoint: Path):
-    """Test images, their adversarial examples, the student's words for both, and epsilon in [0, 1]."""
-    config = _read(checkpoint.with_name("config.json"))
+    """Test images, their adversarial examples, the network's words for both, and epsilon in [0, 1].
+
+    Half of them, as far as there are so many, are images that the attack turns.
+    """
+    config = json.loads(checkpoint.with_name("config.json").read_text(encoding="utf-8"))
     splits = load(config["dataset"], config["data_root"], image_size=config["image_size"])
-    step = len(splits.test.labels) // EXAMPLES
-    x, y = splits.test.images[::step][:EXAMPLES] / 255, splits.test.labels[::step][:EXAMPLES]
+    x, y = splits.test.images[:LOOKED_AT] / 255, splits.test.labels[:LOOKED_AT]
     network = load_network(config["model"], len(splits.classes), checkpoint, splits.image_size).eval()
     epsilon = config["epsilon"] / 255
     x_adv = pgd10(epsilon, torch.Generator().manual_seed(config["seed"])).perturb(network, x, y)
     with torch.no_grad():
-        words = [[splits.classes[k] for k in network(images).argmax(1)] for images in (x, x_adv)]
-    return x, x_adv, list(zip(*words, strict=True)), epsilon
-
-
-def _read(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); train and evaluate the run first") from error
+        before, after = network(x).argmax(1), network(x_adv).argmax(1)
+    turned = ((before == y) & (after != y)).nonzero()[: EXAMPLES // 2, 0]
+    held = (after == y).nonzero()[: EXAMPLES - len(turned), 0]
+    chosen = torch.cat([held, turned])
+    words = [[splits.classes[k] for k in predictions[chosen]] for predictions in (before, after)]
+    return x[chosen], x_adv[chosen], list(zip(*words, strict=True)), epsilon
 
 
 if __name__ == "__main__":

@@ -31,6 +31,10 @@ def save_network(path, num_classes=10, name="small_resnet", image_size=32):
     return path
 
 
+def figures_of(path):
+    return json.loads(path.with_suffix(".eval.json").read_text())["evaluations"][-1]["figures"]
+
+
 def rows_of(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -57,7 +61,7 @@ def test_a_distillation_and_its_evaluation_leave_everything_they_promise(tmp_pat
     words = f"--dataset Digits --image_size 16 --model small_resnet --model_path {path} --limit_test 20"
     ended = run_apart("main_eval.py", f"{words} --attacks clean,fgsm,pgd,cw,aa --limit_aa 3", tmp_path)
     assert ended.status == 0, ended.err
-    figures = json.loads(path.with_suffix(".eval.json").read_text())["figures"]
+    figures = figures_of(path)
     assert list(figures) == ["Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack"]
     assert (figures["PGD-20"]["n"], figures["AutoAttack"]["n"]) == (20, 3)
     assert "epsilon 8/255, 20 steps of 2/255" in ended.out
@@ -113,8 +117,8 @@ def test_tiny_imagenet_command_and_evaluation(run, tmp_path, tiny_imagenet):
 
 def test_a_mobilenet_learns_from_another_network(run, tmp_path):
     teacher = save_network(tmp_path / "teacher.pth")
-    words = "--dataset Digits --model mobilenetV2 --method DGAD --teacher_model small_resnet --no_teacher_check --num_steps 1"
-    ended = run("main.py", f"{words} --teacher_path {teacher} --limit_train 4 --limit_test 4 --bs 3 --epochs 1")
+    words = f"--dataset Digits --model mobilenetV2 --method DGAD --teacher_model small_resnet --teacher_path {teacher}"
+    ended = run("main.py", f"{words} --no_teacher_check --num_steps 1 --limit_train 4 --limit_test 4 --bs 3 --epochs 1")
     assert ended.status == 0, ended.err
 
 
@@ -140,8 +144,39 @@ def test_official_evaluation_protocol(run, tmp_path):
     words = f"--dataset Digits --image_size 16 --model small_resnet --model_path {path} --limit_test 4"
     ended = run("main_eval.py", f"{words} --protocol official --attacks fgsm,pgd,cw")
     assert ended.status == 0, ended.err
-    figures = json.loads(path.with_suffix(".eval.json").read_text())["figures"]
+    figures = figures_of(path)
     assert list(figures) == ["FGSM", "PGD-10", "C&W-L2"]
+
+
+def test_an_evaluation_adds_to_what_is_kept_and_replaces_no_figure_of_more_images(run, tmp_path):
+    path = save_network(tmp_path / "net.pth")
+    words = f"--dataset Digits --image_size 16 --model small_resnet --model_path {path} --limit_test 20"
+    for more in ("--attacks clean,pgd", "--attacks fgsm", "--attacks pgd --eps 0.1"):
+        assert run("main_eval.py", f"{words} {more}").status == 0
+    first, second = json.loads(path.with_suffix(".eval.json").read_text())["evaluations"]
+    assert (list(first["figures"]), list(second["figures"])) == (["Clean", "PGD-20", "FGSM"], ["PGD-20"])
+    assert (first["conditions"]["eps"], second["conditions"]["eps"]) == (8 / 255, 0.1)
+
+
+def test_a_figure_does_not_depend_on_the_attacks_before_it(run, tmp_path):
+    path = save_network(tmp_path / "net.pth")
+    words = f"--dataset Digits --image_size 16 --model small_resnet --model_path {path} --limit_test 100 --steps 1"
+    lines = []
+    for attacks in ("pgd,cw", "cw"):
+        ended = run("main_eval.py", f"{words} --attacks {attacks}")
+        lines += [line.split("%")[0] for line in ended.out.splitlines() if line.startswith("C&W-inf-30")]
+    assert len(lines) == 2 and lines[0] == lines[1]
+
+
+def test_our_own_checkpoint_tells_its_image_size_and_its_network(run, tmp_path):
+    assert run("main.py", f"{SMALL} --method Natural --epochs 1").status == 0
+    (path,) = tmp_path.rglob("best_clean_acc_model.pth")
+    ended = run("main_eval.py", f"--dataset Digits --model small_resnet --model_path {path} --attacks clean")
+    assert ended.status == 0
+    (evaluation,) = json.loads(path.with_suffix(".eval.json").read_text())["evaluations"]
+    assert evaluation["conditions"]["image_size"] == 16
+    ended = run("main_eval.py", f"--dataset Digits --model resnet18 --model_path {path} --attacks clean")
+    assert ended.status == 2 and "holds a small_resnet: name that" in ended.err
 
 
 def test_last_batch_of_one_and_validation_split(run, tmp_path):
@@ -183,12 +218,13 @@ def test_the_recipe_fills_what_the_command_line_leaves_open(run, tmp_path):
     assert ended.status == 0, ended.err
     (path,) = tmp_path.rglob("config.json")
     config = json.loads(path.read_text())
-    assert (config["epsilon"], config["milestones"]) == (pytest.approx(0.031 * 255), [74])
-    assert (config["epochs"], config["weight_decay"], config["lr_max"]) == (1, 0.001, 0.1)
+    assert (config["epsilon"], config["weight_decay"]) == (pytest.approx(0.031 * 255), 0.001)
+    assert (config["epochs"], config["milestones"]) == (1, [1])  # the recipe's milestones belong to its own epochs
     lines = {line.split(":")[0]: line for line in ended.out.splitlines() if line.startswith("set by")}
     assert "--weight_decay 0.001" in lines["set by flag"]
     assert "--epsilon 7.905" in lines["set by recipe"]
     assert "--lr_max 0.1" in lines["set by default"]
+    assert "beta 6" in lines["set by method"]
 
 
 BAD = [
@@ -277,6 +313,6 @@ def test_a_bad_command_line_shows_no_traceback_in_a_process_of_its_own(tmp_path)
 def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing_bad(run, tmp_path):
     ended = run("main.py", f"{SMALL} --method Natural --epochs 3 --lr_max 1e30 --lr_schedule constant")
     assert ended.status == 2
-    assert "--lr_max 1e+30: the loss of epoch" in ended.err
+    assert "--lr_max 1e+30: epoch 1 ended with a loss of nan or inf" in ended.err
     for path in tmp_path.rglob("*.pth"):
         assert all(v.isfinite().all() for v in torch.load(path, weights_only=True)["net"].values())

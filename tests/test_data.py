@@ -233,7 +233,6 @@ def halve(path):
     [
         (("CIFAR1",), {}, "--dataset CIFAR1: unknown name; nearest: CIFAR10"),
         (("Folder",), {}, "--data_root"),
-        (("Digits",), {"image_size": 0}, "--image_size 0"),
         (("CIFAR10",), {"image_size": 64}, "--image_size 64: CIFAR10 has 32x32 images"),
         (("Tiny_Image",), {"image_size": 32}, "--image_size 32: Tiny_Image has 64x64 images"),
     ],

@@ -6,7 +6,7 @@ Flags keep the spelling and the default of the official codes; a field is the fl
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.flags import above, at_least, check_values, flag, increasing, within
+from utils.flags import above, at_least, between, check_values, flag, increasing, within
 
 NETWORKS, METHOD, ATTACK, TRAINING, DATA, RUN = (
     "networks",
@@ -24,7 +24,9 @@ class TrainConfig:
 
     dataset: str = flag("CIFAR10", "data set: the field's first benchmark", group=DATA)
     data_root: str | None = flag(None, "folder of the data (datasets/ when not given)", group=DATA, place=True)
-    image_size: int | None = flag(None, "side of the images; Folder scales to it", group=DATA, check=at_least(8))
+    image_size: int | None = flag(
+        None, "side of the images; Folder and Digits scale to it", group=DATA, check=between(16, 1024)
+    )
     limit_train: int | None = flag(
         None,
         "train on N images, equally many of every class (all of them when not given)",
@@ -56,7 +58,10 @@ class TrainConfig:
     model_path: str = flag("", "start the student from this checkpoint", group=NETWORKS)
     teacher_model: str = flag("wideresnet34_10", "teacher: the one of the official CIFAR-10 command", group=NETWORKS)
     teacher_path: str | None = flag(
-        None, "the teacher's checkpoint (teacher_models/... of the official codes when not given)", group=NETWORKS
+        None,
+        "the teacher's checkpoint (teacher_models/... of the official codes when not given)",
+        group=NETWORKS,
+        place=True,
     )
 
     no_teacher_check: bool = flag(
@@ -171,7 +176,10 @@ class TrainConfig:
     warmup_lr_epochs: int = flag(15, "how many epochs --warmup_lr takes (official)", group=TRAINING, check=at_least(1))
 
     seed: int = flag(
-        42, "seed of weights, data order, augmentation and attack starts (official)", group=RUN, check=at_least(0)
+        42,
+        "seed of weights, data order, augmentation and attack starts (official)",
+        group=RUN,
+        check=between(0, 2**31 - 1),
     )
     device: str = flag(
         "auto", "auto, cpu, cuda or cuda:N; auto takes --gpu_id where there is a GPU", group=RUN, place=True
@@ -208,7 +216,9 @@ class EvalConfig:
 
     dataset: str = flag("CIFAR10", "data set", group=DATA)
     data_root: str | None = flag(None, "folder of the data (datasets/ when not given)", group=DATA)
-    image_size: int | None = flag(None, "side of the images; Folder scales to it", group=DATA, check=at_least(8))
+    image_size: int | None = flag(
+        None, "side of the images; Folder and Digits scale to it", group=DATA, check=between(16, 1024)
+    )
     limit_test: int | None = flag(
         None,
         "test on N images, equally many of every class (all of them when not given)",
@@ -241,7 +251,7 @@ class EvalConfig:
     )
     bs: int = flag(200, "images in a batch (official)", group=EVALUATION, check=at_least(1))
 
-    seed: int = flag(42, "seed of the attacks' starts", group=RUN, check=at_least(0))
+    seed: int = flag(42, "seed of the attacks' starts", group=RUN, check=between(0, 2**31 - 1))
     device: str = flag("auto", "auto, cpu, cuda or cuda:N; auto takes --gpu_id where there is a GPU", group=RUN)
     gpu_id: int = flag(0, "which GPU, when there are several", group=RUN, check=at_least(0))
 

@@ -1,6 +1,7 @@
 """Command-line flags generated from the fields of a frozen dataclass."""
 
 import argparse
+import difflib
 import math
 import types
 import typing
@@ -44,6 +45,11 @@ def at_least(bound: float) -> Check:
 def within(low: float, high: float) -> Check:
     """A number greater than ``low`` and at most ``high``."""
     return lambda value: None if low < value <= high else f"must be above {low:g} and at most {high:g}"
+
+
+def between(low: float, high: float) -> Check:
+    """A number of at least ``low`` and at most ``high``."""
+    return lambda value: None if low <= value <= high else f"must be between {low} and {high}"
 
 
 def increasing(values: Sequence[int]) -> str | None:
@@ -110,7 +116,11 @@ def _parser_of(config_class: type, description: str, choices: dict[str, str]) ->
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(f"{message.removeprefix('argument ')} (--help lists the flags)")
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        unknown = [word for word in message.split() if word.startswith("--") and word.rstrip(":") not in known]
+        near = [flag for word in unknown for flag in difflib.get_close_matches(word, known, n=1)]
+        hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+        raise UserError(f"{message.removeprefix('argument ')} ({hint})")
 
 
 def _help(spec: Field) -> str:
