@@ -1,7 +1,9 @@
-"""Says whether this interpreter can run the project: exit status 0, or 1 with one line that says what is missing.
+"""Says whether this interpreter can run the project: exit status 0, else one line that says what is wrong.
 
-Needs nothing but the standard library, so that any interpreter can run it.
+Status 1 is something that pip can mend, status 2 an interpreter too old. Needs nothing but the standard library.
 """
+
+from __future__ import annotations
 
 import importlib
 import importlib.metadata
@@ -19,8 +21,6 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def complaint() -> str | None:
     """What is wrong with this environment, or None."""
-    if sys.version_info < (3, 10):  # noqa: UP036  (any interpreter may run this file)
-        return f"Python {sys.version.split()[0]} is too old: 3.10 or later is needed (PYTHON=... chooses another)"
     for line in REQUIREMENTS.read_text(encoding="utf-8").split():
         name, least = line.split(">=")
         try:
@@ -45,7 +45,10 @@ def mismatch() -> str | None:
 
 
 if __name__ == "__main__":
+    if sys.version_info < (3, 10):  # noqa: UP036  (any interpreter may run this file)
+        print(f"Python {sys.version.split()[0]} is too old: 3.10 is needed; PYTHON=... names another", file=sys.stderr)
+        sys.exit(2)
     wrong = complaint()
     if wrong:
         print(wrong, file=sys.stderr)
-    sys.exit(1 if wrong else 0)
+        sys.exit(1)

@@ -176,7 +176,7 @@ def test_our_own_checkpoint_tells_its_image_size_and_its_network(run, tmp_path):
     (evaluation,) = json.loads(path.with_suffix(".eval.json").read_text())["evaluations"]
     assert evaluation["conditions"]["image_size"] == 16
     ended = run("main_eval.py", f"--dataset Digits --model resnet18 --model_path {path} --attacks clean")
-    assert ended.status == 2 and "holds a small_resnet: name that" in ended.err
+    assert ended.status == 2 and "holds a small_resnet; --model small_resnet" in ended.err
 
 
 def test_last_batch_of_one_and_validation_split(run, tmp_path):
