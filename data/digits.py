@@ -16,7 +16,7 @@ def load(root: Path | None, image_size: int | None, workers: int) -> Splits:
     train and test is stratified and always the same.
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), its test part.
     """
-    from sklearn.datasets import load_digits  # here: it costs every other data set half a second
+    from sklearn.datasets import load_digits  # here: no other data set should wait for this import
 
     size = image_size or 32
     digits = load_digits()

@@ -137,9 +137,7 @@ def load_from_zoo(name: str, dataset: str, num_classes: int, path: str | Path | 
 
     Raises UserError where it is not to be had.
     """
-    short = name.removeprefix(robustbench.PREFIX)
-    known = TEACHERS.get(short, {}).get(dataset)
-    network = robustbench.load_published(short, dataset, num_classes, known and known.architecture)
+    network = robustbench.load_published(name.removeprefix(robustbench.PREFIX), dataset, num_classes)
     return load_weights(network, path) if path else network
 
 

@@ -54,6 +54,21 @@ def read_facts(path: str | Path) -> dict[str, object]:
     return {key: content[key] for key, kind in kinds.items() if isinstance(content.get(key), kind)}
 
 
+def recognise(path: str | Path) -> str | None:
+    """Return the name in MODELS of the network whose keys and shapes a checkpoint has, None for any other.
+
+    Raises UserError, one line that names the file, where it cannot be read.
+    """
+    state = {key: value for key, value in read_state_dict(path).items() if key not in ("mean", "std")}
+    matrices = [value for value in state.values() if value.ndim == 2]
+    for name in MODELS if matrices else ():
+        with torch.device("meta"):  # shapes alone: the largest has 267 million parameters
+            expected = build(name, num_classes=len(matrices[-1])).state_dict()
+        if _mismatch(_with_unused(state, expected), expected) is None:
+            return name
+    return None
+
+
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load a checkpoint strictly into ``model`` and return it, inside Normalized where the file normalises its input.
 
@@ -149,14 +164,18 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> nn.Mo
     statistics = [state.pop(key) for key in ("mean", "std") if key in state]
     network = model.model if isinstance(model, Normalized) else model
     expected = network.state_dict()
-    # No forward uses sub_block1: what the file lacks stays initialised, what it has too much is dropped.
-    unused = {key: value for key, value in expected.items() if key.startswith("sub_block1.")}
-    state = {**unused, **{k: v for k, v in state.items() if k in expected or not k.startswith("sub_block1.")}}
+    state = _with_unused(state, expected)
     mismatch = _mismatch(state, expected)
     if mismatch:
         raise UserError(f"{path}: {mismatch}")
     network.load_state_dict(state)
     return _normalise(network, *statistics) if statistics else network
+
+
+def _with_unused(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """No forward uses sub_block1: what the file lacks stays initialised, what it has too much is dropped."""
+    unused = {key: value for key, value in expected.items() if key.startswith("sub_block1.")}
+    return {**unused, **{k: v for k, v in state.items() if k in expected or not k.startswith("sub_block1.")}}
 
 
 def _mismatch(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:

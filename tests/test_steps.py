@@ -25,7 +25,7 @@ def case(name, epoch=0, attack_bn=None, **options):
 
 
 CASES = [
-    *(case(name) for name in METHODS),
+    *(case(name) for name in plain.METHODS),
     *(case(name, attack_bn="train") for name in ("AT", "TRADES", "MART", "RSLAD", "AdaAD", "DGAD")),
     *(case(name, attack_bn="eval") for name in ("ARD", "IAD-I", "AKD2", "IAD-II")),
     case("TRADES", trades_beta=2.5),
@@ -167,7 +167,7 @@ def test_two_steps_equal_the_plain_algorithm(name, epoch, attack_bn, options):
             torch.testing.assert_close(a, b, **EXACT, msg=lambda m, key=key, step=step: f"step {step}, {key}: {m}")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", plain.METHODS)
 def test_without_given_noise_the_start_is_drawn_as_the_algorithm_says(name):
     losses = []
     for given in (False, True):

@@ -74,7 +74,7 @@ TRAIN_FORWARDS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAIN_FORWARDS)
 @pytest.mark.parametrize("epoch", [0, 60])
 def test_batchnorm_moves_once_per_official_forward(name, epoch):
     student, teacher, x, y = tiny_problem()

@@ -16,7 +16,7 @@ from models import MODELS, build
 from models.deepmind_wide_resnet import DeepMindWideResNet
 from models.normalized import Normalized
 from models.teachers import TEACHERS, load_teacher
-from models.weights import load_network, load_weights, read_state_dict
+from models.weights import load_network, load_weights, read_state_dict, recognise
 from models.wide_resnet import WideResNet
 from utils.errors import UserError
 
@@ -333,7 +333,10 @@ def test_robustbench_network_from_its_cache_without_the_package(tmp_path, monkey
     name = "robustbench:Chen2021LTD_WRN34_10"
     with pytest.raises(UserError, match=r"no file at models/cifar100/Linf/Chen2021LTD_WRN34_10.pt: put it there"):
         load_teacher(name, "CIFAR100", 100)
-    with pytest.raises(UserError, match="robustbench:Other: not among the networks"):
+    other = tmp_path / "models/cifar10/Linf/Other.pt"
+    other.parent.mkdir(parents=True)
+    torch.save(nn.Linear(3, 10).state_dict(), other)
+    with pytest.raises(UserError, match=r"robustbench:Other: .*Other.pt is none of the networks .*install"):
         load_teacher("robustbench:Other", "CIFAR10", 10)
     torch.manual_seed(0)
     published = build("wideresnet34_10", 100)
@@ -357,3 +360,10 @@ def test_robustbench_network_through_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "robustbench.utils", module)
     assert load_teacher("robustbench:Any2026Network", "CIFAR10", 10) is network
     assert asked == [("Any2026Network", "cifar10", "Linf")]
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "resnet18", "mobilenetV2", "vgg16", "wideresnet34_10", "presnet18"])
+def test_a_network_is_recognised_by_its_keys_and_shapes(name, tmp_path):
+    path = tmp_path / "some.pt"
+    torch.save({"state_dict": prefixed("module.", build(name, 7).state_dict())}, path)
+    assert recognise(path) == name

@@ -48,13 +48,15 @@ class TrainConfig:
     )
     workers: int = flag(
         4,
-        "threads that decode image files, once; large files gain from four,\ntraining itself reads from memory",
+        "threads that decode image files, once; training itself reads from memory",
         group=DATA,
         check=at_least(1),
         place=True,
     )
 
-    model: str = flag("resnet18", "student: the papers' first network", group=NETWORKS)
+    model: str = flag(
+        "resnet18", "student: the papers' first network; robustbench:NAME starts from a published one", group=NETWORKS
+    )
     model_path: str = flag("", "start the student from this checkpoint", group=NETWORKS)
     teacher_model: str = flag("wideresnet34_10", "teacher: the one of the official CIFAR-10 command", group=NETWORKS)
     teacher_path: str | None = flag(
@@ -211,10 +213,12 @@ EVALUATION = "evaluation"
 class EvalConfig:
     """Evaluation of a saved checkpoint (``main_eval.py``)."""
 
-    model: str = flag("resnet18", "network of the checkpoint", group=NETWORKS)
+    model: str = flag(
+        "resnet18", "network of the checkpoint: the papers' first student, or robustbench:NAME", group=NETWORKS
+    )
     model_path: str = flag("", "the checkpoint (required)", group=NETWORKS)
 
-    dataset: str = flag("CIFAR10", "data set", group=DATA)
+    dataset: str = flag("CIFAR10", "data set: the field's first benchmark", group=DATA)
     data_root: str | None = flag(None, "folder of the data (datasets/ when not given)", group=DATA)
     image_size: int | None = flag(
         None, "side of the images; Folder and Digits scale to it", group=DATA, check=between(16, 1024)
@@ -225,9 +229,7 @@ class EvalConfig:
         group=DATA,
         check=at_least(1),
     )
-    workers: int = flag(
-        4, "threads that decode image files, once (large files gain from four)", group=DATA, check=at_least(1)
-    )
+    workers: int = flag(4, "threads that decode image files, once", group=DATA, check=at_least(1))
 
     protocol: Literal["paper", "official"] = flag(
         "paper",
@@ -238,7 +240,7 @@ class EvalConfig:
     attacks: str = flag("", "only these, separated by commas, of: clean fgsm pgd pgd_trades cw aa", group=EVALUATION)
     limit_aa: int | None = flag(
         None,
-        "AutoAttack on N of the test images only, for it costs a hundred times PGD-20 (all of them when not given)",
+        "AutoAttack on N of the test images only, for it is the slowest attack by far (all of them when not given)",
         group=EVALUATION,
         check=at_least(1),
     )
@@ -251,7 +253,9 @@ class EvalConfig:
     )
     bs: int = flag(200, "images in a batch (official)", group=EVALUATION, check=at_least(1))
 
-    seed: int = flag(42, "seed of the attacks' starts", group=RUN, check=between(0, 2**31 - 1))
+    seed: int = flag(
+        42, "seed of subsets and attack starts (official training seed)", group=RUN, check=between(0, 2**31 - 1)
+    )
     device: str = flag("auto", "auto, cpu, cuda or cuda:N; auto takes --gpu_id where there is a GPU", group=RUN)
     gpu_id: int = flag(0, "which GPU, when there are several", group=RUN, check=at_least(0))
 
