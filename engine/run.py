@@ -49,9 +49,7 @@ def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
     batches = partial(Batches, batch_size=config.bs, device=device)
     order = torch.Generator()
     shuffled = batches(trained_on, shuffle=True, crop=CROP_PADDING, flip=splits.flip, generator=order)
-    facts = {"model": config.model, "dataset": config.dataset, "method": config.method, "classes": list(splits.classes)}
-    facts |= {"image_size": splits.image_size, "data": fingerprint(trained_on)}
-    facts |= {"teachers": [checksum(teacher) for teacher in trainer.teachers]}
+    facts = _facts(config, splits, trained_on, trainer)
     if state:
         folder.restore(state, facts)
         trainer.restore(state)
@@ -91,6 +89,13 @@ def _make_trainer(config: TrainConfig, splits: Splits, teacher_files: list, devi
         attack_bn=config.attack_bn,
         generator=torch.Generator(device),
     )
+
+
+def _facts(config: TrainConfig, splits: Splits, trained_on: Split, trainer: Trainer) -> dict:
+    """What each checkpoint says of itself: the network for whoever opens it, data and teachers for resuming."""
+    names = {"model": config.model, "dataset": config.dataset, "method": config.method}
+    shape = {"classes": list(splits.classes), "image_size": splits.image_size}
+    return {**names, **shape, "data": fingerprint(trained_on), "teachers": [checksum(t) for t in trainer.teachers]}
 
 
 def _optimizer(student, config: TrainConfig) -> torch.optim.Optimizer:
