@@ -156,7 +156,7 @@ def _present(name: str, dataset: str) -> Path | None:
 
 
 def _table() -> str:
-    header, rows = ("teacher", "data set", "network", "clean", "AA", "source", "file"), []
+    header, rows = ("teacher", "data set", "network", "published clean", "published AA", "source", "file"), []
     for name, datasets in TEACHERS.items():
         for dataset, teacher in datasets.items():
             accuracies = (str(value or "-") for value in (teacher.clean, teacher.autoattack))

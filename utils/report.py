@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,12 +10,15 @@ from utils.files import write_atomically
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
-    """Columns padded to their widest cell; the first column flush left, the others right."""
-    cells = [list(map(str, row)) for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    align = [str.ljust] + [str.rjust] * (len(widths) - 1)
-    return "\n".join("  ".join(pad(*pair) for pad, *pair in zip(align, row, widths, strict=True)) for row in cells)
+    """Columns padded to their widest cell; columns of numbers flush right, the others left."""
+    columns = [list(map(str, column)) for column in zip(header, *rows, strict=True)]
+    padded = []
+    for column in columns:
+        numbers = all(re.fullmatch(r"-|-?[\d.]+%?", cell) for cell in column[1:])
+        width = max(map(len, column))
+        cells = [column[0], "-" * width, *column[1:]]
+        padded.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in cells])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
