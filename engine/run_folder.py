@@ -1,5 +1,6 @@
 """What a training run leaves on the disk, and where."""
 
+import fcntl
 import json
 import os
 from dataclasses import asdict, fields
@@ -75,11 +76,20 @@ class RunFolder:
         self.rows = state["rows"]
 
     def create(self) -> None:
-        """Make the folder and write config.json."""
+        """Make the folder, take it for this process, and write config.json.
+
+        Raises UserError where that cannot be, or where another process is training there.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  (held, with its lock, until the process ends)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             text = json.dumps(asdict(self.config), indent=2) + "\n"
             write_atomically(self.path / "config.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        except BlockingIOError as error:
+            raise UserError(
+                f"{self.path}: another run is training there; --desc_str NAME starts one beside it"
+            ) from error
         except OSError as error:
             raise UserError(f"--root_path {self.config.root_path}: cannot write there ({error.strerror})") from error
 

@@ -47,7 +47,13 @@ def test_a_distillation_and_its_evaluation_leave_everything_they_promise(tmp_pat
     assert ended.status == 0, ended.err
     folder = tmp_path / "runs/Digits/DGAD/small_resnet_from_small_resnet_eps8_seed42"
     names = {"best_PGD10_acc_model.pth", "best_clean_acc_model.pth", "last_epoch_model.pth"}
-    assert {path.name for path in folder.iterdir()} == names | {"config.json", "results.csv", "log.txt", "curves.png"}
+    assert {path.name for path in folder.iterdir()} == names | {
+        ".lock",
+        "config.json",
+        "results.csv",
+        "log.txt",
+        "curves.png",
+    }
     assert json.loads((folder / "config.json").read_text())["method"] == "DGAD"
     rows = rows_of(folder / "results.csv")
     assert [row["epoch"] for row in rows] == ["0", "1"]

@@ -1,5 +1,7 @@
 """A run that was interrupted ends with the same bytes as one that was not."""
 
+import fcntl
+
 import pytest
 import torch
 from commands import SMALL, run_here
@@ -53,6 +55,18 @@ def test_a_run_is_never_overwritten_unasked(run, tmp_path):
     ended = run(f"{RUN} --epochs 1")
     assert ended.status == 2 and "holds a run already; --resume continues it" in ended.err
     assert run(f"{RUN} --epochs 1 --desc_str again").status == 0
+
+
+def test_two_runs_never_share_a_folder(run, tmp_path):
+    assert run(f"{RUN} --epochs 1").status == 0
+    folder = folder_of(tmp_path)
+    before = (folder / "config.json").read_bytes()
+    with open(folder / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # what a run holds for as long as it lives
+        ended = run(f"{RUN} --epochs 2 --resume --workers 1")
+    assert ended.status == 2 and "another run is training there" in ended.err
+    assert (folder / "config.json").read_bytes() == before
+    assert run(f"{RUN} --epochs 2 --resume").status == 0
 
 
 def test_resuming_with_other_settings_names_them(run):
