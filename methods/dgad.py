@@ -57,4 +57,6 @@ def dgad_loss(
         wrong = t_clean.argmax(1) != y
         guidance = torch.where(wrong, kl(guide_clean, clean), guidance)
     loss = distill_weight * guidance.mean()
-    return loss + alp_beta * F.mse_loss(adv.softmax(1), clean.softmax(1)) if use_pcr else loss
+    if use_pcr:
+        loss = loss + alp_beta * F.mse_loss(adv.softmax(1), clean.softmax(1))
+    return loss
