@@ -1,0 +1,439 @@
+"""What a command line asks for reaches the code that does it: training, named attacks, resuming."""
+
+import csv
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from commands import SMALL, run_here
+from PIL import Image
+from tiny import tiny_problem
+
+import data
+from attacks import suite
+from data import Split, Splits
+from engine.evaluate import Score
+from methods import METHODS
+from models import build
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run an entry script inside an empty folder and see that it ends with the status that it should."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(words, script="main.py", status=0):
+        ended = run_here(monkeypatch, capsys, script, words)
+        assert ended.status == status, ended.err
+        return ended
+
+    return start
+
+
+def noting(seen):
+    """Stands for the attack loop: notes what it is asked for and gives the images back as they started."""
+
+    def pgd(objective, x, start, *, epsilon, step_size, steps):
+        seen.append(SimpleNamespace(losses=objective(x), x=x, start=start, ball=(epsilon, step_size, steps)))
+        return start
+
+    return pgd
+
+
+@pytest.fixture
+def climbs(monkeypatch):
+    """Every call of the attack loop by a named attack."""
+    seen = []
+    monkeypatch.setattr(suite, "pgd", noting(seen))
+    return seen
+
+
+def spy_on(monkeypatch, name):
+    """Make the method ``name`` note the teachers and the images of every step."""
+    seen, make = [], METHODS[name]
+
+    def making(config):
+        method = make(config)
+
+        def step(student, *rest):
+            *teachers, _, x, _, _ = rest
+            seen.append(SimpleNamespace(teachers=teachers, x=x))
+            return method(student, *rest)
+
+        return step
+
+    monkeypatch.setitem(METHODS, name, making)
+    return seen
+
+
+def folder_of(root):
+    (last,) = (root / "tuned_models").rglob("last_epoch_model.pth")
+    return last.parent
+
+
+def last_of(root):
+    return torch.load(folder_of(root) / "last_epoch_model.pth", weights_only=True)
+
+
+def rows_of(root):
+    with open(folder_of(root) / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def rates_of(root):
+    return [float(row["lr"]) for row in rows_of(root)]
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def save_network(path, seed=0, num_classes=10):
+    """Write a small network of weights drawn from ``seed``."""
+    torch.manual_seed(seed)
+    network = build("small_resnet", num_classes, 16)
+    torch.save({"net": network.state_dict()}, path)
+    return network
+
+
+# A run.
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", {"momentum": 0.9, "weight_decay": 5e-4}),
+        ("--momentum 0.5 --weight_decay 0.01", {"momentum": 0.5, "weight_decay": 0.01}),
+        ("--optim Adam --weight_decay 0.02", {"betas": [0.9, 0.999], "weight_decay": 0.02}),
+    ],
+)
+def test_the_optimizer_takes_its_flags_for_every_parameter(run, tmp_path, words, expected):
+    run(f"{SMALL} --method Natural --epochs 1 {words}")
+    (group,) = last_of(tmp_path)["optimizer"]["param_groups"]
+    assert {key: group.get(key) for key in expected} == expected
+    assert len(group["params"]) == len(list(build("small_resnet", 10, 16).parameters()))
+
+
+def test_the_inner_attack_and_the_epochs_pgd10_have_the_runs_epsilon(run, climbs, monkeypatch):
+    trained = []
+    monkeypatch.setattr("engine.trainer.pgd", noting(trained))
+    run(f"{SMALL} --method AT --epochs 2 --limit_test 16 --epsilon 4 --step_size 3 --num_steps 5")
+    assert {climb.ball for climb in trained} == {(4 / 255, 3 / 255, 5)}
+    assert [climb.ball for climb in climbs] == [(4 / 255, 4 / 255 / 4, 10)] * 2
+    assert torch.equal(climbs[0].start, climbs[1].start)  # epochs differ by their network alone
+
+
+@pytest.mark.parametrize(("words", "forwards"), [("", 1), ("--attack_bn eval", 1), ("--attack_bn train", 1 + 2)])
+def test_attack_bn_decides_whether_the_attacks_steps_move_batchnorm(run, tmp_path, words, forwards):
+    run(f"{SMALL} --method AT --epochs 1 {words}")  # 3 batches, 2 steps in the attack on each
+    assert last_of(tmp_path)["net"]["bn1.num_batches_tracked"] == 3 * forwards
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_training_images_are_shifted_by_up_to_four_pixels_and_mirrored_where_that_keeps_the_class(
+    run, monkeypatch, flip
+):
+    # An image that tells the place of each pixel: its column in red, its row in green.
+    place = torch.arange(16, dtype=torch.uint8) * 10 + 20
+    image = torch.stack([place.expand(16, 16), place[:, None].expand(16, 16), torch.zeros(16, 16, dtype=torch.uint8)])
+    split = Split(image.repeat(240, 1, 1, 1), torch.arange(240) % 10)
+    splits = Splits(split, split, tuple("0123456789"), flip)
+    monkeypatch.setitem(data.DATASETS, "Digits", lambda root, image_size, workers: splits)
+    seen = spy_on(monkeypatch, "Natural")
+    run("--dataset Digits --model small_resnet --method Natural --limit_test 10 --epochs 1")
+    x = ((torch.cat([step.x for step in seen]) * 255 - 20) / 10).round()
+    mirrored = x[:, 0, 8, 8] > x[:, 0, 8, 9]
+    right = x[:, 0, 8, 8] - torch.where(mirrored, 7, 8)  # mirrored, column 7 of 0..15 lies at 8
+    down = x[:, 1, 8, 8] - 8
+    assert set(mirrored.tolist()) == ({False, True} if flip else {False})
+    # 240 draws of 9 values: that one is missing has a chance of 5e-12.
+    assert set(right.tolist()) == set(down.tolist()) == set(range(-4, 5))
+
+
+def test_the_learning_rate_warms_up_and_drops_at_the_given_milestones(run, tmp_path):
+    run(f"{SMALL} --method Natural --epochs 4 --warmup_lr --warmup_lr_epochs 2 --milestones 3 --lr_max 0.1")
+    assert rates_of(tmp_path) == pytest.approx([0.001, 0.0505, 0.1, 0.01])
+    (group,) = last_of(tmp_path)["optimizer"]["param_groups"]
+    assert group["lr"] == pytest.approx(0.01)
+
+
+def test_of_epochs_with_the_same_accuracy_the_first_is_the_best(run, tmp_path, monkeypatch):
+    clean, robust = iter([50.0, 60.0, 60.0, 60.0]), iter([30.0, 30.0, 20.0, 30.0])
+    scores = lambda model, batches, perturb=None: Score(1.0, next(robust if perturb else clean), 40)  # noqa: E731
+    monkeypatch.setattr("engine.fit.evaluate", scores)
+    ended = run(f"{SMALL} --method Natural --epochs 4")
+    best = {name: torch.load(folder_of(tmp_path) / f"best_{name}_acc_model.pth") for name in ("PGD10", "clean")}
+    assert {name: checkpoint["epoch"] for name, checkpoint in best.items()} == {"PGD10": 0, "clean": 1}
+    assert "best PGD-10 accuracy: 30.00 %, epoch 1" in ended.out
+    assert "best clean accuracy: 60.00 %, epoch 2" in ended.out
+
+
+@pytest.mark.parametrize("method", ["AKD2", "IAD-II"])
+def test_a_method_of_two_teachers_receives_the_robust_one_first(run, tmp_path, monkeypatch, method):
+    saved = [save_network(tmp_path / name, seed) for seed, name in enumerate(("robust.pth", "standard.pth"))]
+    seen = spy_on(monkeypatch, method)
+    words = f"{SMALL} --method {method} --epochs 1 --no_teacher_check --teacher_model small_resnet"
+    words += " --std_teacher_model small_resnet --teacher_path robust.pth --std_teacher_path standard.pth"
+    run(words)
+    for teacher, network in zip(seen[0].teachers, saved, strict=True):
+        assert torch.equal(teacher.conv1.weight.cpu(), network.conv1.weight)
+
+
+@pytest.fixture
+def tf32_allowed():
+    """The two places where PyTorch allows TF32, both set to allow it."""
+    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = True
+    yield places
+    for place, value in zip(places, before, strict=True):
+        place.allow_tf32 = value
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("main.py", f"{SMALL} --method Natural --epochs 1"),
+        ("main_eval.py", "--dataset Digits --image_size 16 --model small_resnet --model_path net.pth --attacks clean"),
+    ],
+)
+def test_fp32_means_fp32_in_training_and_in_evaluation(run, tmp_path, tf32_allowed, script, words):
+    save_network(tmp_path / "net.pth")
+    run(words, script)
+    assert not any(place.allow_tf32 for place in tf32_allowed)
+
+
+# The named attacks.
+
+
+def cross_entropy(logits, y):
+    return logits.logsumexp(1) - logits[torch.arange(len(y)), y]
+
+
+def margin(logits, y):
+    rival = logits.clone()
+    rival[torch.arange(len(y)), y] = -torch.inf
+    return rival.amax(1) - logits[torch.arange(len(y)), y] - 50
+
+
+# Protocol and attack -> what it climbs, the length of a step as a function of epsilon, how many steps.
+NAMED = {
+    ("paper", "fgsm"): (cross_entropy, lambda epsilon: epsilon, 1),
+    ("paper", "pgd"): (cross_entropy, lambda epsilon: epsilon / 4, 20),
+    ("paper", "pgd_trades"): (cross_entropy, lambda epsilon: 0.003, 20),
+    ("paper", "cw"): (margin, lambda epsilon: epsilon / 4, 30),
+    ("official", "fgsm"): (cross_entropy, lambda epsilon: epsilon, 1),
+    ("official", "pgd"): (cross_entropy, lambda epsilon: epsilon / 4, 10),
+}
+
+
+def protocol_of(name, epsilon=8 / 255, *, steps=None, seed=3):
+    return suite.PROTOCOLS[name](epsilon, steps=steps, batch_size=7, seed=seed, device="cpu")
+
+
+@pytest.mark.parametrize("epsilon", [8 / 255, 0.05])
+@pytest.mark.parametrize(("protocol", "key"), NAMED)
+def test_a_named_attack_climbs_what_its_name_says_with_its_own_steps(climbs, protocol, key, epsilon):
+    objective, step_size, steps = NAMED[protocol, key]
+    net, _, x, y = tiny_problem()
+    net.eval()
+    protocol_of(protocol, epsilon)[key].perturb(net, x, y)
+    (climb,) = climbs
+    assert climb.ball == (epsilon, step_size(epsilon), steps)
+    torch.testing.assert_close(climb.losses, objective(net(x), y))
+    if key == "fgsm":
+        assert torch.equal(climb.start, x)
+
+
+@pytest.mark.parametrize("protocol", suite.PROTOCOLS)
+def test_steps_are_those_of_pgd_alone(climbs, protocol):
+    net, _, x, y = tiny_problem()
+    for key in ("fgsm", "pgd", *(["pgd_trades", "cw"] if protocol == "paper" else [])):
+        protocol_of(protocol, steps=7)[key].perturb(net.eval(), x, y)
+    assert [climb.ball[2] for climb in climbs] == [1, 7, *([20, 30] if protocol == "paper" else [])]
+
+
+@pytest.mark.parametrize(("protocol", "keys"), [("paper", ("pgd", "pgd_trades", "cw")), ("official", ("pgd",))])
+def test_starts_fill_the_ball_and_depend_on_the_seed_and_the_attack_alone(climbs, protocol, keys):
+    epsilon = 0.05
+    net, _, x, y = tiny_problem()
+    x[0] = 1
+
+    def starts(key, seed):
+        attack = protocol_of(protocol, epsilon, seed=seed)[key].perturb
+        for _ in range(2):
+            attack(net.eval(), x, y)
+        return torch.stack([climb.start for climb in climbs[-2:]])
+
+    drawn = {key: starts(key, 3) for key in keys}
+    torch.manual_seed(1)  # PyTorch's own stream of chance has no part in it
+    for key, start in drawn.items():
+        assert torch.equal(starts(key, 3), start)
+        assert not torch.equal(starts(key, 4), start)
+        assert not torch.equal(start[0], start[1])
+        assert all(other == key or not torch.equal(start, drawn[other]) for other in drawn)
+        # 2304 draws: that none is in the outer hundredth has a chance of 1e-10. Pixels up to 1 are rounded by 1e-16.
+        assert 0.99 * epsilon < (start - x).abs().max() < epsilon + 1e-15
+        assert start.min() >= 0 and start.max() <= 1
+
+
+def autoattack_module(monkeypatch, name, answer):
+    """Put a stand-in for AutoAttack's package in place; returns what becomes of its objects."""
+    made = []
+
+    class AutoAttack:
+        def __init__(self, model, **settings):
+            self.settings = settings
+            self.apgd_targeted, self.fab = SimpleNamespace(n_target_classes=9), SimpleNamespace(n_target_classes=9)
+            made.append(self)
+
+        def run_standard_evaluation(self, x, y, **options):
+            self.options = options
+            return answer(x / 2, y)
+
+    module = ModuleType(name)
+    module.AutoAttack = AutoAttack
+    monkeypatch.setitem(sys.modules, name, module)
+    return made
+
+
+def classifier(classes):
+    return lambda x: torch.zeros(len(x), classes)
+
+
+@pytest.mark.parametrize("protocol", suite.PROTOCOLS)
+@pytest.mark.parametrize(("epsilon", "classes", "aimed_at"), [(8 / 255, 100, 9), (0.05, 10, 9), (0.05, 5, 4)])
+def test_autoattack_has_our_epsilon_seed_device_and_batch_and_aims_at_classes_that_are_there(
+    monkeypatch, protocol, epsilon, classes, aimed_at
+):
+    made = autoattack_module(monkeypatch, "pyautoattack", lambda x_adv, y: (x_adv, y))
+    x, y = torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    x_adv = protocol_of(protocol, epsilon)["aa"].perturb(classifier(classes), x, y)
+    (attack,) = made
+    assert attack.settings == {"norm": "Linf", "eps": epsilon, "seed": 3, "device": torch.device("cpu")}
+    assert attack.options == {"batch_size": 7}
+    assert attack.apgd_targeted.n_target_classes == attack.fab.n_target_classes == aimed_at
+    assert torch.equal(x_adv, x / 2)
+
+
+def test_the_authors_own_package_serves_where_pyautoattack_is_absent(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    made = autoattack_module(monkeypatch, "autoattack", lambda x_adv, y: x_adv)  # this one returns the images alone
+    x, y = torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    x_adv = protocol_of("paper", 0.05)["aa"].perturb(classifier(5), x, y)
+    (attack,) = made
+    settings = {"norm": "Linf", "eps": 0.05, "seed": 3, "device": torch.device("cpu"), "verbose": False}
+    assert (attack.settings, attack.options) == (settings, {"bs": 7})
+    assert attack.apgd_targeted.n_target_classes == attack.fab.n_target_classes == 4
+    assert torch.equal(x_adv, x / 2)
+
+
+def test_an_evaluations_flags_reach_its_attacks(run, tmp_path, climbs, monkeypatch):
+    made = autoattack_module(monkeypatch, "pyautoattack", lambda x_adv, y: (x_adv, y))
+    save_network(tmp_path / "net.pth")
+    words = "--dataset Digits --image_size 16 --model small_resnet --model_path net.pth --limit_test 20 --eps 0.05"
+    run(f"{words} --steps 3 --bs 20 --seed 5 --limit_aa 4 --attacks pgd,aa", "main_eval.py")
+    assert [(climb.ball, len(climb.x)) for climb in climbs] == [((0.05, 0.05 / 4, 3), 20)]
+    assert [(attack.settings["eps"], attack.settings["seed"], attack.options) for attack in made] == [
+        (0.05, 5, {"batch_size": 20})
+    ]
+
+
+# Resuming.
+
+
+def image_folder(root):
+    """Write 16x16 images of noise, of two classes."""
+    noise = np.random.default_rng(0)
+    for part, n in (("train", 4), ("test", 2)):
+        for name in ("a", "b"):
+            (root / part / name).mkdir(parents=True)
+            for k in range(n):
+                pixels = noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{k}.png")
+
+
+def other_image(root):
+    Image.new("RGB", (16, 16)).save(root / "train" / "a" / "0.png")
+
+
+def other_class(root):
+    for part in ("train", "test"):
+        (root / part / "b").rename(root / part / "c")
+
+
+def refused(run, words, folder, line):
+    """A command ends with one line that holds ``line``, and the run folder stays as it is."""
+    before = bytes_of(folder)
+    ended = run(words, status=2)
+    assert ended.err.count("\n") == 1 and line in ended.err
+    assert bytes_of(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (other_image, "was trained with other training images; --desc_str NAME starts another run"),
+        (other_class, "was trained with other classes; --desc_str NAME starts another run"),
+    ],
+)
+def test_a_run_is_not_resumed_on_other_data(run, tmp_path, change, line):
+    image_folder(tmp_path / "images")
+    words = "--dataset Folder --data_root images --model small_resnet --method Natural --bs 4"
+    run(f"{words} --epochs 1")
+    change(tmp_path / "images")
+    refused(run, f"{words} --epochs 2 --resume", folder_of(tmp_path), line)
+
+
+TWO_TEACHERS = (
+    f"{SMALL} --method AKD2 --no_teacher_check --teacher_model small_resnet --std_teacher_model small_resnet "
+    "--std_teacher_path standard.pth --epochs"
+)
+
+
+@pytest.mark.parametrize("changed", ["robust.pth", "standard.pth"])
+def test_a_run_is_not_resumed_with_a_teacher_file_of_other_content(run, tmp_path, changed):
+    for seed, name in enumerate(("robust.pth", "standard.pth")):
+        save_network(tmp_path / name, seed)
+    run(f"{TWO_TEACHERS} 1 --teacher_path robust.pth")
+    save_network(tmp_path / changed, 2)
+    words = f"{TWO_TEACHERS} 2 --teacher_path robust.pth --resume"
+    refused(run, words, folder_of(tmp_path), "was trained with other teachers; --desc_str NAME starts another run")
+
+
+def test_a_run_is_resumed_with_its_teacher_at_another_path(run, tmp_path):
+    for seed, name in enumerate(("robust.pth", "standard.pth")):
+        save_network(tmp_path / name, seed)
+    run(f"{TWO_TEACHERS} 1 --teacher_path robust.pth")
+    (tmp_path / "robust.pth").rename(tmp_path / "moved.pth")
+    run(f"{TWO_TEACHERS} 2 --teacher_path moved.pth --resume")
+    assert [row["epoch"] for row in rows_of(tmp_path)] == ["0", "1"]
+
+
+def test_more_epochs_keep_the_milestones_of_the_first_start(run, tmp_path):
+    run(f"{SMALL} --method Natural --epochs 2")
+    run(f"{SMALL} --method Natural --epochs 4 --resume")
+    assert rates_of(tmp_path) == pytest.approx([0.1, 0.01, 0.001, 0.001])
+    assert json.loads((folder_of(tmp_path) / "config.json").read_text())["milestones"] == [1, 2]
+
+
+def test_fewer_epochs_than_are_done_change_nothing(run, tmp_path):
+    run(f"{SMALL} --method Natural --epochs 2")
+    before = bytes_of(folder_of(tmp_path))
+    ended = run(f"{SMALL} --method Natural --epochs 1 --resume")
+    assert "all 2 epochs are done" in ended.out
+    assert bytes_of(folder_of(tmp_path)) == before
+
+
+def test_a_deleted_table_of_results_comes_back_complete(run, tmp_path):
+    run(f"{SMALL} --method Natural --epochs 2")
+    table = folder_of(tmp_path) / "results.csv"
+    before = table.read_text().splitlines()
+    table.unlink()
+    run(f"{SMALL} --method Natural --epochs 3 --resume")
+    after = table.read_text().splitlines()
+    assert after[:3] == before and len(after) == 4
