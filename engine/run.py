@@ -49,7 +49,7 @@ def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
     batches = partial(Batches, batch_size=config.bs, device=device)
     order = torch.Generator()
     shuffled = batches(trained_on, shuffle=True, crop=CROP_PADDING, flip=splits.flip, generator=order)
-    facts = _facts(config, splits, trained_on, trainer)
+    facts = _facts(config, splits, [fingerprint(trained_on), fingerprint(judged_on)], trainer)
     if state:
         folder.restore(state, facts)
         trainer.restore(state)
@@ -91,11 +91,11 @@ def _make_trainer(config: TrainConfig, splits: Splits, teacher_files: list, devi
     )
 
 
-def _facts(config: TrainConfig, splits: Splits, trained_on: Split, trainer: Trainer) -> dict:
+def _facts(config: TrainConfig, splits: Splits, images: list[int], trainer: Trainer) -> dict:
     """What each checkpoint says of itself: the network for whoever opens it, data and teachers for resuming."""
     names = {"model": config.model, "dataset": config.dataset, "method": config.method}
     shape = {"classes": list(splits.classes), "image_size": splits.image_size}
-    return {**names, **shape, "data": fingerprint(trained_on), "teachers": [checksum(t) for t in trainer.teachers]}
+    return {**names, **shape, "images": images, "teachers": [checksum(t) for t in trainer.teachers]}
 
 
 def _optimizer(student, config: TrainConfig) -> torch.optim.Optimizer:

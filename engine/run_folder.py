@@ -52,7 +52,7 @@ class RunFolder:
         if not self.config.resume:
             raise UserError(f"{self.path}: holds a run already; --resume continues it, --desc_str NAME starts another")
         state = load_checkpoint(last)
-        if not {"optimizer", "rows", "config"} <= state.keys():
+        if not {"net", "epoch", "optimizer", "rows", "config", "classes", "images", "teachers"} <= state.keys():
             raise UserError(f"{last}: not the last checkpoint of a run; --desc_str NAME starts another run beside it")
         ours, theirs = identity(self.config), state["config"]
         if ours["milestones"] is None:
@@ -68,7 +68,7 @@ class RunFolder:
 
     def restore(self, state: dict, facts: dict) -> None:
         """Take over the rows of ``state``; raise UserError where that run had other images, classes or teachers."""
-        for key, name in (("classes", "classes"), ("data", "training images"), ("teachers", "teachers")):
+        for key, name in (("classes", "classes"), ("images", "images"), ("teachers", "teachers")):
             if state[key] != facts[key]:
                 raise UserError(
                     f"--resume: {self.path} was trained with other {name}; --desc_str NAME starts another run"

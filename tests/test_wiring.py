@@ -357,8 +357,12 @@ def image_folder(root):
                 Image.fromarray(pixels).save(root / part / name / f"{k}.png")
 
 
-def other_image(root):
+def other_training_image(root):
     Image.new("RGB", (16, 16)).save(root / "train" / "a" / "0.png")
+
+
+def other_test_image(root):
+    Image.new("RGB", (16, 16)).save(root / "test" / "b" / "1.png")
 
 
 def other_class(root):
@@ -377,7 +381,8 @@ def refused(run, words, folder, line):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (other_image, "was trained with other training images; --desc_str NAME starts another run"),
+        (other_training_image, "was trained with other images; --desc_str NAME starts another run"),
+        (other_test_image, "was trained with other images; --desc_str NAME starts another run"),
         (other_class, "was trained with other classes; --desc_str NAME starts another run"),
     ],
 )

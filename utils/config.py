@@ -73,7 +73,7 @@ class TrainConfig:
         "resnet18", "second teacher, trained naturally, of AKD2 and IAD-II (official: always resnet18)", group=NETWORKS
     )
     std_teacher_path: str | None = flag(
-        None, "the second teacher's checkpoint; AKD2 and IAD-II need it", group=NETWORKS
+        None, "the second teacher's checkpoint; AKD2 and IAD-II need it", group=NETWORKS, place=True
     )
 
     method: str = flag("AT", "training method: adversarial training needs no teacher", group=METHOD)
