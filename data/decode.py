@@ -50,17 +50,20 @@ def decoded(root: Path, paths: Sequence[Path], size: int, *, workers: int, resiz
     sizes and times of the files.
     A damaged cache is rebuilt and a folder that cannot be written to goes without one: both only log a line.
     """
-    cache = root / f".decoded-{size}{'r' * resize}-{_key(root, paths, size, resize)}.pt"
-    if cache.exists() and (images := _read(cache)) is not None:
-        return images
+    key = _key(root, paths)
+    as_they_are = root / f".decoded-{size}-{key}.pt"  # serves both: of images all of that size, resizing changes none
+    cache = root / f".decoded-{size}r-{key}.pt" if resize else as_they_are
+    for kept in dict.fromkeys((as_they_are, cache)):
+        if kept.exists() and (images := _read(kept)) is not None:
+            return images
     log.info("decoding %s images in %s, once", f"{len(paths):,}", root)
     images = _decode(paths, size, resize, workers)
     _write(cache, images)
     return images
 
 
-def _key(root: Path, paths: Sequence[Path], size: int, resize: bool) -> str:
-    digest = hashlib.sha256(repr((_FORMAT, size, resize)).encode())
+def _key(root: Path, paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256(repr(_FORMAT).encode())
     for path in paths:
         try:
             stat = path.stat()

@@ -463,3 +463,12 @@ def test_batches_from_host_memory_equal_those_from_the_device():
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert resident and not fallback and len(expected) == 63
     assert all(torch.equal(a, b) for x, y in zip(expected, batches, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_images_kept_as_they_are_serve_the_same_image_size_too(folder, decodings):
+    first = data.load("Folder", folder).train.images
+    assert torch.equal(data.load("Folder", folder, image_size=16).train.images, first)
+    assert len(decodings) == 10
+    data.load("Folder", folder, image_size=32)
+    data.load("Folder", folder, image_size=32)
+    assert len(decodings) == 20
