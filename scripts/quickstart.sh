@@ -16,11 +16,11 @@ student=$out/Digits/DGAD/small_resnet_from_small_resnet_eps16_seed42/best_PGD10_
 
 "$python" main.py --method Natural "${setting[@]}" --epochs 8
 "$python" main.py --method AT "${setting[@]}" --epochs 16
-"$python" main.py --method DGAD "${setting[@]}" --epochs 16 --ALP_beta 5.0 \
+"$python" main.py --method DGAD "${setting[@]}" --epochs 13 --ALP_beta 5.0 \
   --teacher_model small_resnet --teacher_path "$teacher"
 
 for checkpoint in "$natural" "$teacher" "$student"; do
   "$python" main_eval.py --dataset Digits --image_size 16 --model small_resnet --model_path "$checkpoint" \
-    --eps 0.0627451 --attacks clean,fgsm,pgd,aa --limit_aa 40
+    --eps 0.0627451 --attacks clean,fgsm,pgd,aa --limit_aa 32
 done
 "$python" scripts/summarize.py "$out/quickstart.png" "natural=$natural" "AT teacher=$teacher" "DGAD student=$student"
