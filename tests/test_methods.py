@@ -107,10 +107,8 @@ def deviates(row):
     return row["status"] == "raises" or partial or product
 
 
-@pytest.mark.parametrize("row", recorded("float64"))
+@pytest.mark.parametrize("row", [param for param in recorded("float64") if not deviates(param.values[0])])
 def test_loss_and_gradients_equal_the_official_code(row):
-    if deviates(row):
-        pytest.skip("the official code is wrong here: test_where_the_official_code_is_wrong_ours_follows_the_paper")
     arrays, value, (of_clean, of_adv) = value_and_gradients(row, LOSSES[row["method"]])
     expected, expected_of_clean = value.item(), of_clean
     if row["method"] == "RSLAD":  # its log(q + 1e-5) shifts the value by a constant in the student
