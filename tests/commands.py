@@ -33,9 +33,10 @@ def run_here(monkeypatch, capsys, script: str, words: str) -> Ended:
     return Ended(status, captured.out, captured.err)
 
 
-def run_apart(script: str, words: str, folder) -> Ended:
-    """Run a script in a new interpreter whose working directory is ``folder``."""
-    command = [sys.executable, str(ROOT / script), *words.split()]
+def run_apart(script: str, words: str, folder, *, through: str | None = None) -> Ended:
+    """Run a script in a new interpreter in ``folder``; ``through`` names a file of the tests that runs it there."""
+    scripts = [str(ROOT / "tests" / through)] if through else []
+    command = [sys.executable, *scripts, str(ROOT / script), *words.split()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     return Ended(ended.returncode, ended.stdout, ended.stderr)
