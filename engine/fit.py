@@ -42,7 +42,7 @@ def fit(
     if start:
         logger.info("resuming after epoch %d of %d", start, config.epochs)
     for epoch in range(start, config.epochs):
-        began, lr = time.monotonic(), rate(epoch, config)
+        began, lr = time.monotonic(), _rate(epoch, config)
         reseed(epoch)
         means = trainer.epoch(progress(train, f"epoch {epoch + 1}/{config.epochs}"), epoch, lr)
         trained = time.monotonic()
@@ -62,8 +62,7 @@ def fit(
         )
 
 
-def rate(epoch: int, config: TrainConfig) -> float:
-    """Learning rate of an epoch under the run's config."""
+def _rate(epoch: int, config: TrainConfig) -> float:
     return learning_rate(
         epoch,
         epochs=config.epochs,

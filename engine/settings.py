@@ -7,7 +7,6 @@ import torch
 
 from data import ALIASES as DATASET_ALIASES
 from data import DATASETS
-from engine.fit import rate
 from engine.networks import network_name
 from methods import ALIASES as METHOD_ALIASES
 from methods import METHODS
@@ -57,12 +56,11 @@ def announce(
         if source == "default":
             specs = [spec for spec in specs if spec.metadata["group"] != METHOD]  # most are other methods'
         values = {spelling(spec): getattr(config, spec.name) for spec in specs}
-        _log_settings(source, {name: value for name, value in values.items() if value not in (None, "", False)})
+        _log_settings(source, {name: value for name, value in values.items() if value is not None and value != ""})
     # All that the method runs with, its own values for what was left open included.
     _log_settings("method", getattr(METHODS[config.method](config), "keywords", {}))
-    rates = {epoch: rate(epoch, config) for epoch in range(config.epochs)}
-    drops = [epoch for epoch in rates if epoch and rates[epoch] < rates[epoch - 1]]
     if config.lr_schedule == "piecewise":
+        drops = [milestone for milestone in config.milestones if milestone < config.epochs]
         logger.info("learning rate %g, divided by 10 before epochs (from 0): %s", config.lr_max, drops or "none")
     kind = "validation" if config.val_size else "test"
     logger.info("%d training images; the best checkpoint is chosen on %d %s images", trained_on, judged_on, kind)

@@ -90,7 +90,7 @@ def find_teacher(name: str, dataset: str, path: str | Path | None = None, *, dat
     """
     if path:
         if not Path(path).is_file():
-            raise UserError(f"{path}: no such teacher file; --teacher_path names a checkpoint")
+            raise UserError(f"{path}: no such file for teacher {name}; name its checkpoint")
         return Path(path)
     if name.startswith(robustbench.PREFIX):
         return None

@@ -238,7 +238,7 @@ def test_a_teacher_that_reads_nothing_is_refused_with_the_usual_causes(run, tmp_
 
 
 def test_the_recipe_fills_what_the_command_line_leaves_open(run, tmp_path):
-    words = f"{SMALL} --method TRADES --recipe paper --epochs 1 --weight_decay 0.001"
+    words = f"{SMALL} --method TRADES --recipe paper --epochs 1 --weight_decay 0.001 --seed 0"
     ended = run("main.py", words)
     assert ended.status == 0, ended.err
     (path,) = tmp_path.rglob("config.json")
@@ -246,7 +246,7 @@ def test_the_recipe_fills_what_the_command_line_leaves_open(run, tmp_path):
     assert (config["epsilon"], config["weight_decay"]) == (pytest.approx(0.031 * 255), 0.001)
     assert (config["epochs"], config["milestones"]) == (1, [1])  # the recipe's milestones belong to its own epochs
     lines = {line.split(":")[0]: line for line in ended.out.splitlines() if line.startswith("set by")}
-    assert "--weight_decay 0.001" in lines["set by flag"]
+    assert "--weight_decay 0.001" in lines["set by flag"] and "--seed 0" in lines["set by flag"]
     assert "--epsilon 7.905" in lines["set by recipe"]
     assert "--lr_max 0.1" in lines["set by default"]
     assert "beta 6" in lines["set by method"]
