@@ -41,6 +41,46 @@ def pgd(objective: Objective, x: Tensor, start: Tensor, *, epsilon: float, step_
     return x_adv
 
 
+def pgd_until_fooled(
+    model, objective, x: Tensor, y: Tensor, start: Tensor, *, epsilon: float, step_size: float, steps: int
+) -> Tensor:
+    """PGD that leaves an image alone as soon as ``model`` misreads it, so that later steps climb fewer images.
+
+    An attack has succeeded once it has found one adversarial example: counted so, an image costs no step after its
+    first success, and the count is that of an attack that takes every step and remembers every success.
+
+    Args:
+        model: Maps images (B, C, H, W) to logits (B, classes); in eval mode, or images would depend on each other.
+        objective: Maps logits (B, classes) and labels (B,) to losses (B,).
+        x: Clean images (B, C, H, W) in [0, 1].
+        y: Labels (B,).
+        start: First images (B, C, H, W), in the ball and in [0, 1].
+        epsilon: Radius of the ball, in [0, 1].
+        step_size: Length of one step, in [0, 1].
+        steps: Largest number of gradient steps.
+
+    Returns:
+        Images (B, C, H, W): the first misread one on the way, or the last.
+    """
+    x_adv = start.clone()
+    standing = torch.arange(len(x), device=x.device)
+    logits = None
+
+    def losses(z: Tensor) -> Tensor:
+        nonlocal logits
+        logits = model(z)
+        return objective(logits, y[standing])
+
+    for _ in range(steps):
+        if not len(standing):
+            break
+        stepped = pgd(losses, x[standing], x_adv[standing], epsilon=epsilon, step_size=step_size, steps=1)
+        right = logits.argmax(1) == y[standing]  # of the images before the step: the forward was needed anyway
+        standing = standing[right]
+        x_adv[standing] = stepped[right]
+    return x_adv
+
+
 def zero(x: Tensor, epsilon: float, generator: torch.Generator | None = None) -> Tensor:
     """No noise: the attack starts at the image."""
     return torch.zeros_like(x)

@@ -7,10 +7,22 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from data import cifar, digits, image_folder, tiny_imagenet
 from data.loader import Batches
-from data.splits import Split, Splits, fingerprint, hold_out, subset
+from data.splits import Split, Splits, chosen, fingerprint, hold_out, subset, take
 from utils.names import canonical
 
-__all__ = ["ALIASES", "DATASETS", "Batches", "Split", "Splits", "fingerprint", "hold_out", "load", "subset"]
+__all__ = [
+    "ALIASES",
+    "DATASETS",
+    "Batches",
+    "Split",
+    "Splits",
+    "chosen",
+    "fingerprint",
+    "hold_out",
+    "load",
+    "subset",
+    "take",
+]
 
 # name -> loader(root, image_size, workers) -> Splits
 DATASETS = {

@@ -43,11 +43,16 @@ def subset(split: Split, n: int | None, seed: int) -> Split:
     represented as long as ``n`` allows. The choice depends on ``seed`` alone.
     Raises UserError for ``n`` < 1.
     """
+    return split if n is None or n >= len(split.labels) else take(split, chosen(split, n, seed))
+
+
+def chosen(split: Split, n: int | None, seed: int) -> Tensor:
+    """Mark the images, (N,) bool, that :func:`subset` takes. Raises UserError for ``n`` < 1."""
     if n is None or n >= len(split.labels):
-        return split
+        return torch.ones(len(split.labels), dtype=torch.bool)
     if n < 1:
         raise UserError(f"--limit_train/--limit_test {n}: must be at least 1 image")
-    return _take(split, _stratified(split.labels, n, seed))
+    return _stratified(split.labels, n, seed)
 
 
 def hold_out(split: Split, n: int, seed: int) -> tuple[Split, Split]:
@@ -59,10 +64,11 @@ def hold_out(split: Split, n: int, seed: int) -> tuple[Split, Split]:
     if not 0 < n < size:
         raise UserError(f"--val_size {n}: must be between 1 and {size - 1}; the training set has {size} images")
     kept = _stratified(split.labels, size - n, seed)
-    return _take(split, kept), _take(split, ~kept)
+    return take(split, kept), take(split, ~kept)
 
 
-def _take(split: Split, mask: Tensor) -> Split:
+def take(split: Split, mask: Tensor) -> Split:
+    """The images that ``mask`` (N,) marks, in their order."""
     return Split(split.images[mask], split.labels[mask])
 
 

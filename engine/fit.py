@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 from attacks.suite import Perturb
 from engine.evaluate import Score, evaluate
 from engine.run_folder import BEST_CLEAN, BEST_PGD10, LAST, RunFolder
@@ -16,10 +18,10 @@ from utils.log import logger, progress
 
 
 class Judge(NamedTuple):
-    """What chooses the best checkpoint: batches of images, and the attack on them, made anew for each epoch."""
+    """What chooses the best checkpoint: images in batches, the attack on them and its draws, made anew each epoch."""
 
     batches: object
-    pgd10: Callable[[], Perturb]
+    pgd10: Callable[[], tuple[Perturb, torch.Generator]]
 
 
 def fit(
@@ -47,7 +49,7 @@ def fit(
         means = trainer.epoch(progress(train, f"epoch {epoch + 1}/{config.epochs}"), epoch, lr)
         trained = time.monotonic()
         clean = evaluate(trainer.student, judge.batches)
-        robust = evaluate(trainer.student, progress(judge.batches, "PGD-10"), judge.pgd10())
+        robust = evaluate(trainer.student, progress(judge.batches, "PGD-10"), *judge.pgd10())
         _require_finite(epoch, config, means.loss, clean.loss, robust.loss)
         checkpoint = {"net": trainer.student.state_dict(), "epoch": epoch, **facts}
         checkpoint |= {"clean_acc": clean.accuracy, "PGD10_acc": robust.accuracy}

@@ -14,7 +14,7 @@ from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import ALIASES, MODELS, build
 from models.robustbench import PREFIX
 from models.teachers import find_teacher, load_from_zoo, load_teacher
-from models.weights import load_network
+from models.weights import load_network, read_facts, recognise
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import logger
@@ -26,6 +26,25 @@ CHECKED_IMAGES = 256
 def network_name(name: str) -> str:
     """Our name of a network, or ``robustbench:<Name>`` as it is; raises UserError with the nearest names."""
     return name if name.startswith(PREFIX) else canonical(name, MODELS, ALIASES, "--model")
+
+
+def network_in(path: str | Path, asked: str | None, flag: str = "--model") -> str:
+    """Name of the network in a checkpoint: what ``asked`` says, else the file itself, else its keys and shapes.
+
+    Raises UserError, naming ``flag``, where the file contradicts what was asked or nothing tells.
+    """
+    told = read_facts(path).get("model")
+    if asked is None:
+        name = told or recognise(path)
+        if name is None:
+            raise UserError(
+                f"{flag}: needed: {path} does not say which network it holds, and none of ours has its keys"
+            )
+        return name
+    name = network_name(asked)
+    if told not in (None, name):
+        raise UserError(f"{flag} {asked}: {path} holds a {told}; leave the flag out, or say {flag} {told}")
+    return name
 
 
 def make_network(name: str, path: str, dataset: str, splits: Splits) -> nn.Module:

@@ -1,64 +1,129 @@
-"""The figures of a checkpoint's evaluations, kept beside it: ``<checkpoint>.eval.json``."""
+"""The figures of a checkpoint's evaluations, kept beside it: ``<checkpoint>_eval/eval.json``."""
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 
-from utils.config import EvalConfig
+from torch import Tensor
+
+from attacks.suite import Attack
+from engine.evaluate import Outcome
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.log import logger
+from utils.versions import versions
 
-# Settings under which figures belong in one table.
-CONDITIONS = ("dataset", "model", "image_size", "limit_test", "protocol", "eps", "steps", "seed")
+WORST = "worst case"
+RIGHT, WRONG, NOT_ATTACKED = "10-"
 
 
 class Record:
-    """Figures of one checkpoint under the conditions of ``config``; those of other conditions are kept beside them."""
+    """Figures of one checkpoint under one set of conditions; those of other conditions are kept beside them.
 
-    def __init__(self, config: EvalConfig):
-        self.path = place_of(config.model_path or config.model.replace(":", "-"))
-        self.conditions = {key: getattr(config, key) for key in CONDITIONS}
-        self.conditions["sha256"] = _sha256(config.model_path) if config.model_path else None
+    Raises UserError where the folder cannot be written to.
+    """
 
-    def keep(self, title: str, figure: dict) -> None:
-        """Add one figure at once, so that an interruption loses none; one of more images is not replaced.
-
-        Where the folder cannot be written to, a line says so and the evaluation goes on.
-        """
+    def __init__(self, folder: Path, conditions: dict):
+        self.path, self.conditions = folder / "eval.json", conditions
         try:
-            evaluations = read_evaluations(self.path)
-        except UserError:  # none yet, or damaged
-            evaluations = []
-        same = [entry for entry in evaluations if entry["conditions"] == self.conditions]
-        figures = same[0]["figures"] if same else {}
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):  # asked before the hours of an evaluation, not after
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be written to ({error.strerror}); --out DIR keeps the figures elsewhere"
+            ) from error
+
+    def keep(self, title: str, figure: dict) -> dict[str, dict]:
+        """Add one figure at once, so that an interruption loses none, and return all; one of more images stays."""
+        figures = self.figures
         if figures.get(title, {"n": 0})["n"] <= figure["n"]:
             figures[title] = figure
-        others = [entry for entry in evaluations if entry["conditions"] != self.conditions]
-        newest = {"conditions": self.conditions, "figures": figures}
-        text = json.dumps({"evaluations": [*others, newest]}, indent=2) + "\n"
+        figures.pop(WORST, None)
+        figures |= worst_case(figures)
+        self._write(figures)
+        return figures
+
+    @property
+    def figures(self) -> dict[str, dict]:
+        """What is kept under these conditions."""
+        return next((entry["figures"] for entry in self.evaluations if entry["conditions"] == self.conditions), {})
+
+    @property
+    def evaluations(self) -> list[dict]:
+        """What is kept under any conditions, the newest last."""
         try:
-            write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        except OSError as error:
-            logger.warning("%s: not written (%s)", self.path, error.strerror)
+            return read_evaluations(self.path)
+        except UserError:  # none yet, or damaged
+            return []
+
+    def _write(self, figures: dict) -> None:
+        others = [entry for entry in self.evaluations if entry["conditions"] != self.conditions]
+        newest = {"conditions": self.conditions, "versions": versions(), "figures": figures}
+        text = json.dumps({"evaluations": [*others, newest]}, indent=1) + "\n"
+        write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def figure_of(attack: Attack, outcome: Outcome, labels: Tensor, attacked: Tensor, seconds: float) -> dict:
+    """One figure with all that makes it: parameters, per-image results, what stood after each stage.
+
+    ``labels`` (n,) are those of the attacked images; ``attacked`` (N,) bool marks these among all that are evaluated.
+    ``correct`` has a character per image: 1 read rightly, 0 misread, - not attacked.
+    """
+    right = outcome.predicted == labels
+    marks = iter(RIGHT if one else WRONG for one in right.tolist())
+    after = {name: _percent(outcome.fallen > number) for number, name in enumerate(attack.stages, start=1) if name}
+    return {
+        "accuracy": _percent(right),
+        "n": len(right),
+        "settings": attack.settings,
+        "parameters": attack.parameters,
+        "bounded": attack.bounded,
+        "stages": after if len(after) > 1 else {},
+        "seconds": round(seconds, 2),
+        "correct": "".join(next(marks) if one else NOT_ATTACKED for one in attacked.tolist()),
+    }
+
+
+def worst_case(figures: dict[str, dict]) -> dict[str, dict]:
+    """The share of images that stand against every attack in the ball, over those that met each; {} for one attack."""
+    bounded = {title: figure for title, figure in figures.items() if figure["bounded"]}
+    if len(bounded) < 2:
+        return {}
+    met = [marks for marks in zip(*(figure["correct"] for figure in bounded.values()), strict=True)]
+    met = [set(marks) for marks in met if NOT_ATTACKED not in marks]
+    if not met:
+        return {}
+    accuracy = 100 * sum(marks == {RIGHT} for marks in met) / len(met)
+    return {WORST: {"accuracy": accuracy, "n": len(met), "settings": "over " + ", ".join(bounded)}}
 
 
 def place_of(checkpoint: str | Path) -> Path:
     """Where the figures of a checkpoint are kept."""
-    return Path(checkpoint).with_suffix(".eval.json")
+    return folder_of(checkpoint) / "eval.json"
+
+
+def folder_of(checkpoint: str | Path) -> Path:
+    """The folder of everything that evaluations of a checkpoint leave."""
+    return Path(checkpoint).with_name(f"{Path(checkpoint).stem}_eval")
 
 
 def read_evaluations(path: Path) -> list[dict]:
     """All evaluations kept in a file, the newest last; raises UserError where there are none or it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))["evaluations"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no figures to read; evaluate the checkpoint with main_eval.py first") from error
 
 
-def _sha256(path: str) -> str:
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while part := file.read(2**20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def _percent(marks: Tensor) -> float:
+    return 100 * int(marks.sum()) / len(marks)

@@ -108,9 +108,8 @@ def _optimizer(student, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def _pgd10(config: TrainConfig, device: torch.device):
-    """The PGD-10 of an epoch; every epoch meets the same starts, so that epochs differ by their network alone."""
-    generator = torch.Generator(device).manual_seed(epoch_seed(config.seed, 0, JUDGE))
-    return pgd10(config.epsilon / 255, generator).perturb
+    """The PGD-10 of an epoch and its draws: the same starts for all, so that epochs differ by their network alone."""
+    return pgd10(config.epsilon / 255), torch.Generator(device).manual_seed(epoch_seed(config.seed, 0, JUDGE))
 
 
 def _conclude(config: TrainConfig, splits: Splits, folder: RunFolder, device: torch.device) -> None:
@@ -123,5 +122,5 @@ def _conclude(config: TrainConfig, splits: Splits, folder: RunFolder, device: to
         best = folder.path / BEST_PGD10
         network = make_network(config.model, str(best), config.dataset, splits).to(device)
         test = Batches(subset(splits.test, config.limit_test, config.seed), config.bs, device=device)
-        clean, robust = evaluate(network, test), evaluate(network, test, _pgd10(config, device))
+        clean, robust = evaluate(network, test), evaluate(network, test, *_pgd10(config, device))
         logger.info("%s on the test images: clean %.2f %%, PGD-10 %.2f %%", best.name, clean.accuracy, robust.accuracy)

@@ -1,5 +1,6 @@
 """Any published checkpoint to a clean state dict and a loaded network, or one clear error."""
 
+import itertools
 import re
 import warnings
 import zipfile
@@ -20,6 +21,8 @@ from utils.names import canonical
 WRAPPERS = ("net", "state_dict", "model_state_dict", "model", "student")
 PREFIXES = ("module.", "model.", "_orig_mod.", "student.", "1.")  # "1.": nn.Sequential(Normalize, network)
 STATISTICS = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
+
+IMAGE_SIZES = (32, 64)  # of the published networks; presnet18 has another classifier for each
 
 # The same published network in two layouts of code.
 DEEPMIND_TWINS = {"wideresnet70_16": "wideresnet70_16_deepmind"}
@@ -61,9 +64,9 @@ def recognise(path: str | Path) -> str | None:
     """
     state = {key: value for key, value in read_state_dict(path).items() if key not in ("mean", "std")}
     matrices = [value for value in state.values() if value.ndim == 2]
-    for name in MODELS if matrices else ():
+    for name, image_size in itertools.product(MODELS if matrices else (), IMAGE_SIZES):
         with torch.device("meta"):  # shapes alone: the largest has 267 million parameters
-            expected = build(name, num_classes=len(matrices[-1])).state_dict()
+            expected = build(name, len(matrices[-1]), image_size).state_dict()
         if _mismatch(_with_unused(state, expected), expected) is None:
             return name
     return None

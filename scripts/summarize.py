@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
 
 from attacks.suite import pgd10
 from data import load
+from engine.eval_pictures import turned
 from engine.records import place_of, read_evaluations
 from models.weights import load_network
 from utils.command import run_command
@@ -24,7 +24,6 @@ from utils.plots import draw_curves, draw_examples, save_figure
 from utils.report import read_csv, text_table
 
 EXAMPLES = 6
-LOOKED_AT = 100  # test images among which examples are sought
 
 
 def summarize(arguments: list[str]) -> None:
@@ -52,30 +51,16 @@ def draw(runs: dict[str, Path], picture: Path) -> None:
     left, right = figure.subfigures(1, 2, width_ratios=(2, 3))
     draw_curves(left.subplots(), {name: read_csv(path.with_name("results.csv")) for name, path in runs.items()})
     name, checkpoint = list(runs.items())[-1]
-    clean, adversarial, words, epsilon = examples(checkpoint)
+    config = json.loads(checkpoint.with_name("config.json").read_text(encoding="utf-8"))
+    splits = load(config["dataset"], config["data_root"], image_size=config["image_size"])
+    network = load_network(config["model"], len(splits.classes), checkpoint, splits.image_size).eval()
+    epsilon = config["epsilon"] / 255
+    clean, adversarial, words = turned(
+        network, pgd10(epsilon), splits.test, splits.classes, config["seed"], count=EXAMPLES
+    )
     draw_examples(right.subplots(3, EXAMPLES), clean, adversarial, words, epsilon)
     right.suptitle(f"what the {name} reads before and after PGD-10 at epsilon {255 * epsilon:g}/255")
     save_figure(figure, picture)
-
-
-def examples(checkpoint: Path):
-    """Test images, their adversarial examples, the network's words for both, and epsilon in [0, 1].
-
-    Half of them, as far as there are so many, are images that the attack turns.
-    """
-    config = json.loads(checkpoint.with_name("config.json").read_text(encoding="utf-8"))
-    splits = load(config["dataset"], config["data_root"], image_size=config["image_size"])
-    x, y = splits.test.images[:LOOKED_AT] / 255, splits.test.labels[:LOOKED_AT]
-    network = load_network(config["model"], len(splits.classes), checkpoint, splits.image_size).eval()
-    epsilon = config["epsilon"] / 255
-    x_adv = pgd10(epsilon, torch.Generator().manual_seed(config["seed"])).perturb(network, x, y)
-    with torch.no_grad():
-        before, after = network(x).argmax(1), network(x_adv).argmax(1)
-    turned = ((before == y) & (after != y)).nonzero()[: EXAMPLES // 2, 0]
-    held = (after == y).nonzero()[: EXAMPLES - len(turned), 0]
-    chosen = torch.cat([held, turned])
-    words = [[splits.classes[k] for k in predictions[chosen]] for predictions in (before, after)]
-    return x[chosen], x_adv[chosen], list(zip(*words, strict=True)), epsilon
 
 
 if __name__ == "__main__":

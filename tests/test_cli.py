@@ -14,6 +14,7 @@ from PIL import Image
 from small_sets import cifar_files, tiny_imagenet_files
 from torchvision.datasets import CIFAR100
 
+from engine.records import place_of
 from methods import ALIASES, METHODS, WITH_TWO_TEACHERS
 from models import build
 
@@ -33,7 +34,7 @@ def save_network(path, num_classes=10, name="small_resnet", image_size=32):
 
 
 def figures_of(path):
-    return json.loads(path.with_suffix(".eval.json").read_text())["evaluations"][-1]["figures"]
+    return json.loads(place_of(path).read_text())["evaluations"][-1]["figures"]
 
 
 def rows_of(path):
@@ -69,9 +70,9 @@ def test_a_distillation_and_its_evaluation_leave_everything_they_promise(tmp_pat
     ended = run_apart("main_eval.py", f"{words} --attacks clean,fgsm,pgd,cw,aa --limit_aa 3", tmp_path)
     assert ended.status == 0, ended.err
     figures = figures_of(path)
-    assert list(figures) == ["Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack"]
+    assert list(figures) == ["Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack", "worst case"]
     assert (figures["PGD-20"]["n"], figures["AutoAttack"]["n"]) == (20, 3)
-    assert "epsilon 8/255, 20 steps of 2/255" in ended.out
+    assert "epsilon 8/255, 20 steps, step 2/255, uniform start, 1 start" in ended.out
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_official_evaluation_protocol(run, tmp_path):
     ended = run("main_eval.py", f"{words} --protocol official --attacks fgsm,pgd,cw")
     assert ended.status == 0, ended.err
     figures = figures_of(path)
-    assert list(figures) == ["FGSM", "PGD-10", "C&W-L2"]
+    assert list(figures) == ["FGSM", "PGD-10", "C&W-L2", "worst case"]
 
 
 def test_an_evaluation_adds_to_what_is_kept_and_replaces_no_figure_of_more_images(run, tmp_path):
@@ -178,8 +179,8 @@ def test_an_evaluation_adds_to_what_is_kept_and_replaces_no_figure_of_more_image
     words = f"--dataset Digits --image_size 16 --model small_resnet --model_path {path} --limit_test 20"
     for more in ("--attacks clean,pgd", "--attacks fgsm", "--attacks pgd --eps 0.1"):
         assert run("main_eval.py", f"{words} {more}").status == 0
-    first, second = json.loads(path.with_suffix(".eval.json").read_text())["evaluations"]
-    assert (list(first["figures"]), list(second["figures"])) == (["Clean", "PGD-20", "FGSM"], ["PGD-20"])
+    first, second = json.loads(place_of(path).read_text())["evaluations"]
+    assert (list(first["figures"]), list(second["figures"])) == (["Clean", "PGD-20", "FGSM", "worst case"], ["PGD-20"])
     assert (first["conditions"]["eps"], second["conditions"]["eps"]) == (8 / 255, 0.1)
 
 
@@ -198,10 +199,10 @@ def test_our_own_checkpoint_tells_its_image_size_and_its_network(run, tmp_path):
     (path,) = tmp_path.rglob("best_clean_acc_model.pth")
     ended = run("main_eval.py", f"--dataset Digits --model small_resnet --model_path {path} --attacks clean")
     assert ended.status == 0
-    (evaluation,) = json.loads(path.with_suffix(".eval.json").read_text())["evaluations"]
+    (evaluation,) = json.loads(place_of(path).read_text())["evaluations"]
     assert evaluation["conditions"]["image_size"] == 16
     ended = run("main_eval.py", f"--dataset Digits --model resnet18 --model_path {path} --attacks clean")
-    assert ended.status == 2 and "holds a small_resnet; --model small_resnet" in ended.err
+    assert ended.status == 2 and "holds a small_resnet; leave the flag out" in ended.err
 
 
 def test_last_batch_of_one_and_validation_split(run, tmp_path):
@@ -290,7 +291,11 @@ BAD = [
     ("main_tiny.py", "--data_root nowhere", "--data_root nowhere: no Tiny-ImageNet there"),
     ("main_eval.py", "--dataset Digits", "--model_path: needed"),
     ("main_eval.py", "--dataset Digits --model_path missing.pth", "missing.pth: "),
-    ("main_eval.py", "--dataset Digits --model_path net.pth", "net.pth: the weights of another network"),
+    (
+        "main_eval.py",
+        "--dataset Digits --model resnet18 --model_path net.pth",
+        "net.pth: the weights of another network",
+    ),
     (
         "main_eval.py",
         "--dataset Digits --model_path net.pth --attacks fgsm,pdg",
@@ -301,7 +306,7 @@ BAD = [
         "--dataset Folder --model small_resnet --data_root pair --model_path net2.pth",
         "AutoAttack needs 4",
     ),
-    ("main_eval.py", "--dataset Digits --model_path net.pth --eps 8", "--eps 8.0: must be above 0 and at most 1"),
+    ("main_eval.py", "--dataset Digits --model_path net.pth --eps 8", "--eps 8.0: must be between 0 and 1"),
     ("main_eval_tinyimagenet.py", "--data_root nowhere --model_path net.pth", "no Tiny-ImageNet there"),
 ]
 

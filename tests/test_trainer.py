@@ -127,7 +127,7 @@ def test_evaluation_attacks_every_batch():
     net, _, x, y = tiny_problem(n=4)
     seen = []
 
-    def perturb(model, images, labels):
+    def perturb(model, images, labels, noise):
         seen.append((model.training, len(images)))
         return images * 0
 

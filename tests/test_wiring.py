@@ -162,7 +162,7 @@ def test_the_learning_rate_warms_up_and_drops_at_the_given_milestones(run, tmp_p
 
 def test_of_epochs_with_the_same_accuracy_the_first_is_the_best(run, tmp_path, monkeypatch):
     clean, robust = iter([50.0, 60.0, 60.0, 60.0]), iter([30.0, 30.0, 20.0, 30.0])
-    scores = lambda model, batches, perturb=None: Score(1.0, next(robust if perturb else clean), 40)  # noqa: E731
+    scores = lambda model, batches, perturb=None, draws=None: Score(1.0, next(robust if perturb else clean), 40)  # noqa: E731
     monkeypatch.setattr("engine.fit.evaluate", scores)
     ended = run(f"{SMALL} --method Natural --epochs 4")
     best = {name: torch.load(folder_of(tmp_path) / f"best_{name}_acc_model.pth") for name in ("PGD10", "clean")}
@@ -231,8 +231,16 @@ NAMED = {
 }
 
 
-def protocol_of(name, epsilon=8 / 255, *, steps=None, seed=3):
-    return suite.PROTOCOLS[name](epsilon, steps=steps, batch_size=7, seed=seed, device="cpu")
+def protocol_of(name, epsilon=8 / 255, **setting):
+    """A protocol's attacks; of those that are judged at every step the form that takes every step."""
+    return suite.PROTOCOLS[name](suite.Setting(epsilon, seed=3, **{"judge": "last", **setting}))
+
+
+def launch(attack, net, x, y):
+    """All stages of an attack on all images; returns what the last made of them."""
+    for perturb in attack.stages.values():
+        x_adv = perturb(net.eval(), x, y, 2 * torch.rand_like(x) - 1)
+    return x_adv
 
 
 @pytest.mark.parametrize("epsilon", [8 / 255, 0.05])
@@ -240,45 +248,54 @@ def protocol_of(name, epsilon=8 / 255, *, steps=None, seed=3):
 def test_a_named_attack_climbs_what_its_name_says_with_its_own_steps(climbs, protocol, key, epsilon):
     objective, step_size, steps = NAMED[protocol, key]
     net, _, x, y = tiny_problem()
-    net.eval()
-    protocol_of(protocol, epsilon)[key].perturb(net, x, y)
+    attack = protocol_of(protocol, epsilon)[key]
+    launch(attack, net, x, y)
     (climb,) = climbs
     assert climb.ball == (epsilon, step_size(epsilon), steps)
     torch.testing.assert_close(climb.losses, objective(net(x), y))
+    assert attack.parameters["epsilon"] == epsilon and attack.parameters["steps"] == steps
     if key == "fgsm":
         assert torch.equal(climb.start, x)
 
 
-@pytest.mark.parametrize("protocol", suite.PROTOCOLS)
+@pytest.mark.parametrize("key", ["pgd", "pgd_trades", "cw"])
+def test_judged_at_every_step_or_at_the_last_an_attack_has_the_same_parameters(monkeypatch, key):
+    seen = []
+    monkeypatch.setattr(suite, "pgd_until_fooled", lambda *where, **ball: seen.append((where[1], ball)) or where[2])
+    monkeypatch.setattr(suite, "pgd", noting(last := []))
+    net, _, x, y = tiny_problem()
+    for judge in suite.LINF:
+        launch(protocol_of("paper", judge=judge)[key], net, x, y)
+    ((objective, ball),) = seen
+    assert tuple(ball.values()) == last[0].ball
+    torch.testing.assert_close(objective(net(x), y), last[0].losses)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "official"])
 def test_steps_are_those_of_pgd_alone(climbs, protocol):
     net, _, x, y = tiny_problem()
     for key in ("fgsm", "pgd", *(["pgd_trades", "cw"] if protocol == "paper" else [])):
-        protocol_of(protocol, steps=7)[key].perturb(net.eval(), x, y)
+        launch(protocol_of(protocol, steps=7)[key], net, x, y)
     assert [climb.ball[2] for climb in climbs] == [1, 7, *([20, 30] if protocol == "paper" else [])]
 
 
-@pytest.mark.parametrize(("protocol", "keys"), [("paper", ("pgd", "pgd_trades", "cw")), ("official", ("pgd",))])
-def test_starts_fill_the_ball_and_depend_on_the_seed_and_the_attack_alone(climbs, protocol, keys):
-    epsilon = 0.05
-    net, _, x, y = tiny_problem()
-    x[0] = 1
+def test_transferred_attacks_climb_the_surrogate(climbs):
+    net, surrogate, x, y = tiny_problem()
+    protocol = protocol_of("blackbox", surrogate=surrogate.eval(), surrogate_name="other.pth")
+    for key, objective, steps in (("transfer_pgd", cross_entropy, 20), ("transfer_cw", margin, 30)):
+        launch(protocol[key], net, x, y)
+        assert climbs[-1].ball == (8 / 255, 2 / 255, steps)
+        torch.testing.assert_close(climbs[-1].losses, objective(surrogate(x), y))
+        assert "from other.pth" in protocol[key].settings
 
-    def starts(key, seed):
-        attack = protocol_of(protocol, epsilon, seed=seed)[key].perturb
-        for _ in range(2):
-            attack(net.eval(), x, y)
-        return torch.stack([climb.start for climb in climbs[-2:]])
 
-    drawn = {key: starts(key, 3) for key in keys}
-    torch.manual_seed(1)  # PyTorch's own stream of chance has no part in it
-    for key, start in drawn.items():
-        assert torch.equal(starts(key, 3), start)
-        assert not torch.equal(starts(key, 4), start)
-        assert not torch.equal(start[0], start[1])
-        assert all(other == key or not torch.equal(start, drawn[other]) for other in drawn)
-        # 2304 draws: that none is in the outer hundredth has a chance of 1e-10. Pixels up to 1 are rounded by 1e-16.
-        assert 0.99 * epsilon < (start - x).abs().max() < epsilon + 1e-15
-        assert start.min() >= 0 and start.max() <= 1
+def test_restarts_are_stages_with_draws_of_their_own(run, tmp_path, climbs):
+    save_network(tmp_path / "net.pth")
+    words = "--dataset Digits --image_size 16 --model_path net.pth --limit_test 20 --judge last --no-pictures"
+    run(f"{words} --restarts 3 --attacks pgd,fgsm", "main_eval.py")
+    starts = [climb.start for climb in climbs[:3]]
+    assert len(climbs) == 3 + 1 + 2  # FGSM has no start to draw; two more look for gradient masking
+    assert not torch.equal(starts[0][:1], starts[1][:1])
 
 
 def autoattack_module(monkeypatch, name, answer):
@@ -305,42 +322,65 @@ def classifier(classes):
     return lambda x: torch.zeros(len(x), classes)
 
 
-@pytest.mark.parametrize("protocol", suite.PROTOCOLS)
+STAGES = ["apgd-ce", "apgd-t", "fab-t", "square"]
+
+
+@pytest.mark.parametrize("protocol", ["paper", "official"])
 @pytest.mark.parametrize(("epsilon", "classes", "aimed_at"), [(8 / 255, 100, 9), (0.05, 10, 9), (0.05, 5, 4)])
-def test_autoattack_has_our_epsilon_seed_device_and_batch_and_aims_at_classes_that_are_there(
+def test_autoattack_runs_its_four_attacks_with_our_epsilon_seed_and_device(
     monkeypatch, protocol, epsilon, classes, aimed_at
 ):
     made = autoattack_module(monkeypatch, "pyautoattack", lambda x_adv, y: (x_adv, y))
     x, y = torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
-    x_adv = protocol_of(protocol, epsilon)["aa"].perturb(classifier(classes), x, y)
-    (attack,) = made
-    assert attack.settings == {"norm": "Linf", "eps": epsilon, "seed": 3, "device": torch.device("cpu")}
-    assert attack.options == {"batch_size": 7}
-    assert attack.apgd_targeted.n_target_classes == attack.fab.n_target_classes == aimed_at
-    assert torch.equal(x_adv, x / 2)
+    x_adv = [perturb(classifier(classes), x, y, x) for perturb in protocol_of(protocol, epsilon)["aa"].stages.values()]
+    assert [attack.attacks_to_run for attack in made] == [[name] for name in STAGES]
+    for attack in made:
+        assert attack.settings == {"norm": "Linf", "eps": epsilon, "seed": 3, "device": torch.device("cpu")}
+        assert attack.options == {"batch_size": 3}
+        assert attack.apgd_targeted.n_target_classes == attack.fab.n_target_classes == aimed_at
+    assert torch.equal(x_adv[0], x / 2)
 
 
 def test_the_authors_own_package_serves_where_pyautoattack_is_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     made = autoattack_module(monkeypatch, "autoattack", lambda x_adv, y: x_adv)  # this one returns the images alone
     x, y = torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
-    x_adv = protocol_of("paper", 0.05)["aa"].perturb(classifier(5), x, y)
+    x_adv = protocol_of("paper", 0.05)["aa"].stages["FAB-T"](classifier(5), x, y, x)
     (attack,) = made
     settings = {"norm": "Linf", "eps": 0.05, "seed": 3, "device": torch.device("cpu"), "verbose": False}
-    assert (attack.settings, attack.options) == (settings, {"bs": 7})
+    assert (attack.settings, attack.options) == (settings, {"bs": 3})
+    assert attack.attacks_to_run == ["fab-t"]
     assert attack.apgd_targeted.n_target_classes == attack.fab.n_target_classes == 4
     assert torch.equal(x_adv, x / 2)
+
+
+def test_autoattack_in_stages_is_autoattack():
+    from pyautoattack import AutoAttack
+
+    net, _, x, y = tiny_problem(n=40, dtype=torch.float32)
+    net.eval().requires_grad_(False)
+    y = net(x).argmax(1)
+    whole = AutoAttack(net, eps=0.01, seed=3)
+    whole.square.n_queries = 5000
+    x_adv, _ = whole.run_standard_evaluation(x, y, batch_size=40)
+    stands = net(x_adv).argmax(1) == y
+    assert 0 < stands.sum() < 40
+    left = torch.arange(40)
+    for perturb in suite.PROTOCOLS["paper"](suite.Setting(0.01, seed=3))["aa"].stages.values():
+        left = left[net(perturb(net, x[left], y[left], None)).argmax(1) == y[left]]
+    assert torch.equal(left, stands.nonzero()[:, 0])
 
 
 def test_an_evaluations_flags_reach_its_attacks(run, tmp_path, climbs, monkeypatch):
     made = autoattack_module(monkeypatch, "pyautoattack", lambda x_adv, y: (x_adv, y))
     save_network(tmp_path / "net.pth")
-    words = "--dataset Digits --image_size 16 --model small_resnet --model_path net.pth --limit_test 20 --eps 0.05"
+    words = (
+        "--dataset Digits --image_size 16 --model_path net.pth --limit_test 20 --eps 0.05 --judge last --no-pictures"
+    )
     run(f"{words} --steps 3 --bs 20 --seed 5 --limit_aa 4 --attacks pgd,aa", "main_eval.py")
-    assert [(climb.ball, len(climb.x)) for climb in climbs] == [((0.05, 0.05 / 4, 3), 20)]
-    assert [(attack.settings["eps"], attack.settings["seed"], attack.options) for attack in made] == [
-        (0.05, 5, {"batch_size": 20})
-    ]
+    assert (climbs[0].ball, len(climbs[0].x)) == ((0.05, 0.05 / 4, 3), 20)
+    assert {(attack.settings["eps"], attack.settings["seed"]) for attack in made} <= {(0.05, 5)}
+    assert all(attack.options["batch_size"] <= 4 for attack in made)
 
 
 # Resuming.

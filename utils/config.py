@@ -213,10 +213,23 @@ EVALUATION = "evaluation"
 class EvalConfig:
     """Evaluation of a saved checkpoint (``main_eval.py``)."""
 
-    model: str = flag(
-        "resnet18", "network of the checkpoint: the papers' first student, or robustbench:NAME", group=NETWORKS
+    model_path: tuple[str, ...] = flag(
+        (), "checkpoints, or folders of them: of a run's folder its best PGD-10 and its last one", group=NETWORKS
     )
-    model_path: str = flag("", "the checkpoint (required)", group=NETWORKS)
+    model: str | None = flag(
+        None,
+        "network of the checkpoint; needed only where the file does not tell, or robustbench:NAME without a file",
+        group=NETWORKS,
+    )
+    surrogate_path: str = flag(
+        "", "blackbox: checkpoint of the network on which transferred attacks are found", group=NETWORKS
+    )
+    surrogate_model: str | None = flag(
+        None, "blackbox: network of --surrogate_path, where the file does not tell", group=NETWORKS
+    )
+    natural_path: str = flag(
+        "", "checkpoint of a naturally trained network, drawn beside in attacks.png", group=NETWORKS
+    )
 
     dataset: str = flag("CIFAR10", "data set: the field's first benchmark", group=DATA)
     data_root: str | None = flag(None, "folder of the data (datasets/ when not given)", group=DATA)
@@ -231,25 +244,40 @@ class EvalConfig:
     )
     workers: int = flag(4, "threads that decode image files, once", group=DATA, check=at_least(1))
 
-    protocol: Literal["paper", "official"] = flag(
+    protocol: Literal["paper", "official", "blackbox"] = flag(
         "paper",
         "paper: Clean, FGSM, PGD-20, PGD-TRADES-20, C&W-inf-30, AutoAttack, as the papers report;\n"
-        "official: the official DGAD script: FGSM, PGD-10, C&W L2 of advertorch, AutoAttack",
+        "official: the official DGAD script: FGSM, PGD-10, C&W L2 of advertorch, AutoAttack;\n"
+        "blackbox: PGD-20 and C&W-inf-30 transferred from --surrogate_path, Square of 5,000 queries",
         group=EVALUATION,
     )
-    attacks: str = flag("", "only these, separated by commas, of: clean fgsm pgd pgd_trades cw aa", group=EVALUATION)
+    attacks: str = flag(
+        "",
+        "only these, separated by commas, of: clean fgsm pgd pgd_trades cw aa;\n"
+        "blackbox: clean transfer_pgd transfer_cw square",
+        group=EVALUATION,
+    )
     limit_aa: int | None = flag(
         None,
         "AutoAttack on N of the test images only, for it is the slowest attack by far (all of them when not given)",
         group=EVALUATION,
         check=at_least(1),
     )
-    eps: float = flag(8 / 255, "radius of the L-infinity ball, in [0, 1]: 8/255", group=EVALUATION, check=within(0, 1))
+    eps: float = flag(8 / 255, "radius of the L-infinity ball, in [0, 1]: 8/255", group=EVALUATION, check=between(0, 1))
     steps: int | None = flag(
         None,
         "steps of the attack pgd (the protocol's when not given: 20, official 10)",
         group=EVALUATION,
         check=at_least(1),
+    )
+    judge: Literal["every", "last"] = flag(
+        "every",
+        "every: an image is fooled once PGD finds one adversarial example, as AutoAttack counts;\n"
+        "last: only where the last step is one, as the papers' codes count (protocol official always)",
+        group=EVALUATION,
+    )
+    restarts: int = flag(
+        1, "random starts of the attacks that have one; the papers take 1", group=EVALUATION, check=between(1, 1000)
     )
     bs: int = flag(200, "images in a batch (official)", group=EVALUATION, check=at_least(1))
 
@@ -258,6 +286,13 @@ class EvalConfig:
     )
     device: str = flag("auto", "auto, cpu, cuda or cuda:N; auto takes --gpu_id where there is a GPU", group=RUN)
     gpu_id: int = flag(0, "which GPU, when there are several", group=RUN, check=at_least(0))
+    state: str = flag(
+        "", "folder that keeps every finished piece of this evaluation; the same command continues from it", group=RUN
+    )
+    out: str = flag("", "folder of figures and pictures (beside each checkpoint when not given)", group=RUN)
+    pictures: bool = flag(
+        True, "draw attacks.png, examples.png and confusion.png where PGD is among the attacks", group=RUN
+    )
 
     def __post_init__(self):
         check_values(self)

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from utils.errors import UserError
 
+_METAVAR = {int: "N", float: "X"}
+
 Check = Callable[[Any], str | None]  # value -> what is wrong with it, or None
 
 
@@ -124,7 +126,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _help(spec: Field) -> str:
-    default = "" if spec.default in (None, "", False) else f" [default: {_plain(spec.default)}]"
+    default = "" if spec.default in (None, "", False, ()) else f" [default: {_plain(spec.default)}]"
     return spec.metadata["help"] + default
 
 
@@ -143,8 +145,9 @@ def _kind(hint: Any, default: Any) -> dict[str, Any]:
         allowed = {choice.lower(): choice for choice in typing.get_args(hint)}
         return {"type": _one_of(allowed), "metavar": "|".join(allowed.values())}
     if typing.get_origin(hint) is tuple:
-        return {"type": typing.get_args(hint)[0], "nargs": "+", "metavar": "N"}
-    return {"type": hint, "metavar": {int: "N", float: "X"}.get(hint, "NAME")}
+        kind = typing.get_args(hint)[0]
+        return {"type": kind, "nargs": "+", "metavar": _METAVAR.get(kind, "NAME")}
+    return {"type": hint, "metavar": _METAVAR.get(hint, "NAME")}
 
 
 def _one_of(allowed: dict[str, str]) -> Callable[[str], str]:

@@ -31,14 +31,33 @@ def log_to_file(path: Path) -> None:
     logging.getLogger().addHandler(handler)
 
 
+class Bar:
+    """How far a piece of work is: a bar on a terminal, else a line every minute. ``note`` is shown behind it."""
+
+    def __init__(self, total: int, title: str):
+        self.total, self.title, self.note, self.done = total, title, "", 0
+        self.last = time.monotonic()
+        self.bar = tqdm(total=total, desc=title, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def advance(self) -> None:
+        """One more piece is done."""
+        self.done += 1
+        self.bar.set_postfix_str(self.note, refresh=False)
+        self.bar.update()
+        if self.bar.disable and time.monotonic() - self.last > LINE_EVERY_SECONDS:
+            logger.info("%s: %d of %d%s", self.title, self.done, self.total, self.note and f", {self.note}")
+            self.last = time.monotonic()
+
+
 def progress(batches: Iterable, title: str) -> Iterator:
-    """Yield ``batches``, showing how far it is: a bar on a terminal, else a line every minute."""
-    if sys.stderr.isatty():
-        yield from tqdm(batches, desc=title, leave=False, dynamic_ncols=True)
-        return
-    total, last = len(batches), time.monotonic()
-    for done, batch in enumerate(batches):
-        if time.monotonic() - last > LINE_EVERY_SECONDS:
-            logger.info("%s: %d of %d batches", title, done, total)
-            last = time.monotonic()
-        yield batch
+    """Yield ``batches``, showing how far it is."""
+    with Bar(len(batches), title) as bar:
+        for batch in batches:
+            yield batch
+            bar.advance()

@@ -10,6 +10,8 @@ from utils.files import write_atomically
 matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
 
+ROOM_FOR_NAMES = 20  # classes
+
 
 def draw_curves(axes, runs: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
     """Draw clean (dashed) and PGD-10 (solid) accuracy per epoch of each run's results.csv rows."""
@@ -39,6 +41,29 @@ def draw_examples(axes, clean, adversarial, captions: Sequence[tuple[str, str]],
             axis.set(xticks=[], yticks=[])
     for axis, name in zip(axes[:, 0], ("clean", "perturbation", "adversarial"), strict=True):
         axis.set_ylabel(name)
+
+
+def draw_radius_curves(axes, radii: Sequence[int], curves: Mapping[str, Sequence[float]], attack: str) -> None:
+    """Draw accuracy (%) against the attack's radius, in /255, one line per network."""
+    for name, accuracies in curves.items():
+        axes.plot(radii, accuracies, marker=".", label=name)
+    axes.set(xlabel=f"epsilon (/255) of {attack}", ylabel="accuracy (%)", ylim=(0, 100), xticks=radii)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+def draw_confusion(axes, counts, classes: Sequence[str], title: str) -> None:
+    """Draw a matrix of counts, (true class, class read), as shares of each true class, named where there is room."""
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="read as", ylabel="true class", title=title)
+    few = len(classes) <= ROOM_FOR_NAMES
+    ticks = range(len(classes)) if few else []
+    axes.set_xticks(ticks, classes if few else [], rotation=90, fontsize="small")
+    axes.set_yticks(ticks, classes if few else [], fontsize="small")
+    for row, column in ((i, j) for i in ticks for j in ticks if counts[i, j]):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, int(counts[row, column]), ha="center", va="center", fontsize="x-small", color=color)
 
 
 def save_figure(figure, path: Path) -> None:

@@ -21,6 +21,13 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
     return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))
 
 
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """The same table as Markdown; bars inside cells are escaped."""
+    lines = [[str(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
     """Write the whole table to ``path``, or leave the old one."""
     text = io.StringIO()

@@ -1,0 +1,74 @@
+"""What other libraries attack better than we would: AutoAttack, Square and C&W L2, as stages of an evaluation."""
+
+import sys
+
+import torch
+from torch import Tensor
+
+STANDARD = {"APGD-CE": "apgd-ce", "APGD-T": "apgd-t", "FAB-T": "fab-t", "Square": "square"}  # in their order
+TARGETS = 9  # other classes that the standard version aims at
+
+
+def autoattack_stages(epsilon: float, seed: int) -> dict:
+    """AutoAttack, standard version, L-infinity (Croce & Hein, ICML 2020), one stage per attack, in its order.
+
+    The authors' own code does the work: ``pyautoattack`` on PyPI, or their git package ``autoattack`` where only that
+    is installed. Each stage meets the images that the stages before it left standing, so the stages in turn equal one
+    call of theirs on the same batch.
+    """
+    return {title: _stage(name, epsilon, seed) for title, name in STANDARD.items()}
+
+
+def square_stage(epsilon: float, seed: int) -> dict:
+    """Square alone (Andriushchenko et al., ECCV 2020): score-based, 5,000 queries an image, no gradient."""
+    return {"Square": _stage(STANDARD["Square"], epsilon, seed)}
+
+
+def _stage(name: str, epsilon: float, seed: int):
+    def perturb(model, x, y, noise):
+        try:
+            from pyautoattack import AutoAttack
+        except ImportError:
+            from autoattack import AutoAttack
+
+            attack = AutoAttack(model, norm="Linf", eps=epsilon, seed=seed, device=x.device, verbose=False)
+            batch_size = {"bs": len(x)}
+        else:
+            attack = AutoAttack(model, norm="Linf", eps=epsilon, seed=seed, device=x.device)
+            batch_size = {"batch_size": len(x)}
+        with torch.no_grad():
+            classes = model(x[:1]).shape[1]
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(TARGETS, classes - 1)
+        attack.attacks_to_run = [name]
+        found = attack.run_standard_evaluation(x, y, **batch_size)
+        return found[0] if isinstance(found, tuple) else found  # pyautoattack returns its predictions too
+
+    return perturb
+
+
+def carlini_wagner_l2(model, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Tensor:
+    """C&W L2 of advertorch with the constants of the official DGAD script; it knows no epsilon and draws nothing."""
+    attacks = advertorch_attacks()
+    with torch.no_grad():
+        classes = model(x[:1]).shape[1]
+    attack = attacks.CarliniWagnerL2Attack(
+        model, classes, confidence=0.01, max_iterations=1000, binary_search_steps=1, initial_const=0.1
+    )
+    return attack.perturb(x, y)
+
+
+def advertorch_attacks():
+    """The module ``advertorch.attacks``; its release 0.2.3 imports a function that PyTorch has dropped: put it back."""
+    import torch.autograd.gradcheck  # noqa: F401  (the attribute of that name is a function that hides the module)
+
+    module = sys.modules["torch.autograd.gradcheck"]
+    if not hasattr(module, "zero_gradients"):
+        module.zero_gradients = _zero_gradients
+    import advertorch.attacks
+
+    return advertorch.attacks
+
+
+def _zero_gradients(x: Tensor) -> None:
+    if x.grad is not None:
+        x.grad.detach_().zero_()

@@ -1,0 +1,55 @@
+"""Finished pieces of an interrupted evaluation, one small file each."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.files import write_atomically
+
+
+class State:
+    """Folder of one checkpoint's finished stages; without a folder nothing is kept or found.
+
+    Raises UserError where the folder cannot be written, or belongs to an evaluation of other ``conditions``.
+    """
+
+    def __init__(self, folder: Path | None, conditions: dict):
+        self.folder = folder
+        if folder is None:
+            return
+        about = folder / "conditions.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if about.exists():
+                self._compare(json.loads(about.read_text(encoding="utf-8")), conditions)
+            _write(about, conditions)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--state {folder}: cannot be used ({error}); name another folder") from error
+
+    def find(self, title: str, batch: int, stage: int) -> tuple[Tensor, Tensor] | None:
+        """Classes read and stages of the falls, (B,) each, as :meth:`keep` got them; None where it did not."""
+        if self.folder is None or not self._place(title, batch, stage).exists():
+            return None
+        kept = json.loads(self._place(title, batch, stage).read_text(encoding="utf-8"))
+        return torch.tensor(kept["predicted"]), torch.tensor(kept["fallen"])
+
+    def keep(self, title: str, batch: int, stage: int, predicted: Tensor, fallen: Tensor) -> None:
+        """Keep what one stage of one batch found."""
+        if self.folder is not None:
+            found = {"predicted": predicted.tolist(), "fallen": fallen.tolist()}
+            _write(self._place(title, batch, stage), found)
+
+    def _place(self, title: str, batch: int, stage: int) -> Path:
+        return self.folder / f"{title.replace(' ', '_')}-batch{batch}-stage{stage}.json"
+
+    def _compare(self, theirs: dict, ours: dict) -> None:
+        changes = [f"{key} {theirs.get(key)} -> {ours[key]}" for key in ours if theirs.get(key) != ours[key]]
+        if changes:
+            raise UserError(f"--state {self.folder}: of another evaluation ({', '.join(changes)}); name another folder")
+
+
+def _write(path: Path, content: dict) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content), encoding="utf-8"))

@@ -1,0 +1,88 @@
+"""Signs that an evaluation flatters a network whose gradients mislead the attacks (gradient masking).
+
+After Athalye, Carlini & Wagner, "Obfuscated Gradients Give a False Sense of Security" (ICML 2018), section 3.1, and
+Carlini et al., "On Evaluating Adversarial Robustness" (2019).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from attacks.objectives import cross_entropy
+from attacks.suite import linf
+from data import Split, subset
+from data.loader import Batches
+from engine.evaluate import evaluate
+from engine.records import Record
+from utils.log import logger
+
+PROBED = 100  # images: enough to tell 0 from 5 %
+WIDE = 0.5  # a radius at which every image can be turned into any other half-way
+STANDING = 5.0  # percent; a network whose gradients lead anywhere has about none left at that radius
+FLAT = 1.01  # the loss at that radius against the loss at epsilon; grows several times over where gradients lead
+TOLERANCE = 0.5  # points by which a weaker attack may win by chance
+
+
+class Probe(NamedTuple):
+    """PGD-20 on some images: its loss at epsilon, and its loss and accuracy (%) at radius 0.5."""
+
+    loss: float
+    wide_loss: float
+    wide_accuracy: float
+
+
+def probe(network: nn.Module, images: Split, epsilon: float, device, seed: int = 0) -> Probe:
+    """Attack some of the images at ``epsilon`` in [0, 1] and at radius 0.5, taking every step."""
+    batches = Batches(subset(images, PROBED, seed), PROBED, device=device)
+    near, wide = (
+        evaluate(
+            *(network, batches, linf(cross_entropy, radius, radius / 4, 20)),
+            torch.Generator(device).manual_seed(seed),
+        )
+        for radius in (epsilon, WIDE)
+    )
+    return Probe(near.loss, wide.loss, wide.accuracy)
+
+
+def warn_of_masking(record: Record, epsilon: float, probed: Probe | None) -> list[str]:
+    """Log, and return, one line for each sign of gradient masking in the kept figures and the probe."""
+    warnings = list(_weaker_attacks_that_win(_comparable(record)))
+    if probed and probed.wide_accuracy > STANDING:
+        warnings.append(
+            f"{probed.wide_accuracy:.0f} % stand against PGD-20 at epsilon {WIDE:g}, where nothing should: "
+            "the gradients lead nowhere"
+        )
+    if probed and epsilon <= WIDE / 2 and probed.wide_loss <= FLAT * probed.loss:
+        warnings.append(
+            f"the loss under PGD-20 does not grow from epsilon {epsilon:.3g} ({probed.loss:.3g}) to {WIDE:g} "
+            f"({probed.wide_loss:.3g}): the loss is flat where the attack looks"
+        )
+    for warning in warnings:
+        logger.warning("WARNING, likely gradient masking: %s; trust no figure but the lowest", warning)
+    return warnings
+
+
+def _comparable(record: Record) -> dict[str, dict]:
+    """Figures of every protocol on the same network, images and radius."""
+    same = ("sha256", "model", "dataset", "images", "eps")
+    wanted = [record.conditions[key] for key in same]
+    kept = [entry for entry in record.evaluations if [entry["conditions"].get(key) for key in same] == wanted]
+    return {title: figure for entry in kept for title, figure in entry["figures"].items()}
+
+
+def _weaker_attacks_that_win(figures: dict[str, dict]):
+    climbed = {title: figure for title, figure in figures.items() if title.startswith("PGD-") and "TRADES" not in title}
+    for weaker, why in (("FGSM", "one step"), ("Square", "an attack without gradients")):
+        for title, figure in climbed.items():
+            if weaker in figures and _beats(figures[weaker]["accuracy"], figure["accuracy"], figure["n"]):
+                lower, higher = figures[weaker]["accuracy"], figure["accuracy"]
+                yield f"{weaker} beats {title} ({lower:.2f} < {higher:.2f} %): {why} finds more"
+    stages = figures.get("AutoAttack", {}).get("stages", {})
+    if stages and _beats(stages["Square"], stages["FAB-T"], figures["AutoAttack"]["n"]):
+        fallen = stages["FAB-T"] - stages["Square"]
+        yield f"Square turns {fallen:.2f} % of the images that AutoAttack's gradient attacks left standing"
+
+
+def _beats(lower: float, higher: float, n: int) -> bool:
+    return higher - lower > max(TOLERANCE, 100 / n)
