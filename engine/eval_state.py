@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import require_writable, write_atomically
+
+ABOUT = "conditions.json"
 
 
 class State:
@@ -17,15 +19,14 @@ class State:
     """
 
     def __init__(self, folder: Path | None, conditions: dict):
-        self.folder = folder
+        self.folder, self.conditions = folder, conditions
         if folder is None:
             return
-        about = folder / "conditions.json"
+        about = folder / ABOUT
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            require_writable(folder)
             if about.exists():
                 self._compare(json.loads(about.read_text(encoding="utf-8")), conditions)
-            _write(about, conditions)
         except (OSError, ValueError) as error:
             raise UserError(f"--state {folder}: cannot be used ({error}); name another folder") from error
 
@@ -39,6 +40,9 @@ class State:
     def keep(self, title: str, batch: int, stage: int, predicted: Tensor, fallen: Tensor) -> None:
         """Keep what one stage of one batch found."""
         if self.folder is not None:
+            if not (self.folder / ABOUT).exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _write(self.folder / ABOUT, self.conditions)
             found = {"predicted": predicted.tolist(), "fallen": fallen.tolist()}
             _write(self._place(title, batch, stage), found)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from attacks.suite import Attack
 from engine.evaluate import Outcome
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import require_writable, write_atomically
 from utils.versions import versions
 
 WORST = "worst case"
@@ -26,9 +25,7 @@ class Record:
     def __init__(self, folder: Path, conditions: dict):
         self.path, self.conditions = folder / "eval.json", conditions
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):  # asked before the hours of an evaluation, not after
-                pass
+            require_writable(folder)  # asked before the hours of an evaluation, not after
         except OSError as error:
             raise UserError(
                 f"{folder}: cannot be written to ({error.strerror}); --out DIR keeps the figures elsewhere"
@@ -61,6 +58,7 @@ class Record:
         others = [entry for entry in self.evaluations if entry["conditions"] != self.conditions]
         newest = {"conditions": self.conditions, "versions": versions(), "figures": figures}
         text = json.dumps({"evaluations": [*others, newest]}, indent=1) + "\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

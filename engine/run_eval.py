@@ -95,7 +95,7 @@ class Evaluation:
     def __init__(self, subject: Subject, attacks: dict[str, Attack], images: Split, config: EvalConfig, device):
         self.subject, self.attacks, self.images, self.config, self.device = subject, attacks, images, config, device
         conditions = _conditions(subject, images, config)
-        place = Path(config.out) / subject.path.with_suffix("").name if config.out else folder_of(subject.path)
+        place = _below(config.out, subject.path) if config.out else folder_of(subject.path)
         self.record = Record(place, conditions)
         state = Path(config.state) / (conditions["sha256"] or subject.path.name)[:12] if config.state else None
         self.state = State(state, conditions | {"limit_aa": config.limit_aa})
@@ -145,12 +145,18 @@ class Evaluation:
         return Batches(images, self.config.bs, device=self.device)
 
 
+def _below(out: str, checkpoint: Path) -> Path:
+    """Where in ``--out`` a checkpoint's figures go: data set, method and run tell checkpoints of one name apart."""
+    names = [part for part in checkpoint.with_suffix("").parts if part not in ("..", checkpoint.anchor)]
+    return Path(out, *names[-4:])
+
+
 def _tell(title: str, figure: dict) -> None:
     logger.info(
-        "%-13s %6.2f %%  (n %d; %s; %.0f s)", title, *(figure[k] for k in ("accuracy", "n", "settings", "seconds"))
+        "%-19s %6.2f %%  (n %d; %s; %.0f s)", title, *(figure[k] for k in ("accuracy", "n", "settings", "seconds"))
     )
     if figure["stages"]:
-        logger.info("%-13s %s", "", ", ".join(f"{name} {after:.2f}" for name, after in figure["stages"].items()))
+        logger.info("%-19s %s", "", ", ".join(f"{name} {after:.2f}" for name, after in figure["stages"].items()))
 
 
 def _conditions(subject: Subject, images: Split, config: EvalConfig) -> dict:

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 from conftest import golden_arrays, golden_rows
-from tiny import TinyNet, part, tiny_from, tiny_problem
+from tiny import TinyNet, part, tiny_from, tiny_problem, trained_on_stripes
 
 from attacks.libraries import advertorch_attacks, carlini_wagner_l2
 from attacks.objectives import cross_entropy, margin
@@ -258,23 +258,6 @@ def test_fgsm_and_pgd20_have_torchattacks_robust_accuracy():
     ours = linf(cross_entropy, EPSILON, 2 / 255, 20)(net, x, y, torch.zeros_like(x))
     theirs = torchattacks.PGD(net, eps=EPSILON, alpha=2 / 255, steps=20, random_start=False)(x, y)
     assert abs(right(ours) - right(theirs)) <= 1
-
-
-def trained_on_stripes(n=500):
-    """TinyNet trained for some seconds to tell noisy stripes of ten directions apart, in eval mode; its images."""
-    torch.manual_seed(0)
-    y = torch.arange(n) % 10
-    grid = torch.arange(8) - 3.5
-    angle = y * torch.pi / 10
-    waves = angle.cos()[:, None, None] * grid + angle.sin()[:, None, None] * grid[:, None]
-    x = (0.5 + 0.17 * waves[:, None].sin() + 0.05 * torch.randn(n, 3, 8, 8)).clamp(0, 1)
-    net = TinyNet(width=8)
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    for _ in range(60):
-        optimizer.zero_grad()
-        cross_entropy(net(x), y).mean().backward()
-        optimizer.step()
-    return net.eval().requires_grad_(False), x, y
 
 
 @pytest.mark.parametrize("objective", [cross_entropy, margin])

@@ -37,3 +37,20 @@ def tiny_problem(seed: int = 0, n: int = 6, dtype=torch.float64):
     torch.manual_seed(seed)
     student, teacher = TinyNet().to(dtype), TinyNet().to(dtype).eval().requires_grad_(False)
     return student, teacher, torch.rand(n, 3, 8, 8, dtype=dtype), torch.randint(10, (n,))
+
+
+def trained_on_stripes(n=500):
+    """TinyNet trained for some seconds to tell noisy stripes of ten directions apart, in eval mode; its images."""
+    torch.manual_seed(0)
+    y = torch.arange(n) % 10
+    grid = torch.arange(8) - 3.5
+    angle = y * torch.pi / 10
+    waves = angle.cos()[:, None, None] * grid + angle.sin()[:, None, None] * grid[:, None]
+    x = (0.5 + 0.17 * waves[:, None].sin() + 0.05 * torch.randn(n, 3, 8, 8)).clamp(0, 1)
+    net = TinyNet(width=8)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return net.eval().requires_grad_(False), x, y

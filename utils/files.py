@@ -26,6 +26,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def require_writable(folder: Path) -> None:
+    """Raise OSError where files cannot be made in ``folder``, or where it cannot be made; nothing stays behind."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    with tempfile.TemporaryFile(dir=existing):
+        pass
+
+
 def _umask() -> int:
     # The mask can only be read by setting it; mkstemp made the file private, which shared clusters do not want.
     mask = os.umask(0)

@@ -1,12 +1,23 @@
-"""Tables: of text for a terminal, and the results of a run as CSV."""
+"""Tables: of text for a terminal, of Markdown and LaTeX for documents, and as CSV."""
 
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from utils.files import write_atomically
+
+# A number; it may carry its deviation and the count it is of. A lone dash stands where there is none.
+_NUMBER = re.compile(r"-|-?[\d.]+%?( ± [\d.]+)?( \(n=\d+\))?")
+
+_LATEX = str.maketrans(
+    {char: f"\\{char}" for char in "%_&#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    | {"[": "{[}"}  # at the start of a row it would be taken for an option of the line break before it
+)
+
+Cell = tuple[int, int]  # (row, column) of a cell, both from 0, the header not counted
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
@@ -14,18 +25,39 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
     columns = [list(map(str, column)) for column in zip(header, *rows, strict=True)]
     padded = []
     for column in columns:
-        numbers = all(re.fullmatch(r"-|-?[\d.]+%?", cell) for cell in column[1:])
         width = max(map(len, column))
         cells = [column[0], "-" * width, *column[1:]]
+        numbers = _are_numbers(column[1:])
         padded.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in cells])
     return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
-    """The same table as Markdown; bars inside cells are escaped."""
-    lines = [[str(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence], bold: Collection[Cell] = ()) -> str:
+    """The same table as Markdown, the ``bold`` cells in bold type; bars inside cells are escaped."""
+    rows = list(rows)
+    lines = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    for row, column in bold:
+        lines[row][column] = f"**{lines[row][column]}**"
+    title = [name.replace("|", "\\|") for name in header]
+    rule = ["---:" if _are_numbers(column[1:]) else "---" for column in zip(header, *rows, strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (title, rule, *lines))
+
+
+def latex_table(header: Sequence[str], rows: Iterable[Sequence], bold: Collection[Cell] = ()) -> str:
+    """The same table as a LaTeX tabular of the package booktabs; what is special to LaTeX is escaped."""
+    rows = list(rows)
+    lines = [[str(cell).translate(_LATEX) for cell in row] for row in rows]
+    for row, column in bold:
+        lines[row][column] = rf"\textbf{{{lines[row][column]}}}"
+    title = [name.translate(_LATEX) for name in header]
+    align = "".join("r" if _are_numbers(column[1:]) else "l" for column in zip(header, *rows, strict=True))
+    title, *lines = [rf"{' & '.join(line)} \\" for line in (title, *lines)]
+    begin, end = rf"\begin{{tabular}}{{{align}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", title, r"\midrule", *lines, r"\bottomrule", end])
+
+
+def _are_numbers(cells: Iterable) -> bool:
+    return all(_NUMBER.fullmatch(str(cell)) for cell in cells)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:

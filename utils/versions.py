@@ -6,13 +6,16 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = ("torch", "torchvision", "numpy", "pyautoattack", "advertorch")
+import torch
+
+LIBRARIES = ("torchvision", "numpy", "pyautoattack", "advertorch")
 
 
 @cache
 def versions() -> dict[str, str | None]:
     """Python, the libraries that figures depend on, and the git revision of this code; None for what is absent."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}, "git": _revision()}
+    libraries = {name: _version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), "torch": torch.__version__, **libraries, "git": _revision()}
 
 
 def _version(name: str) -> str | None:
