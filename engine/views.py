@@ -1,0 +1,122 @@
+"""Networks as an attack sees them: functions of the images alone, whose parameters are constants."""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from engine.folding import Fold, Untraceable, fold, scales_and_shifts, skeleton
+from utils.log import logger
+
+
+class View(nn.Module):
+    """A network in eval mode: images (B, C, H, W) in [0, 1] to logits (B, classes), differentiable by the images only.
+
+    It computes what ``network.eval()`` would, with each BatchNorm2d folded into the convolution before it. It holds
+    copies of the tensors that this needs, so the network may train on, in whatever mode; :meth:`refresh` catches up.
+    A network whose forward is no fixed graph is copied whole, and a line of the log says so.
+
+    Args:
+        network: Any network; it is never changed.
+        dtype: Floating type of images, weights and activations inside; None keeps the network's. bfloat16 tells pixels
+            between 1/2 and 1 apart by 1/256. Logits are float32 at least, gradients of the images' own type.
+        channels_last: Whether weights and activations lie channels-last in memory.
+    """
+
+    def __init__(self, network: nn.Module, *, dtype: torch.dtype | None = None, channels_last: bool = False):
+        super().__init__()
+        self.dtype = dtype
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        self.body, folds = _body_of(network)
+        self._copies = self._part_from(network, {each.target for each in folds})
+        # In tuples, so that the network's modules do not become the view's.
+        self._folds = [_parts(each, network, self.body) for each in folds]
+        self.refresh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, classes) for images x (B, C, H, W) in [0, 1]."""
+        logits = self.body(_Entry.apply(x, self.dtype or x.dtype, self.memory_format))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def train(self, mode: bool = True) -> "View":
+        """Stay in eval mode, whatever an attack asks for."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the network's present parameters and statistics, in place: every tensor keeps its address."""
+        for own, owner, key in self._copies:
+            own.copy_(getattr(owner, key))
+        if self._folds:
+            scales, shifts = scales_and_shifts([norm for norm, _, _ in self._folds])
+            for (_, conv, target), scale, shift in zip(self._folds, scales, shifts, strict=True):
+                _write(target, conv, scale, shift)
+
+    def _part_from(self, network: nn.Module, computed: set[str]) -> list[tuple[Tensor, nn.Module, str]]:
+        """Give every tensor its own storage; list those to copy again, with whose attribute each is in the network."""
+        copies = []
+        named = (self.body.named_parameters, self.body.named_buffers)
+        for path, shared in [pair for named in named for pair in named(remove_duplicate=False)]:
+            owner, _, key = path.rpartition(".")
+            own = self._copy(shared)
+            own = nn.Parameter(own, requires_grad=False) if isinstance(shared, nn.Parameter) else own
+            setattr(self.body.get_submodule(owner), key, own)
+            if owner not in computed and hasattr(source := network.get_submodule(owner), key):
+                copies.append((own, source, key))
+        return copies
+
+    def _copy(self, value: Tensor) -> Tensor:
+        dtype = self.dtype if self.dtype and value.is_floating_point() else value.dtype
+        memory_format = self.memory_format if value.ndim == 4 else torch.preserve_format
+        return value.detach().to(dtype, memory_format=memory_format, copy=True)
+
+
+class Frozen:
+    """``network`` in the mode it is in, with detached parameters: the forward of the network itself, bit for bit.
+
+    In train mode BatchNorm reads the batch and moves the network's running statistics, as it does in a plain forward.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return logits (B, classes) for images x (B, C, H, W) in [0, 1]."""
+        constants = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+        return functional_call(self.network, constants, (x,))
+
+
+class _Entry(torch.autograd.Function):
+    """Images in a view's type and memory layout; their gradient returns in their own, which attacks may rely on."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+        ctx.dtype = x.dtype
+        ctx.memory_format = torch.contiguous_format if x.is_contiguous() else torch.preserve_format
+        return x.to(dtype, memory_format=memory_format)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.to(ctx.dtype, memory_format=ctx.memory_format), None, None
+
+
+def _body_of(network: nn.Module) -> tuple[nn.Module, list[Fold]]:
+    try:
+        return fold(network)
+    except Untraceable as reason:
+        logger.info("%s: attacked as it is, without folded BatchNorm (%s)", type(network).__name__, reason)
+        return skeleton(network), []
+
+
+def _parts(each: Fold, network: nn.Module, body: nn.Module) -> tuple[nn.Module, nn.Module | None, nn.Module]:
+    conv = None if each.conv is None else network.get_submodule(each.conv)
+    return network.get_submodule(each.norm), conv, body.get_submodule(each.target)
+
+
+def _write(target: nn.Module, conv: nn.Conv2d | None, scale: Tensor, shift: Tensor) -> None:
+    """Let ``target`` compute ``scale * conv(x) + shift``, or ``scale * x + shift`` without a convolution."""
+    if conv is None:
+        target.weight.copy_(scale.view_as(target.weight))
+    else:
+        torch.mul(conv.weight, scale.view(-1, 1, 1, 1), out=target.weight)
+        shift = shift if conv.bias is None else torch.addcmul(shift, scale, conv.bias)
+    target.bias.copy_(shift.view_as(target.bias))
