@@ -14,6 +14,7 @@ from data.loader import Batches
 from engine.distributed import Processes
 from engine.eval_state import State
 from engine.evaluate import read, strike
+from engine.views import for_evaluation
 from utils.plots import draw_confusion, draw_examples, draw_radius_curves, save_figure
 from utils.report import write_csv
 
@@ -36,9 +37,10 @@ def radius_curve(network: nn.Module, images: Split, seed: int, device) -> list[f
     """Accuracy in % under PGD-20 at each of RADII; an image that falls at one radius counts as fallen at all larger."""
     batches = Batches(images, CURVE_IMAGES, device=device)
     predicted, accuracies = read(network, batches), []
+    climbed = for_evaluation(network, next(iter(batches))[0])
     for radius in RADII:
         if radius:
-            context = {"seed": seed, "state": State(None, {}), "processes": Processes()}
+            context = {"seed": seed, "state": State(None, {}), "processes": Processes(), "climbed": climbed}
             predicted = strike(network, batches, predicted, pgd20(Setting(radius / 255, seed)), **context).predicted
         accuracies.append(100 * float((predicted == images.labels).double().mean()))
     return accuracies

@@ -65,7 +65,15 @@ def read(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def strike(
-    model: nn.Module, batches, clean: Tensor, attack: Attack, *, seed: int, state: State, processes: Processes
+    model: nn.Module,
+    batches,
+    clean: Tensor,
+    attack: Attack,
+    *,
+    seed: int,
+    state: State,
+    processes: Processes,
+    climbed: nn.Module | None = None,
 ) -> Outcome:
     """Attack the images of ``batches`` and say what became of each.
 
@@ -78,6 +86,7 @@ def strike(
         seed: The start of an image depends on it, on the attack, the stage and the batch, and on nothing else.
         state: Where each finished stage of each batch is kept, and taken from when it was finished before.
         processes: Those that share the work.
+        climbed: What computes the same as the model, faster, for the attacks; the model itself judges what they find.
     """
     predicted, fallen = clean.clone(), torch.zeros_like(clean)
     own = torch.zeros(len(clean), dtype=torch.bool)
@@ -86,14 +95,14 @@ def strike(
         for k, x, y in mine:
             part = slice(k * batches.batch_size, k * batches.batch_size + len(y))
             own[part] = True
-            for now in _stages(model, k, x, y, clean[part], attack, seed, state):
+            for now in _stages((climbed or model, model), k, x, y, clean[part], attack, seed, state):
                 predicted[part], fallen[part] = now
                 bar.note = f"{100 * float((fallen[own] > len(attack.stages)).float().mean()):.2f} % stand"
                 bar.advance()
     return Outcome(*(processes.total(torch.where(own, values, 0)) for values in (predicted, fallen)))
 
 
-def _stages(model, k: int, x, y, clean, attack: Attack, seed: int, state: State):
+def _stages(networks, k: int, x, y, clean, attack: Attack, seed: int, state: State):
     """Yield, after each stage on batch ``k``, the classes read and the stages of the falls, (B,) each, on the CPU."""
     labels, stands = y.cpu(), len(attack.stages) + 1
     predicted, fallen = clean, torch.where(clean == labels, stands, 0)
@@ -102,8 +111,8 @@ def _stages(model, k: int, x, y, clean, attack: Attack, seed: int, state: State)
         if kept is None:
             standing = fallen == stands
             tried = torch.ones_like(standing) if attack.every_image and number == 1 else standing
-            noise = uniform(x, 1, _generator(x.device, f"{seed} {attack.title} {name} {k}"))
-            found = _found(model, perturb, x, y, noise, tried.to(x.device))
+            noise = noise_of(x, seed, attack.title, name, k)
+            found = _found(*networks, perturb, x, y, noise, tried.to(x.device))
             predicted = predicted.masked_scatter(tried, found.cpu())
             fallen = torch.where(tried, torch.where(predicted == labels, stands, number), fallen)
             state.keep(attack.title, k, number, predicted, fallen)
@@ -112,14 +121,16 @@ def _stages(model, k: int, x, y, clean, attack: Attack, seed: int, state: State)
         yield predicted, fallen
 
 
-def _found(model, perturb: Perturb, x, y, noise, open_) -> Tensor:
+def _found(climbed, model, perturb: Perturb, x, y, noise, open_) -> Tensor:
     """Classes that the model reads in the attacked images among the ``open_`` ones."""
     if not open_.any():
         return y[open_]
-    x_adv = perturb(model, x[open_], y[open_], noise[open_])
+    x_adv = perturb(climbed, x[open_], y[open_], noise[open_])
     with torch.no_grad():
         return model(x_adv).argmax(1)
 
 
-def _generator(device, words: str) -> torch.Generator:
-    return torch.Generator(device).manual_seed(zlib.crc32(words.encode()))
+def noise_of(x: Tensor, seed: int, title: str, stage: str, batch: int) -> Tensor:
+    """The draw, uniform in [-1, 1] and of the shape of x, that starts one stage of an attack on one batch."""
+    words = f"{seed} {title} {stage} {batch}"
+    return uniform(x, 1, torch.Generator(x.device).manual_seed(zlib.crc32(words.encode())))

@@ -22,6 +22,7 @@ from engine.networks import make_network, network_in, network_name
 from engine.records import Record, figure_of, folder_of, sha256, worst_case
 from engine.run_folder import BEST_PGD10, LAST
 from engine.settings import dataset_name
+from engine.views import for_evaluation
 from models.robustbench import PREFIX
 from models.weights import read_facts
 from utils.config import EvalConfig
@@ -109,11 +110,12 @@ class Evaluation:
         )
         network = subject.network.to(self.device)
         self.predicted["before"] = clean = read(network, self._batches(self.images))
+        climbed = for_evaluation(network, next(iter(self._batches(self.images)))[0])
         for key, attack in self.attacks.items():
             began = time.monotonic()
             attacked = chosen(self.images, config.limit_aa if key == "aa" else None, config.seed)
             images = take(self.images, attacked)
-            context = {"seed": config.seed, "state": self.state, "processes": processes}
+            context = {"seed": config.seed, "state": self.state, "processes": processes, "climbed": climbed}
             outcome = strike(network, self._batches(images), clean[attacked], attack, **context)
             self.predicted[key] = outcome.predicted
             figure = figure_of(attack, outcome, images.labels, attacked, time.monotonic() - began)

@@ -17,16 +17,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
 
 from attacks.objectives import cross_entropy
-from attacks.pgd import uniform
 from attacks.suite import Setting, linf, pgd20
 from data import Splits, load, subset
 from data.loader import Batches
 from engine.device import choose_device, use_full_precision
 from engine.distributed import Processes
 from engine.eval_state import State
-from engine.evaluate import read, strike
+from engine.evaluate import noise_of, read, strike
 from engine.networks import make_network, network_in
 from engine.trainer import Trainer
+from engine.views import for_evaluation
 from methods import METHODS
 from models import build
 from scripts.plain import pgd_accuracy
@@ -70,17 +70,19 @@ def time_evaluation(config: Evaluate) -> dict:
     batches = Batches(images, config.bs, device=device)
     epsilon = config.eps if config.eps is not None else _half_standing(network, batches)
 
+    title, (stage,) = (attack := pgd20(Setting(epsilon, 0))).title, attack.stages
+    noise = [noise_of(x, 0, title, stage, k) for k, (x, _) in enumerate(batches)]
+
     def reference() -> float:
         network.requires_grad_(True)  # as the official evaluations leave it
-        generator = torch.Generator(device).manual_seed(0)
         ball = {"epsilon": epsilon, "step_size": epsilon / 4, "steps": 20}
-        return pgd_accuracy(network, batches, **ball, generator=generator)
+        return pgd_accuracy(network, batches, noise=noise, **ball)
 
     def unpruned() -> None:
         network.requires_grad_(False)
         attack = linf(cross_entropy, epsilon, epsilon / 4, 20)
-        for x, y in batches:
-            network(attack(network, x, y, uniform(x, 1)))
+        for (x, y), draw in zip(batches, noise, strict=True):
+            network(attack(network, x, y, draw))
 
     def ours() -> float:
         network.requires_grad_(False)
@@ -117,7 +119,8 @@ def _clean(network, batches: Batches) -> float:
 
 
 def _standing(network, batches: Batches, epsilon: float) -> float:
-    context = {"seed": 0, "state": State(None, {}), "processes": Processes()}
+    climbed = for_evaluation(network, next(iter(batches))[0])
+    context = {"seed": 0, "state": State(None, {}), "processes": Processes(), "climbed": climbed}
     outcome = strike(network, batches, read(network, batches), pgd20(Setting(epsilon, 0)), **context)
     return 100 * float((outcome.predicted == batches.labels.cpu()).double().mean())
 

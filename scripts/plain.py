@@ -3,21 +3,25 @@
 fp32, NCHW, eager, BatchNorm as it is, parameters that require gradients during the attack.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def pgd_accuracy(model: nn.Module, batches, *, epsilon: float, step_size: float, steps: int, generator) -> float:
+def pgd_accuracy(
+    model: nn.Module, batches, *, noise: Sequence[Tensor], epsilon: float, step_size: float, steps: int
+) -> float:
     """Accuracy in % of ``model`` under PGD on cross entropy: every step on every image.
 
     An image counts as fooled that is misread clean or at any step, so that the figure is the one of an attack that
-    stops for it. ``epsilon`` and ``step_size`` are in [0, 1].
+    stops for it. ``noise`` holds a draw from [-1, 1] for each batch, of its shape; ``epsilon`` and ``step_size`` are in [0, 1].
     """
     model.eval()
     right = n = 0
-    for x, y in batches:
-        x_adv = (x + epsilon * (2 * torch.rand(x.shape, generator=generator, device=x.device) - 1)).clamp(0, 1)
+    for (x, y), draw in zip(batches, noise, strict=True):
+        x_adv = (x + epsilon * draw).clamp(0, 1)
         stands = _reads(model, x, y)
         for _ in range(steps):
             x_adv.requires_grad_()
