@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.pgd import Noise, gaussian, pgd
+from engine.precision import PLAIN, Arithmetic
+from engine.views import Frozen, Live, View
 from methods.losses import Step
 
 
@@ -32,6 +34,7 @@ class Trainer:
         steps: Number of its steps.
         attack_bn: "eval" or "train" overrides the BatchNorm mode that the method asks for in its attack.
         generator: Source of the start noise, on the images' device; None takes PyTorch's own.
+        arithmetic: Of every forward and backward pass; weights, losses and the optimizer stay as they are.
     """
 
     def __init__(
@@ -46,8 +49,14 @@ class Trainer:
         steps: int,
         attack_bn: str | None = None,
         generator: torch.Generator | None = None,
+        arithmetic: Arithmetic = PLAIN,
     ):
         self.student, self.teachers, self.method, self.optimizer = student, tuple(teachers), method, optimizer
+        if arithmetic.channels_last:
+            student.to(memory_format=torch.channels_last)
+        self.live, self.frozen = Live(student, arithmetic), Frozen(student, arithmetic)
+        self.still = View(student, arithmetic)  # the student with BatchNorm in eval mode, refreshed for each attack
+        self.guides = tuple(View(teacher, arithmetic) for teacher in teachers)
         self.climb = partial(pgd, epsilon=epsilon, step_size=step_size, steps=steps)
         self.epsilon, self.attack_bn, self.generator = epsilon, attack_bn, generator
 
@@ -63,21 +72,23 @@ class Trainer:
     ) -> Tensor:
         """Adversarial images (B, C, H, W) that climb ``objective(student, *teachers)``, a function of images.
 
-        The student is in ``bn`` mode meanwhile and in train mode afterwards. ``start_noise`` is added to the images in
-        place of a draw from ``noise``; ``clamp`` puts the start back into [0, 1].
+        ``objective`` is handed views of the networks: constant parameters, the student's BatchNorm in ``bn`` mode.
+        ``start_noise`` is added to the images in place of a draw from ``noise``; ``clamp`` puts the start back into
+        [0, 1].
         """
-        self.student.train((self.attack_bn or bn) == "train")
+        climbed = self.frozen
+        if (self.attack_bn or bn) == "eval":
+            self.still.refresh()
+            climbed = self.still
         delta = noise(x, self.epsilon, self.generator) if start_noise is None else start_noise
         start = (x + delta).clamp(0, 1) if clamp else x + delta
-        x_adv = self.climb(objective(self.student, *self.teachers), x, start)
-        self.student.train()
-        return x_adv
+        return self.climb(objective(climbed, *self.guides), x, start)
 
     def step(self, x: Tensor, y: Tensor, epoch: int = 0, start_noise: Tensor | None = None) -> Step:
         """One optimizer step on images (B, C, H, W) and labels (B,); ``start_noise`` replaces the attack's own draw."""
         self.student.train()
         attack = partial(self.attack, start_noise=start_noise)
-        outcome = self.method(self.student, *self.teachers, attack, x, y, epoch)
+        outcome = self.method(self.live, *self.guides, attack, x, y, epoch)
         self.optimizer.zero_grad()
         outcome.loss.backward()
         self.optimizer.step()

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from engine.folding import Fold, Untraceable, fold, scales_and_shifts, skeleton
+from engine.precision import PLAIN, Arithmetic
 from utils.log import logger
 
 # Of the largest logit: float32 sums in another order through some seventy layers; a wrong fold changes first digits.
@@ -20,24 +21,28 @@ class View(nn.Module):
 
     Args:
         network: Any network; it is never changed.
-        dtype: Floating type of images, weights and activations inside; None keeps the network's. bfloat16 tells pixels
-            between 1/2 and 1 apart by 1/256. Logits are float32 at least, gradients of the images' own type.
-        channels_last: Whether weights and activations lie channels-last in memory.
+        arithmetic: Of images, weights and activations inside; bfloat16 tells pixels between 1/2 and 1 apart by 1/256.
+            Logits are float32 at least, gradients of the images' own type. Compiled for the first shape of images
+            that comes; others, as the last batch of an epoch, take the plain way.
     """
 
-    def __init__(self, network: nn.Module, *, dtype: torch.dtype | None = None, channels_last: bool = False):
+    def __init__(self, network: nn.Module, arithmetic: Arithmetic = PLAIN):
         super().__init__()
-        self.dtype = dtype
-        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        self.dtype = arithmetic.dtype
+        self.memory_format = torch.channels_last if arithmetic.channels_last else torch.preserve_format
         self.body, folds = _body_of(network)
         self._copies = self._part_from(network, {each.target for each in folds})
         # In tuples, so that the network's modules do not become the view's.
         self._folds = [_parts(each, network, self.body) for each in folds]
+        self._compiled = torch.compile(self.body.forward, dynamic=False) if arithmetic.compiled else None
+        self._shape = None  # of the images that it is compiled for
         self.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, classes) for images x (B, C, H, W) in [0, 1]."""
-        logits = self.body(_Entry.apply(x, self.dtype or x.dtype, self.memory_format))
+        self._shape = self._shape or x.shape
+        body = self._compiled if self._compiled and x.shape == self._shape else self.body
+        logits = body(_Entry.apply(x, self.dtype or x.dtype, self.memory_format))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def train(self, mode: bool = True) -> "View":
@@ -79,13 +84,31 @@ class Frozen:
     In train mode BatchNorm reads the batch and moves the network's running statistics, as it does in a plain forward.
     """
 
-    def __init__(self, network: nn.Module):
-        self.network = network
+    def __init__(self, network: nn.Module, arithmetic: Arithmetic = PLAIN):
+        self.live = Live(network, arithmetic)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits (B, classes) for images x (B, C, H, W) in [0, 1]."""
-        constants = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
-        return functional_call(self.network, constants, (x,))
+        network = self.live.network
+        constants = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        return self.live.compute(x, lambda images: functional_call(network, constants, (images,)))
+
+
+class Live:
+    """The training network itself in some arithmetic: float32 weights, logits in float32 at least."""
+
+    def __init__(self, network: nn.Module, arithmetic: Arithmetic = PLAIN):
+        self.network, self.arithmetic = network, arithmetic
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return logits (B, classes) for images x (B, C, H, W) in [0, 1]."""
+        return self.compute(x, self.network)
+
+    def compute(self, x: Tensor, forward) -> Tensor:
+        """``forward(x)`` in the arithmetic."""
+        with self.arithmetic.autocast(x.device.type):
+            logits = forward(x)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def for_evaluation(network: nn.Module, x: Tensor) -> nn.Module:
@@ -94,7 +117,7 @@ def for_evaluation(network: nn.Module, x: Tensor) -> nn.Module:
     Some images x (B, C, H, W) are read by both first: where the view's logits are not the network's to rounding, which
     only a network of unusual code can bring about, the network itself is returned and a line says so.
     """
-    view = View(network, channels_last=x.device.type == "cpu")
+    view = View(network, Arithmetic(channels_last=x.device.type == "cpu"))
     with torch.no_grad():
         expected, found = network(x), view(x)
     if (found - expected).abs().max() <= ROUNDING * expected.abs().max():

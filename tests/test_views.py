@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.folding import Affine
+from engine.precision import Arithmetic
 from engine.views import Frozen, View
 from models import MODELS, build
 from models.normalized import Normalized
@@ -182,7 +183,7 @@ def test_what_no_forward_uses_is_not_copied():
 def test_channels_last_is_the_same_function_and_gives_gradients_in_the_layout_of_the_images():
     for name in ("small_resnet", "mobilenetV2", "presnet18"):
         network, (x, y) = made(name), batch()
-        view = View(network, channels_last=True)
+        view = View(network, Arithmetic(channels_last=True))
         places = [value.data_ptr() for value in view.state_dict().values()]
         trained_a_step(network)
         view.refresh()
@@ -198,7 +199,7 @@ def test_channels_last_is_the_same_function_and_gives_gradients_in_the_layout_of
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_bfloat16(channels_last):
     network, (x, y) = made("small_resnet", torch.float32), batch(dtype=torch.float32)
-    view = View(network, dtype=torch.bfloat16, channels_last=channels_last)
+    view = View(network, Arithmetic(torch.bfloat16, channels_last))
     assert {value.dtype for value in view.parameters()} == {torch.bfloat16}
     logits, gradient = climbed(view, x, y)
     expected_logits, expected_gradient = climbed(network.eval(), x, y)
@@ -211,7 +212,7 @@ def test_bfloat16(channels_last):
 
 def test_folding_is_computed_in_float32_at_least():
     network = made("small_resnet", torch.float32).bfloat16()
-    folded = View(network, dtype=torch.float32)
+    folded = View(network, Arithmetic(torch.float32))
     exact = View(network.double())
     for key, value in folded.state_dict().items():
         # float32 keeps 7 digits, bfloat16 would keep 2; a bias is a difference of terms of about 1.

@@ -1,0 +1,58 @@
+"""In what arithmetic a run computes, chosen from its flags and its device."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from utils.errors import UserError
+
+
+class Arithmetic(NamedTuple):
+    """How networks are computed: ``dtype`` of weights and activations (None: the network's own, float32), whether they
+    lie channels-last in memory, whether what an attack climbs is compiled.
+    """
+
+    dtype: torch.dtype | None = None
+    channels_last: bool = False
+    compiled: bool = False
+
+    def autocast(self, device_type: str):
+        """Context in which a live network computes in ``dtype`` while its weights stay float32."""
+        return nullcontext() if self.dtype is None else torch.autocast(device_type, self.dtype)
+
+
+PLAIN = Arithmetic()
+
+
+def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tuple[Arithmetic, str]:
+    """Turn ``--precision`` and ``--compile`` into an Arithmetic, and a line that says what was chosen and why.
+
+    "auto" takes bfloat16 where the device multiplies it natively, and compiles on a GPU. Raises UserError where the
+    device cannot do what was asked.
+    """
+    cuda = device.type == "cuda"
+    native = _native_bf16(device)
+    chosen = ("bf16" if native else "fp32") if precision == "auto" else precision
+    if chosen == "tf32" and not cuda:
+        raise UserError("--precision tf32: is a GPU's; use --precision bf16 or fp32 on a CPU")
+    # Also undoes PyTorch's own default, which convolves in TF32, of 10 bits, on GPUs from Ampere on.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = chosen == "tf32"
+    compiled = compile == "on" or (compile == "auto" and cuda)
+    # A GPU without tensor cores at work is faster in PyTorch's own layout.
+    channels_last = chosen != "fp32" or not cuda
+    why = {True: "the device multiplies bfloat16", False: "no bfloat16 on this device"}[native]
+    words = f"precision {chosen}" + (f" ({why})" if precision == "auto" else "")
+    words += f", compile {'on' if compiled else 'off'}, {'channels-last' if channels_last else 'channels-first'}"
+    return Arithmetic(torch.bfloat16 if chosen == "bf16" else None, channels_last, compiled), words
+
+
+def _native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:  # not Linux
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
