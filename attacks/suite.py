@@ -90,8 +90,8 @@ def _start(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
 
 
 def pgd10(epsilon: float) -> Perturb:
-    """The PGD-10 by which every epoch is judged: cross entropy, steps of epsilon / 4, uniform start."""
-    return linf(cross_entropy, epsilon, epsilon / 4, 10)
+    """The PGD-10 by which epochs are compared: cross entropy, steps of epsilon / 4, uniform start, until fooled."""
+    return linf_until_fooled(cross_entropy, epsilon, epsilon / 4, 10)
 
 
 def pgd20(setting: Setting) -> Attack:

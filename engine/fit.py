@@ -3,25 +3,15 @@
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
-import torch
-
-from attacks.suite import Perturb
-from engine.evaluate import Score, evaluate
+from engine.evaluate import Score
+from engine.judge import Judge
 from engine.run_folder import BEST_CLEAN, BEST_PGD10, LAST, RunFolder
 from engine.schedule import learning_rate
 from engine.trainer import EpochMeans, Trainer
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import logger, progress
-
-
-class Judge(NamedTuple):
-    """What chooses the best checkpoint: images in batches, the attack on them and its draws, made anew each epoch."""
-
-    batches: object
-    pgd10: Callable[[], tuple[Perturb, torch.Generator]]
 
 
 def fit(
@@ -48,8 +38,7 @@ def fit(
         reseed(epoch)
         means = trainer.epoch(progress(train, f"epoch {epoch + 1}/{config.epochs}"), epoch, lr)
         trained = time.monotonic()
-        clean = evaluate(trainer.student, judge.batches)
-        robust = evaluate(trainer.student, progress(judge.batches, "PGD-10"), *judge.pgd10())
+        clean, robust = judge()
         _require_finite(epoch, config, means.loss, clean.loss, robust.loss)
         checkpoint = {"net": trainer.student.state_dict(), "epoch": epoch, **facts}
         checkpoint |= {"clean_acc": clean.accuracy, "PGD10_acc": robust.accuracy}

@@ -4,14 +4,15 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import nn
 
-from attacks.suite import pgd10
 from data import Split, Splits, fingerprint, hold_out, load, subset
 from data.loader import Batches
-from engine.device import choose_device, use_full_precision
-from engine.evaluate import evaluate
-from engine.fit import Judge, fit
+from engine.device import choose_device
+from engine.fit import fit
+from engine.judge import Judge
 from engine.networks import checksum, find_teachers, make_network, make_teachers
+from engine.precision import Arithmetic, choose_arithmetic
 from engine.run_folder import BEST_PGD10, RunFolder
 from engine.schedule import milestones_of
 from engine.settings import announce, resolve
@@ -32,7 +33,7 @@ def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
     """
     config, sources = resolve(config, given)
     device = choose_device(config.device, config.gpu_id)
-    use_full_precision()
+    arithmetic, words = choose_arithmetic(config.precision, config.compile, device)
     folder = RunFolder(config, teacher=None if config.method in WITHOUT_TEACHER else config.teacher_model)
     state = folder.last_state()
     if state and state["epoch"] + 1 >= config.epochs:
@@ -45,7 +46,7 @@ def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
     trained_on, judged_on = _choose_images(splits, config)
 
     seed_everything(config.seed)
-    trainer = _make_trainer(config, splits, files, device)
+    trainer = _make_trainer(config, splits, files, device, arithmetic)
     batches = partial(Batches, batch_size=config.bs, device=device)
     order = torch.Generator()
     shuffled = batches(trained_on, shuffle=True, crop=CROP_PADDING, flip=splits.flip, generator=order)
@@ -56,13 +57,14 @@ def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
     folder.create()
     log_to_file(folder.path / "log.txt")
     announce(config, sources, folder.path, len(trained_on.labels), len(judged_on.labels), device)
+    logger.info("%s", words)
 
     def reseed(epoch: int) -> None:
         seed_everything(epoch_seed(config.seed, epoch, GLOBAL))
         order.manual_seed(epoch_seed(config.seed, epoch, ORDER))
         trainer.generator.manual_seed(epoch_seed(config.seed, epoch, NOISE))
 
-    judge = Judge(batches(judged_on), partial(_pgd10, config, device))
+    judge = _judge(trainer.student, batches(judged_on), config)
     fit(trainer, shuffled, judge, folder, reseed, facts, start=state["epoch"] + 1 if state else 0)
     _conclude(config, splits, folder, device)
 
@@ -76,7 +78,9 @@ def _choose_images(splits: Splits, config: TrainConfig) -> tuple[Split, Split]:
     return subset(kept, config.limit_train, config.seed), judge
 
 
-def _make_trainer(config: TrainConfig, splits: Splits, teacher_files: list, device: torch.device) -> Trainer:
+def _make_trainer(
+    config: TrainConfig, splits: Splits, teacher_files: list, device: torch.device, arithmetic: Arithmetic
+) -> Trainer:
     student = make_network(config.model, config.model_path, config.dataset, splits).to(device)
     return Trainer(
         student,
@@ -88,6 +92,7 @@ def _make_trainer(config: TrainConfig, splits: Splits, teacher_files: list, devi
         steps=config.num_steps,
         attack_bn=config.attack_bn,
         generator=torch.Generator(device),
+        arithmetic=arithmetic,
     )
 
 
@@ -100,16 +105,14 @@ def _facts(config: TrainConfig, splits: Splits, images: list[int], trainer: Trai
 
 def _optimizer(student, config: TrainConfig) -> torch.optim.Optimizer:
     # Weight decay on every parameter, BatchNorm and biases too, as in every official code.
+    settings = {"lr": config.lr_max, "weight_decay": config.weight_decay, "fused": True}
     if config.optim == "Adam":
-        return torch.optim.Adam(student.parameters(), lr=config.lr_max, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        student.parameters(), lr=config.lr_max, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+        return torch.optim.Adam(student.parameters(), **settings)
+    return torch.optim.SGD(student.parameters(), momentum=config.momentum, **settings)
 
 
-def _pgd10(config: TrainConfig, device: torch.device):
-    """The PGD-10 of an epoch and its draws: the same starts for all, so that epochs differ by their network alone."""
-    return pgd10(config.epsilon / 255), torch.Generator(device).manual_seed(epoch_seed(config.seed, 0, JUDGE))
+def _judge(network: nn.Module, batches: Batches, config: TrainConfig) -> Judge:
+    return Judge(network, batches, config.epsilon / 255, epoch_seed(config.seed, 0, JUDGE))
 
 
 def _conclude(config: TrainConfig, splits: Splits, folder: RunFolder, device: torch.device) -> None:
@@ -122,5 +125,5 @@ def _conclude(config: TrainConfig, splits: Splits, folder: RunFolder, device: to
         best = folder.path / BEST_PGD10
         network = make_network(config.model, str(best), config.dataset, splits).to(device)
         test = Batches(subset(splits.test, config.limit_test, config.seed), config.bs, device=device)
-        clean, robust = evaluate(network, test), evaluate(network, test, *_pgd10(config, device))
+        clean, robust = _judge(network, test, config)()
         logger.info("%s on the test images: clean %.2f %%, PGD-10 %.2f %%", best.name, clean.accuracy, robust.accuracy)

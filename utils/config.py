@@ -187,7 +187,15 @@ class TrainConfig:
         "auto", "auto, cpu, cuda or cuda:N; auto takes --gpu_id where there is a GPU", group=RUN, place=True
     )
     gpu_id: int = flag(0, "which GPU, when there are several", group=RUN, check=at_least(0), place=True)
-    precision: Literal["fp32"] = flag("fp32", "arithmetic; the reference", group=RUN)
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
+        "auto",
+        "arithmetic of networks, the weights stay fp32; auto: bf16 where the device multiplies it, else fp32;\n"
+        "fp32 is the reference",
+        group=RUN,
+    )
+    compile: Literal["auto", "off", "on"] = flag(
+        "auto", "torch.compile what the attack climbs; auto: on a GPU", group=RUN, place=True
+    )
     root_path: str = flag("tuned_models", "folder of all runs (official name)", group=RUN, place=True)
     desc_str: str = flag("", "a word of yours at the end of the run's folder name", group=RUN, place=True)
     resume: bool = flag(
