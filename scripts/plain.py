@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision import transforms
 
 
 def pgd_accuracy(
@@ -40,3 +41,59 @@ def pgd_accuracy(
 @torch.no_grad()
 def _reads(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return model(x).argmax(1) == y
+
+
+class _Images(torch.utils.data.Dataset):
+    """Images as PIL pictures, cropped, mirrored and turned into tensors one by one."""
+
+    def __init__(self, split):
+        self.pictures = [transforms.functional.to_pil_image(image) for image in split.images]
+        self.labels = split.labels.tolist()
+        self.transform = transforms.Compose(
+            [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        )
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, k):
+        return self.transform(self.pictures[k]), self.labels[k]
+
+
+def loader(split, batch_size: int, workers: int) -> torch.utils.data.DataLoader:
+    """The official codes' training data: a DataLoader with random crop and flip."""
+    return torch.utils.data.DataLoader(_Images(split), batch_size, shuffle=True, num_workers=workers)
+
+
+class Trainer:
+    """A training step as the official codes take it; the method and its loss are this project's own.
+
+    During the attack the networks are run as they are, with parameters that require gradients (the student's), and
+    the student is switched to the mode that the method's attack asks for. Arguments as of engine.trainer.Trainer.
+    """
+
+    def __init__(self, student, teachers, method, optimizer, *, epsilon: float, step_size: float, steps: int):
+        self.student, self.teachers, self.method, self.optimizer = student, teachers, method, optimizer
+        self.epsilon, self.step_size, self.steps = epsilon, step_size, steps
+
+    def attack(self, objective, x: Tensor, *, noise, clamp: bool = False, bn: str = "eval") -> Tensor:
+        """Adversarial images (B, C, H, W) that climb ``objective(student, *teachers)``."""
+        self.student.train(bn == "train")
+        x_adv = x + noise(x, self.epsilon, None)
+        x_adv = x_adv.clamp(0, 1) if clamp else x_adv
+        losses = objective(self.student, *self.teachers)
+        for _ in range(self.steps):
+            x_adv = x_adv.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(losses(x_adv).sum(), x_adv)
+            x_adv = x_adv.detach() + self.step_size * gradient.sign()
+            x_adv = torch.min(torch.max(x_adv, x - self.epsilon), x + self.epsilon).clamp(0, 1)
+        self.student.train()
+        return x_adv.detach()
+
+    def step(self, x: Tensor, y: Tensor, epoch: int = 0) -> None:
+        """One optimizer step on images (B, C, H, W) and labels (B,)."""
+        self.student.train()
+        outcome = self.method(self.student, *self.teachers, self.attack, x, y, epoch)
+        self.optimizer.zero_grad()
+        outcome.loss.backward()
+        self.optimizer.step()
