@@ -77,6 +77,27 @@ def fold(network: nn.Module) -> tuple[fx.GraphModule, list[Fold]]:
     return body, folds
 
 
+def cast_after_first_convolution(body: fx.GraphModule, dtype: torch.dtype) -> set[str]:
+    """Let the graph go on in ``dtype`` behind its first convolution; return the paths of what comes before that.
+
+    So no image is rounded: a step of an attack can be as short as bfloat16's spacing of pixels. A graph without a
+    convolution is left alone.
+    """
+    modules = dict(body.named_modules())
+    early = set()
+    for node in body.graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            early.add(node.target)
+        if node.op == "call_module" and isinstance(modules[node.target], nn.Conv2d):
+            with body.graph.inserting_after(node):
+                cast = body.graph.call_method("to", (node, dtype))
+            node.replace_all_uses_with(cast)
+            cast.args = (node, dtype)
+            body.recompile()
+            return early
+    return set()
+
+
 def scales_and_shifts(norms: Sequence[nn.BatchNorm2d]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """What each BatchNorm in eval mode multiplies its channels by, and then adds: (C,) each, in float32 or better."""
     deviations = torch._foreach_add([_precise(norm.running_var) for norm in norms], [norm.eps for norm in norms])

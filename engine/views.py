@@ -1,10 +1,17 @@
 """Networks as an attack sees them: functions of the images alone, whose parameters are constants."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from engine.folding import Fold, Untraceable, fold, scales_and_shifts, skeleton
+from engine.folding import (
+    Fold,
+    Untraceable,
+    cast_after_first_convolution,
+    fold,
+    scales_and_shifts,
+    skeleton,
+)
 from engine.precision import PLAIN, Arithmetic
 from utils.log import logger
 
@@ -21,9 +28,10 @@ class View(nn.Module):
 
     Args:
         network: Any network; it is never changed.
-        arithmetic: Of images, weights and activations inside; bfloat16 tells pixels between 1/2 and 1 apart by 1/256.
-            Logits are float32 at least, gradients of the images' own type. Compiled for the first shape of images
-            that comes; others, as the last batch of an epoch, take the plain way.
+        arithmetic: Of weights and activations inside. bfloat16 begins behind the first convolution, for it would tell
+            pixels between 1/2 and 1 apart by 1/256 only. Logits are float32 at least, gradients of the images' own
+            type. Compiled for the first shape of images that comes; others, as an epoch's last batch, take the plain
+            way.
     """
 
     def __init__(self, network: nn.Module, arithmetic: Arithmetic = PLAIN):
@@ -31,7 +39,11 @@ class View(nn.Module):
         self.dtype = arithmetic.dtype
         self.memory_format = torch.channels_last if arithmetic.channels_last else torch.preserve_format
         self.body, folds = _body_of(network)
-        self._copies = self._part_from(network, {each.target for each in folds})
+        coarse = self.dtype is not None and torch.finfo(self.dtype).bits < 32
+        graph = isinstance(self.body, fx.GraphModule)
+        early = cast_after_first_convolution(self.body, self.dtype) if coarse and graph else set()
+        self._entry = None if early else self.dtype
+        self._copies = self._part_from(network, {each.target for each in folds}, early)
         # In tuples, so that the network's modules do not become the view's.
         self._folds = [_parts(each, network, self.body) for each in folds]
         self._compiled = torch.compile(self.body.forward, dynamic=False) if arithmetic.compiled else None
@@ -42,7 +54,7 @@ class View(nn.Module):
         """Return logits (B, classes) for images x (B, C, H, W) in [0, 1]."""
         self._shape = self._shape or x.shape
         body = self._compiled if self._compiled and x.shape == self._shape else self.body
-        logits = body(_Entry.apply(x, self.dtype or x.dtype, self.memory_format))
+        logits = body(_Entry.apply(x, self._entry or x.dtype, self.memory_format))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def train(self, mode: bool = True) -> "View":
@@ -59,21 +71,23 @@ class View(nn.Module):
             for (_, conv, target), scale, shift in zip(self._folds, scales, shifts, strict=True):
                 _write(target, conv, scale, shift)
 
-    def _part_from(self, network: nn.Module, computed: set[str]) -> list[tuple[Tensor, nn.Module, str]]:
+    def _part_from(
+        self, network: nn.Module, computed: set[str], early: set[str]
+    ) -> list[tuple[Tensor, nn.Module, str]]:
         """Give every tensor its own storage; list those to copy again, with whose attribute each is in the network."""
         copies = []
         named = (self.body.named_parameters, self.body.named_buffers)
         for path, shared in [pair for named in named for pair in named(remove_duplicate=False)]:
             owner, _, key = path.rpartition(".")
-            own = self._copy(shared)
+            own = self._copy(shared, shared.dtype if {path, owner} & early else self.dtype)
             own = nn.Parameter(own, requires_grad=False) if isinstance(shared, nn.Parameter) else own
             setattr(self.body.get_submodule(owner), key, own)
             if owner not in computed and hasattr(source := network.get_submodule(owner), key):
                 copies.append((own, source, key))
         return copies
 
-    def _copy(self, value: Tensor) -> Tensor:
-        dtype = self.dtype if self.dtype and value.is_floating_point() else value.dtype
+    def _copy(self, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+        dtype = dtype if dtype and value.is_floating_point() else value.dtype
         memory_format = self.memory_format if value.ndim == 4 else torch.preserve_format
         return value.detach().to(dtype, memory_format=memory_format, copy=True)
 

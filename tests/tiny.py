@@ -39,7 +39,7 @@ def tiny_problem(seed: int = 0, n: int = 6, dtype=torch.float64):
     return student, teacher, torch.rand(n, 3, 8, 8, dtype=dtype), torch.randint(10, (n,))
 
 
-def trained_on_stripes(n=500):
+def trained_on_stripes(n=500, seed=0):
     """TinyNet trained for some seconds to tell noisy stripes of ten directions apart, in eval mode; its images."""
     torch.manual_seed(0)
     y = torch.arange(n) % 10
@@ -47,6 +47,7 @@ def trained_on_stripes(n=500):
     angle = y * torch.pi / 10
     waves = angle.cos()[:, None, None] * grid + angle.sin()[:, None, None] * grid[:, None]
     x = (0.5 + 0.17 * waves[:, None].sin() + 0.05 * torch.randn(n, 3, 8, 8)).clamp(0, 1)
+    torch.manual_seed(seed)  # of the network alone: all are trained on the same images
     net = TinyNet(width=8)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     for _ in range(60):
