@@ -6,11 +6,13 @@ from utils.errors import UserError
 from utils.log import logger
 
 
-def choose_device(device: str, gpu_id: int) -> torch.device:
-    """Turn ``--device`` and ``--gpu_id`` into a device that exists; "auto" falls back to the CPU.
+def choose_device(device: str, gpu_id: int, threads: int | None = None) -> torch.device:
+    """Turn ``--device`` and ``--gpu_id`` into a device that exists, of ``threads``; "auto" falls back to the CPU.
 
     Raises UserError for a name that is none, or a GPU that is not there.
     """
+    if threads:
+        torch.set_num_threads(threads)
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto" and not available:
         logger.info("no usable GPU: running on the CPU")

@@ -32,7 +32,7 @@ def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
     Raises UserError, before anything is written, for whatever the user can mend.
     """
     config, sources = resolve(config, given)
-    device = choose_device(config.device, config.gpu_id)
+    device = choose_device(config.device, config.gpu_id, config.threads)
     arithmetic, words = choose_arithmetic(config.precision, config.compile, device)
     folder = RunFolder(config, teacher=None if config.method in WITHOUT_TEACHER else config.teacher_model)
     state = folder.last_state()

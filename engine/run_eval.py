@@ -59,7 +59,7 @@ def run_evaluation(config: EvalConfig) -> None:
 
 def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     config = replace(config, dataset=dataset_name(config.dataset))
-    device = choose_device(config.device, gpu_of(config.gpu_id))
+    device = choose_device(config.device, gpu_of(config.gpu_id), config.threads)
     keys = _wanted(config)
     names = {path: network_in(path, config.model) for path in _checkpoints(config)} or _of_zoo(config)
     config = _heed(config, [path for path in names if path.exists()])

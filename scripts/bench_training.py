@@ -37,7 +37,9 @@ class Timing:
 
     pairs: int = flag(5, "how often each side is timed", group=WHERE, check=at_least(1))
     device: str = flag("auto", "auto, cpu, cuda or cuda:N", group=WHERE)
-    threads: int = flag(0, "threads of the CPU (PyTorch's choice when not given)", group=WHERE, check=at_least(0))
+    threads: int | None = flag(
+        None, "threads of the CPU (PyTorch's choice when not given)", group=WHERE, check=at_least(1)
+    )
     json: str = flag("", "file for the figures", group=WHERE)
 
 
@@ -170,10 +172,8 @@ def time_data(config: Data) -> dict:
 
 
 def device_of(config: Timing) -> torch.device:
-    """The device of a benchmark, its threads set."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    return choose_device(config.device, 0)
+    """The device of a benchmark."""
+    return choose_device(config.device, 0, config.threads)
 
 
 def _setting(config: Step) -> tuple[torch.device, Arithmetic, str]:

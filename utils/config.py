@@ -187,6 +187,9 @@ class TrainConfig:
         "auto", "auto, cpu, cuda or cuda:N; auto takes --gpu_id where there is a GPU", group=RUN, place=True
     )
     gpu_id: int = flag(0, "which GPU, when there are several", group=RUN, check=at_least(0), place=True)
+    threads: int | None = flag(
+        None, "threads of the CPU (PyTorch's choice when not given)", group=RUN, check=between(1, 4096), place=True
+    )
     precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
         "auto",
         "arithmetic of networks, the weights stay fp32; auto: bf16 where the device multiplies it, else fp32;\n"
@@ -294,6 +297,9 @@ class EvalConfig:
     )
     device: str = flag("auto", "auto, cpu, cuda or cuda:N; auto takes --gpu_id where there is a GPU", group=RUN)
     gpu_id: int = flag(0, "which GPU, when there are several", group=RUN, check=at_least(0))
+    threads: int | None = flag(
+        None, "threads of the CPU (PyTorch's choice when not given)", group=RUN, check=between(1, 4096)
+    )
     state: str = flag(
         "", "folder that keeps every finished piece of this evaluation; the same command continues from it", group=RUN
     )
