@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from data import Split
 from data.loader import Batches
@@ -16,6 +17,7 @@ from engine.evaluate import noise_of, read
 from engine.judge import Judge
 from engine.precision import Arithmetic, choose_arithmetic
 from engine.trainer import Trainer
+from engine.views import View
 from methods import ALIASES, METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import build
 from scripts import plain
@@ -73,6 +75,24 @@ class Memory(Step):
     """Peak memory of a step, each side in a process of its own."""
 
     side: Literal["both", "reference", "ours"] = flag("both", "measure this side alone, in this process", group=WHERE)
+
+
+@dataclass(frozen=True)
+class Views(Timing):
+    """The input gradient through each kind of view, against the network as it is."""
+
+    model: str = flag("resnet18", "network", group=WHAT)
+    bs: int = flag(16, "images in a batch", group=WHAT, check=at_least(1))
+    classes: int = flag(10, "classes", group=WHAT, check=at_least(2))
+    image_size: int = flag(32, "side of the images", group=WHAT, check=between(16, 1024))
+
+
+VIEWS = {
+    "folded": Arithmetic(),
+    "folded, channels-last": Arithmetic(channels_last=True),
+    "folded, bf16": Arithmetic(torch.bfloat16),
+    "folded, bf16, channels-last": Arithmetic(torch.bfloat16, channels_last=True),
+}
 
 
 @dataclass(frozen=True)
@@ -154,6 +174,28 @@ def measure_memory(config: Memory) -> dict:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
     logger.info("%s: peak %.0f MiB (%s)", config.side, peak, words if config.side == "ours" else "fp32, as it is")
     return {"peak_mib": peak}
+
+
+def time_views(config: Views) -> dict:
+    """Log and return how much faster an input-gradient step of each kind of view is than the network's own."""
+    device = device_of(config)
+    seed_everything(0)
+    network = build(config.model, config.classes, config.image_size).to(device).eval()
+    x = torch.rand(config.bs, 3, config.image_size, config.image_size, device=device)
+    y = torch.randint(config.classes, (config.bs,), device=device)
+    logger.info("%s: %s, %d images", machine(device), config.model, config.bs)
+
+    def gradient(forward) -> None:
+        images = x.clone().requires_grad_()
+        torch.autograd.grad(F.cross_entropy(forward(images), y, reduction="sum"), images)
+
+    figures = {}
+    for name, arithmetic in VIEWS.items():
+        logger.info("%s", name)
+        view = View(network, arithmetic)
+        both = (lambda: gradient(network)), (lambda view=view: gradient(view))
+        figures[name] = compare(*both, config.bs, config.pairs, device)
+    return {"machine": machine(device), "views": figures}
 
 
 def time_data(config: Data) -> dict:

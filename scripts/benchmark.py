@@ -1,6 +1,6 @@
 """Time this code against the plain reference, alternately in one process: python scripts/benchmark.py WHAT [flags]
 
-WHAT is one of: step epoch memory data judging evaluate reach; each has --help. A ratio is the median over pairs of
+WHAT is one of: step epoch memory views data judging evaluate reach; each has --help. A ratio is the median over pairs of
 (reference, ours), its spread their quartiles.
 """
 
@@ -13,7 +13,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run
 
 from engine.device import use_full_precision
 from scripts.bench_evaluation import Evaluate, Judging, Reach, measure_reach, time_evaluation, time_judging
-from scripts.bench_training import Data, Epoch, Memory, Step, measure_memory, time_data, time_epoch, time_step
+from scripts.bench_training import (
+    Data,
+    Epoch,
+    Memory,
+    Step,
+    Views,
+    measure_memory,
+    time_data,
+    time_epoch,
+    time_step,
+    time_views,
+)
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_atomically
@@ -25,6 +36,7 @@ BENCHMARKS = {
     "step": (Step, time_step),
     "epoch": (Epoch, time_epoch),
     "memory": (Memory, measure_memory),
+    "views": (Views, time_views),
     "data": (Data, time_data),
     "judging": (Judging, time_judging),
     "evaluate": (Evaluate, time_evaluation),

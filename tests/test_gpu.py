@@ -70,7 +70,7 @@ def test_the_fast_step_trains_in_bfloat16(name):
     assert sum(losses[-3:]) < sum(losses[:3])
 
 
-def test_a_step_leaves_no_more_on_the_gpu_than_the_reference(monkeypatch):
+def test_a_step_leaves_no_more_on_the_gpu_than_the_reference():
     peaks = {}
     for kind in (plain.Trainer, Trainer):
         torch.manual_seed(0)
