@@ -130,7 +130,7 @@ def blackbox_protocol(setting: Setting) -> dict[str, Attack]:
         perturb = linf(objective, epsilon, epsilon / 4, steps)
         parameters = {"surrogate": setting.surrogate_name, **_parameters(setting, epsilon / 4, steps)}
         stages = _repeated(_from(setting.surrogate, perturb), setting.restarts)
-        return Attack(f"transfer {title}-{steps}", parameters, stages)
+        return Attack(f"transfer {title}-{steps}", parameters, stages, every_image=setting.judge == "last")
 
     square = {"library": "AutoAttack", "epsilon": epsilon, "queries": BLACK_BOX_QUERIES}
     return {

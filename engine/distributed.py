@@ -1,6 +1,7 @@
 """The processes of a torchrun, or the one process that there is without it."""
 
 import os
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -26,13 +27,16 @@ class Processes(NamedTuple):
         return values
 
 
+ALONE = Processes()
+
+
 def join() -> Processes:
     """Join the processes that torchrun started; alone where it did not."""
-    count = int(os.environ.get("WORLD_SIZE", 1))
-    if count == 1:
-        return Processes()
-    torch.distributed.init_process_group("gloo")  # counts of images are summed on the CPU, whatever attacks them
-    return Processes(torch.distributed.get_rank(), count)
+    if not torch.distributed.is_torchelastic_launched():  # Slurm sets WORLD_SIZE in its shells too
+        return ALONE
+    # Counts of images are summed on the CPU, whatever attacks them. A process may wait for another's last hours.
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
 def leave() -> None:

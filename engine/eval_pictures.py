@@ -11,8 +11,6 @@ from attacks.pgd import uniform
 from attacks.suite import Attack, Perturb, Setting, pgd20
 from data import Split, subset
 from data.loader import Batches
-from engine.distributed import Processes
-from engine.eval_state import State
 from engine.evaluate import read, strike
 from engine.views import for_evaluation
 from utils.plots import draw_confusion, draw_examples, draw_radius_curves, save_figure
@@ -24,24 +22,26 @@ LOOKED_AT = 100  # test images among which examples are sought
 EXAMPLES = 8
 
 
-def draw_radii(networks: Mapping[str, nn.Module], images: Split, seed: int, device, path: Path) -> None:
+def draw_radii(
+    networks: Mapping[str, nn.Module], images: Split, batch_size: int, seed: int, device, path: Path
+) -> None:
     """Draw the accuracy of each network under PGD-20 at radii from 0 to 16/255."""
     some = subset(images, CURVE_IMAGES, seed)
-    curves = {name: radius_curve(network, some, seed, device) for name, network in networks.items()}
+    curves = {name: radius_curve(network, some, batch_size, seed, device) for name, network in networks.items()}
     figure, axes = plt.subplots(figsize=(6, 4))
     draw_radius_curves(axes, RADII, curves, f"PGD-20, n={len(some.labels)}")
     save_figure(figure, path)
 
 
-def radius_curve(network: nn.Module, images: Split, seed: int, device) -> list[float]:
+def radius_curve(network: nn.Module, images: Split, batch_size: int, seed: int, device) -> list[float]:
     """Accuracy in % under PGD-20 at each of RADII; an image that falls at one radius counts as fallen at all larger."""
-    batches = Batches(images, CURVE_IMAGES, device=device)
+    batches = Batches(images, batch_size, device=device)
     predicted, accuracies = read(network, batches), []
     climbed = for_evaluation(network, next(iter(batches))[0])
     for radius in RADII:
         if radius:
-            context = {"seed": seed, "state": State(None, {}), "processes": Processes(), "climbed": climbed}
-            predicted = strike(network, batches, predicted, pgd20(Setting(radius / 255, seed)), **context).predicted
+            attack = pgd20(Setting(radius / 255, seed))
+            predicted = strike(network, batches, predicted, attack, seed=seed, climbed=climbed).predicted
         accuracies.append(100 * float((predicted == images.labels).double().mean()))
     return accuracies
 

@@ -4,9 +4,12 @@ from pathlib import Path
 
 from engine.records import Record
 from engine.run_folder import BEST_PGD10, LAST
-from utils.files import write_atomically
+from utils.files import write_text
 from utils.report import markdown_table, text_table, write_csv
 
+# Conditions that tell the rows of eval.csv apart.
+ABOUT = ("checkpoint", "sha256", "protocol", "dataset", "limit_test", "model", "seed", "bs", "judge", "surrogate")
+EXACT = ("step_size", "steps", "restarts")
 SIDES = {BEST_PGD10: "best", LAST: "last"}
 
 
@@ -15,34 +18,22 @@ def write_report(record: Record) -> None:
     rows, sections = [], []
     for evaluation in record.evaluations:
         conditions, figures = evaluation["conditions"], evaluation["figures"]
-        about = [conditions[key] for key in ("protocol", "dataset", "model", "seed")]
+        about = [conditions[key] for key in ABOUT]
         for title, figure in figures.items():
-            exact = {key: figure.get("parameters", {}).get(key, "") for key in ("step_size", "steps", "restarts")}
+            exact = {key: figure.get("parameters", {}).get(key, "") for key in EXACT}
             rows.append(
                 [*about, title, figure["accuracy"], figure["n"], conditions["eps"], *exact.values(), figure["settings"]]
             )
-        sections.append(_section(conditions, evaluation["versions"], figures))
-    header = [
-        "protocol",
-        "dataset",
-        "model",
-        "seed",
-        "attack",
-        "accuracy",
-        "n",
-        "eps",
-        "step_size",
-        "steps",
-        "restarts",
-    ]
+        sections.append(_section(conditions, figures))
+    header = [*ABOUT, "attack", "accuracy", "n", "eps", *EXACT]
     folder = record.path.parent
     write_csv(folder / "eval.csv", [*header, "settings"], rows)
-    text = "\n".join(sections)
-    write_atomically(folder / "eval.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(folder / "eval.md", "\n".join(sections))
 
 
-def _section(conditions: dict, versions: dict, figures: dict) -> str:
-    shown = {key: value for key, value in (conditions | versions).items() if value is not None}
+def _section(conditions: dict, figures: dict) -> str:
+    newest = next((figure["versions"] for figure in reversed(figures.values()) if "versions" in figure), {})
+    shown = {key: value for key, value in (conditions | newest).items() if value is not None}
     table = markdown_table(
         ["accuracy in %", *(f"{title} (n={figure['n']})" for title, figure in figures.items())],
         [[conditions["model"], *(f"{figure['accuracy']:.2f}" for figure in figures.values())]],
@@ -56,12 +47,12 @@ def comparison(results: dict[Path, dict[str, dict]]) -> str:
     for path, figures in results.items():
         run = path.parent if path.name in SIDES else path
         groups.setdefault(run, {})[SIDES.get(path.name, "")] = figures
-    newest = next(iter(results.values()))
+    first = next(iter(results.values()))
     rows = []
     for run, sides in groups.items():
-        cells = [" / ".join(f"{figures[title]['accuracy']:.2f}" for figures in sides.values()) for title in newest]
+        cells = [" / ".join(f"{figures[title]['accuracy']:.2f}" for figures in sides.values()) for title in first]
         rows.append([_short(run), " / ".join(filter(None, sides)), *cells])
-    header = ["accuracy in %", "", *(f"{title} (n={figure['n']})" for title, figure in newest.items())]
+    header = ["accuracy in %", "", *(f"{title} (n={figure['n']})" for title, figure in first.items())]
     return text_table(header, rows)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import require_writable, write_atomically
+from utils.files import require_writable, write_text
 
 ABOUT = "conditions.json"
 
@@ -34,17 +34,20 @@ class State:
         """Classes read and stages of the falls, (B,) each, as :meth:`keep` got them; None where it did not."""
         if self.folder is None or not self._place(title, batch, stage).exists():
             return None
-        kept = json.loads(self._place(title, batch, stage).read_text(encoding="utf-8"))
-        return torch.tensor(kept["predicted"]), torch.tensor(kept["fallen"])
+        try:
+            kept = json.loads(self._place(title, batch, stage).read_text(encoding="utf-8"))
+            return torch.tensor(kept["predicted"]), torch.tensor(kept["fallen"])
+        except (ValueError, KeyError):  # damaged: done again
+            return None
 
     def keep(self, title: str, batch: int, stage: int, predicted: Tensor, fallen: Tensor) -> None:
         """Keep what one stage of one batch found."""
         if self.folder is not None:
             if not (self.folder / ABOUT).exists():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _write(self.folder / ABOUT, self.conditions)
+                write_text(self.folder / ABOUT, json.dumps(self.conditions))
             found = {"predicted": predicted.tolist(), "fallen": fallen.tolist()}
-            _write(self._place(title, batch, stage), found)
+            write_text(self._place(title, batch, stage), json.dumps(found))
 
     def _place(self, title: str, batch: int, stage: int) -> Path:
         return self.folder / f"{title.replace(' ', '_')}-batch{batch}-stage{stage}.json"
@@ -55,5 +58,4 @@ class State:
             raise UserError(f"--state {self.folder}: of another evaluation ({', '.join(changes)}); name another folder")
 
 
-def _write(path: Path, content: dict) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content), encoding="utf-8"))
+NOTHING_KEPT = State(None, {})

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from attacks.pgd import uniform
 from attacks.suite import Attack, Perturb
-from engine.distributed import Processes
-from engine.eval_state import State
+from engine.distributed import ALONE, Processes
+from engine.eval_state import NOTHING_KEPT, State
+from utils.errors import UserError
 from utils.log import Bar
+
+ROUNDING = 1e-5  # of a pixel in float32, adding and taking away epsilon, by us or by a library
 
 
 class Score(NamedTuple):
@@ -58,10 +61,19 @@ class Outcome(NamedTuple):
 
 
 def read(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Classes (N,) int64 that ``model`` reads in clean images, on the CPU."""
+    """Classes (N,) int64 that ``model`` reads in clean images, on the CPU; leaves it in eval mode.
+
+    Raises UserError where a logit is nan or inf.
+    """
     model.eval()
-    with torch.no_grad():
-        return torch.cat([model(x).argmax(1).cpu() for x, _ in batches])
+    found = []
+    for x, _ in batches:
+        with torch.no_grad():
+            logits = model(x)
+        if not logits.isfinite().all():
+            raise UserError("--model_path: the network's logits are nan or inf on clean images: its file is damaged")
+        found.append(logits.argmax(1).cpu())
+    return torch.cat(found)
 
 
 def strike(
@@ -71,9 +83,9 @@ def strike(
     attack: Attack,
     *,
     seed: int,
-    state: State,
-    processes: Processes,
     climbed: nn.Module | None = None,
+    state: State = NOTHING_KEPT,
+    processes: Processes = ALONE,
 ) -> Outcome:
     """Attack the images of ``batches`` and say what became of each.
 
@@ -84,15 +96,17 @@ def strike(
             the attack says so: it counts as fooled whatever an attack makes of it.
         attack: Its stages run in turn, each on what the one before left standing.
         seed: The start of an image depends on it, on the attack, the stage and the batch, and on nothing else.
+        climbed: What computes the same as the model, faster, for the attacks; the model itself judges what they find.
         state: Where each finished stage of each batch is kept, and taken from when it was finished before.
         processes: Those that share the work.
-        climbed: What computes the same as the model, faster, for the attacks; the model itself judges what they find.
     """
     predicted, fallen = clean.clone(), torch.zeros_like(clean)
     own = torch.zeros(len(clean), dtype=torch.bool)
-    mine = [(k, x, y) for k, (x, y) in enumerate(batches) if k % processes.count == processes.rank]
-    with Bar(len(mine) * len(attack.stages), attack.title) as bar:
-        for k, x, y in mine:
+    share = len(range(processes.rank, len(batches), processes.count))
+    with Bar(share * len(attack.stages), attack.title) as bar:
+        for k, (x, y) in enumerate(batches):
+            if k % processes.count != processes.rank:
+                continue
             part = slice(k * batches.batch_size, k * batches.batch_size + len(y))
             own[part] = True
             for now in _stages((climbed or model, model), k, x, y, clean[part], attack, seed, state):
@@ -112,7 +126,7 @@ def _stages(networks, k: int, x, y, clean, attack: Attack, seed: int, state: Sta
             standing = fallen == stands
             tried = torch.ones_like(standing) if attack.every_image and number == 1 else standing
             noise = noise_of(x, seed, attack.title, name, k)
-            found = _found(*networks, perturb, x, y, noise, tried.to(x.device))
+            found = _found(*networks, attack, perturb, x, y, noise, tried.to(x.device))
             predicted = predicted.masked_scatter(tried, found.cpu())
             fallen = torch.where(tried, torch.where(predicted == labels, stands, number), fallen)
             state.keep(attack.title, k, number, predicted, fallen)
@@ -121,16 +135,41 @@ def _stages(networks, k: int, x, y, clean, attack: Attack, seed: int, state: Sta
         yield predicted, fallen
 
 
-def _found(climbed, model, perturb: Perturb, x, y, noise, open_) -> Tensor:
-    """Classes that the model reads in the attacked images among the ``open_`` ones."""
-    if not open_.any():
-        return y[open_]
-    x_adv = perturb(climbed, x[open_], y[open_], noise[open_])
+def _found(climbed, model, attack: Attack, perturb: Perturb, x, y, noise, tried) -> Tensor:
+    """Classes that the model reads in the attacked images among the ``tried`` ones."""
+    x, y, noise = x[tried], y[tried], noise[tried]
+    if not len(x):
+        return y
+    x_adv = strongest(climbed, model, perturb, x, y, noise)
+    reach = attack.parameters.get("epsilon", 1.0)
+    if not (
+        x_adv.isfinite().all() and (x_adv - x).abs().max() <= reach + ROUNDING and 0 <= x_adv.min() <= x_adv.max() <= 1
+    ):
+        raise RuntimeError(f"{attack.title} left its ball or the box: its figure would mean nothing")
     with torch.no_grad():
         return model(x_adv).argmax(1)
 
 
+def strongest(climbed, model, perturb: Perturb, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    """Adversarial images (B, C, H, W) found on ``climbed``, which computes what ``model`` does to rounding.
+
+    An attack ends for an image where its network misreads it. Where rounding lets ``climbed`` misread what ``model``
+    still reads rightly, the attack ended too early: it is carried out again on the model itself.
+    """
+    x_adv = perturb(climbed, x, y, noise)
+    if climbed is model:
+        return x_adv
+    with torch.no_grad():
+        early = (climbed(x_adv).argmax(1) != y) & (model(x_adv).argmax(1) == y)
+    if early.any():
+        x_adv[early] = perturb(model, x[early], y[early], noise[early])
+    return x_adv
+
+
 def noise_of(x: Tensor, seed: int, title: str, stage: str, batch: int) -> Tensor:
-    """The draw, uniform in [-1, 1] and of the shape of x, that starts one stage of an attack on one batch."""
-    words = f"{seed} {title} {stage} {batch}"
-    return uniform(x, 1, torch.Generator(x.device).manual_seed(zlib.crc32(words.encode())))
+    """The draw, uniform in [-1, 1] and of the shape of x, that starts one stage of an attack on one batch.
+
+    Drawn on the CPU: the generators of devices differ.
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {title} {stage} {batch}".encode()))
+    return uniform(torch.empty_like(x, device="cpu"), 1, generator).to(x.device)

@@ -33,9 +33,9 @@ class Probe(NamedTuple):
     wide_accuracy: float
 
 
-def probe(network: nn.Module, images: Split, epsilon: float, device, seed: int = 0) -> Probe:
+def probe(network: nn.Module, images: Split, epsilon: float, device, *, batch_size: int, seed: int) -> Probe:
     """Attack some of the images at ``epsilon`` in [0, 1] and at radius 0.5, taking every step."""
-    batches = Batches(subset(images, PROBED, seed), PROBED, device=device)
+    batches = Batches(subset(images, PROBED, seed), batch_size, device=device)
     near, wide = (evaluate(network, batches, _from_the_image(radius)) for radius in (epsilon, WIDE))
     return Probe(near.loss, wide.loss, wide.accuracy)
 
@@ -75,17 +75,18 @@ def _comparable(record: Record) -> dict[str, dict]:
 def _weaker_attacks_that_win(figures: dict[str, dict]):
     climbed = {title: figure for title, figure in figures.items() if title.startswith(CLIMB)}
     for title, figure in climbed.items():
-        if "FGSM" in figures and title.startswith("PGD-") and _beats(figures["FGSM"], figure):
+        if "FGSM" in figures and title.startswith("PGD-") and _crosses(figure) and _beats(figures["FGSM"], figure):
             yield f"{_won('FGSM', figures['FGSM'], title, figure)}: one step finds more than many"
     stages = figures.get("AutoAttack", {}).get("stages")
     if stages:
         climbed["AutoAttack's gradient attacks"] = figures["AutoAttack"] | {"accuracy": stages["FAB-T"]}
-        if _beats({"accuracy": stages["Square"]}, climbed["AutoAttack's gradient attacks"]):
+        if _beats(figures["AutoAttack"] | {"accuracy": stages["Square"]}, climbed["AutoAttack's gradient attacks"]):
             fallen = stages["FAB-T"] - stages["Square"]
             yield f"Square turns {fallen:.2f} % of the images, which AutoAttack's gradient attacks left standing"
     if "Square" in figures and climbed:
-        title = min(climbed, key=lambda name: climbed[name]["accuracy"])
-        if _beats(figures["Square"], climbed[title]):
+        same = {title: figure for title, figure in climbed.items() if figure["n"] == figures["Square"]["n"]}
+        title = min(same, key=lambda name: same[name]["accuracy"], default=None)
+        if title and _beats(figures["Square"], same[title]):
             yield f"{_won('Square', figures['Square'], title, climbed[title])}: what uses no gradient finds more"
 
 
@@ -93,5 +94,13 @@ def _won(weaker: str, lower: dict, title: str, higher: dict) -> str:
     return f"{weaker} beats {title} ({lower['accuracy']:.2f} < {higher['accuracy']:.2f} %)"
 
 
+def _crosses(figure: dict) -> bool:
+    """Whether the attack's steps can lead from one side of its ball to the other."""
+    parameters = figure["parameters"]
+    return parameters["steps"] * parameters["step_size"] >= 2 * parameters["epsilon"]
+
+
 def _beats(weaker: dict, stronger: dict) -> bool:
-    return stronger["accuracy"] - weaker["accuracy"] > max(TOLERANCE, 100 / stronger["n"])
+    """Whether the weaker attack leaves fewer of the same images."""
+    lead = stronger["accuracy"] - weaker["accuracy"]
+    return weaker["n"] == stronger["n"] and lead > max(TOLERANCE, 100 / stronger["n"])

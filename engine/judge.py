@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from attacks.pgd import uniform
 from attacks.suite import pgd10
 from data.loader import Batches
-from engine.evaluate import Score
+from engine.evaluate import Score, strongest
 from engine.precision import Arithmetic
 from engine.views import View
 from utils.log import progress
@@ -41,7 +41,9 @@ class Judge:
             clean = self._logits(x)
             robust, right = clean.clone(), clean.argmax(1) == y
             if right.any():
-                robust[right] = self._logits(self.perturb(self.view, x[right], y[right], noise[right]))
+                robust[right] = self._logits(
+                    strongest(self.view, self.network, self.perturb, x[right], y[right], noise[right])
+                )
             losses.append(torch.stack([F.cross_entropy(z, y, reduction="sum").double() for z in (clean, robust)]))
             rights.append(torch.stack([(z.argmax(1) == y).sum() for z in (clean, robust)]))
             n += len(y)

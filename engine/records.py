@@ -9,7 +9,7 @@ from torch import Tensor
 from attacks.suite import Attack
 from engine.evaluate import Outcome
 from utils.errors import UserError
-from utils.files import require_writable, write_atomically
+from utils.files import require_writable, write_text
 from utils.versions import versions
 
 WORST = "worst case"
@@ -24,6 +24,8 @@ class Record:
 
     def __init__(self, folder: Path, conditions: dict):
         self.path, self.conditions = folder / "eval.json", conditions
+        if self.path.exists():
+            read_evaluations(self.path)  # damaged figures are not written over
         try:
             require_writable(folder)  # asked before the hours of an evaluation, not after
         except OSError as error:
@@ -49,17 +51,14 @@ class Record:
     @property
     def evaluations(self) -> list[dict]:
         """What is kept under any conditions, the newest last."""
-        try:
-            return read_evaluations(self.path)
-        except UserError:  # none yet, or damaged
-            return []
+        return read_evaluations(self.path) if self.path.exists() else []
 
     def _write(self, figures: dict) -> None:
         others = [entry for entry in self.evaluations if entry["conditions"] != self.conditions]
-        newest = {"conditions": self.conditions, "versions": versions(), "figures": figures}
+        newest = {"conditions": self.conditions, "figures": figures}
         text = json.dumps({"evaluations": [*others, newest]}, indent=1) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(self.path, text)
 
 
 def figure_of(attack: Attack, outcome: Outcome, labels: Tensor, attacked: Tensor, seconds: float) -> dict:
@@ -79,6 +78,7 @@ def figure_of(attack: Attack, outcome: Outcome, labels: Tensor, attacked: Tensor
         "bounded": attack.bounded,
         "stages": after if len(after) > 1 else {},
         "seconds": round(seconds, 2),
+        "versions": versions(),
         "correct": "".join(next(marks) if one else NOT_ATTACKED for one in attacked.tolist()),
     }
 
@@ -109,9 +109,15 @@ def folder_of(checkpoint: str | Path) -> Path:
 def read_evaluations(path: Path) -> list[dict]:
     """All evaluations kept in a file, the newest last; raises UserError where there are none or it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["evaluations"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        evaluations = json.loads(path.read_text(encoding="utf-8"))["evaluations"]
+        for entry in evaluations:
+            assert {"conditions", "figures"} <= entry.keys()
+            assert all({"accuracy", "n"} <= figure.keys() for figure in entry["figures"].values())
+        return evaluations
+    except OSError as error:
         raise UserError(f"{path}: no figures to read; evaluate the checkpoint with main_eval.py first") from error
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise UserError(f"{path}: damaged; delete it and evaluate the checkpoint again") from error
 
 
 def sha256(path: str | Path) -> str:

@@ -3,9 +3,11 @@
 import logging
 import time
 from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from attacks.suite import PROTOCOLS, Attack, Setting
@@ -18,29 +20,19 @@ from engine.eval_report import comparison, write_report
 from engine.eval_state import State
 from engine.evaluate import read, strike
 from engine.guard import probe, warn_of_masking
-from engine.networks import make_network, network_in, network_name
 from engine.records import Record, figure_of, folder_of, sha256, worst_case
-from engine.run_folder import BEST_PGD10, LAST
 from engine.settings import dataset_name
+from engine.subjects import Subject, heed, helper, load_subject, names_of
 from engine.views import for_evaluation
-from models.robustbench import PREFIX
-from models.weights import read_facts
 from utils.config import EvalConfig
 from utils.errors import UserError
 from utils.log import logger
 from utils.names import canonical
 from utils.seed import seed_everything
+from utils.versions import versions
 
 AUTOATTACK_CLASSES = 4  # its targeted loss compares the logits of four
-SUFFIXES = (".pth", ".pt", ".safetensors")
-
-
-class Subject(NamedTuple):
-    """A network to evaluate, and where it came from: a file, or a name of RobustBench's zoo."""
-
-    path: Path
-    name: str
-    network: nn.Module
+AUTOATTACK = ("pyautoattack", "autoattack")  # packages of its authors, either of which serves
 
 
 def run_evaluation(config: EvalConfig) -> None:
@@ -61,29 +53,26 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     config = replace(config, dataset=dataset_name(config.dataset))
     device = choose_device(config.device, gpu_of(config.gpu_id), config.threads)
     keys = _wanted(config)
-    names = {path: network_in(path, config.model) for path in _checkpoints(config)} or _of_zoo(config)
-    config = _heed(config, [path for path in names if path.exists()])
+    names = names_of(config)
+    config = heed(config, list(names))
     use_full_precision()
     seed_everything(config.seed)
     splits = load(config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
     _require_classes(keys, splits)
-    surrogate = _frozen(config.surrogate_path, config.surrogate_model, "--surrogate_model", config, splits, device)
-    natural = _frozen(config.natural_path, None, "--natural_path", config, splits, device)
-    setting = Setting(
-        *(config.eps, config.seed, config.steps, config.restarts, config.judge), surrogate, config.surrogate_path
-    )
-    protocol = PROTOCOLS[config.protocol](setting)
+    natural = helper(config.natural_path, None, "--natural_path", config, splits, device)
+    protocol = _protocol(config, splits, device)
     images = subset(splits.test, config.limit_test, config.seed)
     evaluations = []
     for path, name in names.items():
-        network = make_network(name, str(path) if path.exists() else "", config.dataset, splits)
-        subject = Subject(path, name, network.eval().requires_grad_(False))
+        subject = Subject(path, name, partial(load_subject, path, name, config, splits))
+        subject.load()  # a bad file is told before the first attack
         evaluations.append(Evaluation(subject, {key: protocol[key] for key in keys}, images, config, device))
     results = {}
     for evaluation in evaluations:
-        results[evaluation.subject.path] = evaluation.run(processes)
+        network = evaluation.subject.load().to(device)
+        results[evaluation.subject.path] = evaluation.run(network, processes)
         if processes.first:
-            evaluation.report(splits.classes, natural)
+            evaluation.report(network, splits.classes, natural)
     logger.info("\n%s", comparison(results))
 
 
@@ -95,20 +84,17 @@ class Evaluation:
 
     def __init__(self, subject: Subject, attacks: dict[str, Attack], images: Split, config: EvalConfig, device):
         self.subject, self.attacks, self.images, self.config, self.device = subject, attacks, images, config, device
-        conditions = _conditions(subject, images, config)
+        conditions = conditions_of(subject, images, config)
         place = _below(config.out, subject.path) if config.out else folder_of(subject.path)
         self.record = Record(place, conditions)
-        state = Path(config.state) / (conditions["sha256"] or subject.path.name)[:12] if config.state else None
-        self.state = State(state, conditions | {"limit_aa": config.limit_aa})
+        self.state = State(_state_folder(conditions, subject, config), _state_conditions(conditions, config))
         self.predicted: dict[str, Tensor] = {}
 
-    def run(self, processes: Processes) -> dict[str, dict]:
+    def run(self, network: nn.Module, processes: Processes) -> dict[str, dict]:
         """Figures by title and their worst case; each is printed and kept as it comes."""
         subject, config, figures = self.subject, self.config, {}
-        logger.info(
-            "%s: %s on %d test images of %s", subject.path, subject.name, len(self.images.labels), config.dataset
-        )
-        network = subject.network.to(self.device)
+        n = len(self.images.labels)
+        logger.info("%s: %s on %d test images of %s", subject.path, subject.name, n, config.dataset)
         self.predicted["before"] = clean = read(network, self._batches(self.images))
         climbed = for_evaluation(network, next(iter(self._batches(self.images)))[0])
         for key, attack in self.attacks.items():
@@ -125,26 +111,49 @@ class Evaluation:
                 self.record.keep(attack.title, figure)
         return figures | worst_case(figures)
 
-    def report(self, classes: tuple[str, ...], natural: nn.Module | None) -> None:
+    def report(self, network: nn.Module, classes: tuple[str, ...], natural: nn.Module | None) -> None:
         """Write eval.csv, eval.md and the pictures, and say where the figures make no sense."""
-        folder, network, config = self.record.path.parent, self.subject.network, self.config
+        folder, config, images = self.record.path.parent, self.config, self.images
         write_report(self.record)
-        climbed = "pgd" in self.attacks
-        warn_of_masking(
-            self.record, config.eps, probe(network, self.images, config.eps, self.device) if climbed else None
-        )
-        if climbed and config.pictures:
+        where = {"batch_size": config.bs, "seed": config.seed}
+        pgd = self.attacks.get("pgd")
+        probed = probe(network, images, config.eps, self.device, **where) if pgd else None
+        warn_of_masking(self.record, config.eps, probed)
+        if pgd and config.pictures:
             networks = {self.subject.name: network} | ({"natural": natural} if natural else {})
-            draw_radii(networks, self.images, config.seed, self.device, folder / "attacks.png")
-            draw_turned(
-                network, self.attacks["pgd"], self.images, classes, config, self.device, folder / "examples.png"
-            )
-            readings = {"clean": self.predicted["before"], self.attacks["pgd"].title: self.predicted["pgd"]}
-            draw_confusions(readings, self.images.labels, classes, folder)
+            draw_radii(networks, images, config.bs, config.seed, self.device, folder / "attacks.png")
+            draw_turned(network, pgd, images, classes, config, self.device, folder / "examples.png")
+            readings = {"clean": self.predicted["before"], pgd.title: self.predicted["pgd"]}
+            draw_confusions(readings, images.labels, classes, folder)
         logger.info("figures: %s", folder)
 
     def _batches(self, images: Split) -> Batches:
         return Batches(images, self.config.bs, device=self.device)
+
+
+def conditions_of(subject: Subject, images: Split, config: EvalConfig) -> dict:
+    """Settings under which figures belong in one table."""
+    kept = ("dataset", "limit_test", "protocol", "eps", "steps", "restarts", "judge", "seed", "bs")
+    transferred = config.protocol == "blackbox" and config.surrogate_path
+    return {
+        "checkpoint": subject.path.name,
+        "sha256": sha256(subject.path) if subject.path.exists() else None,
+        "model": subject.name,
+        **{key: getattr(config, key) for key in kept},
+        "image_size": images.images.shape[-1],
+        "images": fingerprint(images),
+        "surrogate": sha256(config.surrogate_path) if transferred else None,
+    }
+
+
+def _state_folder(conditions: dict, subject: Subject, config: EvalConfig) -> Path | None:
+    return Path(config.state) / (conditions["sha256"] or subject.path.name)[:12] if config.state else None
+
+
+def _state_conditions(conditions: dict, config: EvalConfig) -> dict:
+    """What finished pieces depend on: not the name of the file, but the number of images that AutoAttack meets."""
+    named = {key: value for key, value in conditions.items() if key != "checkpoint"}
+    return named | {"limit_aa": config.limit_aa} | versions()
 
 
 def _below(out: str, checkpoint: Path) -> Path:
@@ -154,69 +163,14 @@ def _below(out: str, checkpoint: Path) -> Path:
 
 
 def _tell(title: str, figure: dict) -> None:
-    logger.info(
-        "%-19s %6.2f %%  (n %d; %s; %.0f s)", title, *(figure[k] for k in ("accuracy", "n", "settings", "seconds"))
-    )
+    shown = (figure[key] for key in ("accuracy", "n", "settings", "seconds"))
+    logger.info("%-19s %6.2f %%  (n %d; %s; %.0f s)", title, *shown)
     if figure["stages"]:
         logger.info("%-19s %s", "", ", ".join(f"{name} {after:.2f}" for name, after in figure["stages"].items()))
 
 
-def _conditions(subject: Subject, images: Split, config: EvalConfig) -> dict:
-    """Settings under which figures belong in one table."""
-    kept = ("dataset", "limit_test", "protocol", "eps", "steps", "restarts", "judge", "seed", "bs")
-    return {
-        "checkpoint": subject.path.name,
-        "sha256": sha256(subject.path) if subject.path.exists() else None,
-        "model": subject.name,
-        **{key: getattr(config, key) for key in kept},
-        "image_size": images.images.shape[-1],
-        "images": fingerprint(images),
-        "surrogate": sha256(config.surrogate_path) if config.surrogate_path else None,
-    }
-
-
-def _checkpoints(config: EvalConfig) -> list[Path]:
-    """The files that ``--model_path`` names, a folder's runs by their best and last checkpoint."""
-    found = []
-    for word in config.model_path:
-        path = Path(word)
-        if not path.is_dir():
-            found.append(path)
-            continue
-        runs = [run / name for run in sorted(_runs(path)) for name in (BEST_PGD10, LAST) if (run / name).exists()]
-        inside = runs or sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-        if not inside:
-            raise UserError(f"--model_path {word}: no checkpoint in that folder ({', '.join(SUFFIXES)})")
-        found += inside
-    return list(dict.fromkeys(found))
-
-
-def _runs(folder: Path) -> set[Path]:
-    return {file.parent for name in (BEST_PGD10, LAST) for file in folder.rglob(name)}
-
-
-def _of_zoo(config: EvalConfig) -> dict[Path, str]:
-    if (config.model or "").startswith(PREFIX):
-        return {Path(config.model.replace(":", "-")): network_name(config.model)}
-    raise UserError("--model_path: needed; name the checkpoint, for example .../best_PGD10_acc_model.pth")
-
-
-def _heed(config: EvalConfig, paths: list[Path]) -> EvalConfig:
-    """Take the image size from what our own checkpoints say of themselves; say where they come from other data."""
-    sizes = set()
-    for path in paths:
-        facts = read_facts(path)
-        if facts.get("dataset", config.dataset) != config.dataset:
-            logger.warning("%s was trained on %s, not on %s", path, facts["dataset"], config.dataset)
-        elif config.dataset in ("Folder", "Digits"):
-            sizes.add(facts.get("image_size"))
-    if config.image_size is None and len(sizes) > 1:
-        raise UserError(f"--image_size: needed; the checkpoints were trained at {', '.join(map(str, sizes))}")
-    return config if config.image_size or not sizes else replace(config, image_size=sizes.pop())
-
-
 def _wanted(config: EvalConfig) -> list[str]:
-    """Keys of the attacks that the config asks for."""
+    """Keys of the attacks that the config asks for; raises UserError where one cannot be carried out."""
     protocol = PROTOCOLS[config.protocol](Setting(config.eps, config.seed))
     words = [word.strip() for word in config.attacks.split(",") if word.strip()]
     if config.attacks and not words:
@@ -225,6 +179,11 @@ def _wanted(config: EvalConfig) -> list[str]:
     transferred = [key for key in keys if key.startswith("transfer")]
     if transferred and not config.surrogate_path:
         raise UserError(f"--surrogate_path: needed by {', '.join(transferred)}; without one: --attacks clean,square")
+    libraries = {protocol[key].parameters.get("library") for key in keys}
+    if "AutoAttack" in libraries and not any(map(find_spec, AUTOATTACK)):
+        raise UserError("--attacks: AutoAttack and Square need a package: pip install pyautoattack")
+    if "advertorch" in libraries and not find_spec("advertorch"):
+        raise UserError("--attacks: C&W L2 needs a package: pip install advertorch")
     return keys
 
 
@@ -236,9 +195,15 @@ def _require_classes(keys: list[str], splits: Splits) -> None:
         )
 
 
-def _frozen(path: str, asked: str | None, flag: str, config: EvalConfig, splits: Splits, device) -> nn.Module | None:
-    """The network of another checkpoint, in eval mode on the device; None without one."""
-    if not path:
-        return None
-    network = make_network(network_in(path, asked, flag), path, config.dataset, splits)
-    return network.to(device).eval().requires_grad_(False)
+def _protocol(config: EvalConfig, splits: Splits, device: torch.device) -> dict[str, Attack]:
+    surrogate = helper(config.surrogate_path, config.surrogate_model, "--surrogate_model", config, splits, device)
+    setting = Setting(
+        epsilon=config.eps,
+        seed=config.seed,
+        steps=config.steps,
+        restarts=config.restarts,
+        judge=config.judge,
+        surrogate=surrogate,
+        surrogate_name=config.surrogate_path,
+    )
+    return PROTOCOLS[config.protocol](setting)

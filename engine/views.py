@@ -16,7 +16,7 @@ from engine.precision import PLAIN, Arithmetic
 from utils.log import logger
 
 # Of the largest logit: float32 sums in another order through some seventy layers; a wrong fold changes first digits.
-ROUNDING = 1e-3
+ROUNDING = 1e-4
 
 
 class View(nn.Module):

@@ -9,8 +9,6 @@ from attacks.pgd import gaussian, pgd, uniform
 from attacks.suite import Setting, linf, pgd20
 from data import Splits, load, subset
 from data.loader import Batches
-from engine.distributed import Processes
-from engine.eval_state import State
 from engine.evaluate import noise_of, read, strike
 from engine.judge import Judge
 from engine.networks import make_network, network_in
@@ -64,9 +62,9 @@ def time_evaluation(config: Evaluate) -> dict:
 
     def unpruned() -> None:
         network.requires_grad_(False)
-        attack = linf(cross_entropy, epsilon, epsilon / 4, 20)
+        attack, view = linf(cross_entropy, epsilon, epsilon / 4, 20), for_evaluation(network, batches.images[:1] / 255)
         for (x, y), draw in zip(batches, noise, strict=True):
-            network(attack(network, x, y, draw))
+            network(attack(view, x, y, draw))
 
     def ours() -> float:
         network.requires_grad_(False)
@@ -183,8 +181,7 @@ def _clean(network, batches: Batches) -> float:
 
 def _standing(network, batches: Batches, epsilon: float) -> float:
     climbed = for_evaluation(network, next(iter(batches))[0])
-    context = {"seed": 0, "state": State(None, {}), "processes": Processes(), "climbed": climbed}
-    outcome = strike(network, batches, read(network, batches), pgd20(Setting(epsilon, 0)), **context)
+    outcome = strike(network, batches, read(network, batches), pgd20(Setting(epsilon, 0)), seed=0, climbed=climbed)
     return 100 * float((outcome.predicted == batches.labels.cpu()).double().mean())
 
 

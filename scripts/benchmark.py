@@ -1,7 +1,7 @@
 """Time this code against the plain reference, alternately in one process: python scripts/benchmark.py WHAT [flags]
 
-WHAT is one of: step epoch memory views data judging evaluate reach; each has --help. A ratio is the median over pairs of
-(reference, ours), its spread their quartiles.
+WHAT is one of: step epoch memory views data judging evaluate reach; each has --help. A ratio is the median over pairs
+of (reference, ours), its spread their quartiles.
 """
 
 import json
@@ -27,7 +27,7 @@ from scripts.bench_training import (
 )
 from utils.command import run_command
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import require_writable, write_text
 from utils.flags import parse
 from utils.seed import seed_everything
 from utils.versions import versions
@@ -50,12 +50,20 @@ def benchmark(words: list[str]) -> None:
         raise UserError(f"name a benchmark: {', '.join(BENCHMARKS)}")
     config_class, run = BENCHMARKS[words[0]]
     config = parse(config_class, words[1:], description=config_class.__doc__, choices={}).config
+    if config.json:
+        _require_writable(Path(config.json))
     use_full_precision()
     seed_everything(0)
     figures = {"benchmark": words[0], "config": asdict(config), "versions": versions(), **run(config)}
     if config.json:
-        text = json.dumps(figures, indent=1) + "\n"
-        write_atomically(Path(config.json), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(Path(config.json), json.dumps(figures, indent=1) + "\n")
+
+
+def _require_writable(path: Path) -> None:
+    try:
+        require_writable(path.parent)
+    except OSError as error:
+        raise UserError(f"--json {path}: cannot be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":

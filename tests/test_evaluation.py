@@ -16,19 +16,23 @@ from torch import nn
 
 from attacks.pgd import pgd_until_fooled
 from attacks.suite import Attack, Setting, official_protocol, pgd20
-from data import Split
+from data import Split, load
 from data.loader import Batches
-from engine.distributed import Processes
+from engine.distributed import Processes, join
 from engine.eval_pictures import confusion, radius_curve
-from engine.eval_state import State
-from engine.evaluate import read, strike
+from engine.evaluate import Outcome, noise_of, read, strike
 from engine.guard import Probe, probe, warn_of_masking
-from engine.records import Record, folder_of, place_of, read_evaluations, worst_case
+from engine.records import Record, figure_of, folder_of, place_of, read_evaluations, worst_case
+from engine.run_eval import conditions_of
 from engine.run_folder import BEST_PGD10, LAST
+from engine.subjects import Subject, helper
+from engine.views import View, for_evaluation
 from models import build
+from utils.config import EvalConfig
+from utils.errors import UserError
 from utils.log import Bar
 
-ALONE = {"seed": 3, "state": State(None, {}), "processes": Processes()}
+ALONE = {"seed": 3}
 DIGITS = "--dataset Digits --image_size 16 --no-pictures"
 
 
@@ -80,7 +84,7 @@ def test_what_is_misread_clean_counts_as_fooled_and_is_not_attacked():
         return x
 
     batches = Batches(images, 10, device="cpu")
-    outcome = strike(net, batches, read(net, batches), Attack("any", {}, {"": harmless}), **ALONE)
+    outcome = strike(net, batches, read(net, batches), Attack("any", {"epsilon": 1.0}, {"": harmless}), **ALONE)
     assert seen == [8, 8, 8]
     assert outcome.fallen.tolist() == [0, 2, 2, 2, 2] * 6
 
@@ -90,7 +94,7 @@ def test_an_attack_on_every_image_is_judged_by_its_result_alone():
     right = net(images.images / 255).argmax(1)
     batches = Batches(images, 10, device="cpu")
     # Gives for each image the first of the batch, whatever it was.
-    first = Attack("any", {}, {"": lambda model, x, y, noise: x[:1].expand_as(x)}, every_image=True)
+    first = Attack("any", {"epsilon": 1.0}, {"": lambda model, x, y, noise: x[:1].expand_as(x)}, every_image=True)
     outcome = strike(net, batches, read(net, batches), first, **ALONE)
     assert torch.equal(outcome.predicted, right[torch.arange(30) // 10 * 10])
     assert torch.equal(outcome.fallen == 2, outcome.predicted == images.labels)
@@ -111,7 +115,7 @@ def test_stages_meet_only_what_the_stages_before_left_standing():
 
     stages = {"a": turns(0, 1), "b": turns(0), "c": turns()}
     batches = Batches(images, 10, device="cpu")
-    outcome = strike(net, batches, read(net, batches), Attack("any", {}, stages), **ALONE)
+    outcome = strike(net, batches, read(net, batches), Attack("any", {"epsilon": 1.0}, stages), **ALONE)
     assert met == [8, 6, 5]
     assert outcome.fallen.tolist() == [0, 1, 1, 2, 4, 0, 4, 4, 4, 4]
 
@@ -124,7 +128,7 @@ def test_an_images_start_depends_on_no_other_attack_and_on_no_other_process():
         seen.append(noise)
         return x
 
-    attack = Attack("any", {}, {"": noting}, every_image=True)
+    attack = Attack("any", {"epsilon": 1.0}, {"": noting}, every_image=True)
     batches = Batches(images, 10, device="cpu")
     clean = read(net, batches)
     strike(net, batches, clean, attack, **ALONE)
@@ -134,10 +138,139 @@ def test_an_images_start_depends_on_no_other_attack_and_on_no_other_process():
             return values
 
     for rank in range(2):
-        strike(net, batches, clean, attack, seed=3, state=State(None, {}), processes=Share(rank, 2))
+        strike(net, batches, clean, attack, seed=3, processes=Share(rank, 2))
     alone, shared = seen[:4], seen[4:]
     assert len(shared) == 4
     assert all(torch.equal(alone[k], shared[place]) for place, k in enumerate([0, 2, 1, 3]))
+
+
+def test_every_draw_is_one_of_its_own():
+    x = torch.zeros(2, 3, 4, 4)
+    about = {"seed": 1, "title": "PGD-20", "stage": "start 1", "batch": 0}
+    changed = [{}, {"seed": 2}, {"title": "C&W-inf-30"}, {"stage": "start 2"}, {"batch": 1}]
+    draws = [noise_of(x, **about | change) for change in changed]
+    assert torch.equal(draws[0], noise_of(x, **about))
+    assert all(not torch.equal(draws[0], other) for other in draws[1:])
+    assert -1 <= draws[0].min() < -0.9 and 0.9 < draws[0].max() <= 1
+
+
+def test_an_image_keeps_its_draw_when_others_have_fallen():
+    net, images = some_images(10)
+    seen = []
+
+    def noting(model, x, y, noise):
+        seen.append(noise)
+        return x
+
+    batches = Batches(images, 10, device="cpu")
+    strike(net, batches, read(net, batches), Attack("any", {}, {"": noting}), **ALONE)
+    whole = noise_of(torch.zeros(10, 3, 8, 8), 3, "any", "", 0)
+    assert torch.equal(seen[0], whole[[1, 2, 3, 4, 6, 7, 8, 9]])  # 0 and 5 are misread clean
+
+
+def test_the_network_judges_what_is_found_on_its_copy():
+    net, images = some_images(10)
+    batches = Batches(images, 10, device="cpu")
+    tried = []
+
+    class Elsewhere(nn.Module):  # misreads everything
+        def forward(self, x):
+            return net(x).roll(1, 1)
+
+    def until_fooled(model, x, y, noise):
+        tried.append((type(model), len(x)))
+        fooled = model(x).argmax(1) != y
+        x_adv = x.clone()
+        x_adv[~fooled, 0, 0, 0] = (x_adv[~fooled, 0, 0, 0] + 1 / 255) % 1
+        return x_adv
+
+    attack = Attack("any", {"epsilon": 1.0}, {"": until_fooled})
+    outcome = strike(net, batches, read(net, batches), attack, **ALONE, climbed=Elsewhere())
+    # The copy ended the attack on every image at once; on the network itself it goes on and succeeds.
+    assert tried == [(Elsewhere, 8), (FirstPixel, 8)]
+    assert outcome.fallen.tolist() == [0, 1, 1, 1, 1] * 2
+
+
+def test_a_copy_that_computes_something_else_is_not_climbed(monkeypatch, caplog):
+    net, x, _ = trained_on_stripes(n=20)
+    assert type(for_evaluation(net, x)) is View
+
+    class Wrong(View):
+        def forward(self, x):
+            return super().forward(x) * 1.01
+
+    monkeypatch.setattr("engine.views.View", Wrong)
+    assert for_evaluation(net, x) is net
+    assert "cannot be folded faithfully" in caplog.text
+
+
+def test_a_network_of_nan_is_refused():
+    net, images = some_images()
+    with pytest.raises(UserError, match="nan or inf"):
+        read(lambda_of(lambda x: net(x) * float("nan")), Batches(images, 10, device="cpu"))
+
+
+def lambda_of(forward):
+    module = nn.Identity()
+    module.forward = forward
+    return module
+
+
+def test_an_attack_that_leaves_its_ball_makes_no_figure():
+    net, images = some_images()
+    batches = Batches(images, 10, device="cpu")
+    far = Attack("far", {"epsilon": 0.1}, {"": lambda model, x, y, noise: (x + 0.2).clamp(0, 1)})
+    with pytest.raises(RuntimeError, match="far left its ball"):
+        strike(net, batches, read(net, batches), far, **ALONE)
+
+
+def test_an_image_that_fell_at_one_start_stays_fallen():
+    net, images = some_images(10)
+    batches = Batches(images, 10, device="cpu")
+    turn = lambda model, x, y, noise: (x + 1 / 255) % 1  # noqa: E731
+    stages = {"start 1": turn, "start 2": lambda model, x, y, noise: x}
+    attack = Attack("any", {"epsilon": 1.0}, stages, every_image=True)
+    outcome = strike(net, batches, read(net, batches), attack, **ALONE)
+    assert set(outcome.fallen[1:5].tolist()) == {1}
+
+
+def test_what_stands_after_each_stage_by_hand():
+    outcome = Outcome(torch.tensor([0, 1, 2, 3, 0]), torch.tensor([3, 3, 1, 2, 0]))
+    attack = Attack("any", {}, {"a": None, "b": None})
+    labels = torch.tensor([0, 1, 1, 1, 1])
+    attacked = torch.tensor([True, True, False, True, True, True])
+    figure = figure_of(attack, outcome, labels, attacked, 1.0)
+    assert figure["stages"] == {"a": 60.0, "b": 40.0}
+    assert (figure["accuracy"], figure["n"], figure["correct"]) == (40.0, 5, "11-000")
+
+
+CHANGES = [{"bs": 7}, {"judge": "last"}, {"restarts": 2}, {"eps": 0.1}, {"steps": 3}, {"seed": 1}]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, {"protocol": "official"}], ids=str)
+def test_figures_under_other_conditions_are_kept_apart(tmp_path, change):
+    subject = Subject(save_network(tmp_path / "net.pth"), "small_resnet", None)
+    _, images = some_images()
+    first = conditions_of(subject, images, EvalConfig())
+    assert first == conditions_of(subject, images, EvalConfig())
+    assert first != conditions_of(subject, images, EvalConfig(**change))
+
+
+def test_figures_on_other_images_or_from_another_surrogate_are_kept_apart(tmp_path):
+    subject = Subject(save_network(tmp_path / "net.pth"), "small_resnet", None)
+    _, images = some_images()
+    other = Split(255 - images.images, images.labels)
+    assert conditions_of(subject, images, EvalConfig()) != conditions_of(subject, other, EvalConfig())
+    paths = [str(save_network(tmp_path / f"{seed}.pth", seed)) for seed in (1, 2)]
+    blackbox = [EvalConfig(protocol="blackbox", surrogate_path=path) for path in paths]
+    assert conditions_of(subject, images, blackbox[0]) != conditions_of(subject, images, blackbox[1])
+
+
+def test_a_surrogate_stands_still(tmp_path):
+    save_network(tmp_path / "net.pth")
+    splits = load("Digits", image_size=16)
+    surrogate = helper(str(tmp_path / "net.pth"), None, "--surrogate_model", EvalConfig(), splits, torch.device("cpu"))
+    assert not surrogate.training and not any(p.requires_grad for p in surrogate.parameters())
 
 
 def test_restarts_only_lower_the_figure():
@@ -237,6 +370,50 @@ def test_processes_of_torchrun_share_the_images_and_one_of_them_writes(run, tmp_
     assert ended.stdout.count("PGD-20  ") == 1
 
 
+def test_a_damaged_table_of_figures_is_not_written_over(run, tmp_path):
+    place = place_of(save_network(tmp_path / "net.pth"))
+    place.parent.mkdir()
+    for damage in ('{"evaluations": [{', '{"evaluations": [{}]}', "[]"):
+        place.write_text(damage)
+        ended = run(f"{DIGITS} --model_path net.pth --limit_test 20 --attacks clean", status=2)
+        assert "eval.json: damaged" in ended.err and ended.err.count("\n") == 1
+        assert place.read_text() == damage
+
+
+def test_a_damaged_piece_of_a_state_is_done_again(run, tmp_path):
+    save_network(tmp_path / "net.pth")
+    words = f"{DIGITS} --model_path net.pth --limit_test 20 --attacks fgsm --state state"
+    run(words)
+    before = figures_in(place_of("net.pth"))
+    (piece,) = Path("state").rglob("FGSM*")
+    piece.write_text("{")
+    run(words)
+    assert figures_in(place_of("net.pth")) == before and len(piece.read_text()) > 1
+
+
+def test_the_state_of_a_file_serves_it_under_another_name(run, tmp_path):
+    save_network(tmp_path / "net.pth")
+    words = f"{DIGITS} --limit_test 20 --attacks fgsm --state state --model_path"
+    run(f"{words} net.pth")
+    (tmp_path / "net.pth").rename(tmp_path / "moved.pth")
+    run(f"{words} moved.pth")
+
+
+def test_processes_wait_for_the_longest_attack(monkeypatch):
+    given = {}
+    monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *a, **options: given.update(options))
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    assert join() == Processes(1, 2)
+    assert given["timeout"].days >= 7
+
+
+def test_a_shell_of_slurm_is_one_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert join() == Processes(0, 1)
+
+
 def test_a_folder_gives_best_and_last_of_its_runs_side_by_side(run, tmp_path):
     facts = {"model": "small_resnet", "dataset": "Digits", "image_size": 16}
     for seed, name in enumerate((BEST_PGD10, LAST)):
@@ -272,11 +449,14 @@ class Sure(nn.Module):
         return 1e4 * self.network(x)
 
 
+CROSSING = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 20}
+
+
 def record_of(tmp_path, figures, **conditions):
     same = {"sha256": "0", "model": "m", "dataset": "d", "images": 1, "eps": 8 / 255}
     record = Record(tmp_path / "net_eval", same | conditions)
     for title, figure in figures.items():
-        record.keep(title, {"n": 500, "bounded": False, "stages": {}} | figure)
+        record.keep(title, {"n": 500, "bounded": False, "stages": {}, "parameters": CROSSING} | figure)
     return record
 
 
@@ -284,8 +464,8 @@ def test_a_network_whose_gradients_vanish_is_called_out_and_an_honest_one_is_not
     net, x, y = trained_on_stripes()
     images = Split((255 * x).round().byte(), y)
     record = record_of(tmp_path, {})
-    assert warn_of_masking(record, 8 / 255, probe(net, images, 8 / 255, "cpu")) == []
-    warnings = warn_of_masking(record, 8 / 255, probe(Sure(net), images, 8 / 255, "cpu"))
+    assert warn_of_masking(record, 8 / 255, probe(net, images, 8 / 255, "cpu", batch_size=50, seed=0)) == []
+    warnings = warn_of_masking(record, 8 / 255, probe(Sure(net), images, 8 / 255, "cpu", batch_size=50, seed=0))
     assert len(warnings) == 2 and "where nothing should" in warnings[0] and "flat" in warnings[1]
 
 
@@ -297,6 +477,12 @@ def test_a_network_whose_gradients_vanish_is_called_out_and_an_honest_one_is_not
         # Cross entropy is a poor guide to the border between two classes; gradients that find it are not masked.
         ({"Square": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}, "C&W-inf-30": {"accuracy": 29.0}}, None),
         ({"AutoAttack": {"accuracy": 30.0, "stages": {"FAB-T": 32.0, "Square": 30.0}}}, "Square turns 2.00 %"),
+        (  # two steps cannot cross the ball
+            {"FGSM": {"accuracy": 30.0}, "PGD-2": {"accuracy": 40.0, "parameters": CROSSING | {"steps": 2}}},
+            None,
+        ),
+        ({"FGSM": {"accuracy": 30.0, "n": 100}, "PGD-20": {"accuracy": 40.0}}, None),  # not the same images
+        ({"FGSM": {"accuracy": 39.0, "n": 100}, "PGD-20": {"accuracy": 40.0, "n": 100}}, None),  # one image
         ({"FGSM": {"accuracy": 39.8}, "PGD-20": {"accuracy": 40.0}}, None),
         ({"FGSM": {"accuracy": 50.0}, "PGD-20": {"accuracy": 40.0}}, None),
     ],
@@ -334,8 +520,8 @@ def test_reports_say_all_that_makes_a_figure(run, tmp_path):
     }
     (evaluation,) = read_evaluations(folder / "eval.json")
     assert evaluation["conditions"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert evaluation["versions"]["torch"] == torch.__version__ and "git" in evaluation["versions"]
     figure = evaluation["figures"]["PGD-20"]
+    assert figure["versions"]["torch"] == torch.__version__ and "git" in figure["versions"]
     expected = {"epsilon": 0.02, "steps": 20, "step_size": 0.005, "start": "uniform", "restarts": 2}
     assert figure["parameters"] == expected | {"judged": "at every step"}
     assert figure["accuracy"] == pytest.approx(100 * figure["correct"].count("1") / 40) and figure["n"] == 40
@@ -356,10 +542,26 @@ def test_confusion_counts_by_true_and_read_class():
     assert counts.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
 
 
+def test_what_falls_at_one_radius_has_fallen_at_every_larger_one(monkeypatch):
+    net, images = some_images()
+    turned = (images.images[:, 0, 0, 0] < 254) & (images.labels == net(images.images / 255).argmax(1))
+
+    def at_four(setting):
+        def perturb(model, x, y, noise):
+            return (x + 1 / 255).clamp(0, 1) if abs(255 * setting.epsilon - 4) < 0.1 else x
+
+        return Attack("PGD-20", {"epsilon": setting.epsilon}, {"": perturb})
+
+    monkeypatch.setattr("engine.eval_pictures.pgd20", at_four)
+    curve = radius_curve(net, images, 30, 0, "cpu")
+    assert turned.any()
+    assert curve[:4] == [80.0] * 4 and len(set(curve[4:])) == 1 and curve[4] < 80
+
+
 def test_accuracy_against_radius_starts_clean_and_never_rises():
     net, x, y = trained_on_stripes()
     images = Split((255 * x).round().byte(), y)
-    curve = radius_curve(net, images, 0, "cpu")
+    curve = radius_curve(net, images, 100, 0, "cpu")
     assert curve[0] == 100 * (net(images.images / 255).argmax(1) == y).float().mean().item()
     assert curve == sorted(curve, reverse=True) and curve[-1] < curve[0]
 

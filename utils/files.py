@@ -26,6 +26,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, or leave the old file."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def require_writable(folder: Path) -> None:
     """Raise OSError where files cannot be made in ``folder``, or where it cannot be made; nothing stays behind."""
     existing = next(place for place in (folder, *folder.parents) if place.exists())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-LIBRARIES = ("torchvision", "numpy", "pyautoattack", "advertorch")
+LIBRARIES = ("torchvision", "numpy", "pyautoattack", "autoattack", "advertorch", "robustbench")
 
 
 @cache
