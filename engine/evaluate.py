@@ -109,19 +109,23 @@ def strike(
                 continue
             part = slice(k * batches.batch_size, k * batches.batch_size + len(y))
             own[part] = True
-            for now in _stages((climbed or model, model), k, x, y, clean[part], attack, seed, state):
+            for now in _stages((climbed or model, model), k, x, y, clean[part], attack, seed, state, len(clean)):
                 predicted[part], fallen[part] = now
                 bar.note = f"{100 * float((fallen[own] > len(attack.stages)).float().mean()):.2f} % stand"
                 bar.advance()
     return Outcome(*(processes.total(torch.where(own, values, 0)) for values in (predicted, fallen)))
 
 
-def _stages(networks, k: int, x, y, clean, attack: Attack, seed: int, state: State):
-    """Yield, after each stage on batch ``k``, the classes read and the stages of the falls, (B,) each, on the CPU."""
+def _stages(networks, k: int, x, y, clean, attack: Attack, seed: int, state: State, n: int):
+    """Yield, after each stage on batch ``k``, the classes read and the stages of the falls, (B,) each, on the CPU.
+
+    ``n`` images are attacked in all.
+    """
     labels, stands = y.cpu(), len(attack.stages) + 1
     predicted, fallen = clean, torch.where(clean == labels, stands, 0)
     for number, (name, perturb) in enumerate(attack.stages.items(), start=1):
-        kept = state.find(attack.title, k, number)
+        piece = (f"{attack.title}-n{n}", k, number)
+        kept = state.find(*piece)
         if kept is None:
             standing = fallen == stands
             tried = torch.ones_like(standing) if attack.every_image and number == 1 else standing
@@ -129,7 +133,7 @@ def _stages(networks, k: int, x, y, clean, attack: Attack, seed: int, state: Sta
             found = _found(*networks, attack, perturb, x, y, noise, tried.to(x.device))
             predicted = predicted.masked_scatter(tried, found.cpu())
             fallen = torch.where(tried, torch.where(predicted == labels, stands, number), fallen)
-            state.keep(attack.title, k, number, predicted, fallen)
+            state.keep(*piece, predicted, fallen)
         else:
             predicted, fallen = kept
         yield predicted, fallen

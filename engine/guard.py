@@ -66,7 +66,7 @@ def warn_of_masking(record: Record, epsilon: float, probed: Probe | None) -> lis
 
 def _comparable(record: Record) -> dict[str, dict]:
     """Figures of every protocol on the same network, images and radius."""
-    same = ("sha256", "model", "dataset", "images", "eps")
+    same = ("sha256", "model", "dataset", "images", "eps", "restarts", "seed")
     wanted = [record.conditions[key] for key in same]
     kept = [entry for entry in record.evaluations if [entry["conditions"].get(key) for key in same] == wanted]
     return {title: figure for entry in kept for title, figure in entry["figures"].items()}

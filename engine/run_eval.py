@@ -50,7 +50,10 @@ def run_evaluation(config: EvalConfig) -> None:
 
 
 def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
-    config = replace(config, dataset=dataset_name(config.dataset))
+    if config.dataset:
+        config = replace(config, dataset=dataset_name(config.dataset))
+    if config.protocol == "official":
+        config = replace(config, judge="last")
     device = choose_device(config.device, gpu_of(config.gpu_id), config.threads)
     keys = _wanted(config)
     names = names_of(config)
@@ -87,7 +90,7 @@ class Evaluation:
         conditions = conditions_of(subject, images, config)
         place = _below(config.out, subject.path) if config.out else folder_of(subject.path)
         self.record = Record(place, conditions)
-        self.state = State(_state_folder(conditions, subject, config), _state_conditions(conditions, config))
+        self.state = State(_state_folder(conditions, subject, config), _state_conditions(conditions))
         self.predicted: dict[str, Tensor] = {}
 
     def run(self, network: nn.Module, processes: Processes) -> dict[str, dict]:
@@ -120,7 +123,7 @@ class Evaluation:
         probed = probe(network, images, config.eps, self.device, **where) if pgd else None
         warn_of_masking(self.record, config.eps, probed)
         if pgd and config.pictures:
-            networks = {self.subject.name: network} | ({"natural": natural} if natural else {})
+            networks = {"/".join(self.subject.path.parts[-2:]): network} | ({"natural": natural} if natural else {})
             draw_radii(networks, images, config.bs, config.seed, self.device, folder / "attacks.png")
             draw_turned(network, pgd, images, classes, config, self.device, folder / "examples.png")
             readings = {"clean": self.predicted["before"], pgd.title: self.predicted["pgd"]}
@@ -150,16 +153,14 @@ def _state_folder(conditions: dict, subject: Subject, config: EvalConfig) -> Pat
     return Path(config.state) / (conditions["sha256"] or subject.path.name)[:12] if config.state else None
 
 
-def _state_conditions(conditions: dict, config: EvalConfig) -> dict:
-    """What finished pieces depend on: not the name of the file, but the number of images that AutoAttack meets."""
-    named = {key: value for key, value in conditions.items() if key != "checkpoint"}
-    return named | {"limit_aa": config.limit_aa} | versions()
+def _state_conditions(conditions: dict) -> dict:
+    """What finished pieces depend on; the name of the file is not part of it."""
+    return {key: value for key, value in conditions.items() if key != "checkpoint"} | versions()
 
 
 def _below(out: str, checkpoint: Path) -> Path:
-    """Where in ``--out`` a checkpoint's figures go: data set, method and run tell checkpoints of one name apart."""
-    names = [part for part in checkpoint.with_suffix("").parts if part not in ("..", checkpoint.anchor)]
-    return Path(out, *names[-4:])
+    """Where in ``--out`` a checkpoint's figures go: its whole path tells checkpoints of one name apart."""
+    return Path(out, *[part for part in folder_of(checkpoint).parts if part not in ("..", checkpoint.anchor)])
 
 
 def _tell(title: str, figure: dict) -> None:

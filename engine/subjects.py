@@ -42,10 +42,15 @@ def names_of(config: EvalConfig) -> dict[Path, str]:
 
 
 def heed(config: EvalConfig, paths: list[Path]) -> EvalConfig:
-    """Take the image size from what our own checkpoints say of themselves; say where they come from other data."""
+    """Take data set and image size from what our own checkpoints say of themselves; say where they come from others."""
     sizes = set()
-    for path in paths:
-        facts = read_facts(path) if path.exists() else {}
+    told = {path: read_facts(path) if path.exists() else {} for path in paths}
+    if config.dataset is None:
+        datasets = {facts["dataset"] for facts in told.values() if "dataset" in facts} or {"CIFAR10"}
+        if len(datasets) > 1:
+            raise UserError(f"--dataset: needed; the checkpoints were trained on {', '.join(sorted(datasets))}")
+        config = replace(config, dataset=datasets.pop())
+    for path, facts in told.items():
         if facts.get("dataset", config.dataset) != config.dataset:
             logger.warning("%s was trained on %s, not on %s", path, facts["dataset"], config.dataset)
         elif config.dataset in ("Folder", "Digits") and "image_size" in facts:
@@ -84,6 +89,8 @@ def _checkpoints(words: tuple[str, ...]) -> list[Path]:
     """The files that the words name, a folder's runs by their best and last checkpoint."""
     found = []
     for word in words:
+        if not word.strip():
+            raise UserError("--model_path: an empty name; name the checkpoint or its folder")
         path = Path(word)
         found += _inside(path) if path.is_dir() else [path]
     return list(dict.fromkeys(found))

@@ -87,7 +87,9 @@ class Judging(Timing):
     """The scores of an epoch, clean and PGD-10, against PGD-10 with every step on every image; as evaluate."""
 
     images: int = flag(320, "test images of Digits", group=WHAT, check=at_least(1))
-    eps: float | None = flag(None, "radius in [0, 1] (when not given: where half of the images stand)", group=WHAT)
+    eps: float | None = flag(
+        None, "radius in [0, 1] (when not given: where half of the images stand)", group=WHAT, check=between(0, 1)
+    )
     bs: int = flag(64, "images in a batch", group=WHAT, check=at_least(1))
 
 

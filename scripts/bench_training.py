@@ -23,7 +23,7 @@ from models import build
 from scripts import plain
 from scripts.measure import ceilings, compare, gflop, machine, passes
 from utils.config import TrainConfig
-from utils.flags import at_least, between, flag
+from utils.flags import at_least, between, check_values, flag
 from utils.log import logger
 from utils.names import canonical
 from utils.seed import seed_everything
@@ -43,6 +43,9 @@ class Timing:
         None, "threads of the CPU (PyTorch's choice when not given)", group=WHERE, check=at_least(1)
     )
     json: str = flag("", "file for the figures", group=WHERE)
+
+    def __post_init__(self):
+        check_values(self)
 
 
 @dataclass(frozen=True)

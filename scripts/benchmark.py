@@ -47,7 +47,7 @@ BENCHMARKS = {
 def benchmark(words: list[str]) -> None:
     """Run the benchmark that the first word names; raises UserError for a name that is none."""
     if not words or words[0] not in BENCHMARKS:
-        raise UserError(f"name a benchmark: {', '.join(BENCHMARKS)}")
+        raise UserError(f"name a benchmark, then --help for its flags: {', '.join(BENCHMARKS)}")
     config_class, run = BENCHMARKS[words[0]]
     config = parse(config_class, words[1:], description=config_class.__doc__, choices={}).config
     if config.json:

@@ -453,7 +453,7 @@ CROSSING = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 20}
 
 
 def record_of(tmp_path, figures, **conditions):
-    same = {"sha256": "0", "model": "m", "dataset": "d", "images": 1, "eps": 8 / 255}
+    same = {"sha256": "0", "model": "m", "dataset": "d", "images": 1, "eps": 8 / 255, "restarts": 1, "seed": 0}
     record = Record(tmp_path / "net_eval", same | conditions)
     for title, figure in figures.items():
         record.keep(title, {"n": 500, "bounded": False, "stages": {}, "parameters": CROSSING} | figure)
@@ -604,8 +604,8 @@ def test_epsilon_zero_attacks_nothing(run, tmp_path):
         ("--model_path net.pth --protocol blackbox", "--surrogate_path: needed by transfer_pgd, transfer_cw"),
         ("--model_path net.pth --protocol blackbox --surrogate_path net7.pth", "net7.pth: made for 7 classes, not 10"),
         ("--model_path net.pth --natural_path net7.pth", "net7.pth: made for 7 classes, not 10"),
-        ("--model_path net.pth --out /proc/none", "/proc/none/net: cannot be written to"),
-        ("--model_path net.pth --out net.pth", "net.pth/net: cannot be written to"),
+        ("--model_path net.pth --out /proc/none", "/proc/none/net_eval: cannot be written to"),
+        ("--model_path net.pth --out net.pth", "net.pth/net_eval: cannot be written to"),
         ("--model_path net.pth --state net.pth", "--state net.pth/"),
         ("--model_path net.pth --restarts 0", "--restarts 0: must be between 1 and 1000"),
     ],

@@ -1,5 +1,6 @@
 """How an entry script ends."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -19,5 +20,6 @@ def run_command(work: Callable[[], object]) -> None:
 
 
 def _fail(line: str, status: int) -> int:
-    print(line, file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # the processes of a torchrun read the same input: one of them tells
+        print(line, file=sys.stderr)
     return status

@@ -242,7 +242,11 @@ class EvalConfig:
         "", "checkpoint of a naturally trained network, drawn beside in attacks.png", group=NETWORKS
     )
 
-    dataset: str = flag("CIFAR10", "data set: the field's first benchmark", group=DATA)
+    dataset: str | None = flag(
+        None,
+        "data set (when not given: what the checkpoint was trained on, CIFAR10 where it does not tell)",
+        group=DATA,
+    )
     data_root: str | None = flag(None, "folder of the data (datasets/ when not given)", group=DATA)
     image_size: int | None = flag(
         None, "side of the images; Folder and Digits scale to it", group=DATA, check=between(16, 1024)
@@ -274,7 +278,9 @@ class EvalConfig:
         group=EVALUATION,
         check=at_least(1),
     )
-    eps: float = flag(8 / 255, "radius of the L-infinity ball, in [0, 1]: 8/255", group=EVALUATION, check=between(0, 1))
+    eps: float = flag(
+        8 / 255, "radius of the L-infinity ball, in [0, 1], as 8/255 or 0.031", group=EVALUATION, check=between(0, 1)
+    )
     steps: int | None = flag(
         None,
         "steps of the attack pgd (the protocol's when not given: 20, official 10)",

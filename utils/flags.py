@@ -147,7 +147,16 @@ def _kind(hint: Any, default: Any) -> dict[str, Any]:
     if typing.get_origin(hint) is tuple:
         kind = typing.get_args(hint)[0]
         return {"type": kind, "nargs": "+", "metavar": _METAVAR.get(kind, "NAME")}
-    return {"type": hint, "metavar": _METAVAR.get(hint, "NAME")}
+    return {"type": _fraction if hint is float else hint, "metavar": _METAVAR.get(hint, "NAME")}
+
+
+def _fraction(word: str) -> float:
+    """A number, or two with a slash: the field writes its radii as 8/255."""
+    above, slash, below = word.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(word)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"invalid float value: {word!r}") from None
 
 
 def _one_of(allowed: dict[str, str]) -> Callable[[str], str]:
