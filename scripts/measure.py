@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from utils.log import logger
 
@@ -57,24 +56,37 @@ def ceilings(device: torch.device) -> dict[str, float]:
 
 
 def gflop(work: Callable) -> float:
-    """Multiplications and additions, in 10^9, that PyTorch counts in convolutions and matrix products of ``work``."""
+    """Multiplications and additions, in 10^9, in the convolutions and matrix products of ``work``."""
     with _Counter() as counter:
         work()
     return counter.total / 1e9
 
 
 class _Counter(TorchDispatchMode):
-    # PyTorch's own FlopCounterMode also tracks modules, which fails where torch.autograd.grad is asked for one leaf.
+    # Our own: PyTorch's FlopCounterMode fails under torch.autograd.grad, and takes a strided backward for a dense one.
     def __init__(self):
         super().__init__()
         self.total = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        count = flop_registry.get(function._overloadpacket)
+        count = _FLOP.get(function._overloadpacket)
         if count:
-            self.total += count(*args, **(kwargs or {}), out_val=result)
+            self.total += count(args, result)
         return result
+
+
+def _dot_products(output, weight) -> int:
+    return 2 * output.numel() * weight[0].numel()
+
+
+_FLOP = {
+    torch.ops.aten.convolution: lambda args, output: _dot_products(output, args[1]),
+    # Arguments: gradient of the output, input, weight, ..., which of input, weight and bias need a gradient.
+    torch.ops.aten.convolution_backward: lambda args, _: sum(args[-1][:2]) * _dot_products(args[0], args[2]),
+    torch.ops.aten.mm: lambda args, output: 2 * output.numel() * args[0].shape[1],
+    torch.ops.aten.addmm: lambda args, output: 2 * output.numel() * args[1].shape[1],
+}
 
 
 def passes(networks: dict[str, nn.Module], work: Callable) -> Counter:
