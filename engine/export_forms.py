@@ -178,7 +178,7 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
-        raise OSError(errno.EIO, str(error).splitlines()[0]) from error
+        raise OSError(errno.EIO, f"is the disk full? {str(error).splitlines()[0]}") from error
 
 
 def _footnote(published: Published) -> str:

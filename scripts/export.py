@@ -63,7 +63,7 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> None:
-    """Write the checkpoint in every form asked for. Whatever fails before the last step leaves nothing in ``--out``.
+    """Write the checkpoint in every form asked for. What fails before the last step changes no file of ``--out``.
 
     The last step renames the finished files one after another: each is there whole, but an interruption between two
     leaves some of them new and others as they were. Raises UserError for whatever the user can mend, RuntimeError where
@@ -136,8 +136,8 @@ def _put_in_place(staged: Path, out: Path) -> list[Path]:
             file.replace(place)  # whole and flushed since it was staged
         except OSError as error:
             raise UserError(
-                f"--out {out}: {place} cannot be put in place ({error.strerror}), {done} of {len(places)} files are; "
-                "export again"
+                f"--out {out}: {place} cannot be put in place ({error.strerror}); {done} of {len(places)} files are, "
+                "the others are as they were: export again"
             ) from error
     return list(places.values())
 

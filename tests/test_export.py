@@ -3,26 +3,37 @@
 import hashlib
 import json
 import re
+import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import pyautoattack
 import pytest
 import torch
 from commands import run_here
+from conftest import ROOT
 from safetensors.torch import load_model
 
-import models.hub
+import engine.export_forms
+from engine.export_forms import ARCHITECTURES
 from engine.records import place_of
 from models import MODELS, build
 from models.deepmind_wide_resnet import DeepMindWideResNet
 from models.hub import load_folder, save_folder
 from models.normalized import Normalized
 from models.weights import load_network
-from scripts.export import ARCHITECTURES
 
 NAME = "Doe2026Distil"
+FILES = (
+    f"{NAME}.pt",
+    f"{NAME}.pt2",
+    f"model_info/cifar10/Linf/{NAME}.json",
+    "hub/config.json",
+    "hub/model.safetensors",
+    "hub/README.md",
+)
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
 CLASSES = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -77,14 +88,7 @@ def test_every_form_gives_the_logits_of_the_checkpoint(network, checkpoint, expo
     ended = export(checkpoint, "")
     out = tmp_path / "out"
     assert ended.status == 0
-    assert files_in(out) == {
-        f"{NAME}.pt",
-        f"{NAME}.pt2",
-        f"model_info/cifar10/Linf/{NAME}.json",
-        "hub/config.json",
-        "hub/model.safetensors",
-        "hub/README.md",
-    }
+    assert files_in(out) == set(FILES)
     assert {path.name for path in out.iterdir()} == {f"{NAME}.pt", f"{NAME}.pt2", "model_info", "hub"}
     assert all(str(out / file) in ended.out for file in files_in(out))
     strict = build("small_resnet", 10)
@@ -270,6 +274,24 @@ def test_figures_are_those_kept_beside_the_checkpoint(kind, checkpoint, export, 
     assert ended.out.count(hint) == ("" in expected[:2])
 
 
+@pytest.mark.parametrize("text", ['{"evaluations": [{}]}', '{"evaluations": 5}', "[]", '{"evaluations"', ""])
+def test_a_damaged_file_of_figures_is_not_passed_over(text, checkpoint, export, tmp_path):
+    place = place_of(checkpoint)
+    place.parent.mkdir()
+    place.write_text(text)
+    refused(export(checkpoint), tmp_path, f"{re.escape(str(place))}: damaged")
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [({"eps": None}, {"Clean": CLEAN}), ({}, {"Clean": {"accuracy": "half", "n": 500}})],
+    ids=["epsilon", "accuracy"],
+)
+def test_a_figure_that_is_no_number_is_not_passed_over(evaluation, checkpoint, export, tmp_path):
+    evaluate(checkpoint, evaluation)
+    refused(export(checkpoint), tmp_path, f"{re.escape(str(place_of(checkpoint)))}: damaged")
+
+
 def benchmark(model, images, labels, batch_size, eps):
     """What robustbench.eval.benchmark asks of a model, with one short attack in the place of AutoAttack's four."""
     assert not model.training
@@ -398,12 +420,95 @@ def test_a_folder_that_cannot_be_written(checkpoint, export, tmp_path):
     assert files_in(tmp_path) == before
 
 
+def everything_in(folder):
+    return {str(place.relative_to(folder)) for place in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_folder_in_the_way_of_a_file(file, checkpoint, export, tmp_path):
+    out = tmp_path / "out"
+    (out / file).mkdir(parents=True)
+    before = everything_in(out)
+    ended = export(checkpoint, "")
+    assert (ended.status, len(ended.err.splitlines())) == (2, 1)
+    assert re.search(f"--out .*{re.escape(file)} is a folder", ended.err)
+    assert everything_in(out) == before
+
+
+@pytest.mark.parametrize("folder", ["hub", "model_info", "model_info/cifar10"])
+def test_a_file_in_the_way_of_a_folder(folder, checkpoint, export, tmp_path):
+    out = tmp_path / "out"
+    (out / folder).parent.mkdir(parents=True)
+    (out / folder).write_text("in the way")
+    before = everything_in(out)
+    ended = export(checkpoint, "--format robustbench hub")
+    assert (ended.status, len(ended.err.splitlines())) == (2, 1)
+    assert re.search(rf"--out .*/{folder}.*\(Not a directory\)", ended.err)
+    assert everything_in(out) == before
+    assert (out / folder).read_text() == "in the way"
+
+
+# Files of the network's 800 kB end earlier, as if the disk were full there. torch has two kinds of errors for it: one
+# while it hands a small file to the system, another in the middle of a large one.
+ON_A_FULL_DISK = """
+import resource, runpy, sys
+script, *words = sys.argv[1:]
+import torch
+for form, limit in (("robustbench", 100_000), ("robustbench", 300_000), ("hub", 300_000), ("torch_export", 300_000)):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    sys.argv = [script, *words, "--format", form]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as ended:
+        print("status", ended.code)
+"""
+
+
+def test_a_full_disk_takes_none_of_any_form(checkpoint, export, tmp_path):
+    export(checkpoint)
+    before = {file: (tmp_path / "out" / file).read_bytes() for file in files_in(tmp_path / "out")}
+    words = ["--model_path", checkpoint, "--name", NAME, "--out", tmp_path / "out"]
+    # In a process of its own: torch may end the one that writes to a full disk.
+    ended = subprocess.run(
+        [sys.executable, "-c", ON_A_FULL_DISK, ROOT / "scripts" / "export.py", *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.stdout.split() == ["status", "2"] * 4, ended.stderr[-2000:]
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 4 and all(re.match("error: --out .*: cannot be written to", line) for line in lines), lines
+    assert {file: (tmp_path / "out" / file).read_bytes() for file in files_in(tmp_path / "out")} == before
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_move_that_fails_leaves_whole_files_and_says_how_many(checkpoint, export, monkeypatch, tmp_path):
+    export(checkpoint, "--format robustbench hub")
+    out = tmp_path / "out"
+    before = {file: (out / file).read_bytes() for file in files_in(out)}
+    evaluate(checkpoint, ({}, {"Clean": CLEAN, "AutoAttack": ROBUST}))
+    replace = Path.replace
+
+    def failing(file, place):
+        if place == out / "hub" / "model.safetensors":
+            raise OSError(5, "Input/output error")
+        return replace(file, place)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    ended = export(checkpoint, "--format robustbench hub")
+    assert (ended.status, len(ended.err.splitlines())) == (2, 1)
+    assert re.search(r"model.safetensors cannot be put in place \(Input/output error\); (\d) of 5 files are", ended.err)
+    assert everything_in(out) == before.keys() | {"hub", "model_info", "model_info/cifar10", "model_info/cifar10/Linf"}
+    assert (out / "hub" / "model.safetensors").read_bytes() == before["hub/model.safetensors"]
+    assert (out / f"{NAME}.pt").read_bytes() == before[f"{NAME}.pt"]
+
+
 def test_nothing_is_written_where_a_form_does_not_return(checkpoint, export, monkeypatch, tmp_path):
     def another(folder):
         torch.manual_seed(5)
         return build("small_resnet", 10).eval()
 
-    monkeypatch.setattr(models.hub, "load_folder", another)
+    monkeypatch.setattr(engine.export_forms, "load_folder", another)
     with pytest.raises(RuntimeError, match=r"hub: .* other logits"):
         export(checkpoint, "--format robustbench hub")
     assert not files_in(tmp_path / "out")
