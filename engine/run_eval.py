@@ -1,6 +1,7 @@
 """An evaluation: from its config to tables, printed and kept beside each checkpoint."""
 
 import logging
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -181,11 +182,15 @@ def _wanted(config: EvalConfig) -> list[str]:
     if transferred and not config.surrogate_path:
         raise UserError(f"--surrogate_path: needed by {', '.join(transferred)}; without one: --attacks clean,square")
     libraries = {protocol[key].parameters.get("library") for key in keys}
-    if "AutoAttack" in libraries and not any(map(find_spec, AUTOATTACK)):
+    if "AutoAttack" in libraries and not any(map(_installed, AUTOATTACK)):
         raise UserError("--attacks: AutoAttack and Square need a package: pip install pyautoattack")
-    if "advertorch" in libraries and not find_spec("advertorch"):
+    if "advertorch" in libraries and not _installed("advertorch"):
         raise UserError("--attacks: C&W L2 needs a package: pip install advertorch")
     return keys
+
+
+def _installed(package: str) -> bool:
+    return bool(sys.modules.get(package) or find_spec(package))
 
 
 def _require_classes(keys: list[str], splits: Splits) -> None:

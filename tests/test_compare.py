@@ -11,13 +11,16 @@ import pytest
 from commands import run_here
 from PIL import Image
 
-from scripts.compare import gather, name_points, picture, point_names, shared_attack, shown_columns
+from engine.comparison import gather, point_names, shared_attack, shown_columns
+from scripts.compare import picture
+from utils.plots import name_points
 from utils.report import latex_table, markdown_table, read_csv, text_table
 
 HEADER = ["network", "Clean (n=20)"]
 ROWS = [["a_b|c", "46.50"], ["d", "47.00 ± 0.71"], ["e", "-"]]
 
 BEST, LAST = "best_PGD10_acc_model.pth", "last_epoch_model.pth"
+SAME = {"images": 1, "image_size": 16, "steps": None, "restarts": 1, "judge": "every"}
 FIGURES = {"Clean": 90, "PGD-20": 50, "AutoAttack": 40}
 
 
@@ -56,13 +59,17 @@ def compare(monkeypatch, capsys, tmp_path):
     return lambda words: run_here(monkeypatch, capsys, "scripts/compare.py", words)
 
 
-def keep(run, figures=None, checkpoint=BEST, n=20, **conditions):
-    """Keep one more evaluation of a run's checkpoint; ``n`` is a number of images, or one for each attack."""
+def keep(run, figures=None, checkpoint=BEST, n=20, details=None, **conditions):
+    """Keep one more evaluation of a run's checkpoint; ``n`` is a number of images, or one for each attack.
+
+    ``details`` holds by attack what its figure has in addition.
+    """
     figures = figures or FIGURES
     counts = n if isinstance(n, dict) else dict.fromkeys(figures, n)
     about = {"checkpoint": checkpoint, "sha256": "ab" * 32, "model": "small_resnet", "dataset": "Digits"}
-    about |= {"protocol": "paper", "eps": 8 / 255, "seed": 42} | conditions
+    about |= {"protocol": "paper", "eps": 8 / 255, "seed": 42} | SAME | conditions
     kept = {title: {"accuracy": accuracy, "n": counts[title], "settings": ""} for title, accuracy in figures.items()}
+    kept = {title: figure | (details or {}).get(title, {}) for title, figure in kept.items()}
     place = run / f"{Path(checkpoint).stem}_eval" / "eval.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(place.read_text())["evaluations"] if place.exists() else []
@@ -82,6 +89,10 @@ def trained(run, method, seed=42, **settings):
 
 def cells(path="comparison/comparison.csv"):
     return [list(row.values()) for row in read_csv(path)]
+
+
+def in_bold():
+    return re.findall(r"\*\*(.+?)\*\*", Path("comparison/comparison.md").read_text())
 
 
 def test_one_table_in_four_forms(compare, tmp_path):
@@ -125,13 +136,91 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up_below(compare, tmp_p
     for seed, accuracy in ((1, 44), (2, 46), (3, 51)):
         keep(trained(tmp_path / f"runs/{seed}", "DGAD", seed), {"Clean": 90, "PGD-20": accuracy})
     keep(trained(tmp_path / "runs/4", "DGAD", 4, alp_beta=5.0))
-    keep(trained(tmp_path / "runs/5", "DGAD", 5, desc_str="other code"))
+    keep(trained(tmp_path / "runs/5", "DGAD", 5, std_teacher_path="another file"))
     keep(trained(tmp_path / "runs/6", "DGAD", 6), eps=4 / 255)
     assert compare("runs").status == 0
     rows = cells()
     assert [row[3] for row in rows] == ["1", "2", "3", "4", "5", "6", "mean ± sd (3 seeds)"]
+    assert list(read_csv("comparison/comparison.csv")[0])[4:6] == ["checkpoint", "eps"]
     # mean (44 + 46 + 51) / 3 = 47, deviations -3, -1, 4: sqrt((9 + 1 + 16) / 2) = 3.6056
     assert rows[-1][4:] == ["best", "8/255", "90.00 ± 0.00", "47.00 ± 3.61", "-"]
+
+
+@pytest.mark.parametrize(("key", "one", "other"), [("precision", "fp32", "bf16"), ("desc_str", "", "other code")])
+def test_families_of_another_precision_or_word_of_the_user_are_told_apart(compare, tmp_path, key, one, other):
+    for seed in (1, 2, 3):
+        keep(trained(tmp_path / f"runs/a{seed}", "AT", seed, **{key: one}), {"Clean": 80 + seed})
+        keep(trained(tmp_path / f"runs/b{seed}", "AT", seed, **{key: other}), {"Clean": 90 + seed})
+    assert compare("runs").status == 0
+    rows = read_csv("comparison/comparison.csv")
+    means = [[row[key], row["Clean (n=20)"]] for row in rows if row["seed"] == "mean ± sd (3 seeds)"]
+    assert means == [[one or "-", "82.00 ± 1.00"], [other, "92.00 ± 1.00"]]
+    assert {row[key] for row in rows[:6]} == {one or "-", other}
+    assert {"precision", "desc_str", "run"} & rows[0].keys() == {key}
+    keep(trained(tmp_path / "alike/1", "AT", **{key: other}))
+    keep(trained(tmp_path / "alike/2", "DGAD", **{key: other}))
+    assert compare("alike").status == 0
+    assert key not in read_csv("comparison/comparison.csv")[0]
+
+
+OTHER = {
+    "images": {"images": 2},
+    "image size": {"image_size": 32},
+    "eps": {"eps": 4 / 255},
+    "judged": {"judge": "last"},
+    "restarts": {"restarts": 5},
+    "steps": {"steps": 50},
+    "surrogate": {"surrogate": "cd" * 32},
+}
+
+
+@pytest.mark.parametrize("column", OTHER)
+def test_figures_under_other_conditions_are_neither_rivals_nor_averaged(compare, tmp_path, column):
+    keep(trained(tmp_path / "runs/1", "AT", 1), {"Clean": 80})
+    keep(trained(tmp_path / "runs/2", "AT", 2), {"Clean": 82})
+    keep(trained(tmp_path / "runs/3", "AT", 3), {"Clean": 99}, **OTHER[column])
+    assert compare("runs").status == 0
+    rows = read_csv("comparison/comparison.csv")
+    assert [row["Clean (n=20)"] for row in rows] == ["80.00", "82.00", "99.00", "81.00 ± 1.41"]
+    assert rows[0][column] == rows[1][column] == rows[3][column] != rows[2][column]  # the reason is shown
+    assert in_bold() == ["82.00"]
+    keep(tmp_path / "runs/1", {"Clean": 98}, **OTHER[column])
+    assert compare("runs").status == 0
+    assert in_bold() == ["82.00", "99.00"]
+
+
+def test_figures_over_other_numbers_of_images_are_no_rivals(compare, tmp_path):
+    for run, accuracy, n in (("a", 40, 20), ("b", 41, 20), ("c", 90, 3)):
+        keep(trained(tmp_path / "runs" / run, "AT"), {"Clean": accuracy}, n=n)
+    assert compare("runs").status == 0
+    assert in_bold() == ["41.00 (n=20)"]
+
+
+def test_parts_of_the_images_that_seeds_choose_differently_are_compared_with_their_like_alone(compare, tmp_path):
+    """AutoAttack on 2 of 4 images; those of the third run are others, as another seed chooses them."""
+    for seed, chosen, accuracy in ((1, "10--", 50), (2, "11--", 100), (3, "--00", 0)):
+        details = {"Clean": {"correct": "1111", "bounded": True}, "AutoAttack": {"correct": chosen, "bounded": True}}
+        details["worst case"] = {"settings": "over Clean, AutoAttack"}
+        figures = {"Clean": 100, "AutoAttack": accuracy, "worst case": accuracy}
+        n = {"Clean": 4, "AutoAttack": 2, "worst case": 2}
+        keep(trained(tmp_path / f"runs/{seed}", "AT", seed), figures, n=n, details=details, seed=seed)
+    assert compare("runs").status == 0
+    assert cells()[-1][-3:] == ["100.00 ± 0.00", "-", "-"]
+    assert in_bold() == ["100.00", "100.00", "100.00", "100.00", "100.00"]  # clean of all, the others of the second
+
+
+def test_the_worst_case_over_other_attacks_is_neither_a_rival_nor_averaged(compare, tmp_path):
+    over = {"few": "over FGSM, PGD-20", "more": "over FGSM, PGD-20, AutoAttack"}
+    for seed, (attacks, accuracy) in enumerate((("few", 60), ("few", 62), ("more", 40), ("more", 41)), start=1):
+        details = {"worst case": {"settings": over[attacks]}, "Clean": {"settings": f"as {attacks} say it"}}
+        figures = {"Clean": 90 + seed, "worst case": accuracy}
+        keep(trained(tmp_path / f"runs/{attacks}/{seed}", "AT", seed), figures, details=details)
+    assert compare("runs").status == 0
+    assert cells()[-1][-2:] == ["92.50 ± 1.29", "-"]  # Clean is the same figure whatever is said of it
+    assert in_bold() == ["62.00", "94.00", "41.00"]
+    assert compare("runs/more").status == 0
+    assert cells()[-1][-2:] == ["93.50 ± 0.71", "40.50 ± 0.71"]
+    assert in_bold() == ["94.00", "41.00"]
 
 
 def test_an_evaluation_with_the_seed_of_its_run_is_summed_up_and_two_of_one_run_are_no_two_seeds(compare, tmp_path):
@@ -167,13 +256,14 @@ def test_columns_appear_where_rows_differ_and_figures_compete_on_one_data_set_an
     keep(run, {"Clean": 90, "PGD-20": 60}, eps=4 / 255)
     keep(run, {"Clean": 90, "PGD-20": 40})
     keep(trained(tmp_path / "runs/b", "AKD2"), {"Clean": 80, "PGD-20": 45})
-    keep(trained(tmp_path / "runs/c", "Natural"), {"Clean": 99, "PGD-20": 0}, dataset="CIFAR10")
+    keep(trained(tmp_path / "runs/c", "Natural"), {"Clean": 99, "PGD-20": 0}, dataset="CIFAR10", images=2)
     assert compare("runs").status == 0
     rows = read_csv("comparison/comparison.csv")
     assert list(rows[0])[:7] == ["dataset", "method", "student", "teacher", "seed", "checkpoint", "eps"]
+    assert "images" not in rows[0]  # the data set says that they are others
     assert [row["eps"] for row in rows] == ["4/255", "8/255", "8/255", "8/255"]
     assert [row["teacher"] for row in rows] == ["-", "-", "resnet18 + vgg16", "-"]
-    assert re.findall(r"\*\*([\d.]+)\*\*", Path("comparison/comparison.md").read_text()) == ["90.00", "45.00"]
+    assert in_bold() == ["90.00", "45.00"]
 
 
 def test_runs_that_nothing_else_tells_apart_are_shown_with_their_folders(compare, tmp_path):
@@ -283,7 +373,7 @@ def test_names_in_the_picture_cover_neither_each_other_nor_points():
 BAD = {
     "": "RUNS",
     "runs --protocol whitebox": "--protocol",
-    "runs --protocl paper": "--protocl",
+    "runs --protocl paper": "--protocl .*did you mean --protocol[?]",
     "runs nowhere": "nowhere: no such file or folder",
     "runs empty": "empty: nothing there was evaluated by protocol paper; .* python main_eval.py --model_path PATH",
     f"runs empty/{BEST}": f"empty/{BEST}: nothing there was evaluated",

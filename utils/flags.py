@@ -101,7 +101,7 @@ def parse(
 
 
 def _parser_of(config_class: type, description: str, choices: dict[str, str]) -> argparse.ArgumentParser:
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    parser = parser_for(description)
     hints = typing.get_type_hints(config_class)
     groups = {}
     for spec in fields(config_class):
@@ -114,6 +114,11 @@ def _parser_of(config_class: type, description: str, choices: dict[str, str]) ->
         # Suppressed: what the command line leaves out is absent, so that a recipe can fill it.
         groups[heading].add_argument(*names, dest=spec.name, default=argparse.SUPPRESS, help=text, **kind)
     return parser
+
+
+def parser_for(description: str) -> argparse.ArgumentParser:
+    """A parser without flags yet; its errors are UserErrors that name the nearest flag."""
+    return _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,16 +1,34 @@
-"""Pictures of a run: accuracy per epoch, and adversarial images beside the clean ones."""
+"""Pictures: accuracy per epoch, adversarial images beside the clean ones, and networks as points in a plane."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
 from utils.files import write_atomically
+from utils.log import logger
 
 matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.transforms import Bbox
 
 ROOM_FOR_NAMES = 20  # classes
+FARTHEST = 60  # pixels from a point to its name; farther, it is hard to see which is whose
+
+
+class Point(NamedTuple):
+    """A point of a scatter plot; the colour tells its ``group``, the marker its ``kind``, a text beside it its name."""
+
+    x: float
+    y: float
+    group: str
+    kind: str
+    name: str = ""
 
 
 def draw_curves(axes, runs: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
@@ -64,6 +82,68 @@ def draw_confusion(axes, counts, classes: Sequence[str], title: str) -> None:
     for row, column in ((i, j) for i in ticks for j in ticks if counts[i, j]):
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, int(counts[row, column]), ha="center", va="center", fontsize="x-small", color=color)
+
+
+def scatter(points: Sequence[Point], markers: Mapping[str, str], *, xlabel: str, ylabel: str) -> Figure:
+    """Draw points with their names and a legend; ``markers`` are matplotlib's, by kind, and a diamond for any other."""
+    side = 6 + sum(bool(point.name) for point in points) / 24  # inches; more names need more room
+    figure, axes = plt.subplots(figsize=(side + 2, side), layout="constrained")
+    groups = list(dict.fromkeys(point.group for point in points))
+    shades = matplotlib.colormaps["tab10" if len(groups) <= 10 else "turbo"].resampled(max(10, len(groups)))
+    colors = {group: shades(number) for number, group in enumerate(groups)}
+    marks = {point.kind: markers.get(point.kind, "D") for point in points}
+    for point in points:
+        look = {"color": colors[point.group], "marker": marks[point.kind], "markersize": 8}
+        axes.plot(point.x, point.y, markeredgecolor="white", **look)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.margins(0.15)
+    axes.grid(alpha=0.3)
+    key = [Patch(color=color, label=shortened(group)) for group, color in colors.items()]
+    key += [Line2D([], [], color="0.4", marker=mark, ls="", label=shortened(kind)) for kind, mark in marks.items()]
+    figure.legend(handles=key, loc="outside right upper", fontsize="small")
+    name_points(axes, [(point.x, point.y) for point in points], [point.name for point in points])
+    return figure
+
+
+def name_points(axes, points: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
+    """Write a name near each point, where it covers neither a point nor another name; warn of those without room.
+
+    ``names`` has one for each point, "" for none.
+    """
+    axes.figure.draw_without_rendering()  # settles the layout, hence where in pixels everything is
+    pixels = axes.transData.transform(points)
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in pixels]
+    leader = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4}
+    style = {"fontsize": "x-small", "ha": "center", "va": "center", "zorder": 1, "arrowprops": leader}
+    unnamed = 0
+    for point, pixel, name in zip(points, pixels, names, strict=True):
+        text = axes.annotate(name, point, xytext=(0, 0), textcoords="offset points", **style)
+        box = _free_box(text.get_window_extent().padded(1), pixel, axes.bbox, taken) if name else None
+        if box:
+            text.xyann = ((box.min + box.max) / 2 - pixel) * 72 / axes.figure.dpi
+            taken.append(box)
+        else:
+            text.remove()
+            unnamed += bool(name)
+    if unnamed:
+        logger.warning("the picture names all but %d points, which are too close to others", unnamed)
+
+
+def _free_box(size: Bbox, point: tuple[float, float], room: Bbox, taken: Sequence[Bbox]) -> Bbox | None:
+    """The nearest box around a point, in pixels, that lies in the room and meets nothing taken."""
+    width, height = size.width, size.height
+    for away, dx, dy in product(range(6, FARTHEST, 6), (1, -1, 0), (0, 1, -1)):
+        x, y = point[0] + dx * (width / 2 + away), point[1] + dy * (height / 2 + away)
+        box = Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
+        inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
+        if inside and not box.count_overlaps(taken):
+            return box
+    return None
+
+
+def shortened(text: str, longest: int = 40) -> str:
+    """The end of a text, of at most ``longest`` characters, as a picture has room for; the end of a path tells most."""
+    return text if len(text) <= longest else f"…{text[1 - longest :]}"
 
 
 def save_figure(figure, path: Path) -> None:
