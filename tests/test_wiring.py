@@ -379,7 +379,7 @@ def test_autoattack_in_stages_is_autoattack():
 
 
 def test_an_evaluations_flags_reach_its_attacks(run, tmp_path, climbs, monkeypatch):
-    made = autoattack_module(monkeypatch, "pyautoattack", lambda x_adv, y: (x_adv, y))
+    made = autoattack_module(monkeypatch, "pyautoattack", lambda halved, y: (2 * halved, y))
     save_network(tmp_path / "net.pth")
     words = (
         "--dataset Digits --image_size 16 --model_path net.pth --limit_test 20 --eps 0.05 --judge last --no-pictures"
