@@ -144,30 +144,34 @@ def _found(climbed, model, attack: Attack, perturb: Perturb, x, y, noise, tried)
     x, y, noise = x[tried], y[tried], noise[tried]
     if not len(x):
         return y
-    x_adv = strongest(climbed, model, perturb, x, y, noise)
+    x_adv, logits = strongest(climbed, model, perturb, x, y, noise)
     reach = attack.parameters.get("epsilon", 1.0)
     if not (
         x_adv.isfinite().all() and (x_adv - x).abs().max() <= reach + ROUNDING and 0 <= x_adv.min() <= x_adv.max() <= 1
     ):
         raise RuntimeError(f"{attack.title} left its ball or the box: its figure would mean nothing")
-    with torch.no_grad():
-        return model(x_adv).argmax(1)
+    return logits.argmax(1)
 
 
-def strongest(climbed, model, perturb: Perturb, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-    """Adversarial images (B, C, H, W) found on ``climbed``, which computes what ``model`` does to rounding.
+def strongest(climbed, model, perturb: Perturb, x: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Adversarial images (B, C, H, W) found on ``climbed``, which computes what ``model`` does to rounding, and the
+    model's logits (B, classes) there.
 
     An attack ends for an image where its network misreads it. Where rounding lets ``climbed`` misread what ``model``
     still reads rightly, the attack ended too early: it is carried out again on the model itself.
     """
     x_adv = perturb(climbed, x, y, noise)
-    if climbed is model:
-        return x_adv
     with torch.no_grad():
-        early = (climbed(x_adv).argmax(1) != y) & (model(x_adv).argmax(1) == y)
-    if early.any():
+        logits = model(x_adv)
+        held = (logits.argmax(1) == y).nonzero()[:, 0]
+        if climbed is model or not len(held):
+            return x_adv, logits
+        early = held[climbed(x_adv[held]).argmax(1) != y[held]]
+    if len(early):
         x_adv[early] = perturb(model, x[early], y[early], noise[early])
-    return x_adv
+        with torch.no_grad():
+            logits[early] = model(x_adv[early])
+    return x_adv, logits
 
 
 def noise_of(x: Tensor, seed: int, title: str, stage: str, batch: int) -> Tensor:

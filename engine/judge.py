@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from attacks.pgd import uniform
 from attacks.suite import pgd10
@@ -38,18 +38,13 @@ class Judge:
         losses, rights, n = [], [], 0
         for x, y in progress(self.batches, "PGD-10"):
             noise = uniform(x, 1, generator)
-            clean = self._logits(x)
+            with torch.no_grad():
+                clean = self.network(x)
             robust, right = clean.clone(), clean.argmax(1) == y
             if right.any():
-                robust[right] = self._logits(
-                    strongest(self.view, self.network, self.perturb, x[right], y[right], noise[right])
-                )
+                _, robust[right] = strongest(self.view, self.network, self.perturb, x[right], y[right], noise[right])
             losses.append(torch.stack([F.cross_entropy(z, y, reduction="sum").double() for z in (clean, robust)]))
             rights.append(torch.stack([(z.argmax(1) == y).sum() for z in (clean, robust)]))
             n += len(y)
         means, counts = torch.stack(losses).sum(0) / n, torch.stack(rights).sum(0)
         return tuple(Score(float(mean), 100 * int(count) / n, n) for mean, count in zip(means, counts, strict=True))
-
-    def _logits(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.network(x)
