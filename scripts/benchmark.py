@@ -54,7 +54,8 @@ def benchmark(words: list[str]) -> None:
         _require_writable(Path(config.json))
     use_full_precision()
     seed_everything(0)
-    figures = {"benchmark": words[0], "config": asdict(config), "versions": versions(), **run(config)}
+    about = {key: value for key, value in asdict(config).items() if key not in ("json", "profile")}
+    figures = {"benchmark": words[0], "config": about, "versions": versions(), **run(config)}
     if config.json:
         write_text(Path(config.json), json.dumps(figures, indent=1) + "\n")
 
