@@ -7,7 +7,6 @@ import pytest
 import torch
 from tiny import TinyNet, tiny_problem, trained_on_stripes
 
-from attacks.objectives import cross_entropy
 from attacks.pgd import gaussian, pgd
 from data import Split
 from data.loader import Batches
@@ -17,9 +16,9 @@ from engine.precision import PLAIN, Arithmetic, choose_arithmetic
 from engine.trainer import Trainer
 from engine.views import View
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
-from methods.losses import kl
 from models import build
 from scripts import plain
+from scripts.bench_evaluation import OBJECTIVES
 from utils.config import TrainConfig
 from utils.errors import UserError
 
@@ -117,14 +116,6 @@ def trained():
     student, x, y = trained_on_stripes()
     teacher, _, _ = trained_on_stripes(seed=1)
     return student, teacher, x, y
-
-
-OBJECTIVES = {
-    "CE": lambda s, t, x, y: lambda z: cross_entropy(s(z), y),
-    "AdaAD": lambda s, t, x, y: lambda z: kl(t(z), s(z)),
-    "RSLAD": lambda s, t, x, y: lambda z: kl(t(x).detach(), s(z)),
-    "TRADES": lambda s, t, x, y: lambda z: kl(s(x).detach(), s(z)),
-}
 
 
 def reached(trained, name, arithmetic, seed=0):
