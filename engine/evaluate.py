@@ -26,12 +26,7 @@ class Score(NamedTuple):
     n: int
 
 
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    perturb: Perturb | None = None,
-    generator: torch.Generator | None = None,
-) -> Score:
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], perturb: Perturb | None = None) -> Score:
     """Score ``model`` in eval mode, on clean images or on those that ``perturb`` makes of them.
 
     Sums over images, never means over batches, so that a short last batch has no more weight than its images.
@@ -40,7 +35,7 @@ def evaluate(
     loss = correct = 0
     n = 0
     for x, y in batches:
-        x = perturb(model, x, y, uniform(x, 1, generator)) if perturb else x
+        x = perturb(model, x, y, uniform(x, 1)) if perturb else x
         with torch.no_grad():
             logits = model(x)
             loss = loss + F.cross_entropy(logits, y, reduction="sum").double()

@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import write_text
 from utils.flags import spelling
 from utils.plots import save_curves
 from utils.report import write_csv
@@ -85,7 +85,7 @@ class RunFolder:
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  (held, with its lock, until the process ends)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             text = json.dumps(asdict(self.config), indent=2) + "\n"
-            write_atomically(self.path / "config.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            write_text(self.path / "config.json", text)
         except BlockingIOError as error:
             raise UserError(
                 f"{self.path}: another run is training there; --desc_str NAME starts one beside it"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models import build
 from models.normalized import Normalized
-from utils.files import write_atomically
+from utils.files import write_atomically, write_text
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # the names that huggingface_hub looks for
 
@@ -42,7 +42,7 @@ def save_folder(network: nn.Module, folder: Path, model: str, num_classes: int, 
     text = json.dumps(config, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS, lambda temporary: save_file(weights, temporary, {"format": "pt"}))
-    write_atomically(folder / CONFIG, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(folder / CONFIG, text)
 
 
 def load_folder(folder: str | Path) -> PublishedNetwork:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from utils.files import write_atomically
+from utils.files import write_text
 
 # A number; it may carry its deviation and the count it is of. A lone dash stands where there is none.
 _NUMBER = re.compile(r"-|-?[\d.]+%?( ± [\d.]+)?( \(n=\d+\))?")
@@ -66,7 +66,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> No
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
+    write_text(path, text.getvalue())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
