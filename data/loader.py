@@ -44,8 +44,12 @@ class Batches:
         return math.ceil(len(self.labels) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.after(0)
+
+    def after(self, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch whose first ``done`` are left out, as if they had been there."""
         order, corners, mirrored = self._draw(len(self.labels))
-        for start in range(0, len(self.labels), self.batch_size):
+        for start in range(done * self.batch_size, len(self.labels), self.batch_size):
             part = slice(start, start + self.batch_size)
             images, labels = self._fetch(self.images, order[part]), self._fetch(self.labels, order[part])
             if self.crop:

@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code."""
 
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            broken = archive.testzip()
+        if broken:
+            raise ValueError(f"wrong checksum of {broken}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises five kinds for a damaged file
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__

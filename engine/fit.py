@@ -1,56 +1,147 @@
-"""From the first epoch to the last: train, judge, save."""
+"""From the first epoch to the last: train, judge, save; and stop in good order whenever asked."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
+import torch
+from torch import Tensor
+
+from data.loader import Batches
+from engine.distributed import Processes
 from engine.evaluate import Score
 from engine.judge import Judge
+from engine.out_of_memory import advice
 from engine.run_folder import BEST_CLEAN, BEST_PGD10, LAST, RunFolder
 from engine.schedule import learning_rate
-from engine.trainer import EpochMeans, Trainer
+from engine.signals import Signals, stopped
+from engine.tally import EpochMeans, Tally
+from engine.trainer import Trainer
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import logger, progress
+from utils.seed import seed_everything, seed_of
 
 
-def fit(
-    trainer: Trainer, train, judge: Judge, folder: RunFolder, reseed: Callable[[int], None], facts: dict, start: int
-) -> None:
-    """Train from epoch ``start`` until ``folder.config.epochs`` epochs are done.
+class Fit:
+    """Carries a run from one epoch to the next.
 
     Args:
         trainer: The loop of one epoch.
-        train: Batches of the training set.
+        batches: The training set, shuffled by a generator of its own.
         judge: What chooses the best checkpoint.
         folder: Where checkpoints and results go; its config holds the schedule.
-        reseed: Called with each epoch's number before it: seeds every source of chance.
         facts: What tells the network and its data later, stored in each checkpoint.
-        start: First epoch; above 0 when ``folder`` was restored.
-
-    Raises UserError when a loss is no longer finite; nothing of that epoch is saved.
+        processes: Those that share the work; all call the same functions in the same order.
+        signals: What may ask the run to stop.
     """
-    config = folder.config
-    if start:
-        logger.info("resuming after epoch %d of %d", start, config.epochs)
-    for epoch in range(start, config.epochs):
-        began, lr = time.monotonic(), _rate(epoch, config)
-        reseed(epoch)
-        means = trainer.epoch(progress(train, f"epoch {epoch + 1}/{config.epochs}"), epoch, lr)
-        trained = time.monotonic()
-        clean, robust = judge()
-        _require_finite(epoch, config, means.loss, clean.loss, robust.loss)
-        checkpoint = {"net": trainer.student.state_dict(), "epoch": epoch, **facts}
-        checkpoint |= {"clean_acc": clean.accuracy, "PGD10_acc": robust.accuracy}
-        folder.add_row(_row(epoch, lr, means, clean, robust))
-        for name in _improved(folder):
-            folder.save(name, checkpoint)
-        folder.save(LAST, checkpoint | {"optimizer": trainer.optimizer.state_dict()} | folder.state())
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        batches: Batches,
+        judge: Judge,
+        folder: RunFolder,
+        facts: dict,
+        processes: Processes,
+        signals: Signals,
+    ):
+        self.trainer, self.batches, self.judge, self.folder, self.facts = trainer, batches, judge, folder, facts
+        self.processes, self.signals, self.config = processes, signals, folder.config
+        self.saved = time.monotonic()
+
+    def run(self, state: dict | None) -> None:
+        """Train until ``config.epochs`` epochs are done, from where ``state`` left off if there is one.
+
+        Raises UserError when a loss or a weight is no longer finite, of which nothing is saved, or where the disk or
+        the memory does not suffice; Stopped, after saving, when a signal asked for it.
+        """
+        start, device = state["epochs"] if state else 0, self.batches.device
+        tally = Tally(device, self.processes, state and state["tally"])
+        if state:
+            within = f" and {tally.batches} of {len(self.batches)} batches" * bool(tally.batches)
+            logger.info("resuming after epoch %d of %d%s", start, self.config.epochs, within)
+        self.signals.defer()
+        for epoch in range(start, self.config.epochs):
+            self._epoch(epoch, tally)
+            tally = Tally(device, self.processes)
+
+    def _epoch(self, epoch: int, tally: Tally) -> None:
+        began, lr = time.monotonic(), _rate(epoch, self.config)
+        try:
+            for _ in self.trainer.epoch(self._from(epoch, tally.batches), epoch, lr, tally):
+                self._between_steps(epoch, tally)
+        except torch.OutOfMemoryError:
+            wrong = True
+        else:
+            wrong = False
+        if wrong:  # outside of the handler, whose traceback holds what filled the memory
+            raise UserError(advice(self.trainer, self.batches, self.config.bs, self.processes))
+        means, trained = tally.means(), time.monotonic()
+        self.processes.spread(self.trainer.student.buffers())
+        clean, robust = self.judge(lambda: self._stop_if_asked(epoch, tally))
+        self._require_finite(epoch, means.loss, clean.loss, robust.loss)
+        self._keep(epoch, _row(epoch, lr, means, clean, robust))
         seconds = f"{trained - began:.0f} s training, {time.monotonic() - trained:.0f} s evaluation"
         logger.info(
-            *("epoch %d/%d  lr %g  loss %.4f  clean %.2f  PGD-10 %.2f  (%s)", epoch + 1, config.epochs, lr),
+            *("epoch %d/%d  lr %g  loss %.4f  clean %.2f  PGD-10 %.2f  (%s)", epoch + 1, self.config.epochs, lr),
             *(means.loss, clean.accuracy, robust.accuracy, seconds),
         )
+
+    def _from(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The epoch's batches behind the first ``done``, all chance seeded anew for each."""
+        seed, total = self.config.seed, len(self.batches)
+        self.batches.generator.manual_seed(seed_of(seed, "order", epoch))
+        batches = progress(self.batches.after(done), f"epoch {epoch + 1}/{self.config.epochs}", total, done)
+        for number, batch in enumerate(batches, start=done):
+            seed_everything(seed_of(seed, "global", epoch, number))
+            self.trainer.generator.manual_seed(seed_of(seed, "noise", epoch, number))
+            yield batch
+
+    def _between_steps(self, epoch: int, tally: Tally) -> None:
+        due = time.monotonic() - self.saved >= 60 * self.config.save_minutes
+        asked, due, broken = self.processes.largest([self.signals.received, due, tally.first_broken()])
+        if broken:
+            self._fail(epoch, f"the loss of step {broken} of epoch {epoch + 1} is nan or inf")
+        if asked or due:
+            self._save_state(epoch, tally)
+        if asked:
+            raise self._stopped(asked)
+
+    def _stop_if_asked(self, epoch: int, tally: Tally) -> None:
+        (asked,) = self.processes.largest([self.signals.received])
+        if asked:
+            self._save_state(epoch, tally)
+            raise self._stopped(asked)
+
+    def _stopped(self, asked: int) -> Exception:
+        return stopped(asked, f"saved in {self.folder.path}; --resume continues")
+
+    def _save_state(self, epochs: int, tally: Tally) -> None:
+        """Save all that resuming after ``epochs`` epochs and the batches of ``tally`` needs."""
+        sums = tally.state()
+        self._require_finite(epochs, sums["loss"])
+        content = {"net": self.trainer.student.state_dict(), "optimizer": self.trainer.optimizer.state_dict()}
+        self.folder.save_state({**content, **self.facts, "epochs": epochs, "tally": sums})
+        self.saved = time.monotonic()
+
+    def _keep(self, epoch: int, row: dict) -> None:
+        """Save what a finished epoch leaves; the state comes last, so that an interruption before it repeats all."""
+        checkpoint = {"net": self.trainer.student.state_dict(), "epoch": epoch, **self.facts}
+        checkpoint |= {key: row[key] for key in ("clean_acc", "PGD10_acc")}
+        self.folder.add_row(row)
+        for name in (*_improved(self.folder), LAST):
+            self.folder.save(name, checkpoint)
+        self._save_state(epoch + 1, Tally(self.batches.device, self.processes))
+
+    def _require_finite(self, epoch: int, *losses: float) -> None:
+        weights = all(value.isfinite().all() for value in self.trainer.student.parameters())
+        if not (weights and all(map(math.isfinite, losses))):
+            self._fail(epoch, f"epoch {epoch + 1} has made a loss or a weight nan or inf")
+
+    def _fail(self, epoch: int, wrong: str) -> None:
+        words = f"{wrong} at learning rate {_rate(epoch, self.config):g}; {self.folder.last_good()}"
+        raise UserError(f"--lr_max {self.config.lr_max:g}: {words}; try a lower rate, or --warmup_lr")
 
 
 def _rate(epoch: int, config: TrainConfig) -> float:
@@ -62,12 +153,6 @@ def _rate(epoch: int, config: TrainConfig) -> float:
         milestones=config.milestones,
         warmup_epochs=config.warmup_lr_epochs if config.warmup_lr else 0,
     )
-
-
-def _require_finite(epoch: int, config: TrainConfig, *losses: float) -> None:
-    if not all(map(math.isfinite, losses)):
-        wrong = f"epoch {epoch + 1} ended with a loss of nan or inf"
-        raise UserError(f"--lr_max {config.lr_max:g}: {wrong}; try a lower rate, or --warmup_lr")
 
 
 def _row(epoch: int, lr: float, means: EpochMeans, clean: Score, robust: Score) -> dict:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from engine.sync_bn import SyncedBatchNorm2d
+
 
 class Untraceable(Exception):
     """The forward of a network is no fixed graph; the message says why in one line."""
@@ -112,6 +114,9 @@ class _Tracer(fx.Tracer):
     # A buffer stays an attribute of the graph: what is computed from it while tracing would never change again.
     proxy_buffer_attributes = True
 
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return isinstance(module, SyncedBatchNorm2d) or super().is_leaf_module(module, path)
+
 
 def _trace(network: nn.Module) -> fx.GraphModule:
     if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
@@ -124,7 +129,7 @@ def _trace(network: nn.Module) -> fx.GraphModule:
 
 
 def _stands_still(module: nn.Module) -> bool:
-    return type(module) is nn.BatchNorm2d and module.running_var is not None
+    return type(module) in (nn.BatchNorm2d, SyncedBatchNorm2d) and module.running_var is not None
 
 
 def _precise(value: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
 """How well a network does, clean and under the PGD-10 by which epochs are compared."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from attacks.pgd import uniform
 from attacks.suite import pgd10
 from data.loader import Batches
+from engine.distributed import ALONE, Processes
 from engine.evaluate import Score, strongest
 from engine.precision import Arithmetic
 from engine.views import View
@@ -21,30 +24,40 @@ class Judge:
         batches: Images on the network's device.
         epsilon: Radius of the attack, in [0, 1].
         seed: Of the starts; every call draws them anew, so that calls differ by the network alone.
+        processes: Those that share the images; every one draws all starts, so that scores do not depend on how many.
     """
 
-    def __init__(self, network: nn.Module, batches: Batches, epsilon: float, seed: int):
+    def __init__(self, network: nn.Module, batches: Batches, epsilon: float, seed: int, processes: Processes = ALONE):
         self.network, self.batches, self.perturb, self.seed = network, batches, pgd10(epsilon), seed
+        self.processes = processes
         self.view = View(network, Arithmetic(channels_last=batches.device.type == "cpu"))
 
-    def __call__(self) -> tuple[Score, Score]:
+    def __call__(self, between: Callable[[], None] = lambda: None) -> tuple[Score, Score]:
         """Clean and robust score. What is misread clean is not attacked, and PGD stops for an image that is fooled.
 
-        So the robust loss is that of the images where the attack stopped. Leaves the network in eval mode.
+        So the robust loss is that of the images where the attack stopped. Leaves the network in eval mode. ``between``
+        is called after each batch.
         """
         self.network.eval()
         self.view.refresh()
         generator = torch.Generator(self.batches.device).manual_seed(self.seed)
-        losses, rights, n = [], [], 0
-        for x, y in progress(self.batches, "PGD-10"):
+        sums, n = torch.zeros(4, dtype=torch.float64, device=self.batches.device), 0
+        for x, y in progress(self.batches, "PGD-10", len(self.batches)):
+            own = self.processes.rows(len(y))
             noise = uniform(x, 1, generator)
-            with torch.no_grad():
-                clean = self.network(x)
-            robust, right = clean.clone(), clean.argmax(1) == y
-            if right.any():
-                _, robust[right] = strongest(self.view, self.network, self.perturb, x[right], y[right], noise[right])
-            losses.append(torch.stack([F.cross_entropy(z, y, reduction="sum").double() for z in (clean, robust)]))
-            rights.append(torch.stack([(z.argmax(1) == y).sum() for z in (clean, robust)]))
+            if own.start < own.stop:
+                sums += self._batch(x[own], y[own], noise[own])
             n += len(y)
-        means, counts = torch.stack(losses).sum(0) / n, torch.stack(rights).sum(0)
-        return tuple(Score(float(mean), 100 * int(count) / n, n) for mean, count in zip(means, counts, strict=True))
+            between()
+        loss, right, robust_loss, robust_right = self.processes.total(sums.cpu()).tolist()
+        return Score(loss / n, 100 * right / n, n), Score(robust_loss / n, 100 * robust_right / n, n)
+
+    def _batch(self, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+        """Summed loss and number of rightly read images, clean and then under attack."""
+        with torch.no_grad():
+            clean = self.network(x)
+        robust, right = clean.clone(), clean.argmax(1) == y
+        if right.any():
+            _, robust[right] = strongest(self.view, self.network, self.perturb, x[right], y[right], noise[right])
+        found = [(F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) == y).sum()) for z in (clean, robust)]
+        return torch.stack([value.double() for pair in found for value in pair])

@@ -1,5 +1,6 @@
 """A training run: from its config to its objects, then to the last epoch."""
 
+import logging
 from dataclasses import replace
 from functools import partial
 
@@ -9,64 +10,89 @@ from torch import nn
 from data import Split, Splits, fingerprint, hold_out, load, subset
 from data.loader import Batches
 from engine.device import choose_device
-from engine.fit import fit
+from engine.distributed import ALONE, TRAINING_PATIENCE, Processes, gpu_of, join, leave, lost
+from engine.fit import Fit
 from engine.judge import Judge
 from engine.networks import checksum, find_teachers, make_network, make_teachers
 from engine.precision import Arithmetic, choose_arithmetic
 from engine.run_folder import BEST_PGD10, RunFolder
 from engine.schedule import milestones_of
 from engine.settings import announce, resolve
+from engine.signals import Signals
 from engine.trainer import Trainer
 from methods import METHODS, WITHOUT_TEACHER
 from utils.config import TrainConfig
+from utils.errors import UserError
 from utils.log import log_to_file, logger
-from utils.seed import epoch_seed, seed_everything
+from utils.seed import seed_everything, seed_of
 
 CROP_PADDING = 4  # pixels of zeros around a training image before the random crop, as in every official code
-GLOBAL, ORDER, NOISE, JUDGE = range(4)  # a run's streams of chance
 
 
 def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
     """Carry out the whole run that ``config`` describes; ``given`` names the fields that the user chose.
 
-    Raises UserError, before anything is written, for whatever the user can mend.
+    Raises UserError, before anything is written, for whatever the user can mend, and Stopped where a signal asked.
     """
+    processes = join(TRAINING_PATIENCE)
+    if not processes.first:
+        logging.getLogger().setLevel(logging.ERROR)
+    try:
+        with Signals() as signals:
+            _train(config, given, processes, signals)
+    except RuntimeError as error:
+        if lost(error, processes):
+            raise UserError("torchrun: another process of this run has ended; --resume continues the run") from error
+        raise
+    finally:
+        leave()
+
+
+def _train(config: TrainConfig, given: frozenset[str], processes: Processes, signals: Signals) -> None:
     config, sources = resolve(config, given)
-    device = choose_device(config.device, config.gpu_id, config.threads)
+    _require_images_for_all(config, processes)
+    device = choose_device(config.device, gpu_of(config.gpu_id), config.threads)
     arithmetic, words = choose_arithmetic(config.precision, config.compile, device)
-    folder = RunFolder(config, teacher=None if config.method in WITHOUT_TEACHER else config.teacher_model)
-    state = folder.last_state()
-    if state and state["epoch"] + 1 >= config.epochs:
-        return logger.info("%s: all %d epochs are done", folder.path, state["epoch"] + 1)
+    teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
+    folder = RunFolder(config, teacher=teacher, writes=processes.first)
+    state = processes.from_first(folder.last_state)
+    if state and state["epochs"] >= config.epochs:
+        return logger.info("%s: all %d epochs are done", folder.path, state["epochs"])
     if config.lr_schedule == "piecewise" and config.milestones is None:
         milestones = tuple(state["config"]["milestones"]) if state else milestones_of(config.epochs)
         folder.config = config = replace(config, milestones=milestones)
     files = find_teachers(config)
-    splits = load(config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
+    read = partial(load, config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
+    splits = processes.in_turn(read)
     trained_on, judged_on = _choose_images(splits, config)
 
     seed_everything(config.seed)
-    trainer = _make_trainer(config, splits, files, device, arithmetic)
+    trainer = _make_trainer(config, splits, files, device, arithmetic, processes)
     batches = partial(Batches, batch_size=config.bs, device=device)
-    order = torch.Generator()
-    shuffled = batches(trained_on, shuffle=True, crop=CROP_PADDING, flip=splits.flip, generator=order)
+    shuffled = batches(trained_on, shuffle=True, crop=CROP_PADDING, flip=splits.flip, generator=torch.Generator())
     facts = _facts(config, splits, [fingerprint(trained_on), fingerprint(judged_on)], trainer)
     if state:
         folder.restore(state, facts)
         trainer.restore(state)
-    folder.create()
-    log_to_file(folder.path / "log.txt")
+    processes.from_first(lambda: folder.create(state))
+    if processes.first:
+        log_to_file(folder.path / "log.txt")
     announce(config, sources, folder.path, len(trained_on.labels), len(judged_on.labels), device)
     logger.info("%s", words)
+    if processes.count > 1:
+        norm = "over the whole batch" if config.sync_bn else "over each process's part"
+        logger.info("%d processes share each batch of %d; BatchNorm %s", processes.count, config.bs, norm)
+    judge = _judge(trainer.student, batches(judged_on), config, processes)
+    Fit(trainer, shuffled, judge, folder, facts, processes, signals).run(state)
+    if processes.first:
+        _conclude(config, splits, folder, device)
 
-    def reseed(epoch: int) -> None:
-        seed_everything(epoch_seed(config.seed, epoch, GLOBAL))
-        order.manual_seed(epoch_seed(config.seed, epoch, ORDER))
-        trainer.generator.manual_seed(epoch_seed(config.seed, epoch, NOISE))
 
-    judge = _judge(trainer.student, batches(judged_on), config)
-    fit(trainer, shuffled, judge, folder, reseed, facts, start=state["epoch"] + 1 if state else 0)
-    _conclude(config, splits, folder, device)
+def _require_images_for_all(config: TrainConfig, processes: Processes) -> None:
+    if config.bs < processes.count:
+        raise UserError(f"--bs {config.bs}: is shared by {processes.count} processes; give each an image or more")
+    if processes.count > 1 and config.device.startswith("cuda:"):
+        raise UserError(f"--device {config.device}: each process of a torchrun takes a GPU of its own; --device cuda")
 
 
 def _choose_images(splits: Splits, config: TrainConfig) -> tuple[Split, Split]:
@@ -79,7 +105,12 @@ def _choose_images(splits: Splits, config: TrainConfig) -> tuple[Split, Split]:
 
 
 def _make_trainer(
-    config: TrainConfig, splits: Splits, teacher_files: list, device: torch.device, arithmetic: Arithmetic
+    config: TrainConfig,
+    splits: Splits,
+    teacher_files: list,
+    device: torch.device,
+    arithmetic: Arithmetic,
+    processes: Processes,
 ) -> Trainer:
     student = make_network(config.model, config.model_path, config.dataset, splits).to(device)
     return Trainer(
@@ -93,6 +124,8 @@ def _make_trainer(
         attack_bn=config.attack_bn,
         generator=torch.Generator(device),
         arithmetic=arithmetic,
+        processes=processes,
+        sync_bn=config.sync_bn,
     )
 
 
@@ -111,8 +144,8 @@ def _optimizer(student, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(student.parameters(), momentum=config.momentum, **settings)
 
 
-def _judge(network: nn.Module, batches: Batches, config: TrainConfig) -> Judge:
-    return Judge(network, batches, config.epsilon / 255, epoch_seed(config.seed, 0, JUDGE))
+def _judge(network: nn.Module, batches: Batches, config: TrainConfig, processes: Processes = ALONE) -> Judge:
+    return Judge(network, batches, config.epsilon / 255, seed_of(config.seed, "judge"), processes)
 
 
 def _conclude(config: TrainConfig, splits: Splits, folder: RunFolder, device: torch.device) -> None:

@@ -15,7 +15,7 @@ from attacks.suite import PROTOCOLS, Attack, Setting
 from data import Split, Splits, chosen, fingerprint, load, subset, take
 from data.loader import Batches
 from engine.device import choose_device, use_full_precision
-from engine.distributed import Processes, gpu_of, join, leave
+from engine.distributed import EVALUATION_PATIENCE, Processes, gpu_of, join, leave
 from engine.eval_pictures import draw_confusions, draw_radii, draw_turned
 from engine.eval_report import comparison, write_report
 from engine.eval_state import State
@@ -41,7 +41,7 @@ def run_evaluation(config: EvalConfig) -> None:
 
     Raises UserError for whatever the user can mend.
     """
-    processes = join()
+    processes = join(EVALUATION_PATIENCE)
     if not processes.first:
         logging.getLogger().setLevel(logging.ERROR)
     try:

@@ -3,14 +3,17 @@
 import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import PARTIAL, require_writable, write_text
 from utils.flags import spelling
+from utils.log import logger
 from utils.plots import save_curves
 from utils.report import write_csv
 
@@ -24,13 +27,20 @@ COLUMNS = (
     *("clean_loss", "clean_acc", "PGD10_loss", "PGD10_acc"),
 )
 LONGEST_NAME = 200  # bytes; file systems take 255 and the files in the folder add theirs
+STATES, STATE_NAME = "resume", "{:04d}-{:06d}.pth"  # finished epochs, finished batches of the next
+STATES_KEPT = 2
+STATE_KEYS = {"net", "optimizer", "epochs", "tally", "rows", "config", "classes", "images", "teachers"}
 
 
 class RunFolder:
-    """``<root_path>/<dataset>/<method>/<name>/`` of one run; nothing is written before :meth:`create`."""
+    """``<root_path>/<dataset>/<method>/<name>/`` of one run; nothing is written before :meth:`create`.
 
-    def __init__(self, config: TrainConfig, *, teacher: str | None):
-        self.config = config
+    Raises UserError wherever the disk does not take what is written. With ``writes`` False, as in all processes of a
+    torchrun but the first, it follows the run without touching the disk.
+    """
+
+    def __init__(self, config: TrainConfig, *, teacher: str | None, writes: bool = True):
+        self.config, self.writes = config, writes
         parts = [config.model, teacher and f"from_{teacher}", config.method != "Natural" and f"eps{config.epsilon:g}"]
         name = "_".join(filter(None, [*parts, f"seed{config.seed}", config.desc_str]))
         name = name.replace(os.sep, "-").replace(":", "-")
@@ -42,18 +52,16 @@ class RunFolder:
     def last_state(self) -> dict | None:
         """State to resume from, or None where the run starts anew.
 
-        Raises UserError when the folder cannot be made, when it holds a run and ``--resume`` was not given, or when
-        that run had other settings.
+        Raises UserError when the folder cannot be made, when it holds a run and ``--resume`` was not given, when none
+        of its states can be read, or when that run had other settings.
         """
         self._require_writable()
-        last = self.path / LAST
-        if not last.exists():
+        self._seen = self._states()
+        if not self._seen and not (self.path / LAST).exists():
             return None
         if not self.config.resume:
             raise UserError(f"{self.path}: holds a run already; --resume continues it, --desc_str NAME starts another")
-        state = load_checkpoint(last)
-        if not {"net", "epoch", "optimizer", "rows", "config", "classes", "images", "teachers"} <= state.keys():
-            raise UserError(f"{last}: not the last checkpoint of a run; --desc_str NAME starts another run beside it")
+        state = self._newest_state()
         ours, theirs = identity(self.config), state["config"]
         if ours["milestones"] is None:
             ours["milestones"] = theirs["milestones"]  # more epochs move no milestone that was not asked for
@@ -75,54 +83,100 @@ class RunFolder:
                 )
         self.rows = state["rows"]
 
-    def create(self) -> None:
-        """Make the folder, take it for this process, and write config.json.
+    def create(self, state: dict | None) -> None:
+        """Make the folder, take it for this process to go on from ``state``, and write config.json.
 
-        Raises UserError where that cannot be, or where another process is training there.
+        Raises UserError where that cannot be, or where another process trains there, or did since ``state`` was read.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
+        if not self.writes:
+            return
+        with self._writing(self.path):
+            (self.path / STATES).mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  (held, with its lock, until the process ends)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            text = json.dumps(asdict(self.config), indent=2) + "\n"
-            write_text(self.path / "config.json", text)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{self.path}: another run is training there; --desc_str NAME starts one beside it"
-            ) from error
-        except OSError as error:
-            raise UserError(f"--root_path {self.config.root_path}: cannot write there ({error.strerror})") from error
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{self.path}: another run is training there; --desc_str NAME starts one beside it"
+                ) from error
+            if self._states() != self._seen:
+                raise UserError(f"{self.path}: another run was training there just now; the same command again")
+            for rest in (*self.path.glob(f"{PARTIAL}*"), *(self.path / STATES).glob(f"{PARTIAL}*")):
+                rest.unlink()  # of a process that was killed while it saved
+            for newer in self._states():  # those that could not be read
+                if state is None or newer.name > _state_name(state):
+                    newer.unlink()
+            write_text(self.path / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
 
     def add_row(self, values: dict) -> None:
         """Append one epoch to results.csv."""
         self.rows.append({key: values[key] for key in COLUMNS})
-        write_csv(self.path / "results.csv", COLUMNS, [[_plain(value) for value in row.values()] for row in self.rows])
+        if self.writes:
+            table = [[_plain(value) for value in row.values()] for row in self.rows]
+            with self._writing(self.path / "results.csv"):
+                write_csv(self.path / "results.csv", COLUMNS, table)
 
     def best(self, figure: str) -> dict:
         """The first row with the highest ``figure``."""
         return max(self.rows, key=lambda row: row[figure])
 
-    def state(self) -> dict:
-        """What the last checkpoint holds beside the network, for resuming."""
-        return {"rows": self.rows, "config": identity(self.config)}
-
     def save(self, name: str, content: dict) -> None:
-        """Write one checkpoint; raise UserError where the disk does not take it."""
-        try:
-            save_checkpoint(self.path / name, content)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{self.path / name}: cannot be written ({reason}); --resume continues the run") from error
+        """Write one checkpoint."""
+        if self.writes:
+            with self._writing(self.path / name):
+                save_checkpoint(self.path / name, content)
+
+    def save_state(self, content: dict) -> None:
+        """Write all that resuming needs: ``content`` has ``net``, ``optimizer``, ``epochs`` and ``tally``.
+
+        The newest states are kept, so that one that a fault of the disk spoils does not end the run.
+        """
+        state = content | {"rows": self.rows, "config": identity(self.config)}
+        self.save(f"{STATES}/{_state_name(state)}", state)
+        if self.writes:
+            for old in self._states()[STATES_KEPT:]:
+                old.unlink()
 
     def draw(self) -> None:
         """Write curves.png from the rows so far."""
-        save_curves(self.rows, self.path / "curves.png")
+        with self._writing(self.path / "curves.png"):
+            save_curves(self.rows, self.path / "curves.png")
+
+    def last_good(self) -> str:
+        """Words that name the newest checkpoint to go on from."""
+        states = self._states()
+        return f"the last good checkpoint is {states[0]}" if states else "no checkpoint was saved before"
+
+    def _states(self) -> list[Path]:
+        """Files to resume from, the newest first: their names tell the order, whatever the clock did."""
+        return sorted((self.path / STATES).glob("[0-9]*.pth"), reverse=True)
+
+    def _newest_state(self) -> dict:
+        if not self._seen:
+            raise UserError(f"{self.path}: its folder {STATES}/ is empty; --desc_str NAME starts another run beside it")
+        for path in self._seen:
+            try:
+                state = load_checkpoint(path)
+                if not state.keys() >= STATE_KEYS:
+                    raise UserError(f"{path}: not a state of a run")
+                return state
+            except UserError as error:
+                logger.warning("%s; trying the one before", error)
+        raise UserError(f"{self._seen[0]}: cannot be read, nor can any before; --desc_str NAME starts another run")
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(f"{path}: cannot be written ({reason}); --resume continues the run") from error
 
     def _require_writable(self) -> None:
-        existing = next(place for place in (self.path, *self.path.parents) if place.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            why = "no write permission" if existing.is_dir() else "not a folder"
-            raise UserError(f"--root_path {self.config.root_path}: cannot write there ({existing}: {why})")
+        try:
+            require_writable(self.path)
+        except OSError as error:
+            raise UserError(f"--root_path {self.config.root_path}: cannot write there ({error.strerror})") from error
 
 
 def identity(config: TrainConfig) -> dict:
@@ -133,6 +187,10 @@ def identity(config: TrainConfig) -> dict:
     kept = [spec.name for spec in fields(config) if not spec.metadata["place"]]
     values = {name: getattr(config, name) for name in kept if name != "epochs" or config.lr_schedule == "cosine"}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _state_name(state: dict) -> str:
+    return STATE_NAME.format(state["epochs"], state["tally"]["batches"])
 
 
 def _plain(value) -> str:

@@ -1,24 +1,19 @@
 """The training loop: one step reads like the papers' algorithm boxes, one epoch never waits for the device."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from attacks.pgd import Noise, gaussian, pgd
+from engine.distributed import ALONE, Processes
 from engine.precision import PLAIN, Arithmetic
+from engine.sync_bn import synchronise
+from engine.tally import Tally
 from engine.views import Frozen, Live, View
 from methods.losses import Step
-
-
-class EpochMeans(NamedTuple):
-    """Means over one training epoch; an accuracy, in percent, is None where the method computes no such logits."""
-
-    loss: float
-    clean_acc: float | None
-    adv_acc: float | None
 
 
 class Trainer:
@@ -35,6 +30,9 @@ class Trainer:
         attack_bn: "eval" or "train" overrides the BatchNorm mode that the method asks for in its attack.
         generator: Source of the start noise, on the images' device; None takes PyTorch's own.
         arithmetic: Of every forward and backward pass; weights, losses and the optimizer stay as they are.
+        processes: Those that share each batch. Every one draws the noise of the whole batch, so that a step does not
+            depend on how many they are; the gradients' mean goes through DistributedDataParallel, attacks do not.
+        sync_bn: Normalise over the whole batch in train mode, not over each process's part of it.
     """
 
     def __init__(
@@ -50,11 +48,18 @@ class Trainer:
         attack_bn: str | None = None,
         generator: torch.Generator | None = None,
         arithmetic: Arithmetic = PLAIN,
+        processes: Processes = ALONE,
+        sync_bn: bool = True,
     ):
         self.student, self.teachers, self.method, self.optimizer = student, tuple(teachers), method, optimizer
+        self.processes, self.part = processes, None
         if arithmetic.channels_last:
             student.to(memory_format=torch.channels_last)
-        self.live, self.frozen = Live(student, arithmetic), Frozen(student, arithmetic)
+        shared = processes.count > 1
+        self.meeting = synchronise(student) if shared and sync_bn else None
+        # Buffers are not broadcast: that would change what the first of several forwards saved for the backward.
+        network = DistributedDataParallel(student, broadcast_buffers=False) if shared else student
+        self.live, self.frozen = Live(network, arithmetic), Frozen(student, arithmetic)
         self.still = View(student, arithmetic)  # the student with BatchNorm in eval mode, refreshed for each attack
         self.guides = tuple(View(teacher, arithmetic) for teacher in teachers)
         self.climb = partial(pgd, epsilon=epsilon, step_size=step_size, steps=steps)
@@ -80,17 +85,24 @@ class Trainer:
         if (self.attack_bn or bn) == "eval":
             self.still.refresh()
             climbed = self.still
-        delta = noise(x, self.epsilon, self.generator) if start_noise is None else start_noise
+        delta = self._draw(noise, x) if start_noise is None else start_noise
         start = (x + delta).clamp(0, 1) if clamp else x + delta
         return self.climb(objective(climbed, *self.guides), x, start)
 
     def step(self, x: Tensor, y: Tensor, epoch: int = 0, start_noise: Tensor | None = None) -> Step:
-        """One optimizer step on images (B, C, H, W) and labels (B,); ``start_noise`` replaces the attack's own draw."""
+        """One optimizer step on images (B, C, H, W) and labels (B,); ``start_noise`` replaces the attack's own draw.
+
+        All processes are given the same batch, of which each takes its part; the result is that part's.
+        """
         self.student.train()
-        attack = partial(self.attack, start_noise=start_noise)
-        outcome = self.method(self.live, *self.guides, attack, x, y, epoch)
+        self.part = part = self.processes.part(len(y))
+        if self.meeting:
+            self.meeting.on = not part.all_alike
+        attack = partial(self.attack, start_noise=None if start_noise is None else start_noise[part.rows])
+        outcome = self.method(self.live, *self.guides, attack, x[part.rows], y[part.rows], epoch)
         self.optimizer.zero_grad()
-        outcome.loss.backward()
+        weight = part.share * self.processes.count  # DistributedDataParallel takes the plain mean over processes
+        (outcome.loss * weight).backward()
         self.optimizer.step()
         # Detached: logits that the loss leaves out would keep their whole forward alive through the next attack.
         return Step(*(None if value is None else value.detach() for value in outcome))
@@ -100,26 +112,18 @@ class Trainer:
         self.student.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def epoch(self, batches: Iterable[tuple[Tensor, Tensor]], epoch: int, lr: float) -> EpochMeans:
-        """One pass over the training set at learning rate ``lr``."""
+    def epoch(self, batches: Iterable[tuple[Tensor, Tensor]], epoch: int, lr: float, tally: Tally) -> Iterator[Tally]:
+        """Train on ``batches`` at learning rate ``lr``; yield ``tally`` after each, with that batch counted in."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss, clean, adv, n = 0, None, None, 0
-        for x, y in batches:  # sums stay on the device: the host reads them once, after the last batch
+        for x, y in batches:
             outcome = self.step(x, y, epoch)
-            loss = loss + outcome.loss.double() * len(y)
-            clean = _count(clean, outcome.clean, y)
-            adv = _count(adv, outcome.adv, y)
-            n += len(y)
-        return EpochMeans(float(loss) / n, _percent(clean, n), _percent(adv, n))
+            tally.add(outcome, y[self.part.rows], self.part)
+            yield tally
 
-
-def _count(so_far, logits, y):
-    if logits is None:
-        return None
-    correct = (logits.argmax(1) == y).sum()
-    return correct if so_far is None else so_far + correct
-
-
-def _percent(count, n):
-    return None if count is None else 100 * int(count) / n
+    def _draw(self, noise: Noise, x: Tensor) -> Tensor:
+        """Start noise of this process's images x (B, C, H, W), cut from that of the whole batch."""
+        if self.part is None:
+            return noise(x, self.epsilon, self.generator)
+        whole = x.new_empty(self.part.whole, *x.shape[1:])
+        return noise(whole, self.epsilon, self.generator)[self.part.rows]

@@ -5,6 +5,7 @@ import torch
 from tiny import TinyNet, tiny_problem
 
 from engine.evaluate import evaluate
+from engine.tally import Tally
 from engine.trainer import Trainer
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from utils.config import TrainConfig
@@ -107,7 +108,9 @@ def test_epoch_means_weigh_every_image_equally():
         torch.nn.functional.cross_entropy(z, t, reduction="sum") for z, (_, t) in zip(logits, batches, strict=True)
     ]
     correct = sum((z.argmax(1) == t).sum().item() for z, (_, t) in zip(logits, batches, strict=True))
-    means = trainer.epoch(batches, 0, lr=0.0)
+    tally = Tally("cpu")
+    assert [each.batches for each in trainer.epoch(batches, 0, 0.0, tally)] == [1, 2]
+    means = tally.means()
     assert means.loss == pytest.approx(sum(losses).item() / 6)
     assert means.clean_acc == pytest.approx(100 * correct / 6)
     assert means.adv_acc is None

@@ -4,17 +4,21 @@ import os
 import sys
 from collections.abc import Callable
 
-from utils.errors import UserError
+from utils.errors import Stopped, UserError
 from utils.log import log_to_terminal
 
 
 def run_command(work: Callable[[], object]) -> None:
-    """Run ``work``; a UserError becomes one line on standard error and exit status 2, Ctrl-C status 130."""
+    """Run ``work``; a UserError becomes one line on standard error and exit status 2, Ctrl-C status 130, and what was
+    asked to stop ends with the status that belongs to the asker's signal.
+    """
     log_to_terminal()
     try:
         work()
     except UserError as error:
         sys.exit(_fail(f"error: {' '.join(str(error).split())}", 2))
+    except Stopped as stop:
+        sys.exit(_fail(str(stop), stop.status))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
 

@@ -202,7 +202,17 @@ class TrainConfig:
     root_path: str = flag("tuned_models", "folder of all runs (official name)", group=RUN, place=True)
     desc_str: str = flag("", "a word of yours at the end of the run's folder name", group=RUN, place=True)
     resume: bool = flag(
-        False, "continue this run from its last epoch, if it has one", group=RUN, place=True, short="-r"
+        False, "continue this run where its last checkpoint left it, or start it", group=RUN, place=True, short="-r"
+    )
+    save_minutes: float = flag(
+        10.0,
+        "longest time between checkpoints, so the most that an interruption costs; every epoch ends with one too",
+        group=RUN,
+        check=at_least(0),
+        place=True,
+    )
+    sync_bn: bool = flag(
+        True, "under torchrun: BatchNorm over the whole batch, so that results do not depend on processes", group=RUN
     )
 
     def __post_init__(self):

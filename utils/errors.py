@@ -1,4 +1,4 @@
-"""The one exception whose text is meant for the user."""
+"""The exceptions whose text is meant for the user."""
 
 
 class UserError(Exception):
@@ -7,3 +7,11 @@ class UserError(Exception):
     Its text is one line that names the flag or the file, says what is wrong and what to do.
     Entry scripts print it and exit with status 2.
     """
+
+
+class Stopped(Exception):
+    """A command that was asked to stop has done so in good order; entry scripts print the text and exit with status."""
+
+    def __init__(self, text: str, status: int):
+        super().__init__(text)
+        self.status = status

@@ -27,6 +27,7 @@ def log_to_terminal() -> None:
 def log_to_file(path: Path) -> None:
     """Append every later line to ``path`` as well, with the time."""
     handler = logging.FileHandler(path, encoding="utf-8")
+    handler.handleError = lambda record: None  # a full disk is told once, by what has to be saved
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
     logging.getLogger().addHandler(handler)
 
@@ -34,10 +35,11 @@ def log_to_file(path: Path) -> None:
 class Bar:
     """How far a piece of work is: a bar on a terminal, else a line every minute. ``note`` is shown behind it."""
 
-    def __init__(self, total: int, title: str):
-        self.total, self.title, self.note, self.done = total, title, "", 0
+    def __init__(self, total: int, title: str, done: int = 0):
+        self.total, self.title, self.note, self.done = total, title, "", done
         self.last = time.monotonic()
-        self.bar = tqdm(total=total, desc=title, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
+        style = {"leave": False, "dynamic_ncols": True, "disable": not sys.stderr.isatty()}
+        self.bar = tqdm(total=total, desc=title, initial=done, **style)
 
     def __enter__(self):
         return self
@@ -55,9 +57,9 @@ class Bar:
             self.last = time.monotonic()
 
 
-def progress(batches: Iterable, title: str) -> Iterator:
-    """Yield ``batches``, showing how far it is."""
-    with Bar(len(batches), title) as bar:
+def progress(batches: Iterable, title: str, total: int, done: int = 0) -> Iterator:
+    """Yield ``batches``, the last of ``total`` of which ``done`` are behind, showing how far it is."""
+    with Bar(total, title, done) as bar:
         for batch in batches:
             yield batch
             bar.advance()
