@@ -1,0 +1,51 @@
+"""Ten steps of a method by all processes of a torchrun, or by one process without it; the first saves the student."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+from tiny import TinyNet  # noqa: E402
+
+from engine.distributed import join, leave  # noqa: E402
+from engine.tally import Tally  # noqa: E402
+from engine.trainer import Trainer  # noqa: E402
+from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER  # noqa: E402
+from utils.config import TrainConfig  # noqa: E402
+
+SIZES = (7, 6, 7, 2, 1, 6, 7, 5, 2, 6)  # of the batches: odd ones, and fewer images than processes
+
+
+def ten_steps(name: str, processes) -> dict:
+    torch.manual_seed(0)
+    student, *teachers = (TinyNet().double() for _ in range(3))
+    teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
+    teachers = teachers[: 0 if name in WITHOUT_TEACHER else 2 if name in WITH_TWO_TEACHERS else 1]
+    batches = [(torch.rand(n, 3, 8, 8, dtype=torch.float64), torch.randint(10, (n,))) for n in SIZES]
+    trainer = Trainer(
+        student,
+        teachers,
+        METHODS[name](TrainConfig(method=name, iad_begin=0)),
+        torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9),
+        epsilon=8 / 255,
+        step_size=2 / 255,
+        steps=3,
+        generator=torch.Generator().manual_seed(1),
+        processes=processes,
+    )
+    tally = Tally("cpu", processes)
+    for _ in trainer.epoch(batches, 0, 0.1, tally):
+        pass
+    return {"net": student.state_dict(), "means": [mean or 0.0 for mean in tally.means()]}
+
+
+if __name__ == "__main__":
+    out, *names = sys.argv[1:]
+    processes = join(timedelta(minutes=2))
+    found = {name: ten_steps(name, processes) for name in names}
+    if processes.first:
+        torch.save(found, out)
+    leave()
