@@ -55,6 +55,7 @@ def test_a_distillation_and_its_evaluation_leave_everything_they_promise(tmp_pat
         "results.csv",
         "log.txt",
         "curves.png",
+        "resume",
     }
     assert json.loads((folder / "config.json").read_text())["method"] == "DGAD"
     rows = rows_of(folder / "results.csv")
