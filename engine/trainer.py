@@ -1,5 +1,6 @@
 """The training loop: one step reads like the papers' algorithm boxes, one epoch never waits for the device."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
@@ -57,8 +58,7 @@ class Trainer:
             student.to(memory_format=torch.channels_last)
         shared = processes.count > 1
         self.meeting = synchronise(student) if shared and sync_bn else None
-        # Buffers are not broadcast: that would change what the first of several forwards saved for the backward.
-        network = DistributedDataParallel(student, broadcast_buffers=False) if shared else student
+        network = _wrapped(student) if shared else student
         self.live, self.frozen = Live(network, arithmetic), Frozen(student, arithmetic)
         self.still = View(student, arithmetic)  # the student with BatchNorm in eval mode, refreshed for each attack
         self.guides = tuple(View(teacher, arithmetic) for teacher in teachers)
@@ -127,3 +127,10 @@ class Trainer:
             return noise(x, self.epsilon, self.generator)
         whole = x.new_empty(self.part.whole, *x.shape[1:])
         return noise(whole, self.epsilon, self.generator)[self.part.rows]
+
+
+def _wrapped(student: nn.Module) -> nn.Module:
+    # Buffers are not broadcast: that would change what the first of several forwards saved for the backward.
+    with warnings.catch_warnings():  # the option's new name is unknown to older releases of PyTorch
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(student, broadcast_buffers=False)

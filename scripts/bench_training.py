@@ -111,8 +111,8 @@ class Data(Timing):
 def time_step(config: Step) -> dict:
     """Log and return images/s of both sides, their passes and arithmetic, and the share of the machine's ceiling."""
     device, arithmetic, words = _setting(config)
-    x, y = _batch(config, device)
-    trainers = {name: _trainer(config, name, device, arithmetic) for name in SIDES}
+    x, y = batch_of(config, device)
+    trainers = {name: trainer_of(config, name, device, arithmetic) for name in SIDES}
     works = {name: (lambda trainer=trainer: trainer.step(x, y, config.epoch)) for name, trainer in trainers.items()}
     counted = {}
     for name, work in works.items():
@@ -138,7 +138,7 @@ def time_epoch(config: Epoch) -> dict:
     shape = (config.images, 3, config.image_size, config.image_size)
     split = Split(torch.randint(256, shape, dtype=torch.uint8), torch.randint(config.classes, shape[:1]))
     judged = Batches(split, config.bs, device=device)
-    reference, ours = (_trainer(config, name, device, arithmetic) for name in SIDES)
+    reference, ours = (trainer_of(config, name, device, arithmetic) for name in SIDES)
     loader = plain.loader(split, config.bs, workers=2)
     noise = [noise_of(x, 0, "PGD-10", "", k) for k, (x, _) in enumerate(judged)]
     shuffled = Batches(split, config.bs, device=device, shuffle=True, crop=4, flip=True)
@@ -170,7 +170,7 @@ def measure_memory(config: Memory) -> dict:
         logger.info("ours takes %.2f of the reference's memory", peaks["ours"] / peaks["reference"])
         return {"peak_mib": peaks}
     device, arithmetic, words = _setting(config)
-    trainer, batch = _trainer(config, config.side, device, arithmetic), _batch(config, device)
+    trainer, batch = trainer_of(config, config.side, device, arithmetic), batch_of(config, device)
     for _ in range(2):
         trainer.step(*batch, config.epoch)
     if device.type == "cuda":
@@ -230,13 +230,14 @@ def _setting(config: Step) -> tuple[torch.device, Arithmetic, str]:
     return device, arithmetic, words
 
 
-def _batch(config: Step, device: torch.device):
+def batch_of(config: Step, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generated images (B, 3, H, W) and labels (B,), the same each time."""
     seed_everything(0)
     x = torch.rand(config.bs, 3, config.image_size, config.image_size, device=device)
     return x, torch.randint(config.classes, (config.bs,), device=device)
 
 
-def _trainer(config: Step, side: str, device: torch.device, arithmetic: Arithmetic):
+def trainer_of(config: Step, side: str, device: torch.device, arithmetic: Arithmetic, **options):
     """A trainer of either side, on networks of the same weights."""
     seed_everything(0)
     method = canonical(config.method, METHODS, ALIASES, "--method")
@@ -247,7 +248,7 @@ def _trainer(config: Step, side: str, device: torch.device, arithmetic: Arithmet
     ours = side == "ours"
     optimizer = torch.optim.SGD(student.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4, fused=ours)
     settings = {"epsilon": EPSILON, "step_size": STEP_SIZE, "steps": 10} | ({"arithmetic": arithmetic} if ours else {})
-    return SIDES[side](student, teachers, METHODS[method](TrainConfig()), optimizer, **settings)
+    return SIDES[side](student, teachers, METHODS[method](TrainConfig()), optimizer, **settings, **options)
 
 
 def _networks(trainer) -> dict[str, torch.nn.Module]:

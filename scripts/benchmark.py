@@ -1,10 +1,11 @@
 """Time this code against the plain reference, alternately in one process: python scripts/benchmark.py WHAT [flags]
 
-WHAT is one of: step epoch memory views data judging evaluate reach; each has --help. A ratio is the median over pairs
-of (reference, ours), its spread their quartiles.
+WHAT is one of: step epoch memory views data judging evaluate reach scale; each has --help. A ratio is the median over
+pairs of (reference, ours), its spread their quartiles.
 """
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run
 
 from engine.device import use_full_precision
 from scripts.bench_evaluation import Evaluate, Judging, Reach, measure_reach, time_evaluation, time_judging
+from scripts.bench_scaling import Scale, time_scaling
 from scripts.bench_training import (
     Data,
     Epoch,
@@ -41,6 +43,7 @@ BENCHMARKS = {
     "judging": (Judging, time_judging),
     "evaluate": (Evaluate, time_evaluation),
     "reach": (Reach, measure_reach),
+    "scale": (Scale, time_scaling),
 }
 
 
@@ -56,7 +59,7 @@ def benchmark(words: list[str]) -> None:
     seed_everything(0)
     about = {key: value for key, value in asdict(config).items() if key not in ("json", "profile")}
     figures = {"benchmark": words[0], "config": about, "versions": versions(), **run(config)}
-    if config.json:
+    if config.json and os.environ.get("RANK", "0") == "0":  # of the processes of a torchrun the first writes
         write_text(Path(config.json), json.dumps(figures, indent=1) + "\n")
 
 
