@@ -67,7 +67,7 @@ class Fit:
             tally = Tally(device, self.processes)
 
     def _epoch(self, epoch: int, tally: Tally) -> None:
-        began, lr = time.monotonic(), _rate(epoch, self.config)
+        began, seen, lr = time.monotonic(), tally.images, _rate(epoch, self.config)
         try:
             for _ in self.trainer.epoch(self._from(epoch, tally.batches), epoch, lr, tally):
                 self._between_steps(epoch, tally)
@@ -82,7 +82,8 @@ class Fit:
         clean, robust = self.judge(lambda: self._stop_if_asked(epoch, tally))
         self._require_finite(epoch, means.loss, clean.loss, robust.loss)
         self._keep(epoch, _row(epoch, lr, means, clean, robust))
-        seconds = f"{trained - began:.0f} s training, {time.monotonic() - trained:.0f} s evaluation"
+        rate = (tally.images - seen) / (trained - began)
+        seconds = f"{trained - began:.0f} s, {rate:.0f} images/s; evaluation {time.monotonic() - trained:.0f} s"
         logger.info(
             *("epoch %d/%d  lr %g  loss %.4f  clean %.2f  PGD-10 %.2f  (%s)", epoch + 1, self.config.epochs, lr),
             *(means.loss, clean.accuracy, robust.accuracy, seconds),

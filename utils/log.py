@@ -37,7 +37,8 @@ class Bar:
 
     def __init__(self, total: int, title: str, done: int = 0):
         self.total, self.title, self.note, self.done = total, title, "", done
-        self.last = time.monotonic()
+        self.began = self.last = time.monotonic()
+        self.behind = done
         style = {"leave": False, "dynamic_ncols": True, "disable": not sys.stderr.isatty()}
         self.bar = tqdm(total=total, desc=title, initial=done, **style)
 
@@ -53,8 +54,10 @@ class Bar:
         self.bar.set_postfix_str(self.note, refresh=False)
         self.bar.update()
         if self.bar.disable and time.monotonic() - self.last > LINE_EVERY_SECONDS:
-            logger.info("%s: %d of %d%s", self.title, self.done, self.total, self.note and f", {self.note}")
             self.last = time.monotonic()
+            left = (self.last - self.began) / (self.done - self.behind) * (self.total - self.done)
+            note = f"{left / 60:.0f} min left" + (self.note and f", {self.note}")
+            logger.info("%s: %d of %d, %s", self.title, self.done, self.total, note)
 
 
 def progress(batches: Iterable, title: str, total: int, done: int = 0) -> Iterator:
