@@ -15,7 +15,8 @@ SWEEP, SBATCH = ROOT / "scripts" / "sweep.sh", ROOT / "scripts" / "sweep.sbatch"
 PATIENCE = 300  # seconds until a test gives a process up
 
 # What a sweep sees of main.py: a run folder, a row an epoch, --resume, signals, exit statuses. Files in its folder
-# say what is to happen: "hold" lets epoch 2 wait for a signal, "together" lets it wait until two runs are there.
+# say what is to happen: "hold" lets epoch 2 wait for a signal, "finish" lets it go on then in place of saving,
+# "together" lets an epoch wait until two runs are there.
 STAND_IN = f"""#!{sys.executable}
 import json, os, signal, sys, time
 from pathlib import Path
@@ -52,7 +53,7 @@ for epoch in range(len(rows) - 1, total):
         (folder / "holds").touch()
         while not caught:
             time.sleep(0.01)
-    if caught:
+    if caught and not Path("finish").exists():
         time.sleep(0.3)  # saving takes a while
         (folder / "saved").write_text(f"{{len(caught)}} {{caught[0]}}")
         print("saved; --resume continues")
@@ -149,7 +150,8 @@ def test_from_the_repository_the_list_names_scripts_as_users_type_them():
 
 def test_only_carries_out_one_run_of_the_list(here):
     listed = ended(begin(here, SWEEP, [*FOUR, "--list", "--", "--epochs", "2"]))[1].splitlines()
-    assert sweep(here, *FOUR, "--only", "2")[0] == 0
+    status, out, _ = sweep(here, *FOUR, "--only", "2")
+    assert status == 0 and "table" not in out  # of tasks side by side none has the whole of it
     assert [f"python {call}" for call in calls(here)] == [listed[2]]
 
 
@@ -329,6 +331,24 @@ def test_a_task_at_its_time_limit_saves_queues_again_and_then_finishes(submitted
 def test_a_preempted_task_queues_again_and_a_cancelled_one_does_not(submitted, state, asked):
     assert stop_task(submitted, signal.SIGTERM, state) == 143
     assert asked_of_slurm(submitted) == asked
+
+
+def test_a_task_that_ends_in_time_does_not_come_back(submitted):
+    for name in ("hold", "finish"):
+        (submitted / name).touch()
+    task = array_task(submitted, 1, "--seeds", "1 2")
+    wait_for(submitted, "**/holds")
+    task.send_signal(signal.SIGUSR1)
+    assert ended(task)[0] == 0 and epochs_done(submitted) == [2] and not asked_of_slurm(submitted)
+
+
+def test_a_task_whose_run_someone_else_stops_does_not_come_back(submitted):
+    (submitted / "hold").touch()
+    task = array_task(submitted, 1, "--seeds", "1 2")
+    wait_for(submitted, "**/holds")
+    (pid,) = submitted.rglob("pid")
+    os.kill(int(pid.read_text()), signal.SIGUSR1)
+    assert ended(task)[0] == 75 and not asked_of_slurm(submitted)
 
 
 def test_a_task_that_fails_does_not_come_back(submitted):
