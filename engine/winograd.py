@@ -27,7 +27,7 @@ class WinogradConv2d(nn.Module):
 
     Features (B, C, H, W) to (B, K, H, W), which lie channels-last in memory; an input that does too is read fastest.
     :meth:`take` sets the weight, which is kept transformed as ``planes`` (16, K, C). In bfloat16 the transformed
-    features are rounded too, so that errors are about twice those of the usual convolution.
+    features are rounded too: errors are two to three times those of the usual convolution.
 
     Args:
         conv: Gives the numbers of channels and the bias.
