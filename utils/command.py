@@ -16,11 +16,16 @@ def run_command(work: Callable[[], object]) -> None:
     try:
         work()
     except UserError as error:
-        sys.exit(_fail(f"error: {' '.join(str(error).split())}", 2))
+        sys.exit(_fail(f"error: {_one_line(str(error))}", 2))
     except Stopped as stop:
         sys.exit(_fail(str(stop), stop.status))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
+
+
+def _one_line(text: str) -> str:
+    """The text without line breaks; names from the command line and from files move no cursor and colour nothing."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.split()))
 
 
 def _fail(line: str, status: int) -> int:
