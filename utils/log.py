@@ -17,6 +17,8 @@ logger = logging.getLogger("run")
 
 def log_to_terminal() -> None:
     """Send every line of the project to standard output, bare."""
+    if hasattr(sys.stdout, "reconfigure"):  # a name may have characters that the terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
