@@ -91,8 +91,12 @@ class RunFolder:
         if not self.writes:
             return
         with self._writing(self.path):
-            (self.path / STATES).mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  (held, with its lock, until the process ends)
+            states = self.path / STATES
+            if states.is_symlink():
+                raise UserError(f"{states}: a link, and checkpoints would be written where it points; remove it")
+            states.mkdir(parents=True, exist_ok=True)
+            # Held, with its lock, until the folder is dropped. Links are not followed: a folder may come from elsewhere.
+            self._lock = os.fdopen(os.open(self.path / ".lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW), "w")
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -101,7 +105,7 @@ class RunFolder:
                 ) from error
             if self._states() != self._seen:
                 raise UserError(f"{self.path}: another run was training there just now; the same command again")
-            for rest in (*self.path.glob(f"{PARTIAL}*"), *(self.path / STATES).glob(f"{PARTIAL}*")):
+            for rest in (*self.path.glob(f"{PARTIAL}*"), *states.glob(f"{PARTIAL}*")):
                 rest.unlink()  # of a process that was killed while it saved
             for newer in self._states():  # those that could not be read
                 if state is None or newer.name > _state_name(state):
