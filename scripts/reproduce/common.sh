@@ -25,6 +25,8 @@ data=("$@")
 [ $# -gt 0 ] || data=(--dataset CIFAR10)
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 threads=${THREADS:-1}
+# Pieces of an evaluation continue only under the code that made them; a finished one is finished under any.
+state=$out/state/$(git describe --always --exclude='*' --dirty 2>/dev/null || echo unknown)
 
 if [ -z "$list" ]; then
   python=$(bash scripts/setup.sh)
@@ -55,7 +57,7 @@ chain() {
 
 once() {
   local key log
-  key=$(cksum <<<"$1" | tr ' ' -)
+  key=$(cksum <<<"${1/"$state"/}" | tr ' ' -)
   log=$out/logs/$key.txt
   [ ! -e "$out/finished/$key" ] || return 0
   echo "$(date +%H:%M:%S) python $1"

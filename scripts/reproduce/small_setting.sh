@@ -11,8 +11,6 @@ setting=(--model small_resnet --bs 64 --lr_schedule cosine --limit_test "$LIMIT_
 made=$out/teachers/$(dataset)
 robust=$made/AT/small_resnet_eps8_seed42_teacher/best_PGD10_acc_model.pth
 standard=$made/Natural/small_resnet_seed42_teacher/best_clean_acc_model.pth
-# Finished pieces of an evaluation continue under the code that made them only.
-state=$out/state/$(git describe --always --exclude='*' --dirty 2>/dev/null || echo unknown)
 
 # The robust teacher and the standard one.
 teachers() {
