@@ -2,7 +2,9 @@
 #
 # Options, in this order: [--list] [--scale full|short|smoke] [OUT] [data flags]
 #   --list    prints every command and ends
+#   --scale   of the scripts of published tables: see table_setting.sh
 #   OUT       folder of everything (runs/<name of the script> when not given)
+#   data flags  of main.py, such as --data_root DIR; a path in them counts from the repository's folder
 # Environment: JOBS chains run at once (1), each on THREADS threads (1).
 #
 # A command that has ended well is remembered in OUT/finished and skipped from then on. What every command prints goes to
@@ -22,7 +24,6 @@ out=runs/$name
 if [[ $# -gt 0 && $1 != --* ]]; then out=$1 && shift; fi
 out=$(realpath -m "$out")
 data=("$@")
-[ $# -gt 0 ] || data=(--dataset CIFAR10)
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 threads=${THREADS:-1}
 # Pieces of an evaluation continue only under the code that made them; a finished one is finished under any.
@@ -39,6 +40,7 @@ fi
 line() {
   local words
   printf -v words '%q ' "$@"
+  words=${words//\\,/,} # no shell needs these
   echo "${words% }"
 }
 
@@ -61,7 +63,7 @@ once() {
   log=$out/logs/$key.txt
   [ ! -e "$out/finished/$key" ] || return 0
   echo "$(date +%H:%M:%S) python $1"
-  eval "\"\$python\" $1" >"$log" 2>&1 &
+  eval "exec \"\$python\" $1" >"$log" 2>&1 &
   child=$!
   if wait "$child"; then
     echo "$1" >"$out/finished/$key"
@@ -78,12 +80,22 @@ settle() {
   [ ! -e "$out/failed" ] || { echo "failed: see the lines above; the same command again goes on" >&2 && exit 1; }
 }
 
-# The data set's name among the data flags, which is that of a folder of every run.
-dataset() {
-  local word before=
-  for word in "${data[@]}"; do
-    [ "$before" != --dataset ] || { echo "$word" && return; }
-    before=$word
-  done
-  echo CIFAR10
+# Whether a method distils from a teacher.
+distils() { case $1 in Natural | AT | TRADES | MART) return 1 ;; esac }
+
+# Whether a method distils from a second, standard teacher too.
+distils_twice() { case $1 in AKD2 | IAD-II) ;; *) return 1 ;; esac }
+
+# run_folder METHOD MODEL TEACHER EPSILON SEED WORD: where a run lies below its data set's folder.
+run_folder() {
+  local folder=$1/$2
+  ! distils "$1" || folder+=_from_$3
+  [ "$1" = Natural ] || folder+=_eps$4
+  echo "${folder}_seed$5${6:+_$6}"
+}
+
+# tell LINE: the last command of a script, which prints its table.
+tell() {
+  settle
+  if [ -n "$list" ]; then echo "python $1"; else eval "\"\$python\" $1"; fi
 }
