@@ -8,9 +8,9 @@ source "$(dirname "$0")/small_setting.sh"
 
 teachers
 for seed in $SEEDS; do
-  for map in "MAP --map" "- --no-map"; do
-    for els in "ELS --els" "- --no-els"; do
-      for pcr in "PCR --alp on" "- --alp off"; do
+  for map in "MAP --map" "noMAP --no-map"; do
+    for els in "ELS --els" "noELS --no-els"; do
+      for pcr in "PCR --alp on" "noPCR --alp off"; do
         word=${map%% *}_${els%% *}_${pcr%% *}
         student DGAD "$seed" "$word" --ALP_beta 5.0 ${map#* } ${els#* } ${pcr#* }
       done

@@ -37,6 +37,7 @@ def beside(arguments: Sequence[str]) -> None:
         raise UserError(f"{asked.table}: neither published figures nor any of ours in {asked.figures}")
     note = f"accuracy in %; ours over {sizes}" if sizes else "accuracy in %; none of ours yet"
     try:
+        Path(asked.figures).mkdir(parents=True, exist_ok=True)
         write_text(Path(asked.figures) / "beside.md", f"{markdown_table(header, lines)}\n\n{note}\n")
     except OSError as error:
         raise UserError(f"{asked.figures}: cannot be written to ({error.strerror}); name another folder") from error

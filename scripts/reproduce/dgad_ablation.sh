@@ -7,9 +7,9 @@ on CIFAR10
 as resnet18
 published_teacher wideresnet34_10 teacher_models/CIFAR10/wideresnet34_10/robust_teacher.pth \
   "Any robust WideResNet-34-10, such as TRADES's (model_cifar_wrn.pt), or: python main.py --dataset CIFAR10 --method TRADES --model wideresnet34_10 --recipe paper"
-for map in "MAP --map" "- --no-map"; do
-  for els in "ELS --els" "- --no-els"; do
-    for pcr in "PCR --alp on" "- --alp off"; do
+for map in "MAP --map" "noMAP --no-map"; do
+  for els in "ELS --els" "noELS --no-els"; do
+    for pcr in "PCR --alp on" "noPCR --alp off"; do
       row "${map%% *}_${els%% *}_${pcr%% *}" DGAD ${map#* } ${els#* } ${pcr#* }
     done
   done
