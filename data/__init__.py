@@ -8,6 +8,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from data import cifar, digits, image_folder, tiny_imagenet
 from data.loader import Batches
 from data.splits import Split, Splits, chosen, fingerprint, hold_out, subset, take
+from utils.errors import UserError
 from utils.names import canonical
 
 __all__ = [
@@ -49,4 +50,8 @@ def load(name: str, data_root: str | Path | None = None, *, image_size: int | No
     Raises UserError for an unknown name, and for data that are missing, damaged or of another size.
     """
     name = canonical(name, DATASETS, ALIASES, "--dataset")
-    return DATASETS[name](None if data_root is None else Path(data_root).expanduser(), image_size, workers)
+    try:
+        root = None if data_root is None else Path(data_root).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"--data_root {data_root}: there is no such user; write the folder out") from error
+    return DATASETS[name](root, image_size, workers)

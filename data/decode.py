@@ -33,7 +33,7 @@ def image_files(folder: Path) -> list[Path]:
 def open_image(path: Path) -> Image.Image:
     """Decode one file to 8-bit RGB, grey images included. Raises UserError that names the file."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:  # for others Pillow starts programs
             if image.mode.startswith(("I", "F")):  # convert() would clip these to white
                 raise ValueError(f"pixels of more than 8 bits, mode {image.mode}")
             return image.convert("RGB")

@@ -53,6 +53,8 @@ def _text(path: Path) -> str:
 def _train_files(root: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
     files, labels = [], []
     for label, wnid in enumerate(classes):
+        if wnid != Path(wnid).name:
+            raise UserError(f"{root / 'wnids.txt'}: {wnid!r} is no name of a class; unpack {_URL} again")
         folder = root / "train" / wnid / "images"
         found = image_files(folder)
         if not found:

@@ -7,11 +7,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from engine.records import NOT_ATTACKED, WORST, place_of, read_evaluations, sha256
+from engine.records import NOT_ATTACKED, WORST, is_plain, place_of, read_evaluations, sha256
 from engine.run_folder import BEST_CLEAN, BEST_PGD10, LAST
 from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from utils.config import TrainConfig
 from utils.errors import UserError
+from utils.files import read_json
 from utils.log import logger
 from utils.plots import shortened
 from utils.report import Cell
@@ -153,9 +154,12 @@ def _config_beside(checkpoint: Path) -> dict:
     if not path.exists():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
+        for value in config.values():
+            if isinstance(value, dict) or (isinstance(value, list) and not all(map(is_plain, value))):
+                raise ValueError("no settings of a run")
         return config if "method" in config else {}
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged; without it the checkpoint is shown by its path: delete it") from error
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import require_writable, write_text
+from utils.files import read_json, require_writable, write_text
+from utils.log import logger
 
 ABOUT = "conditions.json"
 
@@ -26,19 +27,27 @@ class State:
         try:
             require_writable(folder)
             if about.exists():
-                self._compare(json.loads(about.read_text(encoding="utf-8")), conditions)
-        except (OSError, ValueError) as error:
+                self._compare(read_json(about), conditions)
+        except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"--state {folder}: cannot be used ({error}); name another folder") from error
 
-    def find(self, title: str, batch: int, stage: int) -> tuple[Tensor, Tensor] | None:
-        """Classes read and stages of the falls, (B,) each, as :meth:`keep` got them; None where it did not."""
+    def find(self, title: str, batch: int, stage: int, size: int) -> tuple[Tensor, Tensor] | None:
+        """Classes read and stages of the falls, (``size``,) int64 each, as :meth:`keep` got them.
+
+        None where it did not, and, with a warning, where the file is damaged.
+        """
         if self.folder is None or not self._place(title, batch, stage).exists():
             return None
+        place = self._place(title, batch, stage)
         try:
-            kept = json.loads(self._place(title, batch, stage).read_text(encoding="utf-8"))
-            return torch.tensor(kept["predicted"]), torch.tensor(kept["fallen"])
-        except (ValueError, KeyError):  # damaged: done again
-            return None
+            kept = read_json(place)
+            found = tuple(torch.tensor(kept[key], dtype=torch.int64) for key in ("predicted", "fallen"))
+            if all(values.shape == (size,) for values in found):
+                return found
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # told below, like another shape
+            pass
+        logger.warning("%s is damaged: that piece is done again", place)
+        return None
 
     def keep(self, title: str, batch: int, stage: int, predicted: Tensor, fallen: Tensor) -> None:
         """Keep what one stage of one batch found."""

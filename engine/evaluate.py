@@ -120,7 +120,7 @@ def _stages(networks, k: int, x, y, clean, attack: Attack, seed: int, state: Sta
     predicted, fallen = clean, torch.where(clean == labels, stands, 0)
     for number, (name, perturb) in enumerate(attack.stages.items(), start=1):
         piece = (f"{attack.title}-n{n}", k, number)
-        kept = state.find(*piece)
+        kept = state.find(*piece, len(labels))
         if kept is None:
             standing = fallen == stands
             tried = torch.ones_like(standing) if attack.every_image and number == 1 else standing

@@ -11,12 +11,14 @@ from utils.errors import UserError
 
 class Arithmetic(NamedTuple):
     """How networks are computed: ``dtype`` of weights and activations (None: the network's own, float32), whether they
-    lie channels-last in memory, whether what an attack climbs is compiled.
+    lie channels-last in memory, whether what an attack climbs is compiled, whether it convolves by Winograd's algorithm
+    where that is faster.
     """
 
     dtype: torch.dtype | None = None
     channels_last: bool = False
     compiled: bool = False
+    winograd: bool = False
 
     def autocast(self, device_type: str):
         """Context in which a live network computes in ``dtype`` while its weights stay float32."""
@@ -45,14 +47,20 @@ def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tup
     why = {True: "the device multiplies bfloat16", False: "no bfloat16 on this device"}[native]
     words = f"precision {chosen}" + (f" ({why})" if precision == "auto" else "")
     words += f", compile {'on' if compiled else 'off'}, {'channels-last' if channels_last else 'channels-first'}"
-    return Arithmetic(torch.bfloat16 if chosen == "bf16" else None, channels_last, compiled), words
+    # AMX multiplies so fast that the sums of the transforms would take longer than what they save.
+    winograd = chosen == "bf16" and not cuda and not compiled and "amx_bf16" not in _cpu_flags()
+    words += ", Winograd" * winograd
+    return Arithmetic(torch.bfloat16 if chosen == "bf16" else None, channels_last, compiled, winograd), words
 
 
 def _native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+        return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:  # not Linux
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+        return set()

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from data import DATASETS
 from engine.networks import network_in
 from engine.records import place_of, read_evaluations, sha256
 from engine.settings import dataset_name
@@ -116,8 +117,9 @@ def _figures_in(evaluations: list[dict], digest: str, dataset: str) -> list[Figu
 
 
 def _dataset_of(path: str, asked: str | None, facts: dict) -> str:
-    told = facts.get("dataset")
-    asked = asked and dataset_name(asked)
+    told, asked = facts.get("dataset"), asked and dataset_name(asked)
+    if told and told not in DATASETS:  # it becomes the name of a folder
+        raise UserError(f"{path}: says it was trained on {told!r}, which is none of our data sets: the file is damaged")
     if told and asked not in (None, told):
         raise UserError(f"--dataset {asked}: {path} was trained on {told}; leave the flag out")
     return asked or told or "CIFAR10"

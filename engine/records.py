@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from pathlib import Path
+import math
+from pathlib import Path, PurePath
 
 from torch import Tensor
 
 from attacks.suite import Attack
 from engine.evaluate import Outcome
 from utils.errors import UserError
-from utils.files import require_writable, write_text
+from utils.files import read_json, require_writable, write_text
 from utils.versions import versions
 
 WORST = "worst case"
@@ -109,15 +110,37 @@ def folder_of(checkpoint: str | Path) -> Path:
 def read_evaluations(path: Path) -> list[dict]:
     """All evaluations kept in a file, the newest last; raises UserError where there are none or it is damaged."""
     try:
-        evaluations = json.loads(path.read_text(encoding="utf-8"))["evaluations"]
+        evaluations = read_json(path)["evaluations"]
+        if not isinstance(evaluations, list) or not evaluations:
+            raise ValueError("no evaluations")
         for entry in evaluations:
-            assert {"conditions", "figures"} <= entry.keys()
-            assert all({"accuracy", "n"} <= figure.keys() for figure in entry["figures"].values())
+            _require_sound(entry["conditions"], entry["figures"])
         return evaluations
     except OSError as error:
         raise UserError(f"{path}: no figures to read; evaluate the checkpoint with main_eval.py first") from error
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged; delete it and evaluate the checkpoint again") from error
+
+
+def _require_sound(conditions: dict, figures: dict) -> None:
+    """Raise ValueError, KeyError, TypeError or AttributeError for what no evaluation of ours keeps.
+
+    The file may come from anyone, and its checkpoint's name is opened: it must be a name in the run's folder.
+    """
+    name = conditions.get("checkpoint", "")
+    plain = all(map(is_plain, conditions.values())) and name == PurePath(name).name != ".."
+    for figure in figures.values():
+        plain &= math.isfinite(figure["accuracy"]) and type(figure["n"]) is int and figure["n"] > 0
+        nested = [value for value in figure.values() if isinstance(value, dict)]
+        rest = [value for value in figure.values() if not isinstance(value, dict)]
+        plain &= all(map(is_plain, [*rest, *(item for value in nested for item in value.values())]))
+    if not plain:
+        raise ValueError("no evaluation of ours")
+
+
+def is_plain(value) -> bool:
+    """Whether a value of a JSON file is a word, a number, a truth value or nothing, and no container."""
+    return value is None or isinstance(value, str | int | float)
 
 
 def sha256(path: str | Path) -> str:

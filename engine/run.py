@@ -67,10 +67,10 @@ def _train(config: TrainConfig, given: frozenset[str], processes: Processes, sig
     trained_on, judged_on = _choose_images(splits, config)
 
     seed_everything(config.seed)
-    trainer = _make_trainer(config, splits, files, device, arithmetic, processes)
+    trainer, teachers = _make_trainer(config, splits, files, device, arithmetic, processes)
     batches = partial(Batches, batch_size=config.bs, device=device)
     shuffled = batches(trained_on, shuffle=True, crop=CROP_PADDING, flip=splits.flip, generator=torch.Generator())
-    facts = _facts(config, splits, [fingerprint(trained_on), fingerprint(judged_on)], trainer)
+    facts = _facts(config, splits, [fingerprint(trained_on), fingerprint(judged_on)], teachers)
     if state:
         folder.restore(state, facts)
         trainer.restore(state)
@@ -111,11 +111,13 @@ def _make_trainer(
     device: torch.device,
     arithmetic: Arithmetic,
     processes: Processes,
-) -> Trainer:
+) -> tuple[Trainer, list[int]]:
+    """The trainer, and the checksums of its teachers, whose own weights go once their views are made."""
     student = make_network(config.model, config.model_path, config.dataset, splits).to(device)
-    return Trainer(
+    teachers = make_teachers(config, teacher_files, splits, device)
+    trainer = Trainer(
         student,
-        make_teachers(config, teacher_files, splits, device),
+        teachers,
         METHODS[config.method](config),
         _optimizer(student, config),
         epsilon=config.epsilon / 255,
@@ -127,13 +129,14 @@ def _make_trainer(
         processes=processes,
         sync_bn=config.sync_bn,
     )
+    return trainer, [checksum(teacher) for teacher in teachers]
 
 
-def _facts(config: TrainConfig, splits: Splits, images: list[int], trainer: Trainer) -> dict:
+def _facts(config: TrainConfig, splits: Splits, images: list[int], teachers: list[int]) -> dict:
     """What each checkpoint says of itself: the network for whoever opens it, data and teachers for resuming."""
     names = {"model": config.model, "dataset": config.dataset, "method": config.method}
     shape = {"classes": list(splits.classes), "image_size": splits.image_size}
-    return {**names, **shape, "images": images, "teachers": [checksum(t) for t in trainer.teachers]}
+    return {**names, **shape, "images": images, "teachers": teachers}
 
 
 def _optimizer(student, config: TrainConfig) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ from data import ALIASES as DATASET_ALIASES
 from data import DATASETS
 from engine.networks import network_name
 from methods import ALIASES as METHOD_ALIASES
-from methods import METHODS
+from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
 from methods.recipes import recipe
 from models.teachers import teacher_name
 from utils.config import METHOD, TrainConfig
@@ -21,6 +21,20 @@ from utils.names import canonical
 def dataset_name(name: str) -> str:
     """Our name of a data set; raises UserError with the nearest names."""
     return canonical(name, DATASETS, DATASET_ALIASES, "--dataset")
+
+
+TEACHER = {"teacher_model", "teacher_path", "no_teacher_check"}
+SECOND_TEACHER = {"std_teacher_model", "std_teacher_path"}
+INNER_ATTACK = {"step_size", "num_steps", "attack_bn"}  # epsilon is also that of the PGD-10 that judges an epoch
+
+
+def ignored(config: TrainConfig) -> set[str]:
+    """Names of the fields that the run's method makes no use of, whatever their value."""
+    unused = {spec.name for spec in fields(config) if spec.metadata["group"] == METHOD and spec.name != "method"}
+    unused -= fields_read(config.method, config)
+    unused |= TEACHER if config.method in WITHOUT_TEACHER else set()
+    unused |= SECOND_TEACHER if config.method not in WITH_TWO_TEACHERS else set()
+    return unused | (INNER_ATTACK if config.method in WITHOUT_ATTACK else set())
 
 
 def resolve(config: TrainConfig, given: frozenset[str]) -> tuple[TrainConfig, dict[str, str]]:
@@ -49,7 +63,7 @@ def resolve(config: TrainConfig, given: frozenset[str]) -> tuple[TrainConfig, di
 def announce(
     config: TrainConfig, sources: dict[str, str], folder: Path, trained_on: int, judged_on: int, device: torch.device
 ) -> None:
-    """Log what the run is, and every setting by where its value comes from."""
+    """Log what the run is, every setting by where its value comes from, and which flags its method ignores."""
     logger.info("%s of %s on %s, run folder %s", config.method, config.model, config.dataset, folder)
     for source in ("flag", "recipe", "default"):
         specs = [spec for spec in fields(config) if sources[spec.name] == source]
@@ -59,6 +73,9 @@ def announce(
         _log_settings(source, {name: value for name, value in values.items() if value is not None and value != ""})
     # All that the method runs with, its own values for what was left open included.
     _log_settings("method", getattr(METHODS[config.method](config), "keywords", {}))
+    unused = ignored(config)
+    if idle := [spelling(spec) for spec in fields(config) if spec.name in unused and sources[spec.name] == "flag"]:
+        logger.warning("WARNING: %s makes no use of %s", config.method, ", ".join(idle))
     if config.lr_schedule == "piecewise":
         drops = [milestone for milestone in config.milestones if milestone < config.epochs]
         logger.info("learning rate %g, divided by 10 before epochs (from 0): %s", config.lr_max, drops or "none")

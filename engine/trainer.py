@@ -22,7 +22,7 @@ class Trainer:
 
     Args:
         student: Any network from images (B, C, H, W) in [0, 1] to logits (B, K); trained in place.
-        teachers: Networks in eval mode that the method receives after the student.
+        teachers: Networks in eval mode that the method receives after the student. Views of them are kept, not they.
         method: ``method(student, *teachers, attack, x, y, epoch) -> Step``.
         optimizer: Optimizer of the student's parameters.
         epsilon: Radius of the inner attack's ball, in [0, 1].
@@ -52,7 +52,7 @@ class Trainer:
         processes: Processes = ALONE,
         sync_bn: bool = True,
     ):
-        self.student, self.teachers, self.method, self.optimizer = student, tuple(teachers), method, optimizer
+        self.student, self.method, self.optimizer = student, method, optimizer
         self.processes, self.part = processes, None
         if arithmetic.channels_last:
             student.to(memory_format=torch.channels_last)
@@ -61,7 +61,7 @@ class Trainer:
         network = _wrapped(student) if shared else student
         self.live, self.frozen = Live(network, arithmetic), Frozen(student, arithmetic)
         self.still = View(student, arithmetic)  # the student with BatchNorm in eval mode, refreshed for each attack
-        self.guides = tuple(View(teacher, arithmetic) for teacher in teachers)
+        self.guides = tuple(View(teacher, arithmetic).let_go() for teacher in teachers)
         self.climb = partial(pgd, epsilon=epsilon, step_size=step_size, steps=steps)
         self.epsilon, self.attack_bn, self.generator = epsilon, attack_bn, generator
 
@@ -99,8 +99,8 @@ class Trainer:
         if self.meeting:
             self.meeting.on = not part.all_alike
         attack = partial(self.attack, start_noise=None if start_noise is None else start_noise[part.rows])
+        self.optimizer.zero_grad()  # before the forward, beside whose features the old gradients would lie
         outcome = self.method(self.live, *self.guides, attack, x[part.rows], y[part.rows], epoch)
-        self.optimizer.zero_grad()
         weight = part.share * self.processes.count  # DistributedDataParallel takes the plain mean over processes
         (outcome.loss * weight).backward()
         self.optimizer.step()

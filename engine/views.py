@@ -1,5 +1,7 @@
 """Networks as an attack sees them: functions of the images alone, whose parameters are constants."""
 
+import gc
+
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
@@ -13,6 +15,7 @@ from engine.folding import (
     skeleton,
 )
 from engine.precision import PLAIN, Arithmetic
+from engine.winograd import WinogradConv2d, replace_wide
 from utils.log import logger
 
 # Of the largest logit: float32 sums in another order through some seventy layers; a wrong fold changes first digits.
@@ -43,9 +46,12 @@ class View(nn.Module):
         graph = isinstance(self.body, fx.GraphModule)
         early = cast_after_first_convolution(self.body, self.dtype) if coarse and graph else set()
         self._entry = None if early else self.dtype
-        self._copies = self._part_from(network, {each.target for each in folds}, early)
+        folded = {each.target for each in folds}
+        wide = replace_wide(self.body, early, self.dtype) if arithmetic.winograd and graph else set()
+        self._copies = self._part_from(network, folded | wide, early)
         # In tuples, so that the network's modules do not become the view's.
         self._folds = [_parts(each, network, self.body) for each in folds]
+        self._alone = [(network.get_submodule(path), self.body.get_submodule(path)) for path in sorted(wide - folded)]
         self._compiled = torch.compile(self.body.forward, dynamic=False) if arithmetic.compiled else None
         self._shape = None  # of the images that it is compiled for
         self.refresh()
@@ -66,10 +72,20 @@ class View(nn.Module):
         """Take over the network's present parameters and statistics, in place: every tensor keeps its address."""
         for own, owner, key in self._copies:
             own.copy_(getattr(owner, key))
+        for conv, target in self._alone:
+            target.take(conv.weight)
+            if conv.bias is not None:
+                target.bias.copy_(conv.bias)
         if self._folds:
             scales, shifts = scales_and_shifts([norm for norm, _, _ in self._folds])
             for (_, conv, target), scale, shift in zip(self._folds, scales, shifts, strict=True):
                 _write(target, conv, scale, shift)
+
+    def let_go(self) -> "View":
+        """Forget the network, so that its memory is free once nobody else holds it; ``refresh`` does nothing then."""
+        self._copies, self._folds, self._alone = [], [], []
+        gc.collect()  # tracing leaves cycles behind that still hold its tensors
+        return self
 
     def _part_from(
         self, network: nn.Module, computed: set[str], early: set[str]
@@ -172,6 +188,10 @@ def _write(target: nn.Module, conv: nn.Conv2d | None, scale: Tensor, shift: Tens
     if conv is None:
         target.weight.copy_(scale.view_as(target.weight))
     else:
-        torch.mul(conv.weight, scale.view(-1, 1, 1, 1), out=target.weight)
+        scales = scale.view(-1, 1, 1, 1)
+        if isinstance(target, WinogradConv2d):
+            target.take(conv.weight * scales)
+        else:
+            torch.mul(conv.weight, scales, out=target.weight)
         shift = shift if conv.bias is None else torch.addcmul(shift, scale, conv.bias)
     target.bias.copy_(shift.view_as(target.bias))

@@ -52,6 +52,9 @@ WITH_TWO_TEACHERS = {
 
 METHODS = WITHOUT_TEACHER | WITH_TEACHER | WITH_TWO_TEACHERS
 
+# Trained on clean images alone.
+WITHOUT_ATTACK = {"Natural"}
+
 # Names of the official codes.
 ALIASES = {
     "Plain_Clean": "Natural",
@@ -65,6 +68,24 @@ ALIASES = {
 def given(value, default):
     """``value`` unless the command line left it open (None)."""
     return default if value is None else value
+
+
+def fields_read(method: str, config) -> set[str]:
+    """Names of the config's fields that decide what a method computes: those that its entry in METHODS reads."""
+    noting = _Noting(config)
+    METHODS[method](noting)
+    return noting.read
+
+
+class _Noting:
+    """A config that notes which of its fields are asked for."""
+
+    def __init__(self, config):
+        self.config, self.read = config, set()
+
+    def __getattr__(self, name: str):
+        self.read.add(name)
+        return getattr(self.config, name)
 
 
 def _dgad_terms(c) -> dict:

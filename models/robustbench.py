@@ -1,5 +1,6 @@
 """Networks of RobustBench's model zoo, through its package or from its cache folder."""
 
+import re
 from pathlib import Path
 
 from torch import nn
@@ -22,6 +23,8 @@ def load_published(name: str, dataset: str, num_classes: int) -> nn.Module:
     The installed ``robustbench`` package loads any of them, and downloads what is missing. Without it the file in the
     cache folder is read where its architecture is one of ours. Raises UserError otherwise.
     """
+    if not re.fullmatch(r"\w[\w.-]*", name):  # it names a file, and may come from one
+        raise UserError(f"--model/--teacher_model {PREFIX}{name}: no name of RobustBench's zoo")
     if dataset not in DATASETS:
         raise UserError(f"{PREFIX}{name}: RobustBench has networks for {' and '.join(DATASETS)}, not for {dataset}")
     try:

@@ -24,6 +24,15 @@ STATISTICS = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
 
 IMAGE_SIZES = (32, 64)  # of the published networks; presnet18 has another classifier for each
 
+LARGEST_IMAGE = 1024  # of --image_size
+# What our own checkpoints say of themselves -> whether a value can be that; a file may come from anyone.
+FACTS = {
+    "model": lambda value: isinstance(value, str),
+    "dataset": lambda value: isinstance(value, str),
+    "image_size": lambda value: type(value) is int and 0 < value <= LARGEST_IMAGE,
+    "classes": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+}
+
 # The same published network in two layouts of code.
 DEEPMIND_TWINS = {"wideresnet70_16": "wideresnet70_16_deepmind"}
 
@@ -35,6 +44,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     keys ``mean`` and ``std`` hold 3 numbers (or 1) each. Raises UserError, one line that names the file.
     """
     tensors = _weights_of(_open(Path(path)), path)
+    if sum(value.numel() for value in tensors.values()) > Path(path).stat().st_size:
+        # A view of one number as of a billion would fill the memory as soon as it is converted.
+        raise UserError(f"{path}: promises more numbers than it has bytes: damaged, copy or download it again")
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     statistics = {key: value for key, value in tensors.items() if _is_statistic(key, value)}
     network = _strip({key: value for key, value in tensors.items() if key not in statistics})
@@ -53,8 +65,7 @@ def read_facts(path: str | Path) -> dict[str, object]:
     content = _open(Path(path))
     if not isinstance(content, Mapping):
         return {}
-    kinds = {"model": str, "dataset": str, "image_size": int, "classes": list}
-    return {key: content[key] for key, kind in kinds.items() if isinstance(content.get(key), kind)}
+    return {key: content[key] for key, is_fact in FACTS.items() if key in content and is_fact(content[key])}
 
 
 def recognise(path: str | Path) -> str | None:
@@ -131,22 +142,25 @@ def _diagnosis(error: Exception, head: bytes) -> str:
 
 def _weights_of(content: object, path: str | Path) -> dict[str, Tensor]:
     """Return the tensors of the innermost state dict."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
+    for _ in WRAPPERS:  # no deeper than that: a dict may hold itself
+        if isinstance(content, Mapping):
+            content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
     tensors = {}
     if isinstance(content, Mapping):
         # n_averaged counts the updates of a weight average (torch.optim.swa_utils): no weight.
         tensors = {
             key: value
             for key, value in content.items()
-            if isinstance(key, str) and isinstance(value, Tensor) and key != "n_averaged"
+            if isinstance(key, str) and _is_plain(value) and key != "n_averaged"
         }
     if not tensors:
         raise UserError(f"{path}: holds no weights, neither at the top nor under {', '.join(WRAPPERS)}")
     return tensors
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor of numbers that lie in memory one after another, as weights do."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not (value.is_quantized or value.is_meta)
 
 
 def _is_statistic(key: str, value: Tensor) -> bool:

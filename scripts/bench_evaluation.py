@@ -12,7 +12,7 @@ from data.loader import Batches
 from engine.evaluate import noise_of, read, strike
 from engine.judge import Judge
 from engine.networks import make_network, network_in
-from engine.precision import PLAIN, Arithmetic
+from engine.precision import PLAIN, Arithmetic, choose_arithmetic
 from engine.trainer import Trainer
 from engine.views import View, for_evaluation
 from methods import METHODS
@@ -151,7 +151,7 @@ def measure_reach(config: Reach) -> dict:
             value = OBJECTIVES[name](student, teacher, x, y)(x_adv).mean()
             return float(value), int((student(x_adv).argmax(1) == y).sum())
 
-    bf16, figures = Arithmetic(torch.bfloat16, channels_last=True), {}
+    (bf16, _), figures = choose_arithmetic("bf16", "off", device), {}
     for name in OBJECTIVES:
         found = {"fp32": climb(name, PLAIN, 0), "bf16": climb(name, bf16, 0), "fp32, other seed": climb(name, PLAIN, 1)}
         figures[name] = found

@@ -96,6 +96,7 @@ VIEWS = {
     "folded, channels-last": Arithmetic(channels_last=True),
     "folded, bf16": Arithmetic(torch.bfloat16),
     "folded, bf16, channels-last": Arithmetic(torch.bfloat16, channels_last=True),
+    "folded, bf16, channels-last, Winograd": Arithmetic(torch.bfloat16, channels_last=True, winograd=True),
 }
 
 

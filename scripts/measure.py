@@ -85,6 +85,7 @@ _FLOP = {
     # Arguments: gradient of the output, input, weight, ..., which of input, weight and bias need a gradient.
     torch.ops.aten.convolution_backward: lambda args, _: sum(args[-1][:2]) * _dot_products(args[0], args[2]),
     torch.ops.aten.mm: lambda args, output: 2 * output.numel() * args[0].shape[1],
+    torch.ops.aten.bmm: lambda args, output: 2 * output.numel() * args[0].shape[2],
     torch.ops.aten.addmm: lambda args, output: 2 * output.numel() * args[1].shape[1],
 }
 

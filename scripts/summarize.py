@@ -4,7 +4,7 @@ The table shows the evaluation kept beside each checkpoint; the picture accuracy
 and test images of the last one's data set, their perturbations and what the last network says of both.
 """
 
-import json
+import csv
 import sys
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from engine.eval_pictures import turned
 from engine.records import place_of, read_evaluations
 from models.weights import load_network
 from utils.command import run_command
+from utils.config import TrainConfig
 from utils.errors import UserError
+from utils.files import read_json
 from utils.log import logger
 from utils.plots import draw_curves, draw_examples, save_figure
 from utils.report import read_csv, text_table
@@ -27,7 +29,7 @@ EXAMPLES = 6
 
 
 def summarize(arguments: list[str]) -> None:
-    """Print the table, write the picture. Raises UserError where a file is missing."""
+    """Print the table, write the picture. Raises UserError where a file is missing or damaged."""
     if len(arguments) < 2 or not all("=" in argument for argument in arguments[1:]):
         raise UserError(f"usage: {__doc__.splitlines()[0].partition(': ')[2]}")
     picture, runs = Path(arguments[0]), [argument.split("=", 1) for argument in arguments[1:]]
@@ -49,18 +51,44 @@ def draw(runs: dict[str, Path], picture: Path) -> None:
     """Draw the curves of all runs and the examples of the last one."""
     figure = plt.figure(figsize=(15, 5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(2, 3))
-    draw_curves(left.subplots(), {name: read_csv(path.with_name("results.csv")) for name, path in runs.items()})
+    draw_curves(left.subplots(), {name: _rows(path.with_name("results.csv")) for name, path in runs.items()})
     name, checkpoint = list(runs.items())[-1]
-    config = json.loads(checkpoint.with_name("config.json").read_text(encoding="utf-8"))
-    splits = load(config["dataset"], config["data_root"], image_size=config["image_size"])
-    network = load_network(config["model"], len(splits.classes), checkpoint, splits.image_size).eval()
-    epsilon = config["epsilon"] / 255
+    config = _settings(checkpoint.with_name("config.json"))
+    splits = load(config.dataset, config.data_root, image_size=config.image_size)
+    network = load_network(config.model, len(splits.classes), checkpoint, splits.image_size).eval()
+    epsilon = config.epsilon / 255
     clean, adversarial, words = turned(
-        network, pgd10(epsilon), splits.test, splits.classes, config["seed"], count=EXAMPLES
+        network, pgd10(epsilon), splits.test, splits.classes, config.seed, count=EXAMPLES
     )
     draw_examples(right.subplots(3, EXAMPLES), clean, adversarial, words, epsilon)
     right.suptitle(f"what the {name} reads before and after PGD-10 at epsilon {255 * epsilon:g}/255")
-    save_figure(figure, picture)
+    try:
+        save_figure(figure, picture)
+    except (OSError, ValueError) as error:  # ValueError: a name that ends in no kind of picture
+        raise UserError(f"{picture}: cannot be written ({error}); name another file, for example OUT.png") from error
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The epochs of a run; raises UserError where its table is missing or damaged."""
+    try:
+        rows = read_csv(path)
+        for row in rows:
+            int(row["epoch"]), float(row["clean_acc"]), float(row["PGD10_acc"])
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{path}: not the table of a run; name a checkpoint in the folder of its run") from error
+    return rows
+
+
+def _settings(path: Path) -> TrainConfig:
+    """The settings of a run; raises UserError where they are missing or damaged."""
+    try:
+        config = TrainConfig(**read_json(path))
+        kinds = {"dataset": str, "data_root": str | None, "model": str, "image_size": int | None, "seed": int}
+        if all(isinstance(getattr(config, key), kind) for key, kind in kinds.items()):
+            return config
+    except (OSError, ValueError, TypeError, UserError) as error:
+        raise UserError(f"{path}: not the settings of a run ({error}); train it again") from error
+    raise UserError(f"{path}: not the settings of a run; train it again")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from attacks.pgd import pgd_until_fooled
 from attacks.suite import Attack, Setting, official_protocol, pgd20
 from data import Split, load
 from data.loader import Batches
-from engine.distributed import Processes, join
+from engine.distributed import EVALUATION_PATIENCE, Processes, join
 from engine.eval_pictures import confusion, radius_curve
 from engine.evaluate import Outcome, noise_of, read, strike
 from engine.guard import Probe, probe, warn_of_masking
@@ -405,13 +405,13 @@ def test_processes_wait_for_the_longest_attack(monkeypatch):
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *a, **options: given.update(options))
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    assert join() == Processes(1, 2)
+    assert join(EVALUATION_PATIENCE) == Processes(1, 2)
     assert given["timeout"].days >= 7
 
 
 def test_a_shell_of_slurm_is_one_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert join() == Processes(0, 1)
+    assert join(EVALUATION_PATIENCE) == Processes(0, 1)
 
 
 def test_a_folder_gives_best_and_last_of_its_runs_side_by_side(run, tmp_path):

@@ -11,16 +11,27 @@ from utils.log import log_to_terminal
 def run_command(work: Callable[[], object]) -> None:
     """Run ``work``; a UserError becomes one line on standard error and exit status 2, Ctrl-C status 130, and what was
     asked to stop ends with the status that belongs to the asker's signal.
+
+    Status 2 is also that of what the system refuses of a file: a name too long, no permission, a full disk.
     """
     log_to_terminal()
     try:
         work()
     except UserError as error:
-        sys.exit(_fail(f"error: {' '.join(str(error).split())}", 2))
+        sys.exit(_fail(f"error: {_one_line(str(error))}", 2))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(_fail(f"error: {_one_line(f'{error.filename}: {error.strerror}')}", 2))
     except Stopped as stop:
         sys.exit(_fail(str(stop), stop.status))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
+
+
+def _one_line(text: str) -> str:
+    """The text without line breaks; names from the command line and from files move no cursor and colour nothing."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.split()))
 
 
 def _fail(line: str, status: int) -> int:

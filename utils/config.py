@@ -108,7 +108,7 @@ class TrainConfig:
         None,
         "temperature (official when not given: 30 for ARD and AdaIAD, 1 for AKD2, IAD-I, IAD-II)",
         group=METHOD,
-        check=above(0),
+        check=within(0, 1e6),
     )
     iad_alpha: float = flag(
         1.0,

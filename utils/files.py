@@ -1,9 +1,11 @@
 """Write a file whole or not at all."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 PARTIAL = ".partial-"  # begins the names of files that are not whole yet
 
@@ -41,6 +43,14 @@ def _flush(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path``, or leave the old file."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError where it cannot be read, ValueError where it is no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:  # thousands of brackets: no file of ours
+        raise ValueError("nested too deeply") from error
 
 
 def require_writable(folder: Path) -> None:

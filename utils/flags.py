@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -96,6 +97,9 @@ def parse(
         UserError: A word that is no flag, or a value of the wrong kind or range.
     """
     values = vars(_parser_of(config_class, description, choices).parse_args(argv))
+    for spec in fields(config_class):
+        if values.get(spec.name) == []:  # what argparse makes of --flag=--
+            raise UserError(f"{spelling(spec)}: -- is no value; name one")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return Parsed(config_class(**given), frozenset(given))
 
@@ -122,6 +126,14 @@ def parser_for(description: str) -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            try:
+                word.encode()
+            except UnicodeEncodeError as error:  # no log and no table could hold it
+                raise UserError(f"{word!a}: holds bytes that are not UTF-8; rename the file") from error
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
         unknown = [word for word in message.split() if word.startswith("--") and word.rstrip(":") not in known]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.errors import UserError
+
 LINE_EVERY_SECONDS = 60  # without a terminal: often enough to see life, too rare to fill a log
 
 logger = logging.getLogger("run")
@@ -15,6 +17,8 @@ logger = logging.getLogger("run")
 
 def log_to_terminal() -> None:
     """Send every line of the project to standard output, bare."""
+    if hasattr(sys.stdout, "reconfigure"):  # a name may have characters that the terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
@@ -25,7 +29,9 @@ def log_to_terminal() -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Append every later line to ``path`` as well, with the time."""
+    """Append every later line to ``path`` as well, with the time. Raises UserError where that is a link."""
+    if path.is_symlink():  # of a folder that came from elsewhere: its target is no log
+        raise UserError(f"{path}: a link, and the log would be written where it points; remove it")
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.handleError = lambda record: None  # a full disk is told once, by what has to be saved
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))

@@ -17,6 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
+matplotlib.rcParams["text.parse_math"] = False  # the name of a class or of a file may hold two dollars
+
 ROOM_FOR_NAMES = 20  # classes
 FARTHEST = 60  # pixels from a point to its name; farther, it is hard to see which is whose
 

@@ -22,7 +22,7 @@ Cell = tuple[int, int]  # (row, column) of a cell, both from 0, the header not c
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
     """Columns padded to their widest cell; columns of numbers flush right, the others left."""
-    columns = [list(map(str, column)) for column in zip(header, *rows, strict=True)]
+    columns = [list(map(_one_line, column)) for column in zip(header, *rows, strict=True)]
     padded = []
     for column in columns:
         width = max(map(len, column))
@@ -35,10 +35,10 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence], bold: Collection[Cell] = ()) -> str:
     """The same table as Markdown, the ``bold`` cells in bold type; bars inside cells are escaped."""
     rows = list(rows)
-    lines = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    lines = [[_one_line(cell).replace("|", "\\|") for cell in row] for row in rows]
     for row, column in bold:
         lines[row][column] = f"**{lines[row][column]}**"
-    title = [name.replace("|", "\\|") for name in header]
+    title = [_one_line(name).replace("|", "\\|") for name in header]
     rule = ["---:" if _are_numbers(column[1:]) else "---" for column in zip(header, *rows, strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (title, rule, *lines))
 
@@ -46,14 +46,19 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence], bold: Collec
 def latex_table(header: Sequence[str], rows: Iterable[Sequence], bold: Collection[Cell] = ()) -> str:
     """The same table as a LaTeX tabular of the package booktabs; what is special to LaTeX is escaped."""
     rows = list(rows)
-    lines = [[str(cell).translate(_LATEX) for cell in row] for row in rows]
+    lines = [[_one_line(cell).translate(_LATEX) for cell in row] for row in rows]
     for row, column in bold:
         lines[row][column] = rf"\textbf{{{lines[row][column]}}}"
-    title = [name.translate(_LATEX) for name in header]
+    title = [_one_line(name).translate(_LATEX) for name in header]
     align = "".join("r" if _are_numbers(column[1:]) else "l" for column in zip(header, *rows, strict=True))
     title, *lines = [rf"{' & '.join(line)} \\" for line in (title, *lines)]
     begin, end = rf"\begin{{tabular}}{{{align}}}", r"\end{tabular}"
     return "\n".join([begin, r"\toprule", title, r"\midrule", *lines, r"\bottomrule", end])
+
+
+def _one_line(cell) -> str:
+    """A cell's text; a file's name may hold line breaks, which would end the row."""
+    return " ".join(str(cell).splitlines())
 
 
 def _are_numbers(cells: Iterable) -> bool:

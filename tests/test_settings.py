@@ -1,0 +1,73 @@
+"""Flags that a method makes no use of are named, and no others."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from commands import SMALL, run_here
+from tiny import tiny_problem
+
+from engine.settings import INNER_ATTACK, ignored
+from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER
+from utils.config import METHOD, TrainConfig
+
+# Another value for each type of a field.
+OTHER = {bool: lambda value: not value, float: lambda value: value + 0.5, str: lambda value: "off"}
+UNSET = 7  # for a field that is left open
+
+
+def altered(value):
+    return UNSET if value is None else OTHER[type(value)](value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_flag_is_ignored_where_another_value_changes_nothing_of_the_method(method):
+    config = TrainConfig(method=method, dataset="Digits")
+
+    def terms(config):
+        return getattr(METHODS[method](config), "keywords", {})
+
+    for spec in fields(config):
+        if spec.metadata["group"] == METHOD and spec.name != "method":
+            another = replace(config, **{spec.name: altered(getattr(config, spec.name))})
+            assert (terms(another) == terms(config)) == (spec.name in ignored(config)), spec.name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_attacks_flags_are_ignored_where_no_attack_is_made(method):
+    student, teacher, x, y = tiny_problem(dtype=torch.float32)
+    attacked = []
+
+    def attack(objective, x, **_):
+        attacked.append(x)
+        return x
+
+    teachers = [] if method in WITHOUT_TEACHER else [teacher] * (1 + (method in WITH_TWO_TEACHERS))
+    METHODS[method](replace(TrainConfig(), kl_weight=1.0))(student, *teachers, attack, x, y, 0)
+    assert bool(attacked) == (method not in WITHOUT_ATTACK)
+    assert (ignored(TrainConfig(method=method)) >= INNER_ATTACK) == (method in WITHOUT_ATTACK)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--method AT --teacher_model resnet18 --temp 2", ["AT", "--teacher_model, --temp"]),
+        ("--method TRADES --mart_beta 3 --trades_beta 2", ["TRADES", "--mart_beta"]),
+        ("--method Natural --step_size 1 --no-els", ["Natural", "--num_steps, --step_size, --els"]),
+        ("--method TRADES --trades_beta 2", None),
+        ("--method TRADES --recipe paper", None),
+    ],
+)
+def test_flags_that_the_method_ignores_are_named_in_one_line_of_the_log(monkeypatch, capsys, tmp_path, words, named):
+    monkeypatch.chdir(tmp_path)
+    ended = run_here(monkeypatch, capsys, "main.py", f"{SMALL} {words} --epochs 1")
+    assert ended.status == 0, ended.err
+    (log,) = tmp_path.rglob("log.txt")
+    for text in (ended.out, log.read_text()):
+        warnings = [line for line in text.splitlines() if "makes no use of" in line]
+        assert len(warnings) == (named is not None)
+        if named:
+            method, flags = named
+            said = warnings[0].split("WARNING: ")[1]
+            assert said.startswith(f"{method} makes no use of ")
+            assert set(said.partition("use of ")[2].split(", ")) == set(flags.split(", "))
