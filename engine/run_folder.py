@@ -91,26 +91,29 @@ class RunFolder:
         if not self.writes:
             return
         with self._writing(self.path):
-            states = self.path / STATES
-            if states.is_symlink():
-                raise UserError(f"{states}: a link, and checkpoints would be written where it points; remove it")
-            states.mkdir(parents=True, exist_ok=True)
-            # Held, with its lock, until the folder is dropped. Links are not followed: a folder may come from elsewhere.
-            self._lock = os.fdopen(os.open(self.path / ".lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW), "w")
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{self.path}: another run is training there; --desc_str NAME starts one beside it"
-                ) from error
+            self._take()
             if self._states() != self._seen:
                 raise UserError(f"{self.path}: another run was training there just now; the same command again")
-            for rest in (*self.path.glob(f"{PARTIAL}*"), *states.glob(f"{PARTIAL}*")):
+            for rest in (*self.path.glob(f"{PARTIAL}*"), *(self.path / STATES).glob(f"{PARTIAL}*")):
                 rest.unlink()  # of a process that was killed while it saved
             for newer in self._states():  # those that could not be read
                 if state is None or newer.name > _state_name(state):
                     newer.unlink()
             write_text(self.path / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
+
+    def _take(self) -> None:
+        """Make the folder and lock it for as long as this object lives; follow no link, for it may be someone else's."""
+        states, lock = self.path / STATES, self.path / ".lock"
+        if states.is_symlink():
+            raise UserError(f"{states}: a link, and checkpoints would be written where it points; remove it")
+        states.mkdir(parents=True, exist_ok=True)
+        self._lock = os.fdopen(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW), "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{self.path}: another run is training there; --desc_str NAME starts one beside it"
+            ) from error
 
     def add_row(self, values: dict) -> None:
         """Append one epoch to results.csv."""
