@@ -102,7 +102,7 @@ class RunFolder:
             write_text(self.path / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
 
     def _take(self) -> None:
-        """Make the folder and lock it for as long as this object lives; follow no link, for it may be someone else's."""
+        """Make the folder and lock it while this object lives; follow no link, for the folder may come from elsewhere."""
         states, lock = self.path / STATES, self.path / ".lock"
         if states.is_symlink():
             raise UserError(f"{states}: a link, and checkpoints would be written where it points; remove it")
