@@ -31,11 +31,12 @@ def beside(arguments: Sequence[str]) -> None:
     parser = parser_for(__doc__)
     parser.add_argument("table", metavar="TABLE", help="name of a table in published.csv, or of one without figures")
     parser.add_argument("figures", metavar="FIGURES", help="folder with a folder for each row")
+    parser.add_argument("--scale", metavar="WORD", default="full", help="how ours were made [default: full]")
     asked = parser.parse_args(arguments)
     header, lines, sizes = tabulate(published(asked.table), Path(asked.figures))
     if not lines:
         raise UserError(f"{asked.table}: neither published figures nor any of ours in {asked.figures}")
-    note = f"accuracy in %; ours over {sizes}" if sizes else "accuracy in %; none of ours yet"
+    note = f"accuracy in %; ours at scale {asked.scale}, images: {sizes or NONE}"
     try:
         Path(asked.figures).mkdir(parents=True, exist_ok=True)
         write_text(Path(asked.figures) / "beside.md", f"{markdown_table(header, lines)}\n\n{note}\n")
@@ -64,7 +65,7 @@ def tabulate(theirs: dict[str, dict[str, str]], figures: Path) -> tuple[list[str
             for attack in run.keys() & set(ATTACKS):
                 sizes.setdefault(attack, set()).add(run[attack]["n"])
     words = (f"{attack} {'/'.join(map(str, sorted(sizes[attack])))}" for attack in ATTACKS if attack in sizes)
-    return ["row", "figures", *ATTACKS], lines, " images, ".join(words) + (" images" if sizes else "")
+    return ["row", "figures", *ATTACKS], lines, ", ".join(words)
 
 
 def evaluated(folder: Path) -> list[dict[str, dict]]:

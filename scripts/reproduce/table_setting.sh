@@ -90,4 +90,4 @@ published_teacher() {
 }
 
 # Ours beside the paper's.
-beside() { tell "$(line scripts/reproduce/beside.py "$name" "$out/figures")"; }
+beside() { tell "$(line scripts/reproduce/beside.py "$name" "$out/figures" --scale "$scale")"; }
