@@ -130,7 +130,7 @@ def _row(checkpoint: Path, conditions: dict, figures: dict) -> Row:
         "dataset": conditions["dataset"],
         "method": config.get("method", str(checkpoint)),
         "student": conditions["model"],
-        "teacher": _teacher(config),
+        "teacher": teacher_of(config),
         "seed": _cell(config.get("seed")),
         "checkpoint": KINDS.get(checkpoint.name, checkpoint.stem),
         **{key: _cell(config.get(key)) for key in SETTINGS},
@@ -163,7 +163,8 @@ def _config_beside(checkpoint: Path) -> dict:
         raise UserError(f"{path}: damaged; without it the checkpoint is shown by its path: delete it") from error
 
 
-def _teacher(config: dict) -> str:
+def teacher_of(config: dict) -> str:
+    """The names of the teachers that a run's method learns from; a dash for none."""
     method = config.get("method")
     keys = [] if method in WITHOUT_TEACHER else ["teacher_model"]
     keys += ["std_teacher_model"] if method in WITH_TWO_TEACHERS else []

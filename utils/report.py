@@ -1,11 +1,17 @@
-"""Tables: of text for a terminal, of Markdown and LaTeX for documents, and as CSV."""
+"""Tables: of text for a terminal, of Markdown and LaTeX for documents, and as CSV.
+
+As a command, ``python -m utils.report RUNS...``, it hands over to the page of engine/report_page.py.
+"""
 
 import csv
 import io
 import re
+import sys
 from collections.abc import Collection, Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 
+from utils.command import run_command
 from utils.files import write_text
 
 # A number; it may carry its deviation and the count it is of. A lone dash stands where there is none.
@@ -78,3 +84,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a table that :func:`write_csv` wrote, as dicts of text."""
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+if __name__ == "__main__":
+    # An entry like main.py, named here; whoever imports this module for its tables never meets the engine.
+    run_command(lambda: import_module("engine.report_page").report(sys.argv[1:]))
