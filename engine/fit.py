@@ -15,7 +15,7 @@ from engine.out_of_memory import advice
 from engine.run_folder import BEST_CLEAN, BEST_PGD10, LAST, RunFolder
 from engine.schedule import learning_rate
 from engine.signals import Signals, stopped
-from engine.tally import EpochMeans, Tally
+from engine.tally import EpochMeans, Reliability, Tally
 from engine.trainer import Trainer
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -56,15 +56,17 @@ class Fit:
         Raises UserError when a loss or a weight is no longer finite, of which nothing is saved, or where the disk or
         the memory does not suffice; Stopped, after saving, when a signal asked for it.
         """
-        start, device = state["epochs"] if state else 0, self.batches.device
-        tally = Tally(device, self.processes, state and state["tally"])
+        start, tally = state["epochs"] if state else 0, self._tally(state and state["tally"])
         if state:
             within = f" and {tally.batches} of {len(self.batches)} batches" * bool(tally.batches)
             logger.info("resuming after epoch %d of %d%s", start, self.config.epochs, within)
         self.signals.defer()
         for epoch in range(start, self.config.epochs):
             self._epoch(epoch, tally)
-            tally = Tally(device, self.processes)
+            tally = self._tally()
+
+    def _tally(self, state: dict | None = None) -> Tally:
+        return Tally(self.batches.device, self.processes, state, teacher=self.config.log_reliability)
 
     def _epoch(self, epoch: int, tally: Tally) -> None:
         began, seen, lr = time.monotonic(), tally.images, _rate(epoch, self.config)
@@ -77,11 +79,11 @@ class Fit:
             wrong = False
         if wrong:  # outside of the handler, whose traceback holds what filled the memory
             raise UserError(advice(self.trainer, self.batches, self.config.bs, self.processes))
-        means, trained = tally.means(), time.monotonic()
+        means, trust, trained = tally.means(), tally.reliability(), time.monotonic()
         self.processes.spread(self.trainer.student.buffers())
         clean, robust = self.judge(lambda: self._stop_if_asked(epoch, tally))
         self._require_finite(epoch, means.loss, clean.loss, robust.loss)
-        self._keep(epoch, _row(epoch, lr, means, clean, robust))
+        self._keep(epoch, _row(epoch, lr, means, clean, robust), trust)
         rate = (tally.images - seen) / (trained - began)
         seconds = f"{trained - began:.0f} s, {rate:.0f} images/s; evaluation {time.monotonic() - trained:.0f} s"
         logger.info(
@@ -126,14 +128,16 @@ class Fit:
         self.folder.save_state({**content, **self.facts, "epochs": epochs, "tally": sums})
         self.saved = time.monotonic()
 
-    def _keep(self, epoch: int, row: dict) -> None:
+    def _keep(self, epoch: int, row: dict, trust: Reliability | None) -> None:
         """Save what a finished epoch leaves; the state comes last, so that an interruption before it repeats all."""
         checkpoint = {"net": self.trainer.student.state_dict(), "epoch": epoch, **self.facts}
         checkpoint |= {key: row[key] for key in ("clean_acc", "PGD10_acc")}
         self.folder.add_row(row)
+        if trust:
+            self.folder.add_reliability({"epoch": epoch, **trust._asdict()})
         for name in (*_improved(self.folder), LAST):
             self.folder.save(name, checkpoint)
-        self._save_state(epoch + 1, Tally(self.batches.device, self.processes))
+        self._save_state(epoch + 1, self._tally())
 
     def _require_finite(self, epoch: int, *losses: float) -> None:
         weights = all(value.isfinite().all() for value in self.trainer.student.parameters())

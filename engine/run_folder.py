@@ -9,12 +9,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.tally import ALPHA_BINS
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.files import PARTIAL, require_writable, write_text
 from utils.flags import spelling
 from utils.log import logger
-from utils.plots import save_curves
+from utils.plots import save_curves, save_reliability
 from utils.report import write_csv
 
 BEST_PGD10, BEST_CLEAN, LAST = "best_PGD10_acc_model.pth", "best_clean_acc_model.pth", "last_epoch_model.pth"
@@ -26,6 +27,10 @@ COLUMNS = (
     *("epoch", "lr", "train_loss", "train_clean_acc", "train_adv_acc"),
     *("clean_loss", "clean_acc", "PGD10_loss", "PGD10_acc"),
 )
+# With --log_reliability a row per epoch too: images counted, how often the teacher is right on them, in percent, and
+# how many have an alpha of at least so much and less than the next; empty where the method has no such logits.
+RELIABILITY_COLUMNS = ("epoch", "n", "teacher_clean_acc", "teacher_adv_acc")
+ALPHA_COLUMNS = tuple(f"alpha_{number / ALPHA_BINS:.2f}" for number in range(ALPHA_BINS))
 LONGEST_NAME = 200  # bytes; file systems take 255 and the files in the folder add theirs
 STATES, STATE_NAME = "resume", "{:04d}-{:06d}.pth"  # finished epochs, finished batches of the next
 STATES_KEPT = 2
@@ -48,6 +53,7 @@ class RunFolder:
             raise UserError(f"--desc_str {config.desc_str[:20]}...: makes the folder's name too long; shorten it")
         self.path = Path(config.root_path) / config.dataset / config.method / name
         self.rows: list[dict] = []
+        self.reliability: list[dict] = []
 
     def last_state(self) -> dict | None:
         """State to resume from, or None where the run starts anew.
@@ -81,7 +87,7 @@ class RunFolder:
                 raise UserError(
                     f"--resume: {self.path} was trained with other {name}; --desc_str NAME starts another run"
                 )
-        self.rows = state["rows"]
+        self.rows, self.reliability = state["rows"], state.get("reliability", [])
 
     def create(self, state: dict | None) -> None:
         """Make the folder, take it for this process to go on from ``state``, and write config.json.
@@ -118,10 +124,20 @@ class RunFolder:
     def add_row(self, values: dict) -> None:
         """Append one epoch to results.csv."""
         self.rows.append({key: values[key] for key in COLUMNS})
+        self._write_rows("results.csv", self.rows)
+
+    def add_reliability(self, values: dict) -> None:
+        """Append one epoch to reliability.csv: its number and what :class:`engine.tally.Reliability` holds."""
+        alpha = values["alpha"] or [None] * ALPHA_BINS
+        cells = (*(values[key] for key in ("epoch", "n", "clean_acc", "adv_acc")), *alpha)
+        self.reliability.append(dict(zip((*RELIABILITY_COLUMNS, *ALPHA_COLUMNS), cells, strict=True)))
+        self._write_rows("reliability.csv", self.reliability)
+
+    def _write_rows(self, name: str, rows: list[dict]) -> None:
         if self.writes:
-            table = [[_plain(value) for value in row.values()] for row in self.rows]
-            with self._writing(self.path / "results.csv"):
-                write_csv(self.path / "results.csv", COLUMNS, table)
+            table = [[_plain(value) for value in row.values()] for row in rows]
+            with self._writing(self.path / name):
+                write_csv(self.path / name, rows[0].keys(), table)
 
     def best(self, figure: str) -> dict:
         """The first row with the highest ``figure``."""
@@ -138,16 +154,19 @@ class RunFolder:
 
         The newest states are kept, so that one that a fault of the disk spoils does not end the run.
         """
-        state = content | {"rows": self.rows, "config": identity(self.config)}
+        state = content | {"rows": self.rows, "reliability": self.reliability, "config": identity(self.config)}
         self.save(f"{STATES}/{_state_name(state)}", state)
         if self.writes:
             for old in self._states()[STATES_KEPT:]:
                 old.unlink()
 
     def draw(self) -> None:
-        """Write curves.png from the rows so far."""
+        """Write curves.png from the rows so far, and reliability.png where the teacher was watched."""
         with self._writing(self.path / "curves.png"):
             save_curves(self.rows, self.path / "curves.png")
+        if self.config.log_reliability:
+            with self._writing(self.path / "reliability.png"):
+                save_reliability(self.reliability, ALPHA_COLUMNS, self.path / "reliability.png")
 
     def last_good(self) -> str:
         """Words that name the newest checkpoint to go on from."""

@@ -98,10 +98,10 @@ def read_run(folder: Path, name: str) -> SurveyedRun:
         reader.faults.append(f"{SETTINGS}: not there")
     settings = reader.read(SETTINGS, _settings) or {}
     epochs, bad = reader.read(RESULTS, _rows) or ([], 0)
-    reader.faults += [f"{RESULTS}: {bad} damaged rows are left out"] * bool(bad)
+    reader.faults += [f"{RESULTS}: damaged rows left out: {bad}"] * bool(bad)
     evaluated = [path.parent.name for path in sorted(folder.glob(f"*/{FIGURES}"))]
     figures = [figure for inner in evaluated for figure in reader.read(f"{inner}/{FIGURES}", _figures) or []]
-    places = [f"{inner}/{picture}" for inner in evaluated for picture in PICTURES]
+    places = ["reliability.png", *(f"{inner}/{picture}" for inner in evaluated for picture in PICTURES)]
     pictures = {place: content for place in places if (content := reader.read(place, _picture))}
     return SurveyedRun(name, settings, epochs, figures, pictures, reader.faults)
 

@@ -13,6 +13,7 @@ from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER,
 from methods.recipes import recipe
 from models.teachers import teacher_name
 from utils.config import METHOD, TrainConfig
+from utils.errors import UserError
 from utils.flags import spelling
 from utils.log import logger
 from utils.names import canonical
@@ -51,6 +52,8 @@ def resolve(config: TrainConfig, given: frozenset[str]) -> tuple[TrainConfig, di
         teacher_model=teacher_name(config.teacher_model),
         std_teacher_model=teacher_name(config.std_teacher_model, "--std_teacher_model"),
     )
+    if config.log_reliability and config.method in WITHOUT_TEACHER:
+        raise UserError(f"--log_reliability: {config.method} has no teacher to watch; leave it out")
     filled = {}
     if config.recipe == "paper":
         published = recipe(config.method, config.dataset, config.model)

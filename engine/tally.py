@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from engine.distributed import ALONE, Part, Processes
+from methods.iad import reliability
 from methods.losses import Step
+
+EMPTY = {"batches": 0, "images": 0, "loss": 0.0, "clean": None, "adv": None}
+EMPTY_OF_TEACHER = {"watched": 0, "t_clean": None, "t_adv": None, "alpha": None}
+ALPHA_BINS = 20  # of the histogram of alpha over [0, 1], of equal width
 
 
 class EpochMeans(NamedTuple):
@@ -17,6 +22,20 @@ class EpochMeans(NamedTuple):
     adv_acc: float | None
 
 
+class Reliability(NamedTuple):
+    """How far the teacher could be trusted in an epoch, counted over ``n`` images.
+
+    In percent, how often it was right on the clean and on the student's adversarial images; ``alpha`` counts images by
+    its probability of the label on the adversarial image, in ALPHA_BINS parts of [0, 1]. What the method computes no
+    logits for is None. (Figure 1 of IAD, Zhu et al., ICLR 2022; alpha there has an exponent in the loss.)
+    """
+
+    n: int
+    clean_acc: float | None
+    adv_acc: float | None
+    alpha: list[int] | None
+
+
 class Tally:
     """What an epoch's means need of the batches so far; its state continues an epoch that was interrupted.
 
@@ -24,13 +43,22 @@ class Tally:
         device: Where the sums are kept: reading them any earlier than needed would make the host wait for the device.
         processes: Those that share each batch.
         state: Of an earlier tally of the same epoch, see :meth:`state`.
+        teacher: Count too how far the teacher could be trusted, see :meth:`reliability`.
     """
 
-    def __init__(self, device: torch.device | str, processes: Processes = ALONE, state: dict | None = None):
-        self.device, self.processes = device, processes
-        state = state or {"batches": 0, "images": 0, "loss": 0.0, "clean": None, "adv": None}
-        self.batches, self.images = state["batches"], state["images"]
-        self.sums = {key: self._number(state[key]) for key in ("loss", "clean", "adv")}
+    def __init__(
+        self,
+        device: torch.device | str,
+        processes: Processes = ALONE,
+        state: dict | None = None,
+        *,
+        teacher: bool = False,
+    ):
+        self.device, self.processes, self.teacher = device, processes, teacher
+        state = {**EMPTY, **(EMPTY_OF_TEACHER if teacher else {}), **(state or {})}
+        self.batches, self.images, self.watched = state["batches"], state["images"], state.get("watched", 0)
+        keys = ("loss", "clean", "adv", *(("t_clean", "t_adv", "alpha") if teacher else ()))
+        self.sums = {key: self._numbers(state[key]) for key in keys}
         self.broken = torch.zeros((), dtype=torch.int64, device=device)  # the first batch, from 1, of a bad loss
         self._read, self._copied = None, None
 
@@ -39,8 +67,12 @@ class Tally:
         self.batches += 1
         self.images += part.whole
         weight = part.share * part.whole
-        counts = {"clean": _correct(outcome.clean, y), "adv": _correct(outcome.adv, y)}
-        for key, mean in {"loss": outcome.loss.double(), **counts}.items():
+        means = {"loss": outcome.loss.double(), "clean": _correct(outcome.clean, y), "adv": _correct(outcome.adv, y)}
+        if self.teacher:
+            self.watched += part.whole
+            means |= {"t_clean": _correct(outcome.t_clean, y), "t_adv": _correct(outcome.t_adv, y)}
+            means["alpha"] = None if outcome.t_adv is None else _shares(reliability(outcome.t_adv, y, beta=1))
+        for key, mean in means.items():
             if mean is not None:
                 before = self.sums[key]
                 self.sums[key] = mean * weight if before is None else before + mean * weight
@@ -71,20 +103,47 @@ class Tally:
         clean, adv = (None if state[key] is None else 100 * state[key] / n for key in ("clean", "adv"))
         return EpochMeans(state["loss"] / n, clean, adv)
 
+    def reliability(self) -> Reliability | None:
+        """How far the teacher could be trusted over the images so far, of all processes; None where not counted."""
+        if not self.teacher:
+            return None
+        state = self.state()
+        n = state["watched"]
+        clean, adv = (None if state[key] is None else 100 * state[key] / n for key in ("t_clean", "t_adv"))
+        return Reliability(n, clean, adv, state["alpha"])
+
     def state(self) -> dict:
         """The sums over all processes, as plain numbers."""
-        keys = [key for key, value in self.sums.items() if value is not None]
-        own = torch.stack([self.sums[key].cpu() for key in keys])
-        total = dict(zip(keys, self.processes.total(own).tolist(), strict=True))
-        counts = {key: round(total[key]) if key in total else None for key in ("clean", "adv")}
-        return {"batches": self.batches, "images": self.images, "loss": total["loss"], **counts}
+        sums = {key: value for key, value in self.sums.items() if value is not None}
+        total = self.processes.total(torch.cat([value.reshape(-1).cpu() for value in sums.values()]))
+        parts = total.split([value.numel() for value in sums.values()])
+        found = {key: part.reshape(sums[key].shape).tolist() for key, part in zip(sums, parts, strict=True)}
+        loss = found.pop("loss")
+        counts = {key: _rounded(found.get(key)) for key in self.sums if key != "loss"}
+        watched = {"watched": self.watched} if self.teacher else {}
+        return {"batches": self.batches, "images": self.images, "loss": loss, **counts, **watched}
 
-    def _number(self, value: float | None) -> Tensor | None:
+    def _numbers(self, value: float | list[int] | None) -> Tensor | None:
         if value is None:
             return None
-        own = value if self.processes.first else 0.0  # a saved sum is of all processes: one of them goes on with it
-        return torch.tensor(own, dtype=torch.float64, device=self.device)
+        sums = torch.tensor(value, dtype=torch.float64, device=self.device)
+        return sums if self.processes.first else sums * 0  # a saved sum is of all processes: one goes on with it
 
 
 def _correct(logits: Tensor | None, y: Tensor) -> Tensor | None:
     return None if logits is None else (logits.argmax(1) == y).double().mean()
+
+
+def _shares(alpha: Tensor) -> Tensor:
+    """The share (ALPHA_BINS,) of values in [0, 1], (B,), that falls into each part; 1 falls into the last one.
+
+    Compared, not scattered: that is deterministic and asks nothing back from the device.
+    """
+    number = (alpha * ALPHA_BINS).long().clamp(0, ALPHA_BINS - 1)
+    return (number[:, None] == torch.arange(ALPHA_BINS, device=alpha.device)).double().mean(0)
+
+
+def _rounded(counts: float | list[float] | None) -> int | list[int] | None:
+    if counts is None:
+        return None
+    return [round(count) for count in counts] if isinstance(counts, list) else round(counts)

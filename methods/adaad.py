@@ -19,7 +19,8 @@ def adaad(student, teacher, attack, x, y, epoch, *, alpha, kl_weight):
     clean, adv = student(x), student(x_adv)
     with torch.no_grad():
         t_clean, t_adv = teacher(x), teacher(x_adv)
-    return Step(adaad_loss(clean, adv, t_clean, t_adv, alpha=alpha, kl_weight=kl_weight), clean, adv)
+    loss = adaad_loss(clean, adv, t_clean, t_adv, alpha=alpha, kl_weight=kl_weight)
+    return Step(loss, clean, adv, t_clean, t_adv)
 
 
 def disagreement(s, t):
@@ -37,7 +38,7 @@ def adaiad(student, teacher, attack, x, y, epoch, *, alpha, beta, temp, begin):
     with torch.no_grad():
         t_adv = teacher(x_adv)
     loss = adaiad_loss(clean, adv, t_adv, y, alpha=alpha, beta=beta, temp=temp, introspect=introspect)
-    return Step(loss, clean, adv)
+    return Step(loss, clean, adv, t_adv=t_adv)
 
 
 def adaad_loss(clean, adv, t_clean, t_adv, *, alpha, kl_weight):

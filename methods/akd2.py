@@ -18,7 +18,7 @@ def akd2(student, teacher, std_teacher, attack, x, y, epoch, *, robust_weight, s
     with torch.no_grad():
         t_adv, std_adv = teacher(x_adv), std_teacher(x_adv)
     loss = akd2_loss(adv, t_adv, std_adv, y, robust_weight=robust_weight, std_weight=std_weight, temp=temp)
-    return Step(loss, adv=adv)
+    return Step(loss, adv=adv, t_adv=t_adv)
 
 
 def akd2_loss(adv, t_adv, std_adv, y, *, robust_weight, std_weight, temp):

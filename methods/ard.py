@@ -20,7 +20,7 @@ def ard(student, teacher, attack, x, y, epoch, *, alpha, temp, kl_weight=None):
     with torch.no_grad():
         t_clean = teacher(x)
     weight = 1 / adv.shape[1] if kl_weight is None else kl_weight
-    return Step(ard_loss(clean, adv, t_clean, y, alpha=alpha, temp=temp, kl_weight=weight), clean, adv)
+    return Step(ard_loss(clean, adv, t_clean, y, alpha=alpha, temp=temp, kl_weight=weight), clean, adv, t_clean)
 
 
 def ard_loss(clean, adv, t_clean, y, *, alpha, temp, kl_weight):

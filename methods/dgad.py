@@ -18,7 +18,7 @@ def dgad(student, teacher, attack, x, y, epoch, **terms):
     clean, adv = student(x), student(x_adv)
     with torch.no_grad():
         t_clean, t_adv = teacher(x), teacher(x_adv)
-    return Step(dgad_loss(clean, adv, t_clean, t_adv, y, **terms), clean, adv)
+    return Step(dgad_loss(clean, adv, t_clean, t_adv, y, **terms), clean, adv, t_clean, t_adv)
 
 
 def dgad_iad(student, teacher, attack, x, y, epoch, *, beta, begin, **terms):

@@ -23,7 +23,7 @@ def iad1(student, teacher, attack, x, y, epoch, *, alpha, beta, temp, begin):
         t_clean = teacher(x)
         t_adv = teacher(x_adv) if introspect else None
     loss = iad1_loss(clean, adv, t_clean, t_adv, y, alpha=alpha, beta=beta, temp=temp, introspect=introspect)
-    return Step(loss, clean, adv)
+    return Step(loss, clean, adv, t_clean, t_adv)
 
 
 def iad1_loss(clean, adv, t_clean, t_adv, y, *, alpha, beta, temp, introspect):
@@ -48,7 +48,7 @@ def iad2(student, teacher, std_teacher, attack, x, y, epoch, *, robust_weight, s
         t_adv, std_adv = teacher(x_adv), std_teacher(x_adv)
     weights = {"robust_weight": robust_weight, "std_weight": std_weight}
     loss = iad2_loss(clean, adv, t_adv, std_adv, y, **weights, beta=beta, temp=temp, introspect=introspect)
-    return Step(loss, clean, adv)
+    return Step(loss, clean, adv, t_adv=t_adv)
 
 
 def iad2_loss(clean, adv, t_adv, std_adv, y, *, robust_weight, std_weight, beta, temp, introspect):

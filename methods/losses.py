@@ -8,15 +8,18 @@ from torch import Tensor
 
 
 class Step(NamedTuple):
-    """What a method returns for one batch: its loss, and the student's logits (B, C) that it computed on the way.
+    """What a method returns for one batch: its loss, and the logits (B, C) that it computed on the way.
 
-    ``clean`` and ``adv`` are only logged; a method leaves out what its paper does not forward, because every forward
-    in train mode moves the BatchNorm statistics.
+    ``clean`` and ``adv`` are the student's, ``t_clean`` and ``t_adv`` the robust teacher's on the same images. They are
+    only logged; a method leaves out what its paper does not forward, because every forward of the student in train mode
+    moves the BatchNorm statistics, and every forward of a teacher takes time.
     """
 
     loss: Tensor
     clean: Tensor | None = None
     adv: Tensor | None = None
+    t_clean: Tensor | None = None
+    t_adv: Tensor | None = None
 
 
 def repeat_forward(student, x) -> None:

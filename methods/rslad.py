@@ -18,7 +18,7 @@ def rslad(student, teacher, attack, x, y, epoch, *, kl_weight):
         t_clean = teacher(x)
     x_adv = attack(lambda s, t: lambda z: kl(t_clean, s(z)), x, noise=gaussian)
     adv, clean = student(x_adv), student(x)
-    return Step(rslad_loss(clean, adv, t_clean, kl_weight=kl_weight), clean, adv)
+    return Step(rslad_loss(clean, adv, t_clean, kl_weight=kl_weight), clean, adv, t_clean)
 
 
 def rslad_loss(clean, adv, t_clean, *, kl_weight):

@@ -134,7 +134,10 @@ def test_names_in_any_script_and_bytes_that_are_none(tmp_path):
 
 BROKEN = {
     "config.json": ["", '{"method": "AT", "see', "[1, 2]", '"text"', "[" * 10**5, '{"method": ["AT"], "epochs": {}}'],
-    "results.csv": ["", "\0", HEADER + "0,0.1,1.5,,30,1.2,80", HEADER + "x,,,,,,nan,,1e999\n", "a\n" * 3, "\xff"],
+    "results.csv": [
+        *("", "\0", "a\n" * 3, "\xff", HEADER + "0,0.1,1.5,,30,1.2,80"),
+        *(HEADER + "x,0.1,1.5,,30,1.2,80,2,40\n", HEADER + "0,0.1,1.5,,30,1.2,nan,2,1e999\n"),
+    ],
     f"{BEST[:-4]}_eval/eval.json": [
         *("", "{", "[]", '{"evaluations": [{"conditions": [], "figures": {}}]}', "[" * 10**5),
         '{"evaluations": [{"conditions": {}, "figures": {"Clean": {"accuracy": 1, "n": 1}}}]}',

@@ -211,6 +211,13 @@ class TrainConfig:
         check=at_least(0),
         place=True,
     )
+    log_reliability: bool = flag(
+        False,
+        "distillation: write how often the teacher is right on clean and on the student's adversarial images, and how\n"
+        "sure of the label, to reliability.csv, an epoch a row",
+        group=RUN,
+        place=True,
+    )
     sync_bn: bool = flag(
         True, "under torchrun: BatchNorm over the whole batch, so that results do not depend on processes", group=RUN
     )

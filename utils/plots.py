@@ -159,3 +159,39 @@ def save_curves(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4))
     draw_curves(axes, {"": rows})
     save_figure(figure, path)
+
+
+def draw_trust(axes, rows: Sequence[Mapping]) -> None:
+    """Draw how often the teacher is right on clean (dashed) and adversarial (solid) images; rows of reliability.csv."""
+    for column, style, kind in (("teacher_clean_acc", "--", "clean"), ("teacher_adv_acc", "-", "adversarial")):
+        points = [(row["epoch"] + 1, row[column]) for row in rows if row[column] is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, color="C0", marker=".", label=f"{kind} images")
+    axes.set(xlabel="epoch", ylabel="teacher is right (%)", ylim=(0, 100))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+def draw_alpha(axes, rows: Sequence[Mapping], columns: Sequence[str]) -> None:
+    """Draw the histograms of alpha, ``columns`` of reliability.csv's rows, as a map of shares over epochs.
+
+    Epochs without alpha stay white.
+    """
+    counted = [row for row in rows if row[columns[0]] is not None]
+    shares = {row["epoch"]: [100 * row[column] / row["n"] for column in columns] for row in counted}
+    edges = [number / len(columns) for number in range(len(columns) + 1)]
+    for epoch, share in shares.items():
+        ends, column = (epoch + 0.5, epoch + 1.5), [[part] for part in share]
+        shown = axes.pcolormesh(ends, edges, column, vmin=0, vmax=max(map(max, shares.values())))
+    axes.set(xlabel="epoch", ylabel="alpha: teacher's probability of the label", ylim=(0, 1))
+    axes.figure.colorbar(shown, ax=axes, label="share of the adversarial images (%)")
+
+
+def save_reliability(rows: Sequence[Mapping], columns: Sequence[str], path: Path) -> None:
+    """Picture of one run's reliability.csv: the teacher's shares, and where there are any its histograms of alpha."""
+    watched = any(row[columns[0]] is not None for row in rows)
+    figure, axes = plt.subplots(1, 1 + watched, figsize=(6 + 6 * watched, 4), squeeze=False, layout="constrained")
+    draw_trust(axes[0, 0], rows)
+    if watched:
+        draw_alpha(axes[0, 1], rows, columns)
+    save_figure(figure, path)
