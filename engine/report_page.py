@@ -199,7 +199,7 @@ def _detail(number: int, run: SurveyedRun, pictures: dict[str, bytes], *, opened
         element("summary", swatch(hue(number)), run.name),
         *(element("p", fault, class_="fault") for fault in run.faults),
         element("div", *_shown([curves]), class_="charts"),
-        *(_image(place, content) for place, content in pictures.items()),
+        element("div", *(_image(place, content) for place, content in pictures.items()), class_="charts"),
         element("p", f"not in this page, which has enough pictures: {', '.join(left_out)}") if left_out else None,
         element("h3", "settings") if pairs else None,
         element("dl", *pairs) if pairs else None,

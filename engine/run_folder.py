@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.sinks import Sinks
 from engine.tally import ALPHA_BINS
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -40,8 +41,9 @@ STATE_KEYS = {"net", "optimizer", "epochs", "tally", "rows", "config", "classes"
 class RunFolder:
     """``<root_path>/<dataset>/<method>/<name>/`` of one run; nothing is written before :meth:`create`.
 
-    Raises UserError wherever the disk does not take what is written. With ``writes`` False, as in all processes of a
-    torchrun but the first, it follows the run without touching the disk.
+    Raises UserError wherever the disk does not take what is written, and at once where the package of a sink is
+    missing. With ``writes`` False, as in all processes of a torchrun but the first, it follows the run without touching
+    the disk.
     """
 
     def __init__(self, config: TrainConfig, *, teacher: str | None, writes: bool = True):
@@ -52,6 +54,7 @@ class RunFolder:
         if len(name.encode()) > LONGEST_NAME:
             raise UserError(f"--desc_str {config.desc_str[:20]}...: makes the folder's name too long; shorten it")
         self.path = Path(config.root_path) / config.dataset / config.method / name
+        self.sinks = Sinks(config)
         self.rows: list[dict] = []
         self.reliability: list[dict] = []
 
@@ -106,6 +109,7 @@ class RunFolder:
                 if state is None or newer.name > _state_name(state):
                     newer.unlink()
             write_text(self.path / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
+        self.sinks.open(self.path, self.rows)
 
     def _take(self) -> None:
         """Make the folder and lock it while this object lives; follow no link, for the folder may come from elsewhere."""
@@ -122,9 +126,10 @@ class RunFolder:
             ) from error
 
     def add_row(self, values: dict) -> None:
-        """Append one epoch to results.csv."""
+        """Append one epoch to results.csv, and tell the sinks."""
         self.rows.append({key: values[key] for key in COLUMNS})
         self._write_rows("results.csv", self.rows)
+        self.sinks.add(self.rows[-1])
 
     def add_reliability(self, values: dict) -> None:
         """Append one epoch to reliability.csv: its number and what :class:`engine.tally.Reliability` holds."""

@@ -218,6 +218,18 @@ class TrainConfig:
         group=RUN,
         place=True,
     )
+    tensorboard: bool = flag(
+        False,
+        "write each epoch's row for TensorBoard too, in the run's folder; pip install tensorboard",
+        group=RUN,
+        place=True,
+    )
+    wandb: bool = flag(
+        False,
+        "send each epoch's row to Weights & Biases too, heeding WANDB_MODE; pip install wandb",
+        group=RUN,
+        place=True,
+    )
     sync_bn: bool = flag(
         True, "under torchrun: BatchNorm over the whole batch, so that results do not depend on processes", group=RUN
     )

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 matplotlib.rcParams["text.parse_math"] = False  # the name of a class or of a file may hold two dollars
@@ -190,7 +191,9 @@ def draw_alpha(axes, rows: Sequence[Mapping], columns: Sequence[str]) -> None:
 def save_reliability(rows: Sequence[Mapping], columns: Sequence[str], path: Path) -> None:
     """Picture of one run's reliability.csv: the teacher's shares, and where there are any its histograms of alpha."""
     watched = any(row[columns[0]] is not None for row in rows)
-    figure, axes = plt.subplots(1, 1 + watched, figsize=(6 + 6 * watched, 4), squeeze=False, layout="constrained")
+    look = {"figsize": (6 + 6 * watched, 4), "sharex": True, "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(1, 1 + watched, **look)
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     draw_trust(axes[0, 0], rows)
     if watched:
         draw_alpha(axes[0, 1], rows, columns)
