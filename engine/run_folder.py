@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.sinks import Sinks
-from engine.tally import ALPHA_BINS
+from engine.tally import ALPHA_BINS, EMPTY
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.files import PARTIAL, require_writable, write_text
@@ -112,7 +112,7 @@ class RunFolder:
         self.sinks.open(self.path, self.rows)
 
     def _take(self) -> None:
-        """Make the folder and lock it while this object lives; follow no link, for the folder may come from elsewhere."""
+        """Make the folder and lock it while this object lives; follow no link, for it may come from elsewhere."""
         states, lock = self.path / STATES, self.path / ".lock"
         if states.is_symlink():
             raise UserError(f"{states}: a link, and checkpoints would be written where it points; remove it")
@@ -188,8 +188,7 @@ class RunFolder:
         for path in self._seen:
             try:
                 state = load_checkpoint(path)
-                if not state.keys() >= STATE_KEYS:
-                    raise UserError(f"{path}: not a state of a run")
+                _require_sound(path, state)
                 return state
             except UserError as error:
                 logger.warning("%s; trying the one before", error)
@@ -218,6 +217,16 @@ def identity(config: TrainConfig) -> dict:
     kept = [spec.name for spec in fields(config) if not spec.metadata["place"]]
     values = {name: getattr(config, name) for name in kept if name != "epochs" or config.lr_schedule == "cosine"}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _require_sound(path: Path, state: dict) -> None:
+    """Raise UserError for a checkpoint that no run of ours left to resume from."""
+    kinds = {"net": dict, "optimizer": dict, "epochs": int, "tally": dict, "rows": list, "config": dict}
+    sound = isinstance(state, dict) and state.keys() >= STATE_KEYS
+    sound = sound and all(isinstance(state[key], kind) for key, kind in kinds.items())
+    sound = sound and 0 <= state["epochs"] == len(state["rows"]) and state["tally"].keys() >= EMPTY.keys()
+    if not (sound and all(isinstance(row, dict) and row.keys() == set(COLUMNS) for row in state["rows"])):
+        raise UserError(f"{path}: not a state of a run")
 
 
 def _state_name(state: dict) -> str:

@@ -15,6 +15,7 @@ from engine.sync_bn import synchronise
 from engine.tally import Tally
 from engine.views import Frozen, Live, View
 from methods.losses import Step
+from utils.errors import UserError
 
 
 class Trainer:
@@ -108,9 +109,22 @@ class Trainer:
         return Step(*(None if value is None else value.detach() for value in outcome))
 
     def restore(self, state: dict) -> None:
-        """Put student and optimizer back as a last checkpoint holds them."""
-        self.student.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Put student and optimizer back as a state holds them; raises UserError where it is another network's."""
+        try:
+            self.student.load_state_dict(state["net"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:  # all PyTorch's
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"--resume: the state in resume/ is of another network or optimizer ({reason}); "
+                "--desc_str NAME starts another run"
+            ) from error
 
     def epoch(self, batches: Iterable[tuple[Tensor, Tensor]], epoch: int, lr: float, tally: Tally) -> Iterator[Tally]:
         """Train on ``batches`` at learning rate ``lr``; yield ``tally`` after each, with that batch counted in."""

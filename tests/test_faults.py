@@ -5,7 +5,6 @@ import os
 import random
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -260,9 +259,26 @@ def test_the_lock_of_a_killed_run_dies_with_it(nursery, tmp_path):
     assert nursery.wait() == 0
 
 
-def test_a_checkpoint_of_another_run_in_the_resume_folder_is_refused(run, tmp_path):
+ALTERED = {
+    "another network": lambda state: state | {"net": {"w": torch.ones(2)}},
+    "no network": lambda state: state | {"net": None},
+    "an empty optimizer": lambda state: state | {"optimizer": {}},
+    "rows of another table": lambda state: state | {"rows": [{"epoch": 0}] * 3},
+    "rows that are missing": lambda state: state | {"rows": []},
+    "no epochs": lambda state: state | {"epochs": "three"},
+    "no settings": lambda state: state | {"config": None},
+    "a list": lambda state: [state],
+    "a best checkpoint": lambda state: {key: state[key] for key in ("net", "classes")},
+}
+
+
+@pytest.mark.parametrize("what", ALTERED)
+def test_a_state_that_is_none_of_this_run_is_refused_in_one_line(run, tmp_path, what):
     assert run(RUN).status == 0
-    for state in tmp_path.rglob("resume/*.pth"):
-        shutil.copy(next(tmp_path.rglob("best_PGD10_acc_model.pth")), state)
-    ended = run(f"{RUN} --resume")
-    assert ended.status == 2 and "not a state of a run" in ended.out
+    for path in tmp_path.rglob("resume/*.pth"):
+        torch.save(ALTERED[what](torch.load(path, weights_only=True)), path)
+    before = files_of(tmp_path)
+    ended = run(f"{RUN.replace('--epochs 3', '--epochs 4')} --resume")
+    assert ended.status == 2 and ended.err.count("\n") == 1
+    assert "resume/" in ended.err
+    assert files_of(tmp_path) == before
