@@ -59,6 +59,7 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
         raise
     except Exception as error:  # no network, no login, a service that does not answer: each raises its own kind
         logger.warning("--wandb: %s; kept in %s, from where wandb sync sends it", _line(error), folder / "wandb")
+        package.teardown()  # else its service holds the run's id to be in use
         run = package.init(**about, mode="offline")
 
     def add(row: dict) -> None:

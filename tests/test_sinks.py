@@ -34,19 +34,27 @@ class SummaryWriter:
 
 
 class Wandb(ModuleType):
-    """What the real one does: a step that its run has already is not taken again."""
+    """What the real one does: a step that its run has already is not taken again, and a run whose beginning failed is
+    in use until its service is torn down.
+    """
 
     def __init__(self):
         super().__init__("wandb")
-        self.begun, self.steps, self.refuses = [], {}, 0
+        self.begun, self.steps, self.refuses, self.in_use = [], {}, 0, set()
 
     def init(self, **options):
         self.begun.append(options)
+        if options["id"] in self.in_use:
+            raise RuntimeError(f"run ID {options['id']} is in use")
         if self.refuses > 0:
             self.refuses -= 1
+            self.in_use.add(options["id"])
             raise ConnectionError("api.example: no route to host\nand more lines")
         self.steps.setdefault(options["id"], {})
         return self
+
+    def teardown(self):
+        self.in_use.clear()
 
     def log(self, values, step):
         self.steps[self.begun[-1]["id"]].setdefault(step, values)
