@@ -29,6 +29,8 @@ def choose_device(device: str, gpu_id: int, threads: int | None = None) -> torch
         )
     if chosen.type not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: only cpu and cuda are supported")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # NCCL, random states and pinned memory belong to the GPU that is the present one
     return chosen
 
 
