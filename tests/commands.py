@@ -1,5 +1,6 @@
 """Run an entry script as a user would, in this process or in one of its own."""
 
+import json
 import os
 import runpy
 import subprocess
@@ -33,10 +34,33 @@ def run_here(monkeypatch, capsys, script: str, words: str) -> Ended:
     return Ended(status, captured.out, captured.err)
 
 
-def run_apart(script: str, words: str, folder, *, through: str | None = None) -> Ended:
-    """Run a script in a new interpreter in ``folder``; ``through`` names a file of the tests that runs it there."""
-    scripts = [str(ROOT / "tests" / through)] if through else []
-    command = [sys.executable, *scripts, str(ROOT / script), *words.split()]
+def run_apart(script: str, words: str, folder) -> Ended:
+    """Run a script in a new interpreter in ``folder``."""
+    command = [sys.executable, str(ROOT / script), *words.split()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+class Nursery:
+    """Runs scripts in processes of their own, one at a time, which are forked from one that has imported everything."""
+
+    def __init__(self):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(ROOT / "tests" / "nursery.py")]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
+
+    def start(self, folder, script: str, words: str) -> int:
+        """Start a script in ``folder``; return its process's number. What it says goes to output.txt there."""
+        folder.mkdir(exist_ok=True)
+        print(json.dumps([str(folder), str(ROOT / script), words.split()]), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def wait(self) -> int:
+        """The status with which the script ends."""
+        return int(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()

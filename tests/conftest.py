@@ -34,3 +34,13 @@ def golden_arrays(row: dict) -> dict:
             for key in file.files
             if key.startswith(prefix) and file[key].dtype.kind in "fiu"
         }
+
+
+@pytest.fixture(scope="session")
+def nursery():
+    """What runs scripts in processes of their own without the seconds of imports."""
+    from commands import Nursery  # which imports this file
+
+    nursery = Nursery()
+    yield nursery
+    nursery.close()

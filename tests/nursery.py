@@ -1,6 +1,7 @@
 """A process that has imported everything and forks a run for each line it reads, to save the seconds of imports.
 
-A line is a folder and the words of a command line, as JSON. Prints each child's pid, then the status it ended with.
+A line is a folder, a script and the words of its command line, as JSON; what it says goes to output.txt in the folder.
+Prints each child's pid, then the status it ended with.
 """
 
 import json
@@ -18,15 +19,15 @@ import sklearn.datasets  # noqa: E402, F401
 import engine.run  # noqa: E402, F401
 
 
-def child(folder: str, words: list[str]) -> None:
+def child(folder: str, script: str, words: list[str]) -> None:
     os.chdir(folder)
     log = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.argv = ["main.py", *words]
+    sys.argv = [script, *words]
     status = 0
     try:
-        runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+        runpy.run_path(script, run_name="__main__")
     except SystemExit as ended:
         status = ended.code or 0
     finally:

@@ -4,12 +4,12 @@ import csv
 import json
 import math
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
 import pytest
 import torch
 from commands import SMALL, run_apart, run_here
+from conftest import ROOT
 from PIL import Image
 from small_sets import cifar_files, tiny_imagenet_files
 from torchvision.datasets import CIFAR100
@@ -99,27 +99,20 @@ def two_steps(method, folder, classes):
 
 
 @pytest.mark.parametrize("dataset", SETS)
-def test_every_method_trains_on_every_kind_of_data(tmp_path, monkeypatch, tiny_imagenet, dataset):
+def test_every_method_trains_on_every_kind_of_data(nursery, tmp_path, monkeypatch, tiny_imagenet, dataset):
     script, words, classes = SETS[dataset]
-    data_root, through = tmp_path, None
+    data_root = tiny_imagenet if dataset == "Tiny_Image" else tmp_path
     if dataset == "CIFAR100":
         cifar_files(tmp_path, CIFAR100, monkeypatch, names=[str(k) for k in range(100)], labels=range(100))
-        through = "unsigned_cifar.py"
-    elif dataset == "Tiny_Image":
-        data_root = tiny_imagenet
-
-    def train(method):
+        script, words = "tests/unsigned_cifar.py", f"{ROOT / script} {words}"
+    for method in METHODS:
         folder = tmp_path / method
         folder.mkdir()
-        options = two_steps(method, folder, classes)
-        return run_apart(script, f"{words} --data_root {data_root} {options}", folder, through=through)
-
-    with ThreadPoolExecutor(2) as pool:  # each of them waits for a process of its own
-        for method, ended in zip(METHODS, pool.map(train, METHODS), strict=True):
-            assert ended.status == 0, f"{method}: {ended.err}"
-            (results,) = (tmp_path / method / "tuned_models" / dataset / method).glob("*/results.csv")
-            (row,) = rows_of(results)
-            assert math.isfinite(float(row["train_loss"]))
+        nursery.start(folder, script, f"{words} --data_root {data_root} {two_steps(method, folder, classes)}")
+        assert nursery.wait() == 0, f"{method}: {(folder / 'output.txt').read_text()}"
+        (results,) = (folder / "tuned_models" / dataset / method).glob("*/results.csv")
+        (row,) = rows_of(results)
+        assert math.isfinite(float(row["train_loss"]))
 
 
 @pytest.mark.parametrize("alias", ALIASES)

@@ -1,6 +1,5 @@
 """Whatever interrupts a run, nothing that was finished is lost, and what goes on ends with the bytes of a whole run."""
 
-import json
 import os
 import random
 import re
@@ -26,35 +25,11 @@ LONG = (
 )
 
 
-class Nursery:
-    def __init__(self):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(ROOT / "tests" / "nursery.py")]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
-
-    def start(self, folder, words: str) -> int:
-        folder.mkdir(exist_ok=True)
-        print(json.dumps([str(folder), words.split()]), file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
-
-    def wait(self) -> int:
-        return int(self.process.stdout.readline())
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    nursery = Nursery()
-    yield nursery
-    nursery.process.stdin.close()
-    nursery.process.wait()
-
-
 @pytest.fixture(scope="module")
 def whole(nursery, tmp_path_factory):
     """The folder of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    nursery.start(folder, LONG)
+    nursery.start(folder, "main.py", LONG)
     assert nursery.wait() == 0
     return folder
 
@@ -88,7 +63,7 @@ def resumed(root):
 def test_killed_at_twenty_random_moments_a_run_ends_with_the_same_bytes(nursery, whole, tmp_path):
     chance, kills = random.Random(0), 0
     while kills < 20:
-        pid = nursery.start(tmp_path, LONG)
+        pid = nursery.start(tmp_path, "main.py", LONG)
         seen(lambda: resumed(tmp_path))
         if kills % 2:  # in the middle of writing a file
             seen(lambda: any(tmp_path.rglob(".partial-*")))
@@ -98,7 +73,7 @@ def test_killed_at_twenty_random_moments_a_run_ends_with_the_same_bytes(nursery,
         assert nursery.wait() == -signal.SIGKILL, "the run was over before it was killed: make it longer"
         (tmp_path / "output.txt").unlink()
         kills += 1
-    nursery.start(tmp_path, LONG)
+    nursery.start(tmp_path, "main.py", LONG)
     assert nursery.wait() == 0
     assert files_of(tmp_path) == files_of(whole)
 
@@ -106,7 +81,7 @@ def test_killed_at_twenty_random_moments_a_run_ends_with_the_same_bytes(nursery,
 @pytest.mark.parametrize("name, status", [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 0)])
 def test_a_signal_saves_and_ends_with_its_status(nursery, whole, tmp_path, name, status):
     words = LONG.replace("--save_minutes 0", "--save_minutes 60")
-    pid = nursery.start(tmp_path, words)
+    pid = nursery.start(tmp_path, "main.py", words)
     seen(lambda: any(tmp_path.rglob("best_PGD10_acc_model.pth")))
     os.kill(pid, getattr(signal, name))
     assert nursery.wait() == status
@@ -114,7 +89,7 @@ def test_a_signal_saves_and_ends_with_its_status(nursery, whole, tmp_path, name,
     assert re.fullmatch(f"stopped by {name}: saved in .*AT/small_resnet_eps8_seed42; --resume continues", last)
     (newest, *_) = sorted((path.name for path in tmp_path.rglob("resume/*.pth")), reverse=True)
     assert not newest.endswith("-000000.pth"), "in the middle of an epoch"
-    nursery.start(tmp_path, LONG)
+    nursery.start(tmp_path, "main.py", LONG)
     assert nursery.wait() == 0
     assert files_of(tmp_path) == files_of(whole)
 
@@ -247,7 +222,7 @@ def test_a_clock_that_jumps_changes_nothing(run, tmp_path, monkeypatch):
 
 
 def test_the_lock_of_a_killed_run_dies_with_it(nursery, tmp_path):
-    pid = nursery.start(tmp_path, LONG)
+    pid = nursery.start(tmp_path, "main.py", LONG)
     seen(lambda: any(tmp_path.rglob("resume/*.pth")))
     os.kill(pid, signal.SIGSTOP)  # alive, and holding its lock
     command = [sys.executable, str(ROOT / "main.py"), *LONG.split()]
@@ -255,7 +230,7 @@ def test_the_lock_of_a_killed_run_dies_with_it(nursery, tmp_path):
     assert second.returncode == 2 and "another run is training there" in second.stderr
     os.kill(pid, signal.SIGKILL)
     nursery.wait()
-    nursery.start(tmp_path, LONG)
+    nursery.start(tmp_path, "main.py", LONG)
     assert nursery.wait() == 0
 
 
