@@ -26,8 +26,7 @@ out=$(realpath -m "$out")
 data=("$@")
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 threads=${THREADS:-1}
-# Pieces of an evaluation continue only under the code that made them; a finished one is finished under any.
-state=$out/state/$(git describe --always --exclude='*' --dirty 2>/dev/null || echo unknown)
+state=$out/state
 
 if [ -z "$list" ]; then
   python=$(bash scripts/setup.sh)
@@ -57,13 +56,16 @@ chain() {
   ) &
 }
 
+# Pieces of an evaluation continue only under the code that made them, so each revision has a folder; a finished
+# evaluation is finished under any.
 once() {
-  local key log
-  key=$(cksum <<<"${1/"$state"/}" | tr ' ' -)
+  local key log revision
+  key=$(cksum <<<"$1" | tr ' ' -)
+  revision=$(git describe --always --exclude='*' --dirty 2>/dev/null || echo unknown)
   log=$out/logs/$key.txt
   [ ! -e "$out/finished/$key" ] || return 0
   echo "$(date +%H:%M:%S) python $1"
-  eval "exec \"\$python\" $1" >"$log" 2>&1 &
+  eval "exec \"\$python\" ${1/"$state"/"$state/$revision"}" >"$log" 2>&1 &
   child=$!
   if wait "$child"; then
     echo "$1" >"$out/finished/$key"
