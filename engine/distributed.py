@@ -91,18 +91,23 @@ class Processes(NamedTuple):
         """
         if self.count == 1:
             return work()
-        done = None
-        for turn in (True, False):
-            trouble = None
-            if (os.environ["LOCAL_RANK"] == "0") == turn:
-                try:
-                    done = work()
-                except UserError as error:
-                    trouble = str(error)
-            troubles = [None] * self.count
-            torch.distributed.all_gather_object(troubles, trouble)
-            for text in filter(None, troubles):
-                raise UserError(text)
+        ahead = os.environ["LOCAL_RANK"] == "0"
+        first, then = (self.together(lambda mine=mine: work() if mine else None) for mine in (ahead, not ahead))
+        return first if ahead else then
+
+    def together(self, work: Callable[[], Any]) -> Any:
+        """Call ``work``, which waits for no other process, in each of them; a UserError of any is raised in all."""
+        if self.count == 1:
+            return work()
+        done, trouble = None, None
+        try:
+            done = work()
+        except UserError as error:
+            trouble = str(error)
+        troubles = [None] * self.count
+        torch.distributed.all_gather_object(troubles, trouble)
+        for text in filter(None, troubles):
+            raise UserError(text)
         return done
 
 

@@ -50,14 +50,14 @@ class Fit:
         self.processes, self.signals, self.config = processes, signals, folder.config
         self.saved = time.monotonic()
 
-    def run(self, state: dict | None) -> None:
-        """Train until ``config.epochs`` epochs are done, from where ``state`` left off if there is one.
+    def run(self, begun: dict | None) -> None:
+        """Train until ``config.epochs`` epochs are done; ``begun`` has those done before, and the tally of the next.
 
         Raises UserError when a loss or a weight is no longer finite, of which nothing is saved, or where the disk or
         the memory does not suffice; Stopped, after saving, when a signal asked for it.
         """
-        start, tally = state["epochs"] if state else 0, self._tally(state and state["tally"])
-        if state:
+        start, tally = begun["epochs"] if begun else 0, self._tally(begun and begun["tally"])
+        if begun:
             within = f" and {tally.batches} of {len(self.batches)} batches" * bool(tally.batches)
             logger.info("resuming after epoch %d of %d%s", start, self.config.epochs, within)
         self.signals.defer()
@@ -73,14 +73,12 @@ class Fit:
         try:
             for _ in self.trainer.epoch(self._from(epoch, tally.batches), epoch, lr, tally):
                 self._between_steps(epoch, tally)
+            full = False
         except torch.OutOfMemoryError:
-            wrong = True
-        else:
-            wrong = False
-        if wrong:  # outside of the handler, whose traceback holds what filled the memory
-            raise UserError(advice(self.trainer, self.batches, self.config.bs, self.processes))
+            full = True
+        if full:  # outside of the handler, whose traceback holds what filled the memory
+            self._say_what_fits(epoch)
         means, trust, trained = tally.means(), tally.reliability(), time.monotonic()
-        self.processes.spread(self.trainer.student.buffers())
         clean, robust = self.judge(lambda: self._stop_if_asked(epoch, tally))
         self._require_finite(epoch, means.loss, clean.loss, robust.loss)
         self._keep(epoch, _row(epoch, lr, means, clean, robust), trust)
@@ -110,6 +108,12 @@ class Fit:
             self._save_state(epoch, tally)
         if asked:
             raise self._stopped(asked)
+
+    def _say_what_fits(self, epoch: int) -> None:
+        words = advice(self.trainer, self.batches, epoch, self.processes)
+        if not self.processes.first:
+            logger.error("%s", words)  # the first process may not know of it
+        raise UserError(words)
 
     def _stop_if_asked(self, epoch: int, tally: Tally) -> None:
         (asked,) = self.processes.largest([self.signals.received])

@@ -40,40 +40,50 @@ def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
     try:
         with Signals() as signals:
             _train(config, given, processes, signals)
+    except torch.OutOfMemoryError as error:  # outside of the steps, which know what would fit
+        raise UserError(f"--bs {config.bs}: the GPU's memory is full; a smaller one needs less") from error
     except RuntimeError as error:
         if lost(error, processes):
             raise UserError("torchrun: another process of this run has ended; --resume continues the run") from error
         raise
-    finally:
-        leave()
+    leave()  # only after success: others may be waiting for what will not come, and this would wait for them
 
 
 def _train(config: TrainConfig, given: frozenset[str], processes: Processes, signals: Signals) -> None:
     config, sources = resolve(config, given)
     _require_images_for_all(config, processes)
-    device = choose_device(config.device, gpu_of(config.gpu_id), config.threads)
+    device = processes.together(lambda: choose_device(config.device, gpu_of(config.gpu_id), config.threads))
     arithmetic, words = choose_arithmetic(config.precision, config.compile, device)
     teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
     folder = RunFolder(config, teacher=teacher, writes=processes.first)
     state = processes.from_first(folder.last_state)
+    read = partial(load, config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
     if state and state["epochs"] >= config.epochs:
-        return logger.info("%s: all %d epochs are done", folder.path, state["epochs"])
+        logger.info("%s: all %d epochs are done", folder.path, state["epochs"])
+        if folder.writes and not folder.concluded:
+            folder.restore(state)
+            _conclude(config, read(), folder, device)
+        return
     if config.lr_schedule == "piecewise" and config.milestones is None:
         milestones = tuple(state["config"]["milestones"]) if state else milestones_of(config.epochs)
         folder.config = config = replace(config, milestones=milestones)
-    files = find_teachers(config)
-    read = partial(load, config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
+    files = processes.together(lambda: find_teachers(config))
     splits = processes.in_turn(read)
     trained_on, judged_on = _choose_images(splits, config)
 
     seed_everything(config.seed)
-    trainer, teachers = _make_trainer(config, splits, files, device, arithmetic, processes)
+    networks = processes.together(lambda: _make_networks(config, splits, files, device))
+    trainer = _make_trainer(config, *networks, device, arithmetic, processes)
     batches = partial(Batches, batch_size=config.bs, device=device)
     shuffled = batches(trained_on, shuffle=True, crop=CROP_PADDING, flip=splits.flip, generator=torch.Generator())
-    facts = _facts(config, splits, [fingerprint(trained_on), fingerprint(judged_on)], teachers)
+    images = [fingerprint(trained_on), fingerprint(judged_on)]
+    facts = _facts(config, splits, images, [checksum(teacher) for teacher in networks[1]], arithmetic)
+    del networks  # a teacher's own weights are not needed beside its view
     if state:
-        folder.restore(state, facts)
+        processes.together(lambda: folder.require_same(state, facts))
+        folder.restore(state)
         trainer.restore(state)
+        state = {key: state[key] for key in ("epochs", "tally")}
     processes.from_first(lambda: folder.create(state))
     if processes.first:
         log_to_file(folder.path / "log.txt")
@@ -84,6 +94,7 @@ def _train(config: TrainConfig, given: frozenset[str], processes: Processes, sig
         logger.info("%d processes share each batch of %d; BatchNorm %s", processes.count, config.bs, norm)
     judge = _judge(trainer.student, batches(judged_on), config, processes)
     Fit(trainer, shuffled, judge, folder, facts, processes, signals).run(state)
+    signals.defer(False)
     if processes.first:
         _conclude(config, splits, folder, device)
 
@@ -104,18 +115,21 @@ def _choose_images(splits: Splits, config: TrainConfig) -> tuple[Split, Split]:
     return subset(kept, config.limit_train, config.seed), judge
 
 
+def _make_networks(config: TrainConfig, splits: Splits, teacher_files: list, device: torch.device) -> tuple:
+    """The student, and its teachers."""
+    student = make_network(config.model, config.model_path, config.dataset, splits).to(device)
+    return student, make_teachers(config, teacher_files, splits, device)
+
+
 def _make_trainer(
     config: TrainConfig,
-    splits: Splits,
-    teacher_files: list,
+    student: nn.Module,
+    teachers: list[nn.Module],
     device: torch.device,
     arithmetic: Arithmetic,
     processes: Processes,
-) -> tuple[Trainer, list[int]]:
-    """The trainer, and the checksums of its teachers, whose own weights go once their views are made."""
-    student = make_network(config.model, config.model_path, config.dataset, splits).to(device)
-    teachers = make_teachers(config, teacher_files, splits, device)
-    trainer = Trainer(
+) -> Trainer:
+    return Trainer(
         student,
         teachers,
         METHODS[config.method](config),
@@ -129,14 +143,13 @@ def _make_trainer(
         processes=processes,
         sync_bn=config.sync_bn,
     )
-    return trainer, [checksum(teacher) for teacher in teachers]
 
 
-def _facts(config: TrainConfig, splits: Splits, images: list[int], teachers: list[int]) -> dict:
+def _facts(config: TrainConfig, splits: Splits, images: list[int], teachers: list[int], arithmetic: Arithmetic) -> dict:
     """What each checkpoint says of itself: the network for whoever opens it, data and teachers for resuming."""
     names = {"model": config.model, "dataset": config.dataset, "method": config.method}
     shape = {"classes": list(splits.classes), "image_size": splits.image_size}
-    return {**names, **shape, "images": images, "teachers": teachers}
+    return {**names, **shape, "images": images, "teachers": teachers, "arithmetic": str(arithmetic.dtype or "float32")}
 
 
 def _optimizer(student, config: TrainConfig) -> torch.optim.Optimizer:
@@ -152,8 +165,7 @@ def _judge(network: nn.Module, batches: Batches, config: TrainConfig, processes:
 
 
 def _conclude(config: TrainConfig, splits: Splits, folder: RunFolder, device: torch.device) -> None:
-    """Draw the curves and name the best epochs; say what validation's choice reaches on the test set."""
-    folder.draw()
+    """Name the best epochs, say what validation's choice reaches on the test set, and draw the curves last of all."""
     for figure, title in (("PGD10_acc", "PGD-10"), ("clean_acc", "clean")):
         row = folder.best(figure)
         logger.info("best %s accuracy: %.2f %%, epoch %d", title, row[figure], row["epoch"] + 1)
@@ -163,3 +175,4 @@ def _conclude(config: TrainConfig, splits: Splits, folder: RunFolder, device: to
         test = Batches(subset(splits.test, config.limit_test, config.seed), config.bs, device=device)
         clean, robust = _judge(network, test, config)()
         logger.info("%s on the test images: clean %.2f %%, PGD-10 %.2f %%", best.name, clean.accuracy, robust.accuracy)
+    folder.draw()

@@ -32,6 +32,7 @@ COLUMNS = (
 # how many have an alpha of at least so much and less than the next; empty where the method has no such logits.
 RELIABILITY_COLUMNS = ("epoch", "n", "teacher_clean_acc", "teacher_adv_acc")
 ALPHA_COLUMNS = tuple(f"alpha_{number / ALPHA_BINS:.2f}" for number in range(ALPHA_BINS))
+CURVES = "curves.png"
 LONGEST_NAME = 200  # bytes; file systems take 255 and the files in the folder add theirs
 STATES, STATE_NAME = "resume", "{:04d}-{:06d}.pth"  # finished epochs, finished batches of the next
 STATES_KEPT = 2
@@ -83,14 +84,25 @@ class RunFolder:
             )
         return state
 
-    def restore(self, state: dict, facts: dict) -> None:
-        """Take over the rows of ``state``; raise UserError where that run had other images, classes or teachers."""
-        for key, name in (("classes", "classes"), ("images", "images"), ("teachers", "teachers")):
+    def require_same(self, state: dict, facts: dict) -> None:
+        """Raise UserError where the run of ``state`` had other images, classes or teachers; warn of other precision."""
+        for key in ("classes", "images", "teachers"):
             if state[key] != facts[key]:
                 raise UserError(
-                    f"--resume: {self.path} was trained with other {name}; --desc_str NAME starts another run"
+                    f"--resume: {self.path} was trained with other {key}; --desc_str NAME starts another run"
                 )
+        if state.get("arithmetic") != facts["arithmetic"]:
+            before = state.get("arithmetic")
+            logger.warning("--resume: the run computed in %s so far, and goes on in %s", before, facts["arithmetic"])
+
+    def restore(self, state: dict) -> None:
+        """Take over the rows of ``state``."""
         self.rows, self.reliability = state["rows"], state.get("reliability", [])
+
+    @property
+    def concluded(self) -> bool:
+        """Whether the pictures of all epochs are drawn."""
+        return (self.path / CURVES).exists()
 
     def create(self, state: dict | None) -> None:
         """Make the folder, take it for this process to go on from ``state``, and write config.json.
@@ -105,9 +117,9 @@ class RunFolder:
                 raise UserError(f"{self.path}: another run was training there just now; the same command again")
             for rest in (*self.path.glob(f"{PARTIAL}*"), *(self.path / STATES).glob(f"{PARTIAL}*")):
                 rest.unlink()  # of a process that was killed while it saved
-            for newer in self._states():  # those that could not be read
-                if state is None or newer.name > _state_name(state):
-                    newer.unlink()
+            for newer in self._states():  # passed over, for they could not be read
+                if state is None or _place(newer) > (state["epochs"], state["tally"]["batches"]):
+                    newer.rename(newer.with_suffix(".bad"))
             write_text(self.path / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
         self.sinks.open(self.path, self.rows)
 
@@ -129,6 +141,8 @@ class RunFolder:
         """Append one epoch to results.csv, and tell the sinks."""
         self.rows.append({key: values[key] for key in COLUMNS})
         self._write_rows("results.csv", self.rows)
+        if self.writes:
+            (self.path / CURVES).unlink(missing_ok=True)  # of fewer epochs
         self.sinks.add(self.rows[-1])
 
     def add_reliability(self, values: dict) -> None:
@@ -167,11 +181,11 @@ class RunFolder:
 
     def draw(self) -> None:
         """Write curves.png from the rows so far, and reliability.png where the teacher was watched."""
-        with self._writing(self.path / "curves.png"):
-            save_curves(self.rows, self.path / "curves.png")
         if self.config.log_reliability:
             with self._writing(self.path / "reliability.png"):
                 save_reliability(self.reliability, ALPHA_COLUMNS, self.path / "reliability.png")
+        with self._writing(self.path / CURVES):
+            save_curves(self.rows, self.path / CURVES)
 
     def last_good(self) -> str:
         """Words that name the newest checkpoint to go on from."""
@@ -180,7 +194,7 @@ class RunFolder:
 
     def _states(self) -> list[Path]:
         """Files to resume from, the newest first: their names tell the order, whatever the clock did."""
-        return sorted((self.path / STATES).glob("[0-9]*.pth"), reverse=True)
+        return sorted((self.path / STATES).glob("[0-9]*-[0-9]*.pth"), key=_place, reverse=True)
 
     def _newest_state(self) -> dict:
         if not self._seen:
@@ -224,9 +238,20 @@ def _require_sound(path: Path, state: dict) -> None:
     kinds = {"net": dict, "optimizer": dict, "epochs": int, "tally": dict, "rows": list, "config": dict}
     sound = isinstance(state, dict) and state.keys() >= STATE_KEYS
     sound = sound and all(isinstance(state[key], kind) for key, kind in kinds.items())
-    sound = sound and 0 <= state["epochs"] == len(state["rows"]) and state["tally"].keys() >= EMPTY.keys()
+    sound = sound and 0 <= state["epochs"] == len(state["rows"]) and _counts(state["tally"])
+    sound = sound and isinstance(state.get("reliability", []), list)
     if not (sound and all(isinstance(row, dict) and row.keys() == set(COLUMNS) for row in state["rows"])):
         raise UserError(f"{path}: not a state of a run")
+
+
+def _counts(tally: dict) -> bool:
+    kinds = {"batches": int, "images": int, "loss": float, "clean": int | None, "adv": int | None}
+    return tally.keys() >= EMPTY.keys() and all(isinstance(tally[key], kind) for key, kind in kinds.items())
+
+
+def _place(state: Path) -> tuple[int, ...]:
+    """Finished epochs and batches of a state, as its name has them."""
+    return tuple(int(number) for number in state.stem.split("-") if number.isdecimal())
 
 
 def _state_name(state: dict) -> str:

@@ -9,7 +9,7 @@ STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
 
 
 class Signals:
-    """Listens while it is entered. A signal ends the run at once, until :meth:`defer`; then it waits in ``received``.
+    """Listens while it is entered. A signal ends the run at once, unless :meth:`defer` lets it wait in ``received``.
 
     A second Ctrl-C never waits.
     """
@@ -25,15 +25,15 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def defer(self) -> None:
-        """From now on let a signal wait: there is something to save."""
-        self._deferred = True
+    def defer(self, wait: bool = True) -> None:
+        """From now on let a signal wait, for there is something to save; or, again, not."""
+        self._deferred = wait
 
     def _take(self, number: int, _frame) -> None:
         again = self.received == number == signal.SIGINT
         self.received = self.received or number
         if again or not self._deferred:
-            raise stopped(number, "nothing new is saved" if again else "before the first step")
+            raise stopped(number, "--resume continues from what is saved")
 
 
 def stopped(number: int, words: str) -> Stopped:

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from utils.config import TrainConfig
-from utils.errors import Stopped, UserError
+from utils.errors import UserError
 from utils.files import write_text
 from utils.log import logger
 
@@ -55,15 +55,13 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
     about |= {"project": os.environ.get("WANDB_PROJECT", PROJECT), "name": folder.name, "config": asdict(config)}
     try:
         run = package.init(**about)
-    except Stopped:
-        raise
     except Exception as error:  # no network, no login, a service that does not answer: each raises its own kind
         logger.warning("--wandb: %s; kept in %s, from where wandb sync sends it", _line(error), folder / "wandb")
         package.teardown()  # else its service holds the run's id to be in use
         run = package.init(**about, mode="offline")
 
     def add(row: dict) -> None:
-        run.log(_values(row), step=_step(row))
+        run.log(_values(row), step=_step(row), commit=True)
 
     for row in () if continued else rows:
         add(row)
@@ -97,6 +95,8 @@ class Sinks:
         """Begin, or continue after ``rows``, what belongs to a run's folder."""
         for flag, package in self.packages.items():
             with _echoing(flag):
+                if (folder / flag).is_symlink():
+                    raise UserError(f"{folder / flag} is a link, and would be written where it points")
                 self.opened[flag] = SINKS[flag].open(package, folder, self.config, rows)
 
     def add(self, row: dict) -> None:
@@ -112,8 +112,6 @@ class Sinks:
 def _echoing(flag: str) -> Iterator[None]:
     try:
         yield
-    except Stopped:
-        raise
     except Exception as error:  # of packages that are not ours
         logger.warning("--%s: %s; the run goes on without", flag, _line(error))
 

@@ -43,10 +43,11 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 def synchronise(network: nn.Module) -> Meeting:
     """Make every BatchNorm2d of the network a :class:`SyncedBatchNorm2d`; return what switches them."""
-    meeting = Meeting()
-    for path, module in list(network.named_modules()):
+    meeting, synced = Meeting(), {}
+    for path, module in list(network.named_modules(remove_duplicate=False)):
         if type(module) is nn.BatchNorm2d:
-            network.set_submodule(path, SyncedBatchNorm2d(module, meeting))
+            synced.setdefault(module, SyncedBatchNorm2d(module, meeting))
+            network.set_submodule(path, synced[module])
     return meeting
 
 
@@ -56,7 +57,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        own = wide.new_tensor([x.numel() // x.shape[1]])
+        own = wide.new_full((1,), x.numel() // x.shape[1])
         parts = _gathered(torch.cat([own, *torch.var_mean(wide, (0, 2, 3), correction=0)[::-1]]))
         counts, means, variances = parts[:, :1], *parts[:, 1:].chunk(2, dim=1)
         # Of means and variances, not of sums of squares: those cancel where a mean is large beside its deviation.

@@ -105,6 +105,9 @@ class Trainer:
         weight = part.share * self.processes.count  # DistributedDataParallel takes the plain mean over processes
         (outcome.loss * weight).backward()
         self.optimizer.step()
+        self.part = None
+        if self.processes.count > 1 and not self.meeting:
+            self.processes.spread(self.student.buffers())  # else each would attack with statistics of its own
         # Detached: logits that the loss leaves out would keep their whole forward alive through the next attack.
         return Step(*(None if value is None else value.detach() for value in outcome))
 
@@ -131,8 +134,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         for x, y in batches:
-            outcome = self.step(x, y, epoch)
-            tally.add(outcome, y[self.part.rows], self.part)
+            outcome, part = self.step(x, y, epoch), self.processes.part(len(y))
+            tally.add(outcome, y[part.rows], part)
             yield tally
 
     def _draw(self, noise: Noise, x: Tensor) -> Tensor:

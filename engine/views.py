@@ -33,8 +33,7 @@ class View(nn.Module):
         network: Any network; it is never changed.
         arithmetic: Of weights and activations inside. bfloat16 begins behind the first convolution, for it would tell
             pixels between 1/2 and 1 apart by 1/256 only. Logits are float32 at least, gradients of the images' own
-            type. Compiled for the first shape of images that comes; others, as an epoch's last batch, take the plain
-            way.
+            type. Compiled for the largest batch that has come; smaller ones, as an epoch's last, take the plain way.
     """
 
     def __init__(self, network: nn.Module, arithmetic: Arithmetic = PLAIN):
@@ -58,7 +57,8 @@ class View(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, classes) for images x (B, C, H, W) in [0, 1]."""
-        self._shape = self._shape or x.shape
+        if self._shape is None or len(x) > self._shape[0]:
+            self._shape = x.shape
         body = self._compiled if self._compiled and x.shape == self._shape else self.body
         logits = body(_Entry.apply(x, self._entry or x.dtype, self.memory_format))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -16,6 +16,8 @@ from commands import SMALL, run_here
 from conftest import ROOT
 
 import methods
+from engine.run_folder import RunFolder
+from utils.config import TrainConfig
 
 RUN = f"{SMALL} --method AT --lr_schedule constant --epochs 3"
 # 24 steps an epoch, so that a run lives long enough to be killed often; a state after each.
@@ -105,7 +107,8 @@ def test_a_spoilt_newest_state_falls_back_to_the_one_before(run, tmp_path):
     assert ended.status == 0
     assert f"{newer.relative_to(tmp_path)}: not a readable checkpoint (wrong checksum" in ended.out
     assert "resuming after epoch 1 of 3" in ended.out
-    assert files_of(tmp_path / "tuned_models").keys() == files_of(tmp_path / "whole").keys()
+    spoilt = str(newer.with_suffix(".bad").relative_to(tmp_path / "tuned_models"))
+    assert files_of(tmp_path / "tuned_models").keys() == files_of(tmp_path / "whole").keys() | {spoilt}
     for name, content in files_of(tmp_path / "whole").items():
         if name.endswith((".pth", ".csv")):
             assert files_of(tmp_path / "tuned_models")[name] == content, name
@@ -234,6 +237,40 @@ def test_the_lock_of_a_killed_run_dies_with_it(nursery, tmp_path):
     assert nursery.wait() == 0
 
 
+def test_a_run_stopped_while_it_drew_is_drawn_when_it_is_resumed(run, tmp_path):
+    assert run(f"{RUN} --val_size 8").status == 0
+    (picture,) = tmp_path.rglob("curves.png")
+    before = files_of(tmp_path)
+    picture.unlink()
+    ended = run(f"{RUN} --val_size 8 --resume")
+    assert ended.status == 0 and "on the test images: clean" in ended.out
+    assert files_of(tmp_path) == before
+
+
+def test_states_of_more_than_ten_thousand_epochs_keep_their_order(tmp_path):
+    folder = RunFolder(TrainConfig(root_path=str(tmp_path), method="Natural"), teacher=None)
+    folder.last_state()
+    folder.create(None)
+    for epochs in (9998, 9999, 10000, 10001):
+        folder.save_state({"net": {}, "optimizer": {}, "epochs": epochs, "tally": {"batches": 0}})
+    assert sorted(path.name for path in tmp_path.rglob("*.pth")) == ["10000-000000.pth", "10001-000000.pth"]
+
+
+def test_a_signal_that_comes_while_a_file_is_read_is_not_taken_for_damage(run, tmp_path, monkeypatch):
+    assert run(RUN).status == 0
+    before = files_of(tmp_path)
+    plain = torch.load
+
+    def interrupted(*about, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*about, **options)
+
+    monkeypatch.setattr(torch, "load", interrupted)
+    ended = run(f"{RUN.replace('--epochs 3', '--epochs 4')} --resume")
+    assert (ended.status, ended.err) == (143, "stopped by SIGTERM: --resume continues from what is saved\n")
+    assert files_of(tmp_path) == before
+
+
 ALTERED = {
     "another network": lambda state: state | {"net": {"w": torch.ones(2)}},
     "no network": lambda state: state | {"net": None},
@@ -242,6 +279,7 @@ ALTERED = {
     "rows that are missing": lambda state: state | {"rows": []},
     "no epochs": lambda state: state | {"epochs": "three"},
     "no settings": lambda state: state | {"config": None},
+    "a spoilt tally": lambda state: state | {"tally": state["tally"] | {"batches": "x"}},
     "a list": lambda state: [state],
     "a best checkpoint": lambda state: {key: state[key] for key in ("net", "classes")},
 }

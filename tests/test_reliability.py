@@ -10,7 +10,7 @@ import torch
 from commands import SMALL, run_here
 from PIL import Image
 from test_distributed import torchrun
-from test_faults import Nursery, files_of, seen
+from test_faults import files_of, seen
 from test_trainer import trainer_of
 from tiny import tiny_problem
 
@@ -198,25 +198,20 @@ def test_two_epochs_and_two_more_are_four_and_a_run_may_go_on_without(run, tmp_p
     assert parts == [whole[0], whole[1], whole[3]]
 
 
-def test_a_run_killed_within_an_epoch_ends_with_the_same_bytes(tmp_path):
+def test_a_run_killed_within_an_epoch_ends_with_the_same_bytes(nursery, tmp_path):
     torch.manual_seed(0)
     torch.save({"net": build("small_resnet", 10, 16).state_dict()}, tmp_path / "teacher.pth")
     words = distil("DGAD", "--epochs 3 --save_minutes 0 --resume --log_reliability").replace("--bs 16", "--bs 4")
     words = words.replace("teacher.pth", str(tmp_path / "teacher.pth"))
-    nursery = Nursery()
-    try:
-        nursery.start(tmp_path / "whole", words)
-        assert nursery.wait() == 0
-        for epoch in (0, 1):
-            pid = nursery.start(tmp_path / "parts", words)
-            seen(lambda epoch=epoch: any((tmp_path / "parts").rglob(f"resume/{epoch:04d}-00000[5-9].pth")))
-            os.kill(pid, signal.SIGKILL)
-            assert nursery.wait() == -signal.SIGKILL
-        nursery.start(tmp_path / "parts", words)
-        assert nursery.wait() == 0
-    finally:
-        nursery.process.stdin.close()
-        nursery.process.wait()
+    nursery.start(tmp_path / "whole", "main.py", words)
+    assert nursery.wait() == 0
+    for epoch in (0, 1):
+        pid = nursery.start(tmp_path / "parts", "main.py", words)
+        seen(lambda epoch=epoch: any((tmp_path / "parts").rglob(f"resume/{epoch:04d}-00000[5-9].pth")))
+        os.kill(pid, signal.SIGKILL)
+        assert nursery.wait() == -signal.SIGKILL
+    nursery.start(tmp_path / "parts", "main.py", words)
+    assert nursery.wait() == 0
     assert "resuming after epoch" in (tmp_path / "parts/output.txt").read_text()
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
     assert len(rows_of(tmp_path / "parts")) == 3

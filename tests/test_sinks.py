@@ -56,7 +56,7 @@ class Wandb(ModuleType):
     def teardown(self):
         self.in_use.clear()
 
-    def log(self, values, step):
+    def log(self, values, step, commit):
         self.steps[self.begun[-1]["id"]].setdefault(step, values)
 
 

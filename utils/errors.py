@@ -9,8 +9,11 @@ class UserError(Exception):
     """
 
 
-class Stopped(Exception):
-    """A command that was asked to stop has done so in good order; entry scripts print the text and exit with status."""
+class Stopped(BaseException):
+    """A command that was asked to stop has done so in good order; entry scripts print the text and exit with status.
+
+    No Exception: a signal may come while a file is read, and what catches a file's faults must not take it for one.
+    """
 
     def __init__(self, text: str, status: int):
         super().__init__(text)

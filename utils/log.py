@@ -45,7 +45,8 @@ class Bar:
         self.total, self.title, self.note, self.done = total, title, "", done
         self.began = self.last = time.monotonic()
         self.behind = done
-        style = {"leave": False, "dynamic_ncols": True, "disable": not sys.stderr.isatty()}
+        speaking = logging.getLogger().level <= logging.INFO  # of the processes of a torchrun only the first
+        style = {"leave": False, "dynamic_ncols": True, "disable": not (sys.stderr.isatty() and speaking)}
         self.bar = tqdm(total=total, desc=title, initial=done, **style)
 
     def __enter__(self):
