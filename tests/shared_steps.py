@@ -19,7 +19,7 @@ from utils.config import TrainConfig  # noqa: E402
 SIZES = (7, 6, 7, 2, 1, 6, 7, 5, 2, 6)  # of the batches: odd ones, and fewer images than processes
 
 
-def ten_steps(name: str, processes) -> dict:
+def ten_steps(name: str, processes, sync_bn: bool = True) -> dict:
     torch.manual_seed(0)
     student, *teachers = (TinyNet().double() for _ in range(3))
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
@@ -35,6 +35,7 @@ def ten_steps(name: str, processes) -> dict:
         steps=3,
         generator=torch.Generator().manual_seed(1),
         processes=processes,
+        sync_bn=sync_bn,
     )
     tally = Tally("cpu", processes)
     for _ in trainer.epoch(batches, 0, 0.1, tally):
@@ -46,6 +47,8 @@ if __name__ == "__main__":
     out, *names = sys.argv[1:]
     processes = join(timedelta(minutes=2))
     found = {name: ten_steps(name, processes) for name in names}
+    unsynced = [None] * processes.count
+    torch.distributed.all_gather_object(unsynced, ten_steps("AT", processes, sync_bn=False)["net"])
     if processes.first:
-        torch.save(found, out)
+        torch.save(found | {"unsynced": unsynced}, out)
     leave()

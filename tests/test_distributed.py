@@ -43,6 +43,9 @@ def test_ten_steps_of_several_processes_are_those_of_one(tmp_path, processes):
         for key, value in alone["net"].items():
             # Float64 sums in another order differ by 1e-16 a step; the attack's sign must not have seen it.
             torch.testing.assert_close(shared[name]["net"][key], value, rtol=1e-9, atol=1e-11, msg=f"{name} {key}")
+    first, *others = shared["unsynced"]  # one network, whose state any of them may save, even where BatchNorm is not
+    assert all(torch.equal(other[key], first[key]) for other in others for key in first)
+    assert not torch.equal(first["bn1.running_mean"], shared["AT"]["net"]["bn1.running_mean"])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
