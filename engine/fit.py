@@ -33,7 +33,6 @@ class Fit:
         folder: Where checkpoints and results go; its config holds the schedule.
         facts: What tells the network and its data later, stored in each checkpoint.
         processes: Those that share the work; all call the same functions in the same order.
-        signals: What may ask the run to stop.
     """
 
     def __init__(
@@ -44,26 +43,28 @@ class Fit:
         folder: RunFolder,
         facts: dict,
         processes: Processes,
-        signals: Signals,
     ):
         self.trainer, self.batches, self.judge, self.folder, self.facts = trainer, batches, judge, folder, facts
-        self.processes, self.signals, self.config = processes, signals, folder.config
+        self.processes, self.config = processes, folder.config
         self.saved = time.monotonic()
 
-    def run(self, begun: dict | None) -> None:
+    def run(self, begun: dict | None, signals: Signals) -> None:
         """Train until ``config.epochs`` epochs are done; ``begun`` has those done before, and the tally of the next.
 
-        Raises UserError when a loss or a weight is no longer finite, of which nothing is saved, or where the disk or
-        the memory does not suffice; Stopped, after saving, when a signal asked for it.
+        ``signals`` wait for the end of a step, or of a batch that is judged. Raises UserError when a loss or a weight
+        is no longer finite, of which nothing is saved, or where the disk or the memory does not suffice; Stopped, after
+        saving, when a signal asked for it.
         """
         start, tally = begun["epochs"] if begun else 0, self._tally(begun and begun["tally"])
         if begun:
             within = f" and {tally.batches} of {len(self.batches)} batches" * bool(tally.batches)
             logger.info("resuming after epoch %d of %d%s", start, self.config.epochs, within)
-        self.signals.defer()
+        self.signals = signals
+        signals.defer()
         for epoch in range(start, self.config.epochs):
             self._epoch(epoch, tally)
             tally = self._tally()
+        signals.defer(False)
 
     def _tally(self, state: dict | None = None) -> Tally:
         return Tally(self.batches.device, self.processes, state, teacher=self.config.log_reliability)

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -49,11 +50,20 @@ def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
     leave()  # only after success: others may be waiting for what will not come, and this would wait for them
 
 
+class Where(NamedTuple):
+    """On what a run is computed, in what arithmetic, in the words of its log, and by whom."""
+
+    device: torch.device
+    arithmetic: Arithmetic
+    words: str
+    processes: Processes
+
+
 def _train(config: TrainConfig, given: frozenset[str], processes: Processes, signals: Signals) -> None:
     config, sources = resolve(config, given)
     _require_images_for_all(config, processes)
     device = processes.together(lambda: choose_device(config.device, gpu_of(config.gpu_id), config.threads))
-    arithmetic, words = choose_arithmetic(config.precision, config.compile, device)
+    where = Where(device, *choose_arithmetic(config.precision, config.compile, device), processes)
     teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
     folder = RunFolder(config, teacher=teacher, writes=processes.first)
     state = processes.from_first(folder.last_state)
@@ -69,34 +79,51 @@ def _train(config: TrainConfig, given: frozenset[str], processes: Processes, sig
         folder.config = config = replace(config, milestones=milestones)
     files = processes.together(lambda: find_teachers(config))
     splits = processes.in_turn(read)
-    trained_on, judged_on = _choose_images(splits, config)
-
+    images = _choose_images(splits, config)
     seed_everything(config.seed)
     networks = processes.together(lambda: _make_networks(config, splits, files, device))
-    trainer = _make_trainer(config, *networks, device, arithmetic, processes)
-    batches = partial(Batches, batch_size=config.bs, device=device)
-    shuffled = batches(trained_on, shuffle=True, crop=CROP_PADDING, flip=splits.flip, generator=torch.Generator())
-    images = [fingerprint(trained_on), fingerprint(judged_on)]
-    facts = _facts(config, splits, images, [checksum(teacher) for teacher in networks[1]], arithmetic)
+    fit = _make_fit(config, splits, images, networks, folder, state, where)
     del networks  # a teacher's own weights are not needed beside its view
+    processes.from_first(lambda: folder.create(state))
+    if processes.first:
+        log_to_file(folder.path / "log.txt")
+    announce(config, sources, folder.path, images, device)
+    _tell_of(where, config)
+    fit.run(state, signals)
+    if processes.first:
+        _conclude(config, splits, folder, device)
+
+
+def _make_fit(
+    config: TrainConfig,
+    splits: Splits,
+    images: tuple[Split, Split],
+    networks: tuple,
+    folder: RunFolder,
+    state: dict | None,
+    where: Where,
+) -> Fit:
+    """All that a run needs, put where ``state`` left off if there is one."""
+    device, arithmetic, _, processes = where
+    student, teachers = networks
+    facts = _facts(config, splits, images, teachers, arithmetic)
+    trainer = _make_trainer(config, student, teachers, where)
     if state:
         processes.together(lambda: folder.require_same(state, facts))
         folder.restore(state)
         trainer.restore(state)
-        state = {key: state[key] for key in ("epochs", "tally")}
-    processes.from_first(lambda: folder.create(state))
-    if processes.first:
-        log_to_file(folder.path / "log.txt")
-    announce(config, sources, folder.path, len(trained_on.labels), len(judged_on.labels), device)
-    logger.info("%s", words)
-    if processes.count > 1:
+        del state["net"], state["optimizer"]  # as large as the networks
+    batches = partial(Batches, batch_size=config.bs, device=device)
+    shuffled = batches(images[0], shuffle=True, crop=CROP_PADDING, flip=splits.flip, generator=torch.Generator())
+    judge = _judge(student, batches(images[1]), config, processes)
+    return Fit(trainer, shuffled, judge, folder, facts, processes)
+
+
+def _tell_of(where: Where, config: TrainConfig) -> None:
+    logger.info("%s", where.words)
+    if where.processes.count > 1:
         norm = "over the whole batch" if config.sync_bn else "over each process's part"
-        logger.info("%d processes share each batch of %d; BatchNorm %s", processes.count, config.bs, norm)
-    judge = _judge(trainer.student, batches(judged_on), config, processes)
-    Fit(trainer, shuffled, judge, folder, facts, processes, signals).run(state)
-    signals.defer(False)
-    if processes.first:
-        _conclude(config, splits, folder, device)
+        logger.info("%d processes share each batch of %d; BatchNorm %s", where.processes.count, config.bs, norm)
 
 
 def _require_images_for_all(config: TrainConfig, processes: Processes) -> None:
@@ -121,14 +148,7 @@ def _make_networks(config: TrainConfig, splits: Splits, teacher_files: list, dev
     return student, make_teachers(config, teacher_files, splits, device)
 
 
-def _make_trainer(
-    config: TrainConfig,
-    student: nn.Module,
-    teachers: list[nn.Module],
-    device: torch.device,
-    arithmetic: Arithmetic,
-    processes: Processes,
-) -> Trainer:
+def _make_trainer(config: TrainConfig, student: nn.Module, teachers: list[nn.Module], where: Where) -> Trainer:
     return Trainer(
         student,
         teachers,
@@ -138,18 +158,19 @@ def _make_trainer(
         step_size=config.step_size / 255,
         steps=config.num_steps,
         attack_bn=config.attack_bn,
-        generator=torch.Generator(device),
-        arithmetic=arithmetic,
-        processes=processes,
+        generator=torch.Generator(where.device),
+        arithmetic=where.arithmetic,
+        processes=where.processes,
         sync_bn=config.sync_bn,
     )
 
 
-def _facts(config: TrainConfig, splits: Splits, images: list[int], teachers: list[int], arithmetic: Arithmetic) -> dict:
+def _facts(config: TrainConfig, splits: Splits, images: tuple, teachers: list, arithmetic: Arithmetic) -> dict:
     """What each checkpoint says of itself: the network for whoever opens it, data and teachers for resuming."""
     names = {"model": config.model, "dataset": config.dataset, "method": config.method}
     shape = {"classes": list(splits.classes), "image_size": splits.image_size}
-    return {**names, **shape, "images": images, "teachers": teachers, "arithmetic": str(arithmetic.dtype or "float32")}
+    sums = {"images": [fingerprint(part) for part in images], "teachers": [checksum(teacher) for teacher in teachers]}
+    return {**names, **shape, **sums, "arithmetic": str(arithmetic.dtype or "float32")}
 
 
 def _optimizer(student, config: TrainConfig) -> torch.optim.Optimizer:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from data import ALIASES as DATASET_ALIASES
-from data import DATASETS
+from data import DATASETS, Split
 from engine.networks import network_name
 from methods import ALIASES as METHOD_ALIASES
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
@@ -64,7 +64,7 @@ def resolve(config: TrainConfig, given: frozenset[str]) -> tuple[TrainConfig, di
 
 
 def announce(
-    config: TrainConfig, sources: dict[str, str], folder: Path, trained_on: int, judged_on: int, device: torch.device
+    config: TrainConfig, sources: dict[str, str], folder: Path, images: tuple[Split, Split], device: torch.device
 ) -> None:
     """Log what the run is, every setting by where its value comes from, and which flags its method ignores."""
     logger.info("%s of %s on %s, run folder %s", config.method, config.model, config.dataset, folder)
@@ -83,6 +83,7 @@ def announce(
         drops = [milestone for milestone in config.milestones if milestone < config.epochs]
         logger.info("learning rate %g, divided by 10 before epochs (from 0): %s", config.lr_max, drops or "none")
     kind = "validation" if config.val_size else "test"
+    trained_on, judged_on = (len(part.labels) for part in images)
     logger.info("%d training images; the best checkpoint is chosen on %d %s images", trained_on, judged_on, kind)
     logger.info("device %s, %d threads, PyTorch %s", device, torch.get_num_threads(), torch.__version__)
 
