@@ -13,6 +13,7 @@ from engine.evaluate import noise_of, read, strike
 from engine.judge import Judge
 from engine.networks import make_network, network_in
 from engine.precision import PLAIN, Arithmetic, choose_arithmetic
+from engine.tally import Tally
 from engine.trainer import Trainer
 from engine.views import View, for_evaluation
 from methods import METHODS
@@ -173,7 +174,8 @@ def _robust_digits(splits: Splits, device: torch.device) -> torch.nn.Module:
     ball = {"epsilon": 16 / 255, "step_size": 4 / 255, "steps": 5}
     trainer = Trainer(network, [], METHODS["AT"](TrainConfig()), optimizer, **ball)
     for epoch in range(5):
-        trainer.epoch(Batches(splits.train, 64, device=device, shuffle=True), epoch, 0.05)
+        for _ in trainer.epoch(Batches(splits.train, 64, device=device, shuffle=True), epoch, 0.05, Tally(device)):
+            pass
     return network.eval().requires_grad_(False)
 
 

@@ -50,7 +50,11 @@ class _Images(torch.utils.data.Dataset):
         self.pictures = [transforms.functional.to_pil_image(image) for image in split.images]
         self.labels = split.labels.tolist()
         self.transform = transforms.Compose(
-            [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+            [
+                transforms.RandomCrop(split.images.shape[-1], padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+            ]
         )
 
     def __len__(self):
