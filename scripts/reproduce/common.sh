@@ -22,9 +22,10 @@ done
 name=$(basename "$0" .sh)
 out=runs/$name
 if [[ $# -gt 0 && $1 != --* ]]; then out=$1 && shift; fi
-out=$(realpath -m "$out")
+repository=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../..")
+out=$(realpath -m --relative-base="$repository" "$out") # what is kept in it can then be moved and shown
 data=("$@")
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd "$repository"
 threads=${THREADS:-1}
 state=$out/state
 

@@ -14,20 +14,25 @@ made=$out/teachers/$dataset
 robust=$made/$(run_folder AT small_resnet - 8 42 teacher)
 standard=$made/$(run_folder Natural small_resnet - 8 42 teacher)
 
+teachers_made=
+
 # The robust teacher and the standard one.
 teachers() {
   local common=("${data[@]}" "${setting[@]}" --limit_train "$TEACHER_TRAIN" --root_path "$out/teachers" --desc_str teacher)
   chain "$(line main.py "${common[@]}" --method AT --epochs "$AT_EPOCHS")" "$(evaluation "$robust")"
   chain "$(line main.py "${common[@]}" --method Natural --epochs "$NATURAL_EPOCHS")"
-  settle
 }
 
 # student METHOD SEED WORD [flags]: train one and evaluate its best and its last checkpoint; WORD ends its folder's name.
-# The teachers are not tried again: they were made a moment ago.
+# The first one that distils waits for the teachers, which are not tried again: they were made a moment ago.
 student() {
   local method=$1 seed=$2 word=$3 of=()
-  ! distils "$method" || of=(--teacher_model small_resnet --teacher_path "$robust/best_PGD10_acc_model.pth"
-    --no_teacher_check --IAD_begin "$IAD_BEGIN")
+  if distils "$method"; then
+    [ -n "$teachers_made" ] || settle
+    teachers_made=yes
+    of=(--teacher_model small_resnet --teacher_path "$robust/best_PGD10_acc_model.pth" --no_teacher_check
+      --IAD_begin "$IAD_BEGIN")
+  fi
   ! distils_twice "$method" || of+=(--std_teacher_model small_resnet
     --std_teacher_path "$standard/best_clean_acc_model.pth")
   chain "$(line main.py "${data[@]}" "${setting[@]}" --limit_train "$LIMIT_TRAIN" --root_path "$out/students" \
