@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from torch import Tensor
@@ -62,11 +63,14 @@ class Record:
         write_text(self.path, text)
 
 
-def figure_of(attack: Attack, outcome: Outcome, labels: Tensor, attacked: Tensor, seconds: float) -> dict:
+def figure_of(
+    attack: Attack, outcome: Outcome, labels: Tensor, attacked: Tensor, seconds: float, classes: Sequence[str]
+) -> dict:
     """One figure with all that makes it: parameters, per-image results, what stood after each stage.
 
     ``labels`` (n,) are those of the attacked images; ``attacked`` (N,) bool marks these among all that are evaluated.
-    ``correct`` has a character per image: 1 read rightly, 0 misread, - not attacked.
+    ``correct`` has a character per image: 1 read rightly, 0 misread, - not attacked. ``per_class`` has the accuracy
+    over the attacked images of each of the ``classes`` that has any.
     """
     right = outcome.predicted == labels
     marks = iter(RIGHT if one else WRONG for one in right.tolist())
@@ -78,6 +82,7 @@ def figure_of(attack: Attack, outcome: Outcome, labels: Tensor, attacked: Tensor
         "parameters": attack.parameters,
         "bounded": attack.bounded,
         "stages": after if len(after) > 1 else {},
+        "per_class": {classes[label]: _percent(right[labels == label]) for label in labels.unique().tolist()},
         "seconds": round(seconds, 2),
         "versions": versions(),
         "correct": "".join(next(marks) if one else NOT_ATTACKED for one in attacked.tolist()),

@@ -70,13 +70,14 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     for path, name in names.items():
         subject = Subject(path, name, partial(load_subject, path, name, config, splits))
         subject.load()  # a bad file is told before the first attack
-        evaluations.append(Evaluation(subject, {key: protocol[key] for key in keys}, images, config, device))
+        attacks = {key: protocol[key] for key in keys}
+        evaluations.append(Evaluation(subject, attacks, images, splits.classes, config, device))
     results = {}
     for evaluation in evaluations:
         network = evaluation.subject.load().to(device)
         results[evaluation.subject.path] = evaluation.run(network, processes)
         if processes.first:
-            evaluation.report(network, splits.classes, natural)
+            evaluation.report(network, natural)
     logger.info("\n%s", comparison(results))
 
 
@@ -86,8 +87,9 @@ class Evaluation:
     Raises UserError, before any attack, where figures or state cannot be kept.
     """
 
-    def __init__(self, subject: Subject, attacks: dict[str, Attack], images: Split, config: EvalConfig, device):
-        self.subject, self.attacks, self.images, self.config, self.device = subject, attacks, images, config, device
+    def __init__(self, subject: Subject, attacks: dict[str, Attack], images: Split, classes, config, device):
+        self.subject, self.attacks, self.images, self.classes = subject, attacks, images, classes
+        self.config, self.device = config, device
         conditions = conditions_of(subject, images, config)
         place = _below(config.out, subject.path) if config.out else folder_of(subject.path)
         self.record = Record(place, conditions)
@@ -108,14 +110,15 @@ class Evaluation:
             context = {"seed": config.seed, "state": self.state, "processes": processes, "climbed": climbed}
             outcome = strike(network, self._batches(images), clean[attacked], attack, **context)
             self.predicted[key] = outcome.predicted
-            figure = figure_of(attack, outcome, images.labels, attacked, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            figure = figure_of(attack, outcome, images.labels, attacked, seconds, self.classes)
             figures[attack.title] = figure
             _tell(attack.title, figure)
             if processes.first:
                 self.record.keep(attack.title, figure)
         return figures | worst_case(figures)
 
-    def report(self, network: nn.Module, classes: tuple[str, ...], natural: nn.Module | None) -> None:
+    def report(self, network: nn.Module, natural: nn.Module | None) -> None:
         """Write eval.csv, eval.md and the pictures, and say where the figures make no sense."""
         folder, config, images = self.record.path.parent, self.config, self.images
         write_report(self.record)
@@ -126,9 +129,9 @@ class Evaluation:
         if pgd and config.pictures:
             networks = {"/".join(self.subject.path.parts[-2:]): network} | ({"natural": natural} if natural else {})
             draw_radii(networks, images, config.bs, config.seed, self.device, folder / "attacks.png")
-            draw_turned(network, pgd, images, classes, config, self.device, folder / "examples.png")
+            draw_turned(network, pgd, images, self.classes, config, self.device, folder / "examples.png")
             readings = {"clean": self.predicted["before"], pgd.title: self.predicted["pgd"]}
-            draw_confusions(readings, images.labels, classes, folder)
+            draw_confusions(readings, images.labels, self.classes, folder)
         logger.info("figures: %s", folder)
 
     def _batches(self, images: Split) -> Batches:

@@ -234,14 +234,15 @@ def test_an_image_that_fell_at_one_start_stays_fallen():
     assert set(outcome.fallen[1:5].tolist()) == {1}
 
 
-def test_what_stands_after_each_stage_by_hand():
+def test_what_stands_after_each_stage_and_of_each_class_by_hand():
     outcome = Outcome(torch.tensor([0, 1, 2, 3, 0]), torch.tensor([3, 3, 1, 2, 0]))
     attack = Attack("any", {}, {"a": None, "b": None})
     labels = torch.tensor([0, 1, 1, 1, 1])
     attacked = torch.tensor([True, True, False, True, True, True])
-    figure = figure_of(attack, outcome, labels, attacked, 1.0)
+    figure = figure_of(attack, outcome, labels, attacked, 1.0, ["cat", "dog", "frog"])
     assert figure["stages"] == {"a": 60.0, "b": 40.0}
     assert (figure["accuracy"], figure["n"], figure["correct"]) == (40.0, 5, "11-000")
+    assert figure["per_class"] == {"cat": 100.0, "dog": 25.0}
 
 
 CHANGES = [{"bs": 7}, {"judge": "last"}, {"restarts": 2}, {"eps": 0.1}, {"steps": 3}, {"seed": 1}]
