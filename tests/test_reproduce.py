@@ -37,7 +37,7 @@ def listed(script, out, *options, data=()):
     return [shlex.split(line)[1:] for line in lines]
 
 
-@pytest.mark.parametrize("script", [*TABLES, "methods_cpu", "ablation_cpu"])
+@pytest.mark.parametrize("script", [*TABLES, "methods_cpu", "ablation_cpu", "overfitting_cpu"])
 def test_listed_commands_fit_together(tmp_path, script):
     for scale in ("full", "short", "smoke"):
         folders, rows = set(), set()

@@ -6,19 +6,25 @@
 # the environment.
 source "$(dirname "$0")/small_setting.sh"
 
+# parts MAP|noMAP ELS|noELS PCR|noPCR: DGAD with and without its parts, under each seed.
+parts() {
+  local flags=(--map --els --alp on) seed
+  [ "$1" = MAP ] || flags[0]=--no-map
+  [ "$2" = ELS ] || flags[1]=--no-els
+  [ "$3" = PCR ] || flags[3]=off
+  for seed in $SEEDS; do student DGAD "$seed" "$1_$2_$3" --ALP_beta 5.0 "${flags[@]}"; done
+}
+
 teachers
-for seed in $SEEDS; do
-  student DGAD "$seed" "" --ALP_beta 5.0 # all three parts
-  for parts in "MAP ELS noPCR" "MAP noELS PCR" "noMAP ELS PCR" "MAP noELS noPCR" "noMAP ELS noPCR" "noMAP noELS PCR" \
-    "noMAP noELS noPCR"; do
-    read -r map els pcr <<<"$parts"
-    [ "$map" = MAP ] && map=--map || map=--no-map
-    [ "$els" = ELS ] && els=--els || els=--no-els
-    [ "$pcr" = PCR ] && pcr=on || pcr=off
-    student DGAD "$seed" "${parts// /_}" --ALP_beta 5.0 "$map" "$els" --alp "$pcr"
-  done
-  for beta in ${BETAS:-1 15}; do
-    student DGAD "$seed" "beta$beta" --ALP_beta "$beta"
-  done
+for seed in $SEEDS; do student DGAD "$seed" "" --ALP_beta 5.0; done # all three parts
+parts noMAP noELS noPCR
+parts noMAP ELS PCR
+parts MAP noELS PCR
+parts MAP ELS noPCR
+for beta in ${BETAS:-1 15}; do
+  for seed in $SEEDS; do student DGAD "$seed" "beta$beta" --ALP_beta "$beta"; done
 done
+parts MAP noELS noPCR
+parts noMAP ELS noPCR
+parts noMAP noELS PCR
 compare

@@ -2,14 +2,14 @@
 # Each size can be set in the environment, for a first try; ATTACKS names those of the evaluations (all when empty).
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-SEEDS=${SEEDS:-1 2 3}
+SEEDS=${SEEDS:-1 2 3} SCHEDULE=${SCHEDULE:-cosine}
 EPOCHS=${EPOCHS:-6} LIMIT_TRAIN=${LIMIT_TRAIN:-7000} IAD_BEGIN=${IAD_BEGIN:-2}
 AT_EPOCHS=${AT_EPOCHS:-8} NATURAL_EPOCHS=${NATURAL_EPOCHS:-5} TEACHER_TRAIN=${TEACHER_TRAIN:-50000}
 LIMIT_JUDGE=${LIMIT_JUDGE:-1000} LIMIT_TEST=${LIMIT_TEST:-2000} LIMIT_AA=${LIMIT_AA:-500}
 
 [ ${#data[@]} -gt 0 ] || data=(--dataset CIFAR10)
 dataset=$(sed 's/.*--dataset \([^ ]*\).*/\1/' <<<"${data[*]}") # as --help spells it: it names a folder of every run
-setting=(--model small_resnet --lr_schedule cosine --limit_test "$LIMIT_JUDGE" --threads "$threads" --resume)
+setting=(--model small_resnet --limit_test "$LIMIT_JUDGE" --threads "$threads" --resume)
 made=$out/teachers/$dataset
 robust=$made/$(run_folder AT small_resnet - 8 42 teacher)
 standard=$made/$(run_folder Natural small_resnet - 8 42 teacher)
@@ -17,7 +17,7 @@ teachers_made=
 
 # The robust teacher and the standard one.
 teachers() {
-  local common=("${data[@]}" "${setting[@]}" --bs 64 --limit_train "$TEACHER_TRAIN" --root_path "$out/teachers"
+  local common=("${data[@]}" "${setting[@]}" --lr_schedule cosine --bs 64 --limit_train "$TEACHER_TRAIN" --root_path "$out/teachers"
     --desc_str teacher)
   chain "$(line main.py "${common[@]}" --method AT --epochs "$AT_EPOCHS")" "$(evaluation "$robust")"
   chain "$(line main.py "${common[@]}" --method Natural --epochs "$NATURAL_EPOCHS")"
@@ -35,7 +35,7 @@ student() {
   fi
   ! distils_twice "$method" || of+=(--std_teacher_model small_resnet
     --std_teacher_path "$standard/best_clean_acc_model.pth")
-  chain "$(line main.py "${data[@]}" "${setting[@]}" --bs 32 --limit_train "$LIMIT_TRAIN" \
+  chain "$(line main.py "${data[@]}" "${setting[@]}" --lr_schedule "$SCHEDULE" --bs 32 --limit_train "$LIMIT_TRAIN" \
     --root_path "$out/students" --epochs "$EPOCHS" --method "$method" --seed "$seed" ${word:+--desc_str "$word"} \
     "${of[@]}" "${@:4}")" \
     "$(evaluation "$out/students/$dataset/$(run_folder "$method" small_resnet small_resnet 8 "$seed" "$word")")"
