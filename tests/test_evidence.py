@@ -1,0 +1,102 @@
+"""The evidence: its tables say what the runs' figures say, and those in results/ come from the runs beside them."""
+
+import json
+import shutil
+from functools import partial
+
+import pytest
+from commands import run_here
+
+from scripts.reproduce.evidence import exceeds
+
+
+def keep_run(folder, method, seed, accuracies, word="", trust=""):
+    """A run's folder as a training and an evaluation leave it; accuracies by attack."""
+    folder = folder / f"{method}_{seed}_{word}"
+    for kind in ("best_PGD10_acc_model_eval", "last_epoch_model_eval"):
+        (folder / kind).mkdir(parents=True)
+        figures = {
+            attack: {"accuracy": value, "n": 10, "bounded": True, "per_class": {"cat": value, "dog": value}}
+            for attack, value in accuracies.items()
+        }
+        kept = {"evaluations": [{"conditions": {"checkpoint": "x.pth"}, "figures": figures}]}
+        (folder / kind / "eval.json").write_text(json.dumps(kept))
+    config = {"method": method, "seed": seed, "desc_str": word, "model": "small_resnet", "epochs": 6}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "results.csv").write_text("epoch,train_adv_acc,PGD10_acc\n0,10,20\n1,30,25\n2,50,22\n")
+    if trust:
+        (folder / "reliability.csv").write_text(trust)
+
+
+@pytest.fixture
+def show(monkeypatch, capsys):
+    return partial(run_here, monkeypatch, capsys, "scripts/reproduce/evidence.py")
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for seed, (at, dgad) in enumerate([(20, 30), (22, 31), (24, 32)], start=1):
+        keep_run(tmp_path / "runs", "AT", seed, {"Clean": 2 * at, "AutoAttack": at})
+        keep_run(tmp_path / "runs", "DGAD", seed, {"Clean": 50 - seed, "AutoAttack": dgad})
+        keep_run(tmp_path / "runs", "DGAD", seed, {"Clean": 40 + seed}, "noMAP_ELS_PCR")
+        keep_run(tmp_path / "runs", "DGAD", seed, {"Clean": 48 + seed}, "beta1")
+    keep_run(tmp_path / "runs", "AT", 42, {"Clean": 60, "AutoAttack": 40}, "teacher")
+    return tmp_path / "runs"
+
+
+def rows_of(path):
+    lines = [line for line in path.read_text().splitlines() if line.startswith("| ") and not line.startswith("| ---")]
+    return [line.strip("| ").split(" | ") for line in lines]
+
+
+def test_the_methods_by_hand(show, runs, tmp_path):
+    assert show(f"{runs} --out {tmp_path / 'out'}").status == 0
+    rows = rows_of(tmp_path / "out" / "methods.md")
+    assert rows[1] == ["DGAD", "3", "48.00 ± 1.00", "-", "-", "-", "31.00 ± 1.00"]
+    assert rows[2] == ["AT", "3", "44.00 ± 4.00", "-", "-", "-", "22.00 ± 2.00"]
+    assert rows[3] == ["(the robust teacher)", "1", "60.00", "-", "-", "-", "40.00"]
+    clean, robust = (rows[number] for number in (-3, -1))
+    assert clean == ["DGAD", "4.0"]  # two standard errors: 2 sqrt((1 + 16) / 3) = 4.8
+    assert robust == ["DGAD", "**9.0**"]  # 2 sqrt((1 + 4) / 3) = 2.6
+
+
+def test_the_ablation_by_hand(show, runs, tmp_path):
+    assert show(f"{runs} --out {tmp_path / 'out'}").status == 0
+    rows = rows_of(tmp_path / "out" / "ablation.md")
+    assert rows[1] == ["yes", "yes", "yes", "3", "48.00 ± 1.00", "-", "-", "-", "31.00 ± 1.00"]
+    assert rows[2] == ["no", "yes", "yes", "3", "**42.00 ± 1.00**", "-", "-", "-", "-"]
+    assert rows[-2] == ["1", "3", "**50.00 ± 1.00**", "-", "-", "-", "-"]
+    assert rows[-1] == ["5", "3", "48.00 ± 1.00", "-", "-", "-", "31.00 ± 1.00"]
+
+
+def test_two_standard_errors_by_hand():
+    assert exceeds([1.0, 3.0], [4.0, 6.0]) is True  # 3 > 2 sqrt(2 / 2 + 2 / 2) = 2.83
+    assert exceeds([1.0, 3.0], [3.8, 5.8]) is False
+
+
+def test_each_picture_is_drawn_once_there_is_something_to_show(show, runs, tmp_path):
+    assert show(f"{runs} --out {tmp_path / 'some'}").status == 0
+    assert sorted(path.name for path in (tmp_path / "some").glob("*.png")) == ["tradeoff.png"]
+    columns = "epoch,n,clean_acc,adv_acc,alpha_0.00,alpha_0.50"
+    trust = f"{columns}\n0,10,50,,,\n1,10,50,40,4,6\n2,10,50,30,7,3\n"
+    keep_run(runs, "IAD-I", 1, {"PGD-20": 20}, "long", trust)
+    keep_run(runs, "TRADES", 1, {"PGD-20": 20})
+    assert show(f"{runs} --out {tmp_path / 'all'}").status == 0
+    drawn = sorted(path.stem for path in (tmp_path / "all").glob("*.png"))
+    assert drawn == ["alpha", "overfitting", "per_class", "reliability", "tradeoff"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: shutil.rmtree(folder) or folder.mkdir(), "no run of a student"),
+        (lambda folder: (folder / "AT_1_" / "results.csv").unlink(), "no whole run"),
+        (lambda folder: (folder / "AT_1_" / "config.json").write_text("{"), "no whole run"),
+    ],
+    ids=["empty", "no rows", "damaged"],
+)
+def test_what_is_no_evidence_is_told_in_one_line(show, runs, tmp_path, spoil, words):
+    spoil(runs)
+    ended = show(f"{runs} --out {tmp_path / 'out'}")
+    assert ended.status == 2 and words in ended.err and len(ended.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
