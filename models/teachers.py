@@ -1,5 +1,6 @@
 """Teachers by name: architecture, place of the file, published accuracy. ``python -m models.teachers`` lists them."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,14 +14,19 @@ from utils.report import text_table
 
 
 class Teacher(NamedTuple):
-    """A published teacher for one data set: accuracies in percent, and where the official code looks for the file."""
+    """A teacher for one data set: accuracies in percent, where the official code looks for the file, and the folder of
+    models/pretrained/ that has it where it comes along.
+    """
 
     architecture: str
     source: str
     clean: float | None = None
     autoattack: float | None = None  # Linf, epsilon 8/255
     file: str | None = None
+    shipped: str | None = None
 
+
+PRETRAINED = Path(__file__).with_name("pretrained")
 
 # name -> data set -> teacher. RobustBench's own names, so that its cache is found.
 TEACHERS = {
@@ -59,6 +65,9 @@ TEACHERS = {
             autoattack=30.03,
             file="models/cifar100_linf_wrn70-16_without.pt",
         ),
+    },
+    "small_resnet": {
+        "CIFAR10": Teacher("small_resnet", "comes along (AT)", shipped="small_resnet_cifar10"),
     },
     "presnet18": {
         # Trained with TRADES.
@@ -142,12 +151,16 @@ def load_from_zoo(name: str, dataset: str, num_classes: int, path: str | Path | 
 
 
 def places(name: str, dataset: str) -> list[Path]:
-    """Return where a teacher's file may lie under the working directory: official places, then RobustBench's cache."""
+    """Return where a teacher's file may lie: official places and RobustBench's cache under the working directory, then
+    what comes along.
+    """
     teacher = TEACHERS.get(name, {}).get(dataset)
     found = [Path(teacher.file)] if teacher and teacher.file else []
     found.append(Path("teacher_models", dataset, name, "robust_teacher.pth"))
     if dataset in robustbench.DATASETS:
         found.append(robustbench.cached(name, dataset))
+    if teacher and teacher.shipped:
+        found.append(Path(os.path.relpath(PRETRAINED / teacher.shipped / "model.safetensors")))
     return found
 
 
