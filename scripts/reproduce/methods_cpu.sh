@@ -10,7 +10,9 @@ METHODS=${METHODS:-Natural AT TRADES MART ARD AKD2 IAD-I IAD-II RSLAD AdaAD AdaI
 teachers
 for seed in $SEEDS; do
   for method in $METHODS; do
-    student "$method" "$seed" "" --ALP_beta 5.0
+    scale=()
+    [ "$method" != AdaAD ] || scale=(--kl_weight 0.1) # CIFAR-10's, also for a copy of it in a folder
+    student "$method" "$seed" "" --ALP_beta 5.0 "${scale[@]}"
   done
 done
 compare
