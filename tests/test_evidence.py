@@ -7,10 +7,12 @@ from functools import partial
 import pytest
 from commands import run_here
 
+from engine.run_folder import ALPHA_COLUMNS, COLUMNS, RELIABILITY_COLUMNS
 from scripts.reproduce.evidence import exceeds
+from utils.report import write_csv
 
 
-def keep_run(folder, method, seed, accuracies, word="", trust=""):
+def keep_run(folder, method, seed, accuracies, word="", watched=False, eps=0.1):
     """A run's folder as a training and an evaluation leave it; accuracies by attack."""
     folder = folder / f"{method}_{seed}_{word}"
     for kind in ("best_PGD10_acc_model_eval", "last_epoch_model_eval"):
@@ -19,13 +21,16 @@ def keep_run(folder, method, seed, accuracies, word="", trust=""):
             attack: {"accuracy": value, "n": 10, "bounded": True, "per_class": {"cat": value, "dog": value}}
             for attack, value in accuracies.items()
         }
-        kept = {"evaluations": [{"conditions": {"checkpoint": "x.pth"}, "figures": figures}]}
+        kept = {"evaluations": [{"conditions": {"checkpoint": "x.pth", "eps": eps}, "figures": figures}]}
         (folder / kind / "eval.json").write_text(json.dumps(kept))
     config = {"method": method, "seed": seed, "desc_str": word, "model": "small_resnet", "epochs": 6}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "results.csv").write_text("epoch,train_adv_acc,PGD10_acc\n0,10,20\n1,30,25\n2,50,22\n")
-    if trust:
-        (folder / "reliability.csv").write_text(trust)
+    rows = [{"epoch": epoch, "train_adv_acc": 20 * epoch, "PGD10_acc": 25 - epoch} for epoch in range(3)]
+    write_csv(folder / "results.csv", COLUMNS, [[row.get(name, "") for name in COLUMNS] for row in rows])
+    if watched:
+        columns = (*RELIABILITY_COLUMNS, *ALPHA_COLUMNS)
+        unknown, known = [0, 10, 50, *[""] * (len(columns) - 3)], [1, 10, 50, 40, *range(len(ALPHA_COLUMNS))]
+        write_csv(folder / "reliability.csv", columns, [unknown, known])
 
 
 @pytest.fixture
@@ -77,13 +82,24 @@ def test_two_standard_errors_by_hand():
 def test_each_picture_is_drawn_once_there_is_something_to_show(show, runs, tmp_path):
     assert show(f"{runs} --out {tmp_path / 'some'}").status == 0
     assert sorted(path.name for path in (tmp_path / "some").glob("*.png")) == ["tradeoff.png"]
-    columns = "epoch,n,clean_acc,adv_acc,alpha_0.00,alpha_0.50"
-    trust = f"{columns}\n0,10,50,,,\n1,10,50,40,4,6\n2,10,50,30,7,3\n"
-    keep_run(runs, "IAD-I", 1, {"PGD-20": 20}, "long", trust)
+    keep_run(runs, "IAD-I", 1, {"PGD-20": 20}, "long", watched=True)
     keep_run(runs, "TRADES", 1, {"PGD-20": 20})
     assert show(f"{runs} --out {tmp_path / 'all'}").status == 0
     drawn = sorted(path.stem for path in (tmp_path / "all").glob("*.png"))
     assert drawn == ["alpha", "overfitting", "per_class", "reliability", "tradeoff"]
+
+
+@pytest.mark.parametrize(
+    ("left", "made"),
+    [("*_long", ["overfitting.png"]), ("DGAD_*_beta1", []), ("AT_?_", ["methods.md"])],
+    ids=["overfitting alone", "no DGAD as it is", "one method"],
+)
+def test_what_a_single_script_left_makes_what_it_can(show, runs, tmp_path, left, made):
+    keep_run(runs, "AT", 1, {}, "long")
+    for folder in set(runs.iterdir()) - set(runs.glob(left)):
+        shutil.rmtree(folder)
+    ended = show(f"{runs} --out {tmp_path / 'out'}")
+    assert ended.status == 0 and sorted(path.name for path in (tmp_path / "out").iterdir()) == made
 
 
 @pytest.mark.parametrize(
@@ -92,8 +108,10 @@ def test_each_picture_is_drawn_once_there_is_something_to_show(show, runs, tmp_p
         (lambda folder: shutil.rmtree(folder) or folder.mkdir(), "no run of a student"),
         (lambda folder: (folder / "AT_1_" / "results.csv").unlink(), "no whole run"),
         (lambda folder: (folder / "AT_1_" / "config.json").write_text("{"), "no whole run"),
+        (lambda folder: shutil.copytree(folder / "AT_1_", folder / "again"), "AT 1 is there 2 times"),
+        (lambda folder: keep_run(folder, "AT", 9, {"Clean": 1}, eps=0.2), "different conditions"),
     ],
-    ids=["empty", "no rows", "damaged"],
+    ids=["empty", "no rows", "damaged", "twice", "other conditions"],
 )
 def test_what_is_no_evidence_is_told_in_one_line(show, runs, tmp_path, spoil, words):
     spoil(runs)

@@ -61,6 +61,11 @@ def test_listed_commands_fit_together(tmp_path, script):
             assert {row["row"] for row in published(script)} <= rows
 
 
+def test_data_flags_may_leave_the_data_set_out(tmp_path):
+    plain, rooted = (listed("methods_cpu", tmp_path, data=data) for data in ((), ("--data_root", "place")))
+    assert [[word for word in line if word not in ("--data_root", "place")] for line in rooted] == plain
+
+
 def published(table):
     with open(PUBLISHED, newline="") as file:
         return [row for row in csv.DictReader(file) if row["table"] == table]

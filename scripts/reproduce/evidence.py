@@ -6,77 +6,51 @@ deviations are over seeds.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
 from pathlib import Path
 from statistics import mean, stdev, variance
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
-from engine.records import folder_of, read_evaluations
-from engine.run_folder import BEST_PGD10, LAST
 from scripts.reproduce.evidence_pictures import PICTURES
+from scripts.reproduce.evidence_runs import KINDS, TEACHER, Run, grouped, plain_methods, read_runs
 from utils.command import run_command
 from utils.errors import UserError
-from utils.files import read_json, write_text
+from utils.files import write_text
 from utils.flags import parser_for
 from utils.log import logger
 from utils.plots import save_figure
-from utils.report import markdown_table, read_csv
+from utils.report import markdown_table
 
-KINDS = {"best": BEST_PGD10, "last": LAST}
 ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")
-SHOWN = (
-    "model",
-    "dataset",
-    "limit_train",
-    "epochs",
-    "bs",
-    "lr_schedule",
-    "lr_max",
-    "epsilon",
-    "num_steps",
-    "limit_test",
-)
-TEACHER = "teacher"  # --desc_str of the teachers
-FULL = "MAP_ELS_PCR"
+SHOWN = ("model", "dataset", "limit_train", "epochs", "bs", "lr_schedule", "lr_max", "epsilon", "num_steps", "val_size")
+FULL, WITHOUT_PCR = "MAP_ELS_PCR", "MAP_ELS_noPCR"  # rows of the ablation
 NONE = "-"
-
-
-class Run(NamedTuple):
-    """One trained network: its settings, results.csv and reliability.csv, and figures[kind][attack] of eval.json."""
-
-    config: dict
-    epochs: list[dict[str, str]]
-    trust: list[dict[str, str]]
-    figures: dict[str, dict[str, dict]]
-
-    def accuracy(self, kind: str, attack: str) -> float | None:
-        """Accuracy in percent, None where that was not evaluated."""
-        figure = self.figures[kind].get(attack)
-        return figure and figure["accuracy"]
-
 
 Group = Sequence[Run]  # runs that differ in their seed alone
 
+READING = """Best checkpoints, row minus column in points; bold: more than twice its standard error,
+sqrt(s₁²/n₁ + s₂²/n₂) with the deviations s over n seeds. With three seeds each and no difference at all, about one pair
+in nine would still be bold. A seed chooses the training images, the first weights and the order of the batches; the one
+teacher and the test images are the same for all, and their chance is in no deviation."""
+
 
 def evidence(arguments: Sequence[str]) -> None:
-    """Write tables and pictures. Raises UserError for a folder without runs, a damaged file, and a full disk."""
+    """Write tables and pictures. Raises UserError for folders that make no table, a damaged file, and a full disk."""
     parser = parser_for(__doc__)
     parser.add_argument("runs", metavar="RUNS", help="folder of the runs")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder of the tables and pictures")
     asked = parser.parse_args(arguments)
     runs, out = read_runs(Path(asked.runs)), Path(asked.out)
-    teachers = [run for run in runs if run.config["desc_str"] == TEACHER]
-    students = [run for run in runs if run.config["desc_str"] != TEACHER]
-    methods = grouped((run for run in students if not run.config["desc_str"]), lambda run: run.config["method"])
-    parts = grouped((run for run in students if run.config["method"] == "DGAD"), _part)
+    teachers = [run for run in runs if run.word == TEACHER]
+    students = [run for run in runs if run.word != TEACHER]
+    pages = {"methods": methods_page(plain_methods(students), teachers), "ablation": ablation_page(students)}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "methods.md", methods_page(methods, teachers))
-        if len(parts) > 1:
-            write_text(out / "ablation.md", ablation_page(parts))
+        for name, page in pages.items():
+            if page:
+                write_text(out / f"{name}.md", page)
         for name, draw in PICTURES.items():
             figure = draw(students)
             if figure:
@@ -86,75 +60,34 @@ def evidence(arguments: Sequence[str]) -> None:
     logger.info("%d runs: %s", len(runs), out)
 
 
-def read_runs(folder: Path) -> list[Run]:
-    """All runs below a folder, by path. Raises UserError where there is none, or a file is damaged."""
-    runs = []
-    for path in sorted(folder.rglob("config.json")):
-        place = path.parent
-        try:
-            config, epochs = read_json(path), read_csv(place / "results.csv")
-            watched = place / "reliability.csv"
-            trust = read_csv(watched) if watched.exists() else []
-        except (OSError, ValueError) as error:
-            raise UserError(f"{place}: no whole run ({error})") from error
-        runs.append(Run(config, epochs, trust, {kind: _figures(place / name) for kind, name in KINDS.items()}))
-    if not any(run.config["desc_str"] != TEACHER for run in runs):
-        raise UserError(f"{folder}: no run of a student below it; methods_cpu.sh makes some")
-    return runs
-
-
-def _figures(checkpoint: Path) -> dict[str, dict]:
-    place = folder_of(checkpoint) / "eval.json"
-    return read_evaluations(place)[-1]["figures"] if place.exists() else {}
-
-
-def grouped(runs: Iterable[Run], key: Callable[[Run], str | None]) -> dict[str, list[Run]]:
-    """Runs by what ``key`` says of them; those of which it says None are left out."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        if (name := key(run)) is not None:
-            groups.setdefault(name, []).append(run)
-    return groups
-
-
-def _part(run: Run) -> str | None:
-    """The row of the ablation that a run of DGAD belongs to."""
-    word = run.config["desc_str"]
-    return FULL if not word else word if word.startswith(("MAP", "noMAP", "beta")) else None
-
-
-def methods_page(methods: Mapping[str, Group], teachers: Group) -> str:
-    """The comparison of all methods as Markdown."""
+def methods_page(methods: Mapping[str, Group], teachers: Group) -> str | None:
+    """The comparison of all methods as Markdown; None where there is none."""
+    if not methods:
+        return None
     parts = ["# Every method under one setting", about([run for group in methods.values() for run in group])]
     for kind in KINDS:
         ordered = sorted(methods, key=lambda name: _order(methods[name], kind), reverse=True)
         rows = [[name, len(methods[name]), *cells(methods[name], kind)] for name in ordered]
-        robust = [run for run in teachers if run.config["method"] == "AT"]
+        robust = [run for run in teachers if run.method == "AT"]
         rows += [["(the robust teacher)", len(robust), *cells(robust, kind)]] if robust else []
         parts += [f"## The {kind} checkpoint", markdown_table(["method", "seeds", *ATTACKS], rows)]
-    parts.append("## Which differences exceed two standard errors")
-    parts.append(
-        "Best checkpoints, row minus column in points; bold: more than twice its standard error, "
-        "sqrt(s₁²/n₁ + s₂²/n₂) with the deviations s over n seeds. A deviation of three seeds is itself rough: where "
-        "methods did not differ at all, about one pair in nine would still be bold."
-    )
+    parts += ["## Which differences exceed two standard errors", READING.replace("\n", " ")]
     parts += [differences(methods, attack) for attack in ("Clean", "AutoAttack")]
     return "\n\n".join(parts) + "\n"
 
 
-def about(runs: Group) -> str:
+def about(runs: Sequence[Run]) -> str:
     """The setting of runs in words; what differs between them is left out."""
     alike = {key: value for key, value in runs[0].config.items() if all(run.config[key] == value for run in runs)}
-    settings = ", ".join(f"{key} {alike[key]}" for key in SHOWN if key in alike)
-    sizes = {
-        attack: {str(run.figures["best"][attack]["n"]) for run in runs if attack in run.figures["best"]}
-        for attack in ATTACKS
-    }
-    images = ", ".join(f"{attack} {'/'.join(sorted(counts))}" for attack, counts in sizes.items() if counts)
+    settings = ", ".join(f"{key} {alike[key]}" for key in SHOWN if alike.get(key))
+    figures = [run.figures[kind] for run in runs for kind in KINDS]
+    sizes = {attack: sorted({found[attack]["n"] for found in figures if attack in found}) for attack in ATTACKS}
+    images = ", ".join(f"{attack} {'/'.join(map(str, counts))}" for attack, counts in sizes.items() if counts)
     seeds = ", ".join(map(str, sorted({run.config["seed"] for run in runs})))
+    chosen = f"{alike['limit_test']} test images" if alike.get("limit_test") else "the test images"
     return (
         f"Accuracy in %, mean ± sample standard deviation over the seeds {seeds}. Setting: {settings}. Test images: "
-        f"{images}. Best is the epoch of the highest PGD-10 accuracy."
+        f"{images}. Best is the epoch of the highest PGD-10 accuracy on {chosen}, as the papers choose it."
     )
 
 
@@ -185,8 +118,10 @@ def differences(groups: Mapping[str, Group], attack: str, kind: str = "best") ->
         rows.append([name, *(f"{gap:.1f}" if row < column else "" for column, gap in enumerate(gaps) if column)])
         later = range(row + 1, len(ordered))
         bold |= {(row, column) for column in later if exceeds(values[name], values[ordered[column]])}
+    if not rows:
+        return f"**{attack}**: no two methods with two seeds each."
     title = f"**{attack}**: {len(bold)} of {comb(len(ordered), 2)} pairs differ by more."
-    return f"{title}\n\n{markdown_table(['', *ordered[1:]], rows, bold)}" if rows else f"**{attack}**: one seed each."
+    return f"{title}\n\n{markdown_table(['', *ordered[1:]], rows, bold)}"
 
 
 def exceeds(some: Sequence[float], others: Sequence[float]) -> bool:
@@ -195,28 +130,31 @@ def exceeds(some: Sequence[float], others: Sequence[float]) -> bool:
     return abs(mean(some) - mean(others)) > 2 * error
 
 
-def ablation_page(parts: Mapping[str, Group]) -> str:
-    """DGAD's parts and its beta as Markdown; bold: more than two standard errors from DGAD as it is."""
-    betas = {name: group for name, group in parts.items() if name.startswith("beta")}
-    switched = {name: group for name, group in parts.items() if name not in betas}
-    rows = [
-        [*("no" if word.startswith("no") else "yes" for word in name.split("_")), group]
-        for name, group in _by_parts(switched)
-    ]
+def ablation_page(students: Sequence[Run]) -> str | None:
+    """DGAD's parts and its beta as Markdown; None where there is no DGAD as it is, or nothing else of it."""
+    parts = grouped(students, _part)
+    if FULL not in parts or len(parts) == 1:
+        return None
+    full = parts[FULL]
+    betas = {float(name.removeprefix("beta")): group for name, group in parts.items() if name.startswith("beta")}
+    betas |= {5.0: full} | ({0.0: parts[WITHOUT_PCR]} if WITHOUT_PCR in parts else {})
+    switched = sorted(
+        (name for name in parts if not name.startswith("beta")), key=lambda name: (name.count("no"), name)
+    )
+    rows = [[*("no" if word.startswith("no") else "yes" for word in name.split("_")), parts[name]] for name in switched]
     pages = ["# The parts of DGAD", about([run for group in parts.values() for run in group])]
     pages.append("Bold: more than two standard errors from DGAD with all its parts and beta 5.")
-    full = switched[FULL]
     pages += [_against(full, ["MAP", "ELS", "PCR"], rows, kind) for kind in KINDS]
     pages.append("## The weight of the consistency term (PCR)")
-    weights = {float(name.removeprefix("beta")): group for name, group in betas.items()}
-    weights |= {5.0: full} | ({0.0: switched["MAP_ELS_noPCR"]} if "MAP_ELS_noPCR" in switched else {})
-    pages += [_against(full, ["beta"], [[f"{beta:g}", weights[beta]] for beta in sorted(weights)], "best")]
+    pages.append(_against(full, ["beta"], [[f"{beta:g}", betas[beta]] for beta in sorted(betas)], "best"))
     return "\n\n".join(pages) + "\n"
 
 
-def _by_parts(switched: Mapping[str, Group]) -> list[tuple[str, Group]]:
-    """The fewer parts are off, the earlier."""
-    return sorted(switched.items(), key=lambda item: (item[0].count("no"), item[0]))
+def _part(run: Run) -> str | None:
+    """The row of the ablation that a run belongs to, as ablation_cpu.sh names it."""
+    if run.method != "DGAD":
+        return None
+    return FULL if not run.word else run.word if run.word.startswith(("MAP", "noMAP", "beta")) else None
 
 
 def _against(full: Group, header: list[str], rows: Sequence[list], kind: str) -> str:

@@ -7,7 +7,7 @@ EPOCHS=${EPOCHS:-6} LIMIT_TRAIN=${LIMIT_TRAIN:-7000} IAD_BEGIN=${IAD_BEGIN:-2}
 AT_EPOCHS=${AT_EPOCHS:-8} NATURAL_EPOCHS=${NATURAL_EPOCHS:-5} TEACHER_TRAIN=${TEACHER_TRAIN:-50000}
 LIMIT_JUDGE=${LIMIT_JUDGE:-1000} LIMIT_TEST=${LIMIT_TEST:-2000} LIMIT_AA=${LIMIT_AA:-500}
 
-[ ${#data[@]} -gt 0 ] || data=(--dataset CIFAR10)
+[[ " ${data[*]} " == *" --dataset "* ]] || data=(--dataset CIFAR10 "${data[@]}")
 dataset=$(sed 's/.*--dataset \([^ ]*\).*/\1/' <<<"${data[*]}") # as --help spells it: it names a folder of every run
 setting=(--model small_resnet --limit_test "$LIMIT_JUDGE" --threads "$threads" --resume)
 made=$out/teachers/$dataset

@@ -1,0 +1,94 @@
+"""Runs of the comparison on a CPU, read back from their folders."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.records import folder_of, read_evaluations
+from engine.run_folder import BEST_PGD10, LAST
+from utils.errors import UserError
+from utils.files import read_json
+from utils.report import read_csv
+
+KINDS = {"best": BEST_PGD10, "last": LAST}
+TEACHER, LONG = "teacher", "long"  # --desc_str, as small_setting.sh and overfitting_cpu.sh set it
+OWN = ("checkpoint", "sha256")  # what evaluations under equal conditions differ in
+
+
+class Run(NamedTuple):
+    """One trained network: its settings, the rows of results.csv and reliability.csv, and its figures.
+
+    ``figures[kind][attack]`` is a figure of eval.json, of the newest evaluation; ``conditions`` those of each kind.
+    """
+
+    config: dict
+    epochs: list[dict[str, str]]
+    trust: list[dict[str, str]]
+    figures: dict[str, dict[str, dict]]
+    conditions: set[str]
+
+    @property
+    def method(self) -> str:
+        """Its name in METHODS."""
+        return self.config["method"]
+
+    @property
+    def word(self) -> str:
+        """What its folder's name ends with: "" for a plain run of its method."""
+        return self.config["desc_str"]
+
+    def accuracy(self, kind: str, attack: str) -> float | None:
+        """Accuracy in percent, None where that was not evaluated."""
+        figure = self.figures[kind].get(attack)
+        return figure and figure["accuracy"]
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """All runs below a folder, by path.
+
+    Raises UserError where there is no student, a file is damaged, or runs cannot stand in one table: one of them is
+    there twice, or they were evaluated under different conditions.
+    """
+    runs = [_read(path.parent) for path in sorted(folder.rglob("config.json"))]
+    if not any(run.word != TEACHER for run in runs):
+        raise UserError(f"{folder}: no run of a student below it; methods_cpu.sh makes some")
+    (most, times), *_ = Counter((run.method, run.word, run.config["seed"]) for run in runs).most_common(1)
+    if times > 1:
+        raise UserError(f"{folder}: {' '.join(filter(None, map(str, most)))} is there {times} times; keep one of them")
+    if len(set().union(*(run.conditions for run in runs))) > 1:
+        raise UserError(f"{folder}: evaluated under different conditions; give the folder of one comparison")
+    return runs
+
+
+def grouped(runs: Iterable[Run], key: Callable[[Run], str | None]) -> dict[str, list[Run]]:
+    """Runs by what ``key`` says of them; those of which it says None are left out."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if (name := key(run)) is not None:
+            groups.setdefault(name, []).append(run)
+    return groups
+
+
+def plain_methods(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The seeds of each method as it is, without a word."""
+    return grouped(runs, lambda run: None if run.word else run.method)
+
+
+def _read(place: Path) -> Run:
+    try:
+        config, epochs = read_json(place / "config.json"), read_csv(place / "results.csv")
+        watched = place / "reliability.csv"
+        trust = read_csv(watched) if watched.exists() else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{place}: no whole run ({error})") from error
+    figures, conditions = {}, set()
+    for kind, name in KINDS.items():
+        evaluated = folder_of(place / name) / "eval.json"
+        newest = read_evaluations(evaluated)[-1] if evaluated.exists() else {"figures": {}, "conditions": None}
+        figures[kind] = newest["figures"]
+        if newest["conditions"]:
+            alike = {key: value for key, value in newest["conditions"].items() if key not in OWN}
+            conditions.add(json.dumps(alike, sort_keys=True))
+    return Run(config, epochs, trust, figures, conditions)
