@@ -1,6 +1,5 @@
 """Teachers by name: architecture, place of the file, published accuracy. ``python -m models.teachers`` lists them."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +13,9 @@ from utils.report import text_table
 
 
 class Teacher(NamedTuple):
-    """A teacher for one data set: accuracies in percent, where the official code looks for the file, and the folder of
-    models/pretrained/ that has it where it comes along.
+    """A teacher for one data set: accuracies in percent, and where the official code looks for the file.
+
+    ``shipped`` is its folder in models/pretrained/, None where the file does not come along.
     """
 
     architecture: str
@@ -67,7 +67,8 @@ TEACHERS = {
         ),
     },
     "small_resnet": {
-        "CIFAR10": Teacher("small_resnet", "comes along (AT)", 52.90, 26.40, shipped="small_resnet_cifar10"),
+        # Ours: AT on a copy of CIFAR-10 saved as JPEG, 2,000 of its test images, AutoAttack on 500.
+        "CIFAR10": Teacher("small_resnet", "comes along", 52.90, 26.40, shipped="small_resnet_cifar10"),
     },
     "presnet18": {
         # Trained with TRADES.
@@ -160,7 +161,7 @@ def places(name: str, dataset: str) -> list[Path]:
     if dataset in robustbench.DATASETS:
         found.append(robustbench.cached(name, dataset))
     if teacher and teacher.shipped:
-        found.append(Path(os.path.relpath(PRETRAINED / teacher.shipped / "model.safetensors")))
+        found.append(PRETRAINED / teacher.shipped / "model.safetensors")
     return found
 
 
@@ -169,7 +170,7 @@ def _present(name: str, dataset: str) -> Path | None:
 
 
 def _table() -> str:
-    header, rows = ("teacher", "data set", "network", "published clean", "published AA", "source", "file"), []
+    header, rows = ("teacher", "data set", "network", "clean", "AutoAttack", "source", "file"), []
     for name, datasets in TEACHERS.items():
         for dataset, teacher in datasets.items():
             accuracies = (str(value or "-") for value in (teacher.clean, teacher.autoattack))

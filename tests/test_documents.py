@@ -1,4 +1,4 @@
-"""README and docs/: their commands run or parse, their example of a method trains, what they name exists.
+"""README, docs/, results/, cards: their commands run or parse, the example of a method trains, what they name exists.
 
 A shell block that no test can run stands below a line <!-- not run: reason -->.
 """
@@ -23,6 +23,11 @@ from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfi
 from utils.flags import parse
 
 DOCUMENTS = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+DOCUMENTS |= {
+    path.relative_to(ROOT).as_posix(): path
+    for pattern in ("results/*.md", "models/pretrained/*/README.md")
+    for path in sorted(ROOT.glob(pattern))
+}
 CONFIGS = {
     "main.py": TrainConfig,
     "main_tiny.py": TinyTrainConfig,
