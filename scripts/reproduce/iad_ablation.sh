@@ -2,8 +2,7 @@
 # IAD's ablation on CIFAR-10: the exponent beta of the teacher's reliability, and the epoch from which the student trusts
 # itself too (the warm-up), for both of its forms, ResNet-18 from one that AT trained.
 #   bash scripts/reproduce/iad_ablation.sh [--list] [--scale full|short|smoke] [OUT] [data flags]    (common.sh, table_setting.sh)
-# BETAS and BEGINS name the values, which the paper's code does not; its own are 0.1 and 60 (IAD-II: 40), a row without a
-# word.
+# BETAS and BEGINS set the values tried; the official ones (0.1; 60, IAD-II: 40) are the rows without a suffix.
 source "$(dirname "$0")/table_setting.sh"
 
 case $scale in
