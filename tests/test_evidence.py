@@ -118,3 +118,10 @@ def test_what_is_no_evidence_is_told_in_one_line(show, runs, tmp_path, spoil, wo
     ended = show(f"{runs} --out {tmp_path / 'out'}")
     assert ended.status == 2 and words in ended.err and len(ended.err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_figure_of_fewer_seeds_says_so(show, runs, tmp_path):
+    keep_run(runs, "AT", 4, {"Clean": 52})
+    assert show(f"{runs} --out {tmp_path / 'out'}").status == 0
+    row = next(row for row in rows_of(tmp_path / "out" / "methods.md") if row[0] == "AT")
+    assert row[2] == "46.00 ± 5.16" and row[-1] == "22.00 ± 2.00 (of 3)"

@@ -92,9 +92,15 @@ def about(runs: Sequence[Run]) -> str:
 
 
 def cells(group: Group, kind: str) -> list[str]:
-    """Mean and deviation of each attack; a dash where no run has it."""
-    found = [_values(group, kind, attack) for attack in ATTACKS]
-    return [f"{mean(one):.2f}{f' ± {stdev(one):.2f}' if len(one) > 1 else ''}" if one else NONE for one in found]
+    """Mean and deviation of each attack, with the number of seeds where not all have it; a dash where none has."""
+    return [_cell(_values(group, kind, attack), len(group)) for attack in ATTACKS]
+
+
+def _cell(values: Sequence[float], seeds: int) -> str:
+    if not values:
+        return NONE
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{spread}" + f" (of {len(values)})" * (len(values) < seeds)
 
 
 def _values(group: Group, kind: str, attack: str) -> list[float]:
