@@ -83,7 +83,7 @@ def test_each_picture_is_drawn_once_there_is_something_to_show(show, runs, tmp_p
     assert show(f"{runs} --out {tmp_path / 'some'}").status == 0
     assert sorted(path.name for path in (tmp_path / "some").glob("*.png")) == ["tradeoff.png"]
     keep_run(runs, "IAD-I", 1, {"PGD-20": 20}, "long", watched=True)
-    keep_run(runs, "TRADES", 1, {"PGD-20": 20})
+    keep_run(runs, "TRADES", 1, {"Clean": 30, "PGD-20": 20, "AutoAttack": 10})
     assert show(f"{runs} --out {tmp_path / 'all'}").status == 0
     drawn = sorted(path.stem for path in (tmp_path / "all").glob("*.png"))
     assert drawn == ["alpha", "overfitting", "per_class", "reliability", "tradeoff"]
@@ -105,7 +105,7 @@ def test_what_a_single_script_left_makes_what_it_can(show, runs, tmp_path, left,
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: shutil.rmtree(folder) or folder.mkdir(), "no run of a student"),
+        (lambda folder: shutil.rmtree(folder) or folder.mkdir(), "no evaluated run of a student"),
         (lambda folder: (folder / "AT_1_" / "results.csv").unlink(), "no whole run"),
         (lambda folder: (folder / "AT_1_" / "config.json").write_text("{"), "no whole run"),
         (lambda folder: shutil.copytree(folder / "AT_1_", folder / "again"), "AT 1 is there 2 times"),
@@ -125,3 +125,12 @@ def test_a_figure_of_fewer_seeds_says_so(show, runs, tmp_path):
     assert show(f"{runs} --out {tmp_path / 'out'}").status == 0
     row = next(row for row in rows_of(tmp_path / "out" / "methods.md") if row[0] == "AT")
     assert row[2] == "46.00 ± 5.16" and row[-1] == "22.00 ± 2.00 (of 3)"
+
+
+def test_runs_that_are_still_trained_are_left_out_and_counted(show, runs, tmp_path):
+    keep_run(runs, "AT", 4, {"Clean": 52})
+    for kept in (runs / "AT_4_").glob("*_eval"):
+        shutil.rmtree(kept)
+    ended = show(f"{runs} --out {tmp_path / 'out'}")
+    assert ended.status == 0 and "1 runs that are not evaluated" in ended.out + ended.err
+    assert "| AT | 3 |" in (tmp_path / "out" / "methods.md").read_text()

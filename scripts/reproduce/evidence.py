@@ -14,7 +14,7 @@ from statistics import mean, stdev, variance
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
 from scripts.reproduce.evidence_pictures import PICTURES
-from scripts.reproduce.evidence_runs import KINDS, TEACHER, Run, grouped, plain_methods, read_runs
+from scripts.reproduce.evidence_runs import ATTACKS, KINDS, TEACHER, Run, grouped, plain_methods, read_runs, strongest
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_text
@@ -23,7 +23,6 @@ from utils.log import logger
 from utils.plots import save_figure
 from utils.report import markdown_table
 
-ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")
 SHOWN = ("model", "dataset", "limit_train", "epochs", "bs", "lr_schedule", "lr_max", "epsilon", "num_steps", "val_size")
 FULL, WITHOUT_PCR = "MAP_ELS_PCR", "MAP_ELS_noPCR"  # rows of the ablation
 NONE = "-"
@@ -66,13 +65,14 @@ def methods_page(methods: Mapping[str, Group], teachers: Group) -> str | None:
         return None
     parts = ["# Every method under one setting", about([run for group in methods.values() for run in group])]
     for kind in KINDS:
-        ordered = sorted(methods, key=lambda name: _order(methods[name], kind), reverse=True)
+        ordered = falling(methods, kind, strongest(methods, kind))
         rows = [[name, len(methods[name]), *cells(methods[name], kind)] for name in ordered]
         robust = [run for run in teachers if run.method == "AT"]
         rows += [["(the robust teacher)", len(robust), *cells(robust, kind)]] if robust else []
         parts += [f"## The {kind} checkpoint", markdown_table(["method", "seeds", *ATTACKS], rows)]
     parts += ["## Which differences exceed two standard errors", READING.replace("\n", " ")]
-    parts += [differences(methods, attack) for attack in ("Clean", "AutoAttack")]
+    attacks = dict.fromkeys((ATTACKS[0], strongest(methods, "best"), ATTACKS[-1]))
+    parts += [differences(methods, attack) for attack in attacks]
     return "\n\n".join(parts) + "\n"
 
 
@@ -108,16 +108,17 @@ def _values(group: Group, kind: str, attack: str) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _order(group: Group, kind: str) -> tuple[float, ...]:
-    """What rows are sorted by: the strongest attack first."""
-    return tuple(mean(_values(group, kind, attack) or [-1.0]) for attack in reversed(ATTACKS))
+def falling(groups: Mapping[str, Group], kind: str, attack: str) -> list[str]:
+    """Names of groups by their mean under an attack; those without one last."""
+    means = {name: mean(_values(group, kind, attack) or [-1.0]) for name, group in groups.items()}
+    return sorted(means, key=means.get, reverse=True)
 
 
 def differences(groups: Mapping[str, Group], attack: str, kind: str = "best") -> str:
     """A table of the differences of all pairs, in falling order, under its title."""
     values = {name: _values(group, kind, attack) for name, group in groups.items()}
     values = {name: found for name, found in values.items() if len(found) > 1}
-    ordered = sorted(values, key=lambda name: mean(values[name]), reverse=True)
+    ordered = [name for name in falling(groups, kind, attack) if name in values]
     rows, bold = [], set()
     for row, name in enumerate(ordered[:-1]):
         gaps = [mean(values[name]) - mean(values[other]) for other in ordered]
@@ -125,7 +126,7 @@ def differences(groups: Mapping[str, Group], attack: str, kind: str = "best") ->
         later = range(row + 1, len(ordered))
         bold |= {(row, column) for column in later if exceeds(values[name], values[ordered[column]])}
     if not rows:
-        return f"**{attack}**: no two methods with two seeds each."
+        return f"**{attack}**: one seed each."
     title = f"**{attack}**: {len(bold)} of {comb(len(ordered), 2)} pairs differ by more."
     return f"{title}\n\n{markdown_table(['', *ordered[1:]], rows, bold)}"
 

@@ -8,29 +8,32 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from engine.run_folder import ALPHA_COLUMNS
-from scripts.reproduce.evidence_runs import LONG, Run, plain_methods
-from utils.plots import name_points
+from scripts.reproduce.evidence_runs import ATTACKS, LONG, Run, plain_methods, strongest
 
 
 def tradeoff(runs: Sequence[Run]) -> Figure | None:
-    """Robust against clean accuracy of every method's best checkpoint, with the deviations over seeds as bars."""
-    found = {}
-    for method, group in plain_methods(runs).items():
-        pairs = [(run.accuracy("best", "Clean"), run.accuracy("best", "AutoAttack")) for run in group]
-        if pairs := [pair for pair in pairs if None not in pair]:
-            found[method] = tuple(zip(*pairs, strict=True))
-    if len(found) < 2:
+    """Robust against clean accuracy of every method's best checkpoint, with the deviations over seeds as bars.
+
+    Natural training is left out: at no robustness at all, it would press the others together.
+    """
+    methods = plain_methods(run for run in runs if run.method != "Natural")
+    attack = strongest(methods, "best")
+    if len(methods) < 2 or attack == ATTACKS[0]:
         return None
+    found = {
+        method: [[run.accuracy("best", title) for run in group] for title in (ATTACKS[0], attack)]
+        for method, group in methods.items()
+    }
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    middles = [(mean(clean), mean(robust)) for clean, robust in found.values()]
-    for number, (middle, seeds) in enumerate(zip(middles, found.values(), strict=True)):
+    for number, (method, seeds) in enumerate(found.items()):
+        middle = tuple(map(mean, seeds))
         across, up = (stdev(values) if len(values) > 1 else 0 for values in seeds)
         color = matplotlib.colormaps["turbo"]((number + 0.5) / len(found))
         axes.errorbar(*middle, xerr=across, yerr=up, fmt="o", capsize=2, elinewidth=0.8, color=color)
-    axes.set(xlabel="clean accuracy (%)", ylabel="accuracy under AutoAttack (%)")
+        axes.annotate(method, middle, xytext=(4, 4), textcoords="offset points", fontsize="small")
+    axes.set(xlabel="clean accuracy (%)", ylabel=f"accuracy under {attack} (%)")
     axes.margins(0.08)
     axes.grid(alpha=0.3)
-    name_points(axes, middles, list(found))
     return figure
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +10,10 @@ from engine.records import folder_of, read_evaluations
 from engine.run_folder import BEST_PGD10, LAST
 from utils.errors import UserError
 from utils.files import read_json
+from utils.log import logger
 from utils.report import read_csv
 
+ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")  # the later the stronger
 KINDS = {"best": BEST_PGD10, "last": LAST}
 TEACHER, LONG = "teacher", "long"  # --desc_str, as small_setting.sh and overfitting_cpu.sh set it
 OWN = ("checkpoint", "sha256")  # what evaluations under equal conditions differ in
@@ -46,14 +48,17 @@ class Run(NamedTuple):
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All runs below a folder, by path.
+    """All evaluated runs below a folder, by path; others are left out with a warning.
 
     Raises UserError where there is no student, a file is damaged, or runs cannot stand in one table: one of them is
     there twice, or they were evaluated under different conditions.
     """
-    runs = [_read(path.parent) for path in sorted(folder.rglob("config.json"))]
+    places = [path.parent for path in sorted(folder.rglob("config.json"))]
+    runs = [_read(place) for place in places if any(place.glob("*_eval/eval.json"))]
+    if len(runs) < len(places):
+        logger.warning("left out: %d runs that are not evaluated", len(places) - len(runs))
     if not any(run.word != TEACHER for run in runs):
-        raise UserError(f"{folder}: no run of a student below it; methods_cpu.sh makes some")
+        raise UserError(f"{folder}: no evaluated run of a student below it; methods_cpu.sh makes some")
     (most, times), *_ = Counter((run.method, run.word, run.config["seed"]) for run in runs).most_common(1)
     if times > 1:
         raise UserError(f"{folder}: {' '.join(filter(None, map(str, most)))} is there {times} times; keep one of them")
@@ -74,6 +79,13 @@ def grouped(runs: Iterable[Run], key: Callable[[Run], str | None]) -> dict[str, 
 def plain_methods(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """The seeds of each method as it is, without a word."""
     return grouped(runs, lambda run: None if run.word else run.method)
+
+
+def strongest(methods: Mapping[str, Sequence[Run]], kind: str) -> str:
+    """The strongest attack that every run has a figure for."""
+    runs = [run for group in methods.values() for run in group]
+    met = [attack for attack in ATTACKS if all(attack in run.figures[kind] for run in runs)]
+    return met[-1] if met else ATTACKS[0]
 
 
 def _read(place: Path) -> Run:
