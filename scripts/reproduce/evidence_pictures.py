@@ -32,7 +32,7 @@ def tradeoff(runs: Sequence[Run]) -> Figure | None:
         axes.errorbar(*middle, xerr=across, yerr=up, fmt="o", capsize=2, elinewidth=0.8, color=color)
         axes.annotate(method, middle, xytext=(4, 4), textcoords="offset points", fontsize="small")
     axes.set(xlabel="clean accuracy (%)", ylabel=f"accuracy under {attack} (%)")
-    axes.margins(0.08)
+    axes.margins(0.12)
     axes.grid(alpha=0.3)
     return figure
 

@@ -9,7 +9,7 @@ source "$(dirname "$0")/small_setting.sh"
 
 teachers
 for seed in $SEEDS; do
-  for method in ${METHODS:-AT DGAD IAD-I}; do
+  for method in ${METHODS:-AT IAD-I}; do
     student "$method" "$seed" long --ALP_beta 5.0
   done
 done
