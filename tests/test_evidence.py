@@ -6,10 +6,14 @@ from functools import partial
 
 import pytest
 from commands import run_here
+from conftest import ROOT
 
 from engine.run_folder import ALPHA_COLUMNS, COLUMNS, RELIABILITY_COLUMNS
+from methods import METHODS
 from scripts.reproduce.evidence import exceeds
 from utils.report import write_csv
+
+KEPT = ROOT / "results" / "cpu"
 
 
 def keep_run(folder, method, seed, accuracies, word="", watched=False, eps=0.1):
@@ -134,3 +138,18 @@ def test_runs_that_are_still_trained_are_left_out_and_counted(show, runs, tmp_pa
     ended = show(f"{runs} --out {tmp_path / 'out'}")
     assert ended.status == 0 and "1 runs that are not evaluated" in ended.out + ended.err
     assert "| AT | 3 |" in (tmp_path / "out" / "methods.md").read_text()
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in KEPT.glob("*.md")))
+def test_the_kept_tables_come_from_the_kept_runs(show, tmp_path, page):
+    assert show(f"{KEPT / 'raw'} --out {tmp_path}").status == 0
+    assert (tmp_path / page).read_text() == (KEPT / page).read_text()
+
+
+def test_the_readme_shows_the_kept_table():
+    best = (KEPT / "methods.md").read_text().partition("## The last")[0]
+    shown = (ROOT / "README.md").read_text()
+    lines = [line.strip("| ").split(" | ") for line in best.splitlines() if " ± " in line and line.startswith("|")]
+    assert len(lines) == len(METHODS)
+    for name, _, *figures, _autoattack in lines:
+        assert f"| {name} | {' | '.join(figures)} |" in shown
