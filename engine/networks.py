@@ -70,9 +70,10 @@ def find_teachers(config: TrainConfig) -> list[tuple[str, Path | None]]:
     found = [(config.teacher_model, file)]
     if config.method in WITH_TWO_TEACHERS:
         if not config.std_teacher_path:
+            script = "main_tiny.py" if config.dataset == "Tiny_Image" else "main.py"
             raise UserError(
-                f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one with --dataset "
-                f"{config.dataset}{data_flags} --method Natural --model {config.std_teacher_model}"
+                f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: python {script} "
+                f"--dataset {config.dataset}{data_flags} --method Natural --model {config.std_teacher_model}"
             )
         file = find_teacher(config.std_teacher_model, config.dataset, config.std_teacher_path)
         found.append((config.std_teacher_model, file))
@@ -83,6 +84,9 @@ def make_teachers(config: TrainConfig, found: list, splits: Splits, device: torc
     """Load what :func:`find_teachers` found, and check each once."""
     teachers = []
     for kind, (name, path) in zip(("robust", "standard"), found, strict=False):
+        trained = read_facts(path).get("image_size") if path else None
+        if trained not in (None, splits.image_size):
+            logger.warning("%s was trained at --image_size %d, these are %d", path, trained, splits.image_size)
         teacher = load_teacher(name, config.dataset, len(splits.classes), path, splits.image_size).to(device)
         _check(teacher, kind, name, splits, config, device)
         teachers.append(teacher)

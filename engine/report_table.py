@@ -63,7 +63,7 @@ def _columns(runs: Sequence[SurveyedRun]) -> list[Column]:
         *(Column(title, "", False, cells) for title, cells in list(texts.items())[:2]),
         Column("teacher", "", False, teachers),
         Column("data set", "", False, texts["data set"]),
-        Column("epsilon", "of 255", True, [_setting(one, "epsilon") for one in settings]),
+        Column("epsilon", "in training, of 255", True, [_setting(one, "epsilon") for one in settings]),
         Column("seed", "", True, [_setting(one, "seed") for one in settings]),
         Column("best clean", "in training", True, [_highest(run, "clean_acc") for run in runs]),
         Column("best PGD-10", "in training", True, [_highest(run, "PGD10_acc") for run in runs]),

@@ -23,7 +23,7 @@ from engine.evaluate import read, strike
 from engine.guard import probe, warn_of_masking
 from engine.records import Record, figure_of, folder_of, sha256, worst_case
 from engine.settings import dataset_name
-from engine.subjects import Subject, heed, helper, load_subject, names_of
+from engine.subjects import Subject, heed, helper, load_subject, names_of, warn_of_epsilon
 from engine.views import for_evaluation
 from utils.config import EvalConfig
 from utils.errors import UserError
@@ -59,6 +59,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     keys = _wanted(config)
     names = names_of(config)
     config = heed(config, list(names))
+    warn_of_epsilon(names, config.eps)
     use_full_precision()
     seed_everything(config.seed)
     splits = load(config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)

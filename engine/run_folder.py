@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.settings import ignored
 from engine.sinks import Sinks
 from engine.tally import ALPHA_BINS, EMPTY
 from utils.config import TrainConfig
@@ -76,7 +77,12 @@ class RunFolder:
         if ours["milestones"] is None:
             ours["milestones"] = theirs["milestones"]  # more epochs move no milestone that was not asked for
         flags = {spec.name: spelling(spec) for spec in fields(self.config)}
-        changes = [f"{flags[key]} {theirs.get(key)} -> {ours[key]}" for key in ours if ours[key] != theirs.get(key)]
+        heeded = ours.keys() - ignored(self.config)
+        changes = [
+            f"{flags[key]} {theirs.get(key)} -> {ours[key]}"
+            for key in ours
+            if key in heeded and ours[key] != theirs.get(key)
+        ]
         if changes:
             raise UserError(
                 f"--resume: {self.path} has a run with other settings ({', '.join(changes)}); "

@@ -1,6 +1,7 @@
 """What an evaluation is about: the checkpoints that its flags name, and the networks in them."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +12,12 @@ from torch import nn
 from data import Splits
 from engine.networks import make_network, network_in, network_name
 from engine.run_folder import BEST_PGD10, LAST
+from methods import WITHOUT_ATTACK
 from models.robustbench import PREFIX
 from models.weights import read_facts
 from utils.config import EvalConfig
 from utils.errors import UserError
+from utils.files import read_json
 from utils.log import logger
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -60,6 +63,19 @@ def heed(config: EvalConfig, paths: list[Path]) -> EvalConfig:
     if config.image_size and sizes - {config.image_size}:
         logger.warning("--image_size %d: trained at %s", config.image_size, ", ".join(map(str, sorted(sizes))))
     return config if config.image_size or not sizes else replace(config, image_size=sizes.pop())
+
+
+def warn_of_epsilon(paths: Iterable[Path], eps: float) -> None:
+    """Say which checkpoints were trained at another epsilon than ``eps``, in [0, 1], as their config.json has it."""
+    for path in paths:
+        try:
+            config = read_json(path.with_name("config.json"))
+            trained, attacked = float(config["epsilon"]), config["method"] not in WITHOUT_ATTACK
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # nothing is known of it
+        here = 255 * eps
+        if attacked and not math.isclose(trained, here, rel_tol=1e-6):
+            logger.warning("%s was trained at epsilon %g/255 and is attacked at %g/255 (--eps)", path, trained, here)
 
 
 def load_subject(path: Path, name: str, config: EvalConfig, splits: Splits) -> nn.Module:

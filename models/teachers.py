@@ -100,7 +100,8 @@ def find_teacher(name: str, dataset: str, path: str | Path | None = None, *, dat
     """
     if path:
         if not Path(path).is_file():
-            raise UserError(f"{path}: no such file for teacher {name}; name its checkpoint")
+            wrong = "a folder, not the checkpoint of" if Path(path).is_dir() else "no such file for"
+            raise UserError(f"{path}: {wrong} teacher {name}; name its checkpoint")
         return Path(path)
     if name.startswith(robustbench.PREFIX):
         return None
@@ -111,9 +112,10 @@ def find_teacher(name: str, dataset: str, path: str | Path | None = None, *, dat
             f"python {script} --dataset {dataset} --method AT --model {architecture_of(name, dataset)}{data_flags}"
         )
         looked = " or ".join(map(str, places(name, dataset)))
+        others = [f", such as that for {other}, {file}" for other, file in _shipped(name).items()]
         raise UserError(
-            f"--teacher_model {name}: no file at {looked}; give another place with --teacher_path FILE, or train one: "
-            f"{command} (then --teacher_path .../best_PGD10_acc_model.pth)"
+            f"--teacher_model {name}: no file at {looked}; give another place with --teacher_path FILE"
+            f"{''.join(others)}, or train one: {command} (then --teacher_path .../best_PGD10_acc_model.pth)"
         )
     return found
 
@@ -160,9 +162,13 @@ def places(name: str, dataset: str) -> list[Path]:
     found.append(Path("teacher_models", dataset, name, "robust_teacher.pth"))
     if dataset in robustbench.DATASETS:
         found.append(robustbench.cached(name, dataset))
-    if teacher and teacher.shipped:
-        found.append(PRETRAINED / teacher.shipped / "model.safetensors")
-    return found
+    return found + [file for other, file in _shipped(name).items() if other == dataset]
+
+
+def _shipped(name: str) -> dict[str, Path]:
+    """The files of a teacher that come along, by data set."""
+    teachers = TEACHERS.get(name, {}).items()
+    return {dataset: PRETRAINED / one.shipped / "model.safetensors" for dataset, one in teachers if one.shipped}
 
 
 def _present(name: str, dataset: str) -> Path | None:

@@ -101,13 +101,14 @@ read_options() {
 }
 
 check_options() {
-  local word
+  local word own=() names=()
   for word in ${extra[@]+"${extra[@]}"}; do  # bash below 4.4 takes an empty array for an unset variable
     case ${word%%=*} in
-      --dataset | --method | --model | --seed) fail "$word after --: the sweep sets it; name it by ${word%%=*}s" ;;
+      --dataset | --method | --model | --seed) own+=("$word") names+=("${word%%=*}s") ;;
       --root_path | --gpu_id) fail "$word after --: the sweep sets it; --root_path and --gpus go before --" ;;
     esac
   done
+  [ ${#own[@]} = 0 ] || fail "${own[*]} after --: the sweep sets it; before --, name it by ${names[*]}"
   [ "$jobs" != 0 ] || fail "--jobs 0: at least one run at a time"
   [ -z "$only" ] || [ "$only" -lt $count ] || fail "--only $only: the runs are numbered 0 to $((count - 1))"
 }

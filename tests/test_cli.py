@@ -332,3 +332,20 @@ def test_a_bad_command_line_shows_no_traceback_in_a_process_of_its_own(tmp_path)
     ended = run_apart("main.py", "--epochs none", tmp_path)
     assert (ended.status, ended.out) == (2, "")
     assert ended.err == "error: --epochs: invalid int value: 'none' (--help lists the flags)\n"
+
+
+def test_an_evaluation_at_another_epsilon_than_training_is_pointed_out(run, tmp_path):
+    assert run("main.py", f"{SMALL} --limit_train 8 --epochs 1 --method AT --epsilon 16").status == 0
+    path = next(tmp_path.rglob("best_PGD10_acc_model.pth"))
+    words = f"--dataset Digits --model_path {path} --limit_test 4 --attacks clean"
+    assert "trained at epsilon 16/255 and is attacked at 8/255 (--eps)" in run("main_eval.py", words).out
+    assert "trained at" not in run("main_eval.py", f"{words} --eps {16 / 255}").out
+
+
+def test_a_teacher_of_another_image_size_is_pointed_out(run, tmp_path):
+    teacher = save_network(tmp_path / "teacher.pth", image_size=32)
+    content = torch.load(teacher, weights_only=True)
+    torch.save(content | {"image_size": 32}, teacher)
+    words = f"--limit_train 8 --epochs 1 --method RSLAD --teacher_model small_resnet --teacher_path {teacher}"
+    ended = run("main.py", f"{SMALL} {words} --no_teacher_check")
+    assert ended.status == 0 and "was trained at --image_size 32, these are 16" in ended.out + ended.err

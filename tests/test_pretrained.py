@@ -16,6 +16,7 @@ from data import Split
 from data.loader import Batches
 from engine.evaluate import evaluate
 from models.teachers import PRETRAINED, TEACHERS, load_teacher
+from utils.errors import UserError
 
 REAL = Path(os.environ.get("CIFAR10_NPZ", ROOT.parent / "shared" / "data" / "cifar10_train5000_lossless.npz"))
 
@@ -33,6 +34,16 @@ def test_a_distillation_from_it_needs_no_path(nursery, tmp_path, monkeypatch):
     nursery.start(tmp_path, "tests/unsigned_cifar.py", f"{ROOT / 'main.py'} {words}")
     assert nursery.wait() == 0, (tmp_path / "output.txt").read_text()
     assert list(tmp_path.glob("tuned_models/CIFAR10/DGAD/*/best_PGD10_acc_model.pth"))
+
+
+def test_on_other_data_the_line_says_where_it_lies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = PRETRAINED / "small_resnet_cifar10" / "model.safetensors"
+    with pytest.raises(UserError, match=f"--teacher_path FILE, such as that for CIFAR10, {file}, or train one"):
+        load_teacher("small_resnet", "Folder", 10)
+    with pytest.raises(UserError, match="a folder, not the checkpoint"):
+        load_teacher("small_resnet", "Folder", 10, file.parent)
+    assert load_teacher("small_resnet", "Folder", 10, file)
 
 
 def test_each_that_comes_along_is_small_and_its_card_says_the_figures_of_the_list():

@@ -87,10 +87,14 @@ def test_the_page_is_well_formed_and_holds_every_run_and_figure(tree):
         **{"run": "AT/a", "method": "AT", "network": "small_resnet", "teacher": "-", "data set": "Digits"},
         "seed": "42",
     }
-    assert (one["epochsdone of all"], one["epsilonof 255"]) == ("2 of 3", "8")
+    assert (one["epochsdone of all"], one["epsilonin training, of 255"]) == ("2 of 3", "8")
     assert (one["best cleanin training"], one["best PGD-10in training"]) == ("90.00", "40.00")
     assert (one["PGD-20best"], one["PGD-20last"], one["AutoAttackbest"]) == ("41.50 (n=20)", "28.25 (n=20)", "-")
-    assert (other["teacher"], other["epsilonof 255"], other["AutoAttackbest"]) == ("resnet18", "0.5", "42.00 (n=5)")
+    assert (other["teacher"], other["epsilonin training, of 255"], other["AutoAttackbest"]) == (
+        "resnet18",
+        "0.5",
+        "42.00 (n=5)",
+    )
     assert list(one).index("PGD-20best") + 1 == list(one).index("PGD-20last")
     assert document.tags.count("polyline") == 2 * 2 + 2 * 2  # robust and clean of each run, together and alone
     assert document.tags.count("img") == 1

@@ -74,6 +74,12 @@ def test_resuming_with_other_settings_names_them(run):
     assert ended.status == 2 and "--weight_decay 0.0005 -> 0.001" in ended.err
 
 
+def test_settings_that_the_method_makes_no_use_of_may_differ(run):
+    assert run(f"{RUN} --method AT --epochs 1").status == 0
+    ended = run(f"{RUN} --method AT --epochs 1 --resume --teacher_model small_resnet --trades_beta 3")
+    assert ended.status == 0 and "all 1 epochs are done" in ended.out
+
+
 def test_checkpoints_hold_data_alone(run, tmp_path):
     assert run(f"{RUN} --epochs 1").status == 0
     for path in tmp_path.rglob("*.pth"):

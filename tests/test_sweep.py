@@ -168,6 +168,7 @@ def test_only_carries_out_one_run_of_the_list(here):
         ("--epochs 3", "--epochs: no option"),
         ("-- --seed 3", "--seed after --"),
         ("-- --model=vgg16", "--model=vgg16 after --"),
+        ("-- --dataset CIFAR10 --model vgg16", "--dataset --model after --"),
         ("-- --gpu_id 1", "--gpu_id after --"),
         ("--root_path calls/below", "--root_path calls/below"),
     ],
