@@ -8,15 +8,15 @@ python=$(bash scripts/setup.sh)
 export MPLCONFIGDIR=${MPLCONFIGDIR:-${TMPDIR:-/tmp}/matplotlib-$(id -u)}
 
 # Strokes are far brighter than noise, so digits need a larger ball than photographs: 16/255.
-setting=(--dataset Digits --image_size 16 --model small_resnet --epsilon 16 --step_size 4 --lr_schedule cosine --lr_max 0.05 --bs 64
+setting=(--dataset Digits --image_size 16 --model small_resnet --epsilon 16 --lr_schedule cosine --lr_max 0.05 --bs 64
   --root_path "$out" --resume)
 natural=$out/Digits/Natural/small_resnet_seed42/best_clean_acc_model.pth
 teacher=$out/Digits/AT/small_resnet_eps16_seed42/best_PGD10_acc_model.pth
 student=$out/Digits/DGAD/small_resnet_from_small_resnet_eps16_seed42/best_PGD10_acc_model.pth
 
 "$python" main.py --method Natural "${setting[@]}" --epochs 8
-"$python" main.py --method AT "${setting[@]}" --epochs 16
-"$python" main.py --method DGAD "${setting[@]}" --epochs 13 --ALP_beta 5.0 \
+"$python" main.py --method AT "${setting[@]}" --step_size 4 --epochs 16
+"$python" main.py --method DGAD "${setting[@]}" --step_size 4 --epochs 13 --ALP_beta 5.0 \
   --teacher_model small_resnet --teacher_path "$teacher"
 
 for checkpoint in "$natural" "$teacher" "$student"; do
