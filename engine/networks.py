@@ -13,7 +13,7 @@ from engine.evaluate import evaluate
 from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import ALIASES, MODELS, build
 from models.robustbench import PREFIX
-from models.teachers import find_teacher, load_from_zoo, load_teacher
+from models.teachers import find_teacher, load_from_zoo, load_teacher, training_command
 from models.weights import load_network, read_facts, recognise
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -70,10 +70,9 @@ def find_teachers(config: TrainConfig) -> list[tuple[str, Path | None]]:
     found = [(config.teacher_model, file)]
     if config.method in WITH_TWO_TEACHERS:
         if not config.std_teacher_path:
-            script = "main_tiny.py" if config.dataset == "Tiny_Image" else "main.py"
+            command = training_command("Natural", config.std_teacher_model, config.dataset, data_flags)
             raise UserError(
-                f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: python {script} "
-                f"--dataset {config.dataset}{data_flags} --method Natural --model {config.std_teacher_model}"
+                f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: {command}"
             )
         file = find_teacher(config.std_teacher_model, config.dataset, config.std_teacher_path)
         found.append((config.std_teacher_model, file))

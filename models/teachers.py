@@ -107,10 +107,7 @@ def find_teacher(name: str, dataset: str, path: str | Path | None = None, *, dat
         return None
     found = _present(name, dataset)
     if found is None:
-        script = "main_tiny.py" if dataset == "Tiny_Image" else "main.py"
-        command = (
-            f"python {script} --dataset {dataset} --method AT --model {architecture_of(name, dataset)}{data_flags}"
-        )
+        command = training_command("AT", architecture_of(name, dataset), dataset, data_flags)
         looked = " or ".join(map(str, places(name, dataset)))
         others = [f", such as that for {other}, {file}" for other, file in _shipped(name).items()]
         raise UserError(
@@ -118,6 +115,12 @@ def find_teacher(name: str, dataset: str, path: str | Path | None = None, *, dat
             f"{''.join(others)}, or train one: {command} (then --teacher_path .../best_PGD10_acc_model.pth)"
         )
     return found
+
+
+def training_command(method: str, model: str, dataset: str, data_flags: str = "") -> str:
+    """The command that trains a teacher, as an error proposes it."""
+    script = "main_tiny.py" if dataset == "Tiny_Image" else "main.py"
+    return f"python {script} --dataset {dataset} --method {method} --model {model}{data_flags}"
 
 
 def load_teacher(

@@ -16,7 +16,7 @@ from utils.report import write_csv
 KEPT = ROOT / "results" / "cpu"
 
 
-def keep_run(folder, method, seed, accuracies, word="", watched=False, eps=0.1):
+def keep_run(folder, method, seed, accuracies, word="", watched=False, eps=0.1, epochs=6):
     """A run's folder as a training and an evaluation leave it; accuracies by attack."""
     folder = folder / f"{method}_{seed}_{word}"
     for kind in ("best_PGD10_acc_model_eval", "last_epoch_model_eval"):
@@ -27,7 +27,7 @@ def keep_run(folder, method, seed, accuracies, word="", watched=False, eps=0.1):
         }
         kept = {"evaluations": [{"conditions": {"checkpoint": "x.pth", "eps": eps}, "figures": figures}]}
         (folder / kind / "eval.json").write_text(json.dumps(kept))
-    config = {"method": method, "seed": seed, "desc_str": word, "model": "small_resnet", "epochs": 6}
+    config = {"method": method, "seed": seed, "desc_str": word, "model": "small_resnet", "epochs": epochs}
     (folder / "config.json").write_text(json.dumps(config))
     rows = [{"epoch": epoch, "train_adv_acc": 20 * epoch, "PGD10_acc": 25 - epoch} for epoch in range(3)]
     write_csv(folder / "results.csv", COLUMNS, [[row.get(name, "") for name in COLUMNS] for row in rows])
@@ -86,7 +86,7 @@ def test_two_standard_errors_by_hand():
 def test_each_picture_is_drawn_once_there_is_something_to_show(show, runs, tmp_path):
     assert show(f"{runs} --out {tmp_path / 'some'}").status == 0
     assert sorted(path.name for path in (tmp_path / "some").glob("*.png")) == ["tradeoff.png"]
-    keep_run(runs, "IAD-I", 1, {"PGD-20": 20}, "long", watched=True)
+    keep_run(runs, "IAD-I", 1, {"PGD-20": 20}, "long", watched=True, epochs=60)
     keep_run(runs, "TRADES", 1, {"Clean": 30, "PGD-20": 20, "AutoAttack": 10})
     assert show(f"{runs} --out {tmp_path / 'all'}").status == 0
     drawn = sorted(path.stem for path in (tmp_path / "all").glob("*.png"))
@@ -114,8 +114,9 @@ def test_what_a_single_script_left_makes_what_it_can(show, runs, tmp_path, left,
         (lambda folder: (folder / "AT_1_" / "config.json").write_text("{"), "no whole run"),
         (lambda folder: shutil.copytree(folder / "AT_1_", folder / "again"), "AT 1 is there 2 times"),
         (lambda folder: keep_run(folder, "AT", 9, {"Clean": 1}, eps=0.2), "different conditions"),
+        (lambda folder: keep_run(folder, "AT", 9, {"Clean": 1}, epochs=7), "trained at --epochs 6 and 7"),
     ],
-    ids=["empty", "no rows", "damaged", "twice", "other conditions"],
+    ids=["empty", "no rows", "damaged", "twice", "other conditions", "other settings"],
 )
 def test_what_is_no_evidence_is_told_in_one_line(show, runs, tmp_path, spoil, words):
     spoil(runs)

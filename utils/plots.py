@@ -162,12 +162,15 @@ def save_curves(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_trust(axes, rows: Sequence[Mapping]) -> None:
+def draw_trust(axes, runs: Mapping[str, Sequence[Mapping]]) -> None:
     """Draw how often the teacher is right on clean (dashed) and adversarial (solid) images; rows of reliability.csv."""
-    for column, style, kind in (("teacher_clean_acc", "--", "clean"), ("teacher_adv_acc", "-", "adversarial")):
-        points = [(row["epoch"] + 1, row[column]) for row in rows if row[column] is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, color="C0", marker=".", label=f"{kind} images")
+    kinds = (("teacher_clean_acc", "--", "clean"), ("teacher_adv_acc", "-", "adversarial"))
+    for number, (name, rows) in enumerate(runs.items()):
+        for column, style, kind in kinds:
+            points = [(int(row["epoch"]) + 1, float(row[column])) for row in rows if row[column] not in (None, "")]
+            if points:
+                label = f"{name} {kind} images".strip()
+                axes.plot(*zip(*points, strict=True), style, color=f"C{number}", marker=".", label=label)
     axes.set(xlabel="epoch", ylabel="teacher is right (%)", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
@@ -194,7 +197,7 @@ def save_reliability(rows: Sequence[Mapping], columns: Sequence[str], path: Path
     look = {"figsize": (6 + 6 * watched, 4), "sharex": True, "squeeze": False, "layout": "constrained"}
     figure, axes = plt.subplots(1, 1 + watched, **look)
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    draw_trust(axes[0, 0], rows)
+    draw_trust(axes[0, 0], {"": rows})
     if watched:
         draw_alpha(axes[0, 1], rows, columns)
     save_figure(figure, path)

@@ -44,8 +44,9 @@ line() {
   echo "${words% }"
 }
 
-# chain LINE...: carry out the commands of a run one after another, beside other chains.
+# chain LINE...: carry out the commands of a run one after another, beside other chains; fills chained with its process.
 chain() {
+  chained=
   if [ -n "$list" ]; then
     printf 'python %s\n' "$@"
     return
@@ -55,6 +56,7 @@ chain() {
     trap 'kill "$child" 2>/dev/null; wait "$child"; exit 143' TERM
     for command in "$@"; do once "$command" || exit 1; done
   ) &
+  chained=$!
 }
 
 # Pieces of an evaluation continue only under the code that made them, so each revision has a folder; a finished
@@ -76,10 +78,10 @@ once() {
   fi
 }
 
-# Wait for all chains; end here where one has failed.
+# settle [PROCESS...]: wait for these chains, for all when none is named; end here where any has failed.
 settle() {
   [ -z "$list" ] || return 0
-  wait
+  wait "$@" || : # it is known from OUT/failed
   [ ! -e "$out/failed" ] || { echo "failed: see the lines above; the same command again goes on" >&2 && exit 1; }
 }
 

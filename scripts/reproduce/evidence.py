@@ -14,7 +14,17 @@ from statistics import mean, stdev, variance
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
 from scripts.reproduce.evidence_pictures import PICTURES
-from scripts.reproduce.evidence_runs import ATTACKS, KINDS, TEACHER, Run, grouped, plain_methods, read_runs, strongest
+from scripts.reproduce.evidence_runs import (
+    ATTACKS,
+    KINDS,
+    SHARED,
+    TEACHER,
+    Run,
+    grouped,
+    plain_methods,
+    read_runs,
+    strongest,
+)
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_text
@@ -23,7 +33,6 @@ from utils.log import logger
 from utils.plots import save_figure
 from utils.report import markdown_table
 
-SHOWN = ("model", "dataset", "limit_train", "epochs", "bs", "lr_schedule", "lr_max", "epsilon", "num_steps", "val_size")
 FULL, WITHOUT_PCR = "MAP_ELS_PCR", "MAP_ELS_noPCR"  # rows of the ablation
 NONE = "-"
 
@@ -77,14 +86,14 @@ def methods_page(methods: Mapping[str, Group], teachers: Group) -> str | None:
 
 
 def about(runs: Sequence[Run]) -> str:
-    """The setting of runs in words; what differs between them is left out."""
-    alike = {key: value for key, value in runs[0].config.items() if all(run.config[key] == value for run in runs)}
-    settings = ", ".join(f"{key} {alike[key]}" for key in SHOWN if alike.get(key))
+    """The setting that runs share, in words."""
+    shared = runs[0].config
+    settings = ", ".join(f"{key} {shared[key]}" for key in SHARED if shared.get(key))
     figures = [run.figures[kind] for run in runs for kind in KINDS]
     sizes = {attack: sorted({found[attack]["n"] for found in figures if attack in found}) for attack in ATTACKS}
     images = ", ".join(f"{attack} {'/'.join(map(str, counts))}" for attack, counts in sizes.items() if counts)
     seeds = ", ".join(map(str, sorted({run.config["seed"] for run in runs})))
-    chosen = f"{alike['limit_test']} test images" if alike.get("limit_test") else "the test images"
+    chosen = f"{shared['limit_test']} test images" if shared.get("limit_test") else "the test images"
     return (
         f"Accuracy in %, mean ± sample standard deviation over the seeds {seeds}. Setting: {settings}. Test images: "
         f"{images}. Best is the epoch of the highest PGD-10 accuracy on {chosen}, as the papers choose it."

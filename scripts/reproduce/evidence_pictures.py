@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from engine.run_folder import ALPHA_COLUMNS
 from scripts.reproduce.evidence_runs import ATTACKS, LONG, Run, plain_methods, strongest
+from utils.plots import draw_trust
 
 
 def tradeoff(runs: Sequence[Run]) -> Figure | None:
@@ -45,7 +46,7 @@ def overfitting(runs: Sequence[Run]) -> Figure | None:
     long = [run for run in runs if run.word == LONG]
     if not long:
         return None
-    figure, axes = _per_epoch("accuracy under attack (%)")
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for number, run in enumerate(long):
         test, training = _points(run.epochs, "PGD10_acc"), _points(run.epochs, "train_adv_acc")
         axes.plot(*zip(*test, strict=True), color=f"C{number}", label=f"{_name(run)}: test, PGD-10")
@@ -53,6 +54,8 @@ def overfitting(runs: Sequence[Run]) -> Figure | None:
         if training:
             label = f"{_name(run)}: training, its own attack"
             axes.plot(*zip(*training, strict=True), ":", color=f"C{number}", label=label)
+    axes.set(xlabel="epoch", ylabel="accuracy under attack (%)")
+    axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return figure
 
@@ -62,14 +65,9 @@ def reliability(runs: Sequence[Run]) -> Figure | None:
     watched = [run for run in runs if run.word == LONG and run.trust]
     if not watched:
         return None
-    figure, axes = _per_epoch("training images that the teacher reads rightly (%)")
-    kinds = (("teacher_clean_acc", "--", "clean"), ("teacher_adv_acc", "-", "the student's adversarial"))
-    for number, run in enumerate(watched):
-        for column, style, kind in kinds:
-            if points := _points(run.trust, column):
-                label = f"{_name(run)}: {kind} images"
-                axes.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label)
-    axes.legend(fontsize="small")
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    draw_trust(axes, {f"{_name(run)}:": run.trust for run in watched})
+    axes.autoscale(axis="y")  # a few points of change are to be seen
     return figure
 
 
@@ -114,13 +112,6 @@ def per_class(runs: Sequence[Run], attack: str = "PGD-20") -> Figure | None:
             color = "white" if value > 50 else "black"
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize="small", color=color)
     return figure
-
-
-def _per_epoch(ylabel: str) -> tuple:
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.set(xlabel="epoch", ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    return figure, axes
 
 
 def _points(rows: Sequence[dict[str, str]], column: str) -> list[tuple[int, float]]:

@@ -16,6 +16,18 @@ from utils.report import read_csv
 ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")  # the later the stronger
 KINDS = {"best": BEST_PGD10, "last": LAST}
 TEACHER, LONG = "teacher", "long"  # --desc_str, as small_setting.sh and overfitting_cpu.sh set it
+SHARED = (
+    "model",
+    "dataset",
+    "limit_train",
+    "epochs",
+    "bs",
+    "lr_schedule",
+    "lr_max",
+    "epsilon",
+    "num_steps",
+    "val_size",
+)
 OWN = ("checkpoint", "sha256")  # what evaluations under equal conditions differ in
 
 
@@ -51,7 +63,8 @@ def read_runs(folder: Path) -> list[Run]:
     """All evaluated runs below a folder, by path; others are left out with a warning.
 
     Raises UserError where there is no student, a file is damaged, or runs cannot stand in one table: one of them is
-    there twice, or they were evaluated under different conditions.
+    there twice, or they were trained in different settings or evaluated under different conditions. The teachers, and
+    the long runs that no table shows, may have settings of their own.
     """
     places = [path.parent for path in sorted(folder.rglob("config.json"))]
     runs = [_read(place) for place in places if any(place.glob("*_eval/eval.json"))]
@@ -62,6 +75,11 @@ def read_runs(folder: Path) -> list[Run]:
     (most, times), *_ = Counter((run.method, run.word, run.config["seed"]) for run in runs).most_common(1)
     if times > 1:
         raise UserError(f"{folder}: {' '.join(filter(None, map(str, most)))} is there {times} times; keep one of them")
+    compared = [run for run in runs if run.word not in (TEACHER, LONG)]
+    for key in (*SHARED, "limit_test"):
+        values = sorted({str(run.config.get(key)) for run in compared})
+        if len(values) > 1:
+            raise UserError(f"{folder}: trained at --{key} {' and '.join(values)}; give the folder of one comparison")
     if len(set().union(*(run.conditions for run in runs))) > 1:
         raise UserError(f"{folder}: evaluated under different conditions; give the folder of one comparison")
     return runs

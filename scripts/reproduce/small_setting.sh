@@ -13,14 +13,16 @@ setting=(--model small_resnet --limit_test "$LIMIT_JUDGE" --threads "$threads" -
 made=$out/teachers/$dataset
 robust=$made/$(run_folder AT small_resnet - 8 42 teacher)
 standard=$made/$(run_folder Natural small_resnet - 8 42 teacher)
-teachers_made=
+teachers=()
 
-# The robust teacher and the standard one.
+# The robust teacher and the standard one; fills teachers with the processes that make them.
 teachers() {
   local common=("${data[@]}" "${setting[@]}" --lr_schedule cosine --bs 64 --limit_train "$TEACHER_TRAIN" --root_path "$out/teachers"
     --desc_str teacher)
   chain "$(line main.py "${common[@]}" --method AT --epochs "$AT_EPOCHS")" "$(evaluation "$robust")"
+  teachers=("$chained")
   chain "$(line main.py "${common[@]}" --method Natural --epochs "$NATURAL_EPOCHS")"
+  teachers+=("$chained")
 }
 
 # student METHOD SEED WORD [flags]: train one and evaluate its best and its last checkpoint; WORD ends its folder's name.
@@ -28,8 +30,8 @@ teachers() {
 student() {
   local method=$1 seed=$2 word=$3 of=()
   if distils "$method"; then
-    [ -n "$teachers_made" ] || settle
-    teachers_made=yes
+    [ ${#teachers[@]} -eq 0 ] || settle "${teachers[@]}"
+    teachers=()
     of=(--teacher_model small_resnet --teacher_path "$robust/best_PGD10_acc_model.pth" --no_teacher_check
       --IAD_begin "$IAD_BEGIN" --log_reliability)
   fi
