@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 
 import pytest
+from commands import run_here
 from conftest import ROOT
 
 from engine.run_folder import RunFolder
@@ -59,6 +61,25 @@ def test_listed_commands_fit_together(tmp_path, script):
                 rows.add(os.path.basename(config.out))
         if script in TABLES and scale != "smoke":
             assert {row["row"] for row in published(script)} <= rows
+
+
+@pytest.mark.parametrize("script", TABLES)
+def test_a_table_is_made_at_the_smallest_scale(script, tmp_path, monkeypatch, capsys):
+    rows = []
+    for name, *words in listed(script, tmp_path, "--scale", "smoke"):
+        ended = run_here(monkeypatch, capsys, name, shlex.join(words))
+        assert ended.status == 0, f"{name} {shlex.join(words)}\n{ended.err}"
+        rows += [os.path.basename(words[words.index("--out") + 1])] if name in EVALUATING else []
+    table = (tmp_path / "figures" / "beside.md").read_text()
+    assert rows and all(re.search(rf"^\| {row} \| ours \(1\)( \| [\d.]+){{5}}", table, re.M) for row in rows), table
+
+
+def test_a_script_carries_out_its_list_and_prints_the_table(tmp_path):
+    command = ["bash", str(REPRODUCE / "rslad_table2.sh"), "--scale", "smoke", str(tmp_path)]
+    environment = os.environ | {"JOBS": "2", "PYTHON": sys.executable}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("ours (1)") == 2
 
 
 def test_data_flags_may_leave_the_data_set_out(tmp_path):
