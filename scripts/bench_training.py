@@ -4,6 +4,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -72,6 +73,11 @@ class Epoch(Step):
     """Data, steps and the scores of an epoch on generated images, against the official way."""
 
     images: int = flag(256, "training images, and as many to judge by", group=WHAT, check=at_least(1))
+
+
+@dataclass(frozen=True)
+class Watching(Step):
+    """Ten training steps whose epoch logs the teacher's reliability, against the same steps without."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,20 @@ def time_epoch(config: Epoch) -> dict:
         "arithmetic": words,
         **compare(plainly, fast, config.images, config.pairs, device),
     }
+
+
+def time_watching(config: Watching) -> dict:
+    """Log and return images/s without --log_reliability (the reference) and with it."""
+    device, arithmetic, words = _setting(config)
+    trainer, batches = trainer_of(config, "ours", device, arithmetic), [batch_of(config, device)] * 10
+
+    def steps(teacher: bool) -> None:
+        for tally in trainer.epoch(batches, config.epoch, 0.001, Tally(device, teacher=teacher)):
+            last = tally
+        last.reliability()
+
+    figures = compare(partial(steps, False), partial(steps, True), 10 * config.bs, config.pairs, device)
+    return {"machine": machine(device), "arithmetic": words, **figures}
 
 
 def measure_memory(config: Memory) -> dict:

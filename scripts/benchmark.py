@@ -1,7 +1,7 @@
 """Time this code against the plain reference, alternately in one process: python scripts/benchmark.py WHAT [flags]
 
-WHAT is one of: step epoch memory views data judging evaluate reach scale; each has --help. A ratio is the median over
-pairs of (reference, ours), its spread their quartiles.
+WHAT is one of: step epoch watching memory views data judging evaluate reach scale; each has --help. A ratio is the
+median over pairs of (reference, ours), its spread their quartiles.
 """
 
 import json
@@ -21,11 +21,13 @@ from scripts.bench_training import (
     Memory,
     Step,
     Views,
+    Watching,
     measure_memory,
     time_data,
     time_epoch,
     time_step,
     time_views,
+    time_watching,
 )
 from utils.command import run_command
 from utils.errors import UserError
@@ -37,6 +39,7 @@ from utils.versions import versions
 BENCHMARKS = {
     "step": (Step, time_step),
     "epoch": (Epoch, time_epoch),
+    "watching": (Watching, time_watching),
     "memory": (Memory, measure_memory),
     "views": (Views, time_views),
     "data": (Data, time_data),

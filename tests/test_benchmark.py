@@ -35,6 +35,7 @@ def benchmark(monkeypatch, capsys, tmp_path):
         f"step --method DGAD --teacher_model small_resnet {TINY}",
         f"step --method AKD2 --teacher_model small_resnet {TINY} --precision fp32",
         f"epoch --method AT --images 8 {TINY}",
+        f"watching --teacher_model small_resnet {TINY}",
         "data --images 64 --bs 16 --workers 0 --pairs 1",
         "judging --images 20 --pairs 1",
     ],
