@@ -44,7 +44,7 @@ def pgd(objective: Objective, x: Tensor, start: Tensor, *, epsilon: float, step_
 def pgd_until_fooled(
     model, objective, x: Tensor, y: Tensor, start: Tensor, *, epsilon: float, step_size: float, steps: int
 ) -> Tensor:
-    """PGD that leaves an image alone as soon as ``model`` misreads it, so that later steps climb fewer images.
+    """PGD that leaves an image alone as soon as ``model`` misclassifies it, so that later steps climb fewer images.
 
     An attack has succeeded once it has found one adversarial example: counted so, an image costs no step after its
     first success, and the count is that of an attack that takes every step and remembers every success.
@@ -60,7 +60,7 @@ def pgd_until_fooled(
         steps: Largest number of gradient steps.
 
     Returns:
-        Images (B, C, H, W): the first misread one on the way, or the last.
+        Images (B, C, H, W): the first misclassified one on the way, or the last.
     """
     x_adv = start.clone()
     standing = torch.arange(len(x), device=x.device)

@@ -20,9 +20,9 @@ BLACK_BOX_QUERIES = 5000
 class Attack(NamedTuple):
     """One attack of a protocol: its column, what is printed and kept beside its number, and what it does to images.
 
-    ``stages`` run in turn, each on the images that the network still reads rightly: the restarts of PGD, the four
-    attacks of AutoAttack. ``every_image`` attacks the images too that are misread before any attack, and judges by the
-    result alone, as the official scripts do. An attack that is not ``bounded`` leaves the ball.
+    ``stages`` run in turn, each on the images that the network still classifies correctly: the restarts of PGD, the
+    four attacks of AutoAttack. ``every_image`` attacks the images too that are misclassified before any attack, and
+    judges by the result alone, as the official scripts do. An attack that is not ``bounded`` leaves the ball.
     """
 
     title: str
@@ -80,7 +80,7 @@ def linf_until_fooled(objective, epsilon: float, step_size: float, steps: int) -
     return perturb
 
 
-# When an image counts as fooled: once the network misreads it at any step, or where it does so after the last one.
+# When an image counts as fooled: once the network misclassifies it at any step, or where it does so after the last one.
 LINF = {"every": linf_until_fooled, "last": linf}
 _JUDGED = {"every": "at every step", "last": "after the last step"}
 

@@ -11,7 +11,7 @@ from attacks.pgd import uniform
 from attacks.suite import Attack, Perturb, Setting, pgd20
 from data import Split, subset
 from data.loader import Batches
-from engine.evaluate import read, strike
+from engine.evaluate import predict, strike
 from engine.views import for_evaluation
 from utils.plots import draw_confusion, draw_examples, draw_radius_curves, save_figure
 from utils.report import write_csv
@@ -36,7 +36,7 @@ def draw_radii(
 def radius_curve(network: nn.Module, images: Split, batch_size: int, seed: int, device) -> list[float]:
     """Accuracy in % under PGD-20 at each of RADII; an image that falls at one radius counts as fallen at all larger."""
     batches = Batches(images, batch_size, device=device)
-    predicted, accuracies = read(network, batches), []
+    predicted, accuracies = predict(network, batches), []
     climbed = for_evaluation(network, next(iter(batches))[0])
     for radius in RADII:
         if radius:

@@ -47,16 +47,16 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], perturb
 class Outcome(NamedTuple):
     """What an attack made of N images, on the CPU.
 
-    ``predicted`` (N,) int64 holds the class read at the end; ``fallen`` (N,) int64 the stage that turned the image,
-    counted from 1; 0 where it was misread before any attack, stages + 1 where it stands.
+    ``predicted`` (N,) int64 holds the class predicted at the end; ``fallen`` (N,) int64 the stage that turned the
+    image, counted from 1; 0 where it was misclassified before any attack, stages + 1 where it stands.
     """
 
     predicted: Tensor
     fallen: Tensor
 
 
-def read(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Classes (N,) int64 that ``model`` reads in clean images, on the CPU; leaves it in eval mode.
+def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Classes (N,) int64 that ``model`` predicts for clean images, on the CPU; leaves it in eval mode.
 
     Raises UserError where a logit is nan or inf.
     """
@@ -87,8 +87,8 @@ def strike(
     Args:
         model: In eval mode, frozen, where the batches are.
         batches: A Batches of N images, the same in every process; each process attacks its own share of them.
-        clean: Classes (N,) that the model reads in the clean images. What is misread is attacked again only where
-            the attack says so: it counts as fooled whatever an attack makes of it.
+        clean: Classes (N,) that the model predicts for the clean images. What is misclassified is attacked again only
+            where the attack says so: it counts as fooled whatever an attack makes of it.
         attack: Its stages run in turn, each on what the one before left standing.
         seed: The start of an image depends on it, on the attack, the stage and the batch, and on nothing else.
         climbed: What computes the same as the model, faster, for the attacks; the model itself judges what they find.
@@ -112,7 +112,7 @@ def strike(
 
 
 def _stages(networks, k: int, x, y, clean, attack: Attack, seed: int, state: State, n: int):
-    """Yield, after each stage on batch ``k``, the classes read and the stages of the falls, (B,) each, on the CPU.
+    """Yield, after each stage on batch ``k``, the classes predicted and the stages of the falls, (B,) each, on the CPU.
 
     ``n`` images are attacked in all.
     """
@@ -135,7 +135,7 @@ def _stages(networks, k: int, x, y, clean, attack: Attack, seed: int, state: Sta
 
 
 def _found(climbed, model, attack: Attack, perturb: Perturb, x, y, noise, tried) -> Tensor:
-    """Classes that the model reads in the attacked images among the ``tried`` ones."""
+    """Classes that the model predicts for the attacked images among the ``tried`` ones."""
     x, y, noise = x[tried], y[tried], noise[tried]
     if not len(x):
         return y
@@ -152,8 +152,8 @@ def strongest(climbed, model, perturb: Perturb, x: Tensor, y: Tensor, noise: Ten
     """Adversarial images (B, C, H, W) found on ``climbed``, which computes what ``model`` does to rounding, and the
     model's logits (B, classes) there.
 
-    An attack ends for an image where its network misreads it. Where rounding lets ``climbed`` misread what ``model``
-    still reads rightly, the attack ended too early: it is carried out again on the model itself.
+    An attack ends for an image where its network misclassifies it. Where rounding lets ``climbed`` misclassify what
+    ``model`` still classifies correctly, the attack ended too early: it is carried out again on the model itself.
     """
     x_adv = perturb(climbed, x, y, noise)
     with torch.no_grad():

@@ -33,7 +33,7 @@ class Judge:
         self.view = View(network, Arithmetic(channels_last=batches.device.type == "cpu"))
 
     def __call__(self, between: Callable[[], None] = lambda: None) -> tuple[Score, Score]:
-        """Clean and robust score. What is misread clean is not attacked, and PGD stops for an image that is fooled.
+        """Clean and robust score. What is misclassified clean is not attacked; PGD stops for an image that is fooled.
 
         So the robust loss is that of the images where the attack stopped. Leaves the network in eval mode. ``between``
         is called after each batch.
@@ -53,7 +53,7 @@ class Judge:
         return Score(loss / n, 100 * right / n, n), Score(robust_loss / n, 100 * robust_right / n, n)
 
     def _batch(self, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-        """Summed loss and number of rightly read images, clean and then under attack."""
+        """Summed loss and number of correctly classified images, clean and then under attack."""
         with torch.no_grad():
             clean = self.network(x)
         robust, right = clean.clone(), clean.argmax(1) == y

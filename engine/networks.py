@@ -101,7 +101,7 @@ def checksum(network: nn.Module) -> int:
 
 
 def _check(teacher: nn.Module, kind: str, name: str, splits: Splits, config: TrainConfig, device: torch.device) -> None:
-    """Say how well the teacher reads clean test images; raise UserError where it hardly reads any."""
+    """Say how accurate the teacher is on clean test images; raise UserError where it is hardly better than chance."""
     score = evaluate(teacher, Batches(subset(splits.test, CHECKED_IMAGES, seed=0), config.bs, device=device))
     logger.info("%s teacher %s: %.2f %% of %d clean test images", kind, name, score.accuracy, score.n)
     if not math.isfinite(score.loss):
@@ -110,7 +110,7 @@ def _check(teacher: nn.Module, kind: str, name: str, splits: Splits, config: Tra
     too_low = min(2 * chance, (100 + chance) / 2)  # of two classes, twice chance is everything
     if score.accuracy < too_low and not config.no_teacher_check:
         raise UserError(
-            f"--teacher_model {name}: reads only {score.accuracy:.1f} % of {score.n} clean test images (chance is "
-            f"{chance:.1f} %): hardly trained, or on other classes, in another order, or on images normalised outside "
-            "the network; --no_teacher_check goes on with it"
+            f"--teacher_model {name}: classifies only {score.accuracy:.1f} % of {score.n} clean test images correctly "
+            f"(chance is {chance:.1f} %): hardly trained, or on other classes, in another order, or on images "
+            "normalised outside the network; --no_teacher_check goes on with it"
         )

@@ -69,8 +69,8 @@ def figure_of(
     """One figure with all that makes it: parameters, per-image results, what stood after each stage.
 
     ``labels`` (n,) are those of the attacked images; ``attacked`` (N,) bool marks these among all that are evaluated.
-    ``correct`` has a character per image: 1 read rightly, 0 misread, - not attacked. ``per_class`` has the accuracy
-    over the attacked images of each of the ``classes`` that has any.
+    ``correct`` has a character per image: 1 classified correctly, 0 misclassified, - not attacked. ``per_class`` has
+    the accuracy over the attacked images of each of the ``classes`` that has any.
     """
     right = outcome.predicted == labels
     marks = iter(RIGHT if one else WRONG for one in right.tolist())

@@ -19,7 +19,7 @@ from engine.distributed import EVALUATION_PATIENCE, Processes, gpu_of, join, lea
 from engine.eval_pictures import draw_confusions, draw_radii, draw_turned
 from engine.eval_report import comparison, write_report
 from engine.eval_state import State
-from engine.evaluate import read, strike
+from engine.evaluate import predict, strike
 from engine.guard import probe, warn_of_masking
 from engine.records import Record, figure_of, folder_of, sha256, worst_case
 from engine.settings import dataset_name
@@ -102,7 +102,7 @@ class Evaluation:
         subject, config, figures = self.subject, self.config, {}
         n = len(self.images.labels)
         logger.info("%s: %s on %d test images of %s", subject.path, subject.name, n, config.dataset)
-        self.predicted["before"] = clean = read(network, self._batches(self.images))
+        self.predicted["before"] = clean = predict(network, self._batches(self.images))
         climbed = for_evaluation(network, next(iter(self._batches(self.images)))[0])
         for key, attack in self.attacks.items():
             began = time.monotonic()

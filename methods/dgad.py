@@ -46,8 +46,8 @@ def dgad_loss(
     Each switch drops one part of the paper: ``use_map`` the misclassification-aware partition (then every image is
     guided on its adversarial example), ``use_els`` the error-corrective label swapping (t~ = t), ``use_pcr`` the
     predictive consistency regularisation. The form has no division, so it holds for a teacher that is wrong on all
-    or none of a batch, and for a batch of one. With ``introspect_beta`` the guidance of a rightly read image gains
-    ``(1 - A') KL(s || s')``, A' the :func:`~methods.iad.reliability` of t~'.
+    or none of a batch, and for a batch of one. With ``introspect_beta`` the guidance of an image that the teacher
+    classifies correctly gains ``(1 - A') KL(s || s')``, A' the :func:`~methods.iad.reliability` of t~'.
     """
     guide_clean, guide_adv = (swap(t_clean, y), swap(t_adv, y)) if use_els else (t_clean, t_adv)
     guidance = kl(guide_adv, adv)

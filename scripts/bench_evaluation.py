@@ -9,7 +9,7 @@ from attacks.pgd import gaussian, pgd, uniform
 from attacks.suite import Setting, linf, pgd20
 from data import Splits, load, subset
 from data.loader import Batches
-from engine.evaluate import noise_of, read, strike
+from engine.evaluate import noise_of, predict, strike
 from engine.judge import Judge
 from engine.networks import make_network, network_in
 from engine.precision import PLAIN, Arithmetic, choose_arithmetic
@@ -106,7 +106,7 @@ def time_judging(config: Judging) -> dict:
 
     def reference() -> float:
         network.requires_grad_(True)
-        read(network, batches)
+        predict(network, batches)
         ball = {"epsilon": epsilon, "step_size": epsilon / 4, "steps": 10}
         return plain.pgd_accuracy(network, batches, noise=noise, **ball)
 
@@ -180,12 +180,12 @@ def _robust_digits(splits: Splits, device: torch.device) -> torch.nn.Module:
 
 
 def _clean(network, batches: Batches) -> float:
-    return 100 * float((read(network, batches) == batches.labels.cpu()).double().mean())
+    return 100 * float((predict(network, batches) == batches.labels.cpu()).double().mean())
 
 
 def _standing(network, batches: Batches, epsilon: float) -> float:
     climbed = for_evaluation(network, next(iter(batches))[0])
-    outcome = strike(network, batches, read(network, batches), pgd20(Setting(epsilon, 0)), seed=0, climbed=climbed)
+    outcome = strike(network, batches, predict(network, batches), pgd20(Setting(epsilon, 0)), seed=0, climbed=climbed)
     return 100 * float((outcome.predicted == batches.labels.cpu()).double().mean())
 
 

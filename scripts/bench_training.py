@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from data import Split
 from data.loader import Batches
 from engine.device import choose_device
-from engine.evaluate import noise_of, read
+from engine.evaluate import noise_of, predict
 from engine.judge import Judge
 from engine.precision import Arithmetic, choose_arithmetic
 from engine.tally import Tally
@@ -154,7 +154,7 @@ def time_epoch(config: Epoch) -> dict:
     def plainly() -> None:
         for x, y in loader:
             reference.step(x.to(device), y.to(device), config.epoch)
-        read(reference.student, judged)
+        predict(reference.student, judged)
         ball = {"epsilon": EPSILON, "step_size": STEP_SIZE, "steps": 10}
         plain.pgd_accuracy(reference.student, judged, noise=noise, **ball)
 

@@ -16,9 +16,9 @@ def pgd_accuracy(
 ) -> float:
     """Accuracy in % of ``model`` under PGD on cross entropy: every step on every image.
 
-    An image counts as fooled that is misread clean or at any step, so that the figure is the one of an attack that
-    stops for it. ``noise`` holds a draw from [-1, 1] for each batch, of its shape; ``epsilon`` and ``step_size`` lie in
-    [0, 1].
+    An image counts as fooled that is misclassified clean or at any step, so that the figure is the one of an attack
+    that stops for it. ``noise`` holds a draw from [-1, 1] for each batch, of its shape; ``epsilon`` and ``step_size``
+    lie in [0, 1].
     """
     model.eval()
     right = n = 0

@@ -61,7 +61,7 @@ def draw(runs: dict[str, Path], picture: Path) -> None:
         network, pgd10(epsilon), splits.test, splits.classes, config.seed, count=EXAMPLES
     )
     draw_examples(right.subplots(3, EXAMPLES), clean, adversarial, words, epsilon)
-    right.suptitle(f"what the {name} reads before and after PGD-10 at epsilon {255 * epsilon:g}/255")
+    right.suptitle(f"what the {name} predicts before and after PGD-10 at epsilon {255 * epsilon:g}/255")
     try:
         save_figure(figure, picture)
     except (OSError, ValueError) as error:  # ValueError: a name that ends in no kind of picture

@@ -271,7 +271,7 @@ def test_an_attack_that_ends_with_its_first_success_fools_what_one_that_remember
     stands = torch.stack([net(step).argmax(1) == y for step in steps])
     assert torch.equal(net(x_adv).argmax(1) == y, stands.all(0))
     assert 0.2 < stands.all(0).double().mean() < 0.9  # some fall, some stand
-    # Each fallen image is the first misread one of its way, each standing one the last.
+    # Each fallen image is the first misclassified one of its way, each standing one the last.
     first = torch.where(stands.all(0), 20, (~stands).double().argmax(0))
     assert torch.equal(x_adv, torch.stack(steps)[first, torch.arange(len(x))])
 

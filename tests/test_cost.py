@@ -52,7 +52,7 @@ def test_an_image_that_nothing_fools_is_judged_at_the_cost_that_is_counted(cost)
     images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         labels = network(images / 255).argmax(1)
-    ball = 0.0  # without extent, so that what is read rightly stays so
+    ball = 0.0  # without extent, so that what is classified correctly stays so
     judge = Judge(network, Batches(Split(images, labels), 4, device=torch.device("cpu")), ball, seed=0)
     work = gflop(judge) / 4
     assert number(rf"judged image, at most: {NUMBER} GFLOP", cost("").out) == pytest.approx(work, rel=1e-3)  # 4 digits

@@ -20,7 +20,7 @@ from data import Split, load
 from data.loader import Batches
 from engine.distributed import EVALUATION_PATIENCE, Processes, join
 from engine.eval_pictures import confusion, radius_curve
-from engine.evaluate import Outcome, noise_of, read, strike
+from engine.evaluate import Outcome, noise_of, predict, strike
 from engine.guard import Probe, probe, warn_of_masking
 from engine.records import Record, figure_of, folder_of, place_of, read_evaluations, worst_case
 from engine.run_eval import conditions_of
@@ -57,14 +57,14 @@ def save_network(path, seed=0, classes=10, **facts):
 
 
 class FirstPixel(nn.Module):
-    """Reads as class the first pixel's value modulo ten."""
+    """Predicts as class the first pixel's value modulo ten."""
 
     def forward(self, x):
         return nn.functional.one_hot((255 * x[:, 0, 0, 0]).round().long() % 10, 10).float()
 
 
 def some_images(n=30):
-    """Images as bytes, with the labels that a network reads in four of five of them."""
+    """Images as bytes, with the labels that a network predicts for four of five of them."""
     net = FirstPixel()
     images = torch.randint(256, (n, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = net(images / 255).argmax(1)
@@ -75,7 +75,7 @@ def some_images(n=30):
 # Counting.
 
 
-def test_what_is_misread_clean_counts_as_fooled_and_is_not_attacked():
+def test_what_is_misclassified_clean_counts_as_fooled_and_is_not_attacked():
     net, images = some_images()
     seen = []
 
@@ -84,7 +84,7 @@ def test_what_is_misread_clean_counts_as_fooled_and_is_not_attacked():
         return x
 
     batches = Batches(images, 10, device="cpu")
-    outcome = strike(net, batches, read(net, batches), Attack("any", {"epsilon": 1.0}, {"": harmless}), **ALONE)
+    outcome = strike(net, batches, predict(net, batches), Attack("any", {"epsilon": 1.0}, {"": harmless}), **ALONE)
     assert seen == [8, 8, 8]
     assert outcome.fallen.tolist() == [0, 2, 2, 2, 2] * 6
 
@@ -95,7 +95,7 @@ def test_an_attack_on_every_image_is_judged_by_its_result_alone():
     batches = Batches(images, 10, device="cpu")
     # Gives for each image the first of the batch, whatever it was.
     first = Attack("any", {"epsilon": 1.0}, {"": lambda model, x, y, noise: x[:1].expand_as(x)}, every_image=True)
-    outcome = strike(net, batches, read(net, batches), first, **ALONE)
+    outcome = strike(net, batches, predict(net, batches), first, **ALONE)
     assert torch.equal(outcome.predicted, right[torch.arange(30) // 10 * 10])
     assert torch.equal(outcome.fallen == 2, outcome.predicted == images.labels)
 
@@ -115,7 +115,7 @@ def test_stages_meet_only_what_the_stages_before_left_standing():
 
     stages = {"a": turns(0, 1), "b": turns(0), "c": turns()}
     batches = Batches(images, 10, device="cpu")
-    outcome = strike(net, batches, read(net, batches), Attack("any", {"epsilon": 1.0}, stages), **ALONE)
+    outcome = strike(net, batches, predict(net, batches), Attack("any", {"epsilon": 1.0}, stages), **ALONE)
     assert met == [8, 6, 5]
     assert outcome.fallen.tolist() == [0, 1, 1, 2, 4, 0, 4, 4, 4, 4]
 
@@ -130,7 +130,7 @@ def test_an_images_start_depends_on_no_other_attack_and_on_no_other_process():
 
     attack = Attack("any", {"epsilon": 1.0}, {"": noting}, every_image=True)
     batches = Batches(images, 10, device="cpu")
-    clean = read(net, batches)
+    clean = predict(net, batches)
     strike(net, batches, clean, attack, **ALONE)
 
     class Share(Processes):
@@ -163,9 +163,9 @@ def test_an_image_keeps_its_draw_when_others_have_fallen():
         return x
 
     batches = Batches(images, 10, device="cpu")
-    strike(net, batches, read(net, batches), Attack("any", {}, {"": noting}), **ALONE)
+    strike(net, batches, predict(net, batches), Attack("any", {}, {"": noting}), **ALONE)
     whole = noise_of(torch.zeros(10, 3, 8, 8), 3, "any", "", 0)
-    assert torch.equal(seen[0], whole[[1, 2, 3, 4, 6, 7, 8, 9]])  # 0 and 5 are misread clean
+    assert torch.equal(seen[0], whole[[1, 2, 3, 4, 6, 7, 8, 9]])  # 0 and 5 are misclassified clean
 
 
 def test_the_network_judges_what_is_found_on_its_copy():
@@ -173,7 +173,7 @@ def test_the_network_judges_what_is_found_on_its_copy():
     batches = Batches(images, 10, device="cpu")
     tried = []
 
-    class Elsewhere(nn.Module):  # misreads everything
+    class Elsewhere(nn.Module):  # misclassifies everything
         def forward(self, x):
             return net(x).roll(1, 1)
 
@@ -185,7 +185,7 @@ def test_the_network_judges_what_is_found_on_its_copy():
         return x_adv
 
     attack = Attack("any", {"epsilon": 1.0}, {"": until_fooled})
-    outcome = strike(net, batches, read(net, batches), attack, **ALONE, climbed=Elsewhere())
+    outcome = strike(net, batches, predict(net, batches), attack, **ALONE, climbed=Elsewhere())
     # The copy ended the attack on every image at once; on the network itself it goes on and succeeds.
     assert tried == [(Elsewhere, 8), (FirstPixel, 8)]
     assert outcome.fallen.tolist() == [0, 1, 1, 1, 1] * 2
@@ -207,7 +207,7 @@ def test_a_copy_that_computes_something_else_is_not_climbed(monkeypatch, caplog)
 def test_a_network_of_nan_is_refused():
     net, images = some_images()
     with pytest.raises(UserError, match="nan or inf"):
-        read(lambda_of(lambda x: net(x) * float("nan")), Batches(images, 10, device="cpu"))
+        predict(lambda_of(lambda x: net(x) * float("nan")), Batches(images, 10, device="cpu"))
 
 
 def lambda_of(forward):
@@ -221,7 +221,7 @@ def test_an_attack_that_leaves_its_ball_makes_no_figure():
     batches = Batches(images, 10, device="cpu")
     far = Attack("far", {"epsilon": 0.1}, {"": lambda model, x, y, noise: (x + 0.2).clamp(0, 1)})
     with pytest.raises(RuntimeError, match="far left its ball"):
-        strike(net, batches, read(net, batches), far, **ALONE)
+        strike(net, batches, predict(net, batches), far, **ALONE)
 
 
 def test_an_image_that_fell_at_one_start_stays_fallen():
@@ -230,7 +230,7 @@ def test_an_image_that_fell_at_one_start_stays_fallen():
     turn = lambda model, x, y, noise: (x + 1 / 255) % 1  # noqa: E731
     stages = {"start 1": turn, "start 2": lambda model, x, y, noise: x}
     attack = Attack("any", {"epsilon": 1.0}, stages, every_image=True)
-    outcome = strike(net, batches, read(net, batches), attack, **ALONE)
+    outcome = strike(net, batches, predict(net, batches), attack, **ALONE)
     assert set(outcome.fallen[1:5].tolist()) == {1}
 
 
@@ -280,7 +280,7 @@ def test_restarts_only_lower_the_figure():
     figures = []
     for restarts in (1, 3):
         attack = pgd20(Setting(16 / 255, 0, steps=2, restarts=restarts))
-        outcome = strike(net, batches, read(net, batches), attack, **ALONE)
+        outcome = strike(net, batches, predict(net, batches), attack, **ALONE)
         figures.append(outcome.fallen > restarts)
     assert (figures[1] <= figures[0]).all() and figures[1].sum() < figures[0].sum()
 

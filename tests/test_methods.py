@@ -241,7 +241,7 @@ def test_dgad_switches():
     torch.testing.assert_close(half, 0.5 * no_els + 2 * pcr)
 
 
-def test_dgad_iad_adds_introspection_where_the_teacher_reads_the_clean_image_rightly():
+def test_dgad_iad_adds_introspection_where_the_teacher_classifies_the_clean_image_correctly():
     (s, s_adv, t, t_adv), y = dgad_case(8)
     y[:4] = t[:4].argmax(1)
     right = t.argmax(1) == y

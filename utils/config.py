@@ -67,7 +67,7 @@ class TrainConfig:
     )
 
     no_teacher_check: bool = flag(
-        False, "go on with a teacher that reads less than twice chance of 256 clean test images", group=NETWORKS
+        False, "go on with a teacher whose accuracy on 256 clean test images is less than twice chance", group=NETWORKS
     )
     std_teacher_model: str = flag(
         "resnet18", "second teacher, trained naturally, of AKD2 and IAD-II (official: always resnet18)", group=NETWORKS

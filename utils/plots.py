@@ -74,10 +74,10 @@ def draw_radius_curves(axes, radii: Sequence[int], curves: Mapping[str, Sequence
 
 
 def draw_confusion(axes, counts, classes: Sequence[str], title: str) -> None:
-    """Draw a matrix of counts, (true class, class read), as shares of each true class, named where there is room."""
+    """Draw a matrix of counts (true class, predicted class) as shares of each true class, named where there is room."""
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="read as", ylabel="true class", title=title)
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
     few = len(classes) <= ROOM_FOR_NAMES
     ticks = range(len(classes)) if few else []
     axes.set_xticks(ticks, classes if few else [], rotation=90, fontsize="small")
