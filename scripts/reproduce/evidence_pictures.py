@@ -1,6 +1,6 @@
 """Pictures of the evidence on a CPU, each from the runs of students; None where they lack what it shows."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import mean, stdev
 
 import matplotlib
@@ -26,12 +26,14 @@ def tradeoff(runs: Sequence[Run]) -> Figure | None:
         for method, group in methods.items()
     }
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    middles = {method: tuple(map(mean, seeds)) for method, seeds in found.items()}
     for number, (method, seeds) in enumerate(found.items()):
-        middle = tuple(map(mean, seeds))
+        middle = middles[method]
         across, up = (stdev(values) if len(values) > 1 else 0 for values in seeds)
         color = matplotlib.colormaps["turbo"]((number + 0.5) / len(found))
         axes.errorbar(*middle, xerr=across, yerr=up, fmt="o", capsize=2, elinewidth=0.8, color=color)
-        axes.annotate(method, middle, xytext=(4, 4), textcoords="offset points", fontsize="small")
+        side = {"xytext": (4, -4), "va": "top"} if _below_another(middle, middles.values()) else {"xytext": (4, 4)}
+        axes.annotate(method, middle, textcoords="offset points", fontsize="small", **side)
     axes.set(xlabel="clean accuracy (%)", ylabel=f"accuracy under {attack} (%)")
     axes.margins(0.12)
     axes.grid(alpha=0.3)
@@ -129,3 +131,9 @@ PICTURES = {
     "alpha": alpha,
     "per_class": per_class,
 }
+
+
+def _below_another(point: tuple[float, float], points: Collection[tuple[float, float]]) -> bool:
+    """Whether one of ``points`` is so close above that names over both would cover each other."""
+    near = [0.05 * (max(values) - min(values)) for values in zip(*points, strict=True)]
+    return any(abs(x - point[0]) < near[0] and 0 < y - point[1] < near[1] for x, y in points)
