@@ -162,7 +162,8 @@ def ablation_page(students: Sequence[Run]) -> str | None:
     pages.append("Bold: more than two standard errors from DGAD with all its parts and beta 5.")
     pages += [_against(full, ["MAP", "ELS", "PCR"], rows, kind) for kind in KINDS]
     pages.append("## The weight of the consistency term (PCR)")
-    pages.append(_against(full, ["beta"], [[f"{beta:g}", betas[beta]] for beta in sorted(betas)], "best"))
+    rows = [[f"{beta:g}", betas[beta]] for beta in sorted(betas)]
+    pages += [_against(full, ["beta"], rows, kind) for kind in KINDS]
     return "\n\n".join(pages) + "\n"
 
 
