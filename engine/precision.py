@@ -1,6 +1,9 @@
 """In what arithmetic a run computes, chosen from its flags and its device."""
 
+import os
+import shutil
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +34,8 @@ PLAIN = Arithmetic()
 def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tuple[Arithmetic, str]:
     """Turn ``--precision`` and ``--compile`` into an Arithmetic, and a line that says what was chosen and why.
 
-    "auto" takes bfloat16 where the device multiplies it natively, and compiles on a GPU. Raises UserError where the
-    device cannot do what was asked.
+    "auto" takes bfloat16 where the device multiplies it natively, and compiles on a GPU that can. Raises UserError
+    where the device cannot do what was asked.
     """
     cuda = device.type == "cuda"
     native = _native_bf16(device)
@@ -41,7 +44,7 @@ def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tup
         raise UserError("--precision tf32: is a GPU's; use --precision bf16 or fp32 on a CPU")
     # Also undoes PyTorch's own default, which convolves in TF32, of 10 bits, on GPUs from Ampere on.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = chosen == "tf32"
-    compiled = compile == "on" or (compile == "auto" and cuda)
+    compiled = compile == "on" or (compile == "auto" and cuda and _compiles(device))
     # A GPU without tensor cores at work is faster in PyTorch's own layout.
     channels_last = chosen != "fp32" or not cuda
     why = {True: "the device multiplies bfloat16", False: "no bfloat16 on this device"}[native]
@@ -57,6 +60,13 @@ def _native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_flags())
+
+
+def _compiles(device: torch.device) -> bool:
+    """Whether PyTorch's compiler serves this GPU: through Triton, which needs compute capability 7 and a C compiler."""
+    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
+    found = find_spec("triton") and any(name and shutil.which(name) for name in compilers)
+    return bool(found) and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def _cpu_flags() -> set[str]:

@@ -46,6 +46,11 @@ def run_evaluation(config: EvalConfig) -> None:
         logging.getLogger().setLevel(logging.ERROR)
     try:
         _evaluate_all(config, processes)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"--bs {config.bs}: the GPU's memory is full; a smaller one needs less, and with --state DIR the same "
+            "command keeps what is finished"
+        ) from error
     finally:
         leave()
 

@@ -116,6 +116,7 @@ class Trainer:
         try:
             self.student.load_state_dict(state["net"])
             self.optimizer.load_state_dict(state["optimizer"])
+            _lay_out(self.optimizer)
         except (
             RuntimeError,
             ValueError,
@@ -144,6 +145,17 @@ class Trainer:
             return noise(x, self.epsilon, self.generator)
         whole = x.new_empty(self.part.whole, *x.shape[1:])
         return noise(whole, self.epsilon, self.generator)[self.part.rows]
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Let what an optimizer remembers of each parameter lie in memory as that parameter does.
+
+    A state keeps the layout of the device and precision that made it, and fused steps pair values by their address.
+    """
+    for parameter, memory in optimizer.state.items():
+        for key, value in memory.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                memory[key] = torch.empty_like(parameter).copy_(value)
 
 
 def _wrapped(student: nn.Module) -> nn.Module:

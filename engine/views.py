@@ -39,7 +39,7 @@ class View(nn.Module):
     def __init__(self, network: nn.Module, arithmetic: Arithmetic = PLAIN):
         super().__init__()
         self.dtype = arithmetic.dtype
-        self.memory_format = torch.channels_last if arithmetic.channels_last else torch.preserve_format
+        self.memory_format = torch.channels_last if arithmetic.channels_last else torch.contiguous_format
         self.body, folds = _body_of(network)
         coarse = self.dtype is not None and torch.finfo(self.dtype).bits < 32
         graph = isinstance(self.body, fx.GraphModule)

@@ -199,6 +199,24 @@ def test_auto_takes_bfloat16_where_the_device_multiplies_it(monkeypatch, native)
     assert words.startswith("precision bf16 (the device" if native else "precision fp32 (no bfloat16")
 
 
+@pytest.mark.parametrize(
+    ("capability", "triton", "compiler", "expected"),
+    [
+        ((9, 0), True, True, True),
+        ((6, 1), True, True, False),
+        ((9, 0), False, True, False),
+        ((9, 0), True, False, False),
+    ],
+)
+def test_auto_compiles_on_a_gpu_that_can(monkeypatch, capability, triton, compiler, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("engine.precision.find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr("engine.precision.shutil.which", lambda name: name if compiler else None)
+    chosen, words = choose_arithmetic("fp32", "auto", torch.device("cuda"))
+    assert chosen.compiled is expected and f"compile {'on' if expected else 'off'}" in words
+    assert choose_arithmetic("fp32", "on", torch.device("cuda"))[0].compiled
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
 def test_a_compiled_view_is_the_same_function_and_follows_the_network():
     net, x, _ = trained_on_stripes(n=20)

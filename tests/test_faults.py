@@ -215,6 +215,17 @@ def test_a_full_gpu_names_a_batch_size_that_fits(run, monkeypatch):
     )
 
 
+def test_a_full_gpu_in_an_evaluation_is_one_line(run, tmp_path, monkeypatch, capsys):
+    assert run(f"{SMALL} --method Natural --epochs 1").status == 0
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("engine.run_eval.strike", full)
+    ended = run_here(monkeypatch, capsys, "main_eval.py", f"--model_path {tmp_path} --attacks pgd --bs 7")
+    assert ended.status == 2 and ended.err.startswith("error: --bs 7: the GPU's memory is full")
+
+
 def test_a_clock_that_jumps_changes_nothing(run, tmp_path, monkeypatch):
     assert run(f"{RUN} --root_path whole").status == 0
     chance = random.Random(0)

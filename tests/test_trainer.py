@@ -5,6 +5,7 @@ import torch
 from tiny import TinyNet, tiny_problem
 
 from engine.evaluate import evaluate
+from engine.precision import Arithmetic
 from engine.tally import Tally
 from engine.trainer import Trainer
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
@@ -54,6 +55,23 @@ def test_dgad_trains_with_a_teacher_right_or_wrong_on_every_image(right):
     with torch.no_grad():
         y = teacher(x).argmax(1) if right else teacher(x).argmin(1)
     assert trainer_of("DGAD", student, teacher).step(x, y).loss.isfinite()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_state_of_another_memory_layout_goes_on_alike(fused):
+    ended = []
+    for elsewhere in (False, True):
+        student, teacher, x, y = tiny_problem(n=4, dtype=torch.float32)
+        trainer = trainer_of("AT", student, teacher, arithmetic=Arithmetic(channels_last=True))
+        trainer.optimizer.param_groups[0]["fused"] = fused
+        trainer.step(x, y)
+        state = {"net": student.state_dict(), "optimizer": trainer.optimizer.state_dict()}
+        for memory in state["optimizer"]["state"].values() if elsewhere else ():
+            memory["momentum_buffer"] = memory["momentum_buffer"].contiguous()
+        trainer.restore(state)
+        trainer.step(x, y)
+        ended.append(copy_of(student))
+    assert same(*ended)
 
 
 # Student forwards in train mode per step, in the attack (of 2 steps here) and after it, before and from the epoch of

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.folding import Affine
-from engine.precision import Arithmetic
+from engine.precision import PLAIN, Arithmetic
 from engine.views import Frozen, View
 from models import MODELS, build
 from models.normalized import Normalized
@@ -266,3 +266,10 @@ def test_frozen_has_no_graph_to_the_parameters():
     assert x.grad is not None
     assert all(parameter.grad is None and parameter.requires_grad for parameter in parameters)
     assert all(ours is theirs for ours, theirs in zip(parameters, network.parameters(), strict=True))
+
+
+def test_a_view_lies_in_memory_as_its_arithmetic_says_whatever_the_network_does():
+    net = build("small_resnet", 10).eval().to(memory_format=torch.channels_last)
+    for arithmetic, wanted in ((PLAIN, torch.contiguous_format), (Arithmetic(channels_last=True), torch.channels_last)):
+        wide = [value for value in View(net, arithmetic).state_dict().values() if value.ndim == 4]
+        assert wide and all(value.is_contiguous(memory_format=wanted) for value in wide)

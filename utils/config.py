@@ -197,7 +197,7 @@ class TrainConfig:
         group=RUN,
     )
     compile: Literal["auto", "off", "on"] = flag(
-        "auto", "torch.compile what the attack climbs; auto: on a GPU", group=RUN, place=True
+        "auto", "torch.compile what the attack climbs; auto: on a GPU with Triton", group=RUN, place=True
     )
     root_path: str = flag("tuned_models", "folder of all runs (official name)", group=RUN, place=True)
     desc_str: str = flag("", "a word of yours at the end of the run's folder name", group=RUN, place=True)

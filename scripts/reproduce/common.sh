@@ -62,13 +62,14 @@ chain() {
 # Pieces of an evaluation continue only under the code that made them, so each revision has a folder; a finished
 # evaluation is finished under any.
 once() {
-  local key log revision
+  local key log revision place
   key=$(cksum <<<"$1" | tr ' ' -)
   revision=$(git describe --always --exclude='*' --dirty 2>/dev/null || echo unknown)
   log=$out/logs/$key.txt
   [ ! -e "$out/finished/$key" ] || return 0
   echo "$(date +%H:%M:%S) python $1"
-  eval "exec \"\$python\" ${1/"$state"/"$state/$revision"}" >"$log" 2>&1 &
+  printf -v place %q "$state" # as it stands in the line
+  eval "exec \"\$python\" ${1/"$place"/"$place/$revision"}" >"$log" 2>&1 &
   child=$!
   if wait "$child"; then
     echo "$1" >"$out/finished/$key"
@@ -78,11 +79,14 @@ once() {
   fi
 }
 
-# settle [PROCESS...]: wait for these chains, for all when none is named; end here where any has failed.
+# settle [PROCESS...]: wait for these chains, for all when none is named; where any has failed, end here after all.
 settle() {
   [ -z "$list" ] || return 0
   wait "$@" || : # it is known from OUT/failed
-  [ ! -e "$out/failed" ] || { echo "failed: see the lines above; the same command again goes on" >&2 && exit 1; }
+  [ -e "$out/failed" ] || return 0
+  wait || :
+  echo "failed: see the lines above; the same command again goes on" >&2
+  exit 1
 }
 
 # Whether a method distils from a teacher.

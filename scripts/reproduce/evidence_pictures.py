@@ -19,12 +19,12 @@ def tradeoff(runs: Sequence[Run]) -> Figure | None:
     """
     methods = plain_methods(run for run in runs if run.method != "Natural")
     attack = strongest(methods, "best")
-    if len(methods) < 2 or attack == ATTACKS[0]:
-        return None
     found = {
         method: [[run.accuracy("best", title) for run in group] for title in (ATTACKS[0], attack)]
         for method, group in methods.items()
     }
+    if len(methods) < 2 or attack == ATTACKS[0] or any(None in values for seeds in found.values() for values in seeds):
+        return None
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     middles = {method: tuple(map(mean, seeds)) for method, seeds in found.items()}
     for number, (method, seeds) in enumerate(found.items()):
