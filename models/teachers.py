@@ -109,7 +109,8 @@ def find_teacher(name: str, dataset: str, path: str | Path | None = None, *, dat
     if found is None:
         command = training_command("AT", architecture_of(name, dataset), dataset, data_flags)
         looked = " or ".join(map(str, places(name, dataset)))
-        others = [f", such as that for {other}, {file}" for other, file in _shipped(name).items()]
+        shipped = _shipped(name) if dataset == "Folder" else {}  # whose classes may be those of a shipped teacher
+        others = [f" (where the classes are those of {other}: {file})" for other, file in shipped.items()]
         raise UserError(
             f"--teacher_model {name}: no file at {looked}; give another place with --teacher_path FILE"
             f"{''.join(others)}, or train one: {command} (then --teacher_path .../best_PGD10_acc_model.pth)"

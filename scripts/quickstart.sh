@@ -24,3 +24,5 @@ for checkpoint in "$natural" "$teacher" "$student"; do
     --eps 0.0627451 --attacks clean,fgsm,pgd,aa --limit_aa 32
 done
 "$python" scripts/summarize.py "$out/quickstart.png" "natural=$natural" "AT teacher=$teacher" "DGAD student=$student"
+activate=${python%python}activate
+[ -n "${VIRTUAL_ENV:-}" ] || [ ! -e "$activate" ] || echo "next: source $activate, then the README's commands"

@@ -252,6 +252,7 @@ BAD = [
     ("main.py", "--model resnet81", "--model resnet81: unknown name; nearest: resnet18"),
     ("main.py", "--dataset CIFAR11", "--dataset CIFAR11: unknown name; nearest: CIFAR10"),
     ("main.py", f"{SMALL} --epsilon 0", "--epsilon 0.0: must be above 0"),
+    ("main.py", f"{SMALL} --epsilon 0.031", "--epsilon 0.031: is in units of 1/255: 0.031 in [0, 1] is 7.905 here"),
     ("main.py", f"{SMALL} --num_steps 0", "--num_steps 0: must be a number of at least 1"),
     ("main.py", f"{SMALL} --method DGAD --teacher_model resnet18", "teacher_models/Digits/resnet18/robust_teacher.pth"),
     ("main.py", f"{SMALL} --method DGAD --teacher_model resnet18", "python main.py --dataset Digits --method AT"),
@@ -300,7 +301,7 @@ BAD = [
         "--dataset Folder --model small_resnet --data_root pair --model_path net2.pth",
         "AutoAttack needs 4",
     ),
-    ("main_eval.py", "--dataset Digits --model_path net.pth --eps 8", "--eps 8.0: must be between 0 and 1"),
+    ("main_eval.py", "--dataset Digits --model_path net.pth --eps 8", "--eps 8.0: must be between 0 and 1, as 8/255"),
     ("main_eval_tinyimagenet.py", "--data_root nowhere --model_path net.pth", "no Tiny-ImageNet there"),
 ]
 

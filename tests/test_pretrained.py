@@ -39,8 +39,12 @@ def test_a_distillation_from_it_needs_no_path(nursery, tmp_path, monkeypatch):
 def test_on_other_data_the_line_says_where_it_lies(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = PRETRAINED / "small_resnet_cifar10" / "model.safetensors"
-    with pytest.raises(UserError, match=f"--teacher_path FILE, such as that for CIFAR10, {file}, or train one"):
+    with pytest.raises(
+        UserError, match=f"--teacher_path FILE .where the classes are those of CIFAR10: {file}., or train one"
+    ):
         load_teacher("small_resnet", "Folder", 10)
+    with pytest.raises(UserError, match="--teacher_path FILE, or train one"):  # its classes are never those
+        load_teacher("small_resnet", "Digits", 10)
     with pytest.raises(UserError, match="a folder, not the checkpoint"):
         load_teacher("small_resnet", "Folder", 10, file.parent)
     assert load_teacher("small_resnet", "Folder", 10, file)

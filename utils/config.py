@@ -6,7 +6,7 @@ Flags keep the spelling and the default of the official codes; a field is the fl
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.flags import above, at_least, between, check_values, flag, increasing, within
+from utils.flags import above, at_least, between, check_values, flag, increasing, of_1, of_255, within
 
 NETWORKS, METHOD, ATTACK, TRAINING, DATA, RUN = (
     "networks",
@@ -141,7 +141,7 @@ class TrainConfig:
     mart_beta: float = flag(5.0, "MART: weight of the robust term (paper's lambda)", group=METHOD, check=at_least(0))
 
     epsilon: float = flag(
-        8.0, "radius of the L-infinity ball; the field's standard", group=ATTACK, check=within(0, 255)
+        8.0, "radius of the L-infinity ball, in units of 1/255; the field's standard", group=ATTACK, check=of_255
     )
     step_size: float = flag(
         2.0, "length of one step; a quarter of epsilon, as in the papers", group=ATTACK, check=above(0)
@@ -308,7 +308,7 @@ class EvalConfig:
         check=at_least(1),
     )
     eps: float = flag(
-        8 / 255, "radius of the L-infinity ball, in [0, 1], as 8/255 or 0.031", group=EVALUATION, check=between(0, 1)
+        8 / 255, "radius of the L-infinity ball, in [0, 1], as 8/255 or 0.031", group=EVALUATION, check=of_1
     )
     steps: int | None = flag(
         None,

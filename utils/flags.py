@@ -55,6 +55,19 @@ def between(low: float, high: float) -> Check:
     return lambda value: None if low <= value <= high else f"must be between {low} and {high}"
 
 
+def of_255(value: float) -> str | None:
+    """A length in units of 1/255, of at most 255; what is below a tenth of one was meant in [0, 1]."""
+    if 0 < value < 0.1:
+        return f"is in units of 1/255: {value:g} in [0, 1] is {255 * value:.4g} here"
+    return within(0, 255)(value)
+
+
+def of_1(value: float) -> str | None:
+    """A length in [0, 1]; what is above was meant in units of 1/255."""
+    wrong = between(0, 1)(value)
+    return f"{wrong}, as {value:g}/255" if wrong and value > 1 else wrong
+
+
 def increasing(values: Sequence[int]) -> str | None:
     """Positive whole numbers, each greater than the one before."""
     ordered = all(a < b for a, b in zip([0, *values], values, strict=False))
