@@ -51,4 +51,5 @@ if __name__ == "__main__":
     torch.distributed.all_gather_object(unsynced, ten_steps("AT", processes, sync_bn=False)["net"])
     if processes.first:
         torch.save(found | {"unsynced": unsynced}, out)
+    torch.distributed.barrier()  # none takes its connections down while the first is still at work
     leave()
