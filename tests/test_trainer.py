@@ -57,13 +57,12 @@ def test_dgad_trains_with_a_teacher_right_or_wrong_on_every_image(right):
     assert trainer_of("DGAD", student, teacher).step(x, y).loss.isfinite()
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_state_of_another_memory_layout_goes_on_alike(fused):
+def test_a_state_of_another_memory_layout_goes_on_alike():
     ended = []
     for elsewhere in (False, True):
         student, teacher, x, y = tiny_problem(n=4, dtype=torch.float32)
         trainer = trainer_of("AT", student, teacher, arithmetic=Arithmetic(channels_last=True))
-        trainer.optimizer.param_groups[0]["fused"] = fused
+        trainer.optimizer.param_groups[0]["fused"] = True  # as in a run: it pairs values by their address
         trainer.step(x, y)
         state = {"net": student.state_dict(), "optimizer": trainer.optimizer.state_dict()}
         for memory in state["optimizer"]["state"].values() if elsewhere else ():
