@@ -1,10 +1,17 @@
 """Evaluate a saved checkpoint under attack, on CIFAR-10, CIFAR-100 or your own images."""
 
-from engine.names import CHOICES
-from engine.run_eval import run_evaluation
 from utils.command import run_command
 from utils.config import EvalConfig
 from utils.flags import parse
 
+
+def main() -> None:
+    """What the command line asks for."""
+    from engine.names import CHOICES  # here, so that a missing package is told in one line
+    from engine.run_eval import run_evaluation
+
+    run_evaluation(parse(EvalConfig, description=__doc__, choices=CHOICES).config)
+
+
 if __name__ == "__main__":
-    run_command(lambda: run_evaluation(parse(EvalConfig, description=__doc__, choices=CHOICES).config))
+    run_command(main)

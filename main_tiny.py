@@ -1,10 +1,17 @@
 """Train or distil a classifier that withstands adversarial examples, on Tiny-ImageNet."""
 
-from engine.names import CHOICES
-from engine.run import train
 from utils.command import run_command
 from utils.config import TinyTrainConfig
 from utils.flags import parse
 
+
+def main() -> None:
+    """What the command line asks for."""
+    from engine.names import CHOICES  # here, so that a missing package is told in one line
+    from engine.run import train
+
+    train(*parse(TinyTrainConfig, description=__doc__, choices=CHOICES))
+
+
 if __name__ == "__main__":
-    run_command(lambda: train(*parse(TinyTrainConfig, description=__doc__, choices=CHOICES)))
+    run_command(main)

@@ -29,6 +29,11 @@ def load(dataset: type[CIFAR10], root: Path | None, image_size: int | None, work
     try:
         test = dataset(root, train=False)
     except RuntimeError:  # torchvision's word for "a file is missing or its checksum differs"
+        if (root / "train").is_dir() and not (root / dataset.base_folder).exists():
+            raise UserError(
+                f"--data_root {root}: has a folder train/ and no {dataset.base_folder}/; --dataset Folder reads images "
+                f"by class, and without --data_root {dataset.__name__} is downloaded"
+            ) from None
         _download(dataset, root)
         test = dataset(root, train=False)
     train = dataset(root, train=True)

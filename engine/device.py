@@ -1,5 +1,8 @@
 """Which device a command runs on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from utils.errors import UserError
@@ -38,3 +41,16 @@ def use_full_precision() -> None:
     """Make fp32 mean fp32: by default PyTorch convolves in TF32, of 10 bits, on GPUs from Ampere on."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """The same for a while; afterwards TF32 is allowed where it was before."""
+    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
+    use_full_precision()
+    try:
+        yield
+    finally:
+        for place, allowed in zip(places, before, strict=True):
+            place.allow_tf32 = allowed

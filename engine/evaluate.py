@@ -13,7 +13,7 @@ from attacks.suite import Attack, Perturb
 from engine.distributed import ALONE, Processes
 from engine.eval_state import NOTHING_KEPT, State
 from utils.errors import UserError
-from utils.log import Bar
+from utils.progress import Bar
 
 ROUNDING = 1e-5  # of a pixel in float32, adding and taking away epsilon, by us or by a library
 

@@ -19,7 +19,8 @@ from engine.tally import EpochMeans, Reliability, Tally
 from engine.trainer import Trainer
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.log import logger, progress
+from utils.log import logger
+from utils.progress import progress
 from utils.seed import seed_everything, seed_of
 
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from attacks.pgd import uniform
 from attacks.suite import pgd10
 from data.loader import Batches
+from engine.device import full_precision
 from engine.distributed import ALONE, Processes
 from engine.evaluate import Score, strongest
 from engine.precision import Arithmetic
 from engine.views import View
-from utils.log import progress
+from utils.progress import progress
 
 
 class Judge:
@@ -39,6 +40,10 @@ class Judge:
         is called after each batch.
         """
         self.network.eval()
+        with full_precision():  # whatever a GPU trains in
+            return self._scores(between)
+
+    def _scores(self, between: Callable[[], None]) -> tuple[Score, Score]:
         self.view.refresh()
         generator = torch.Generator(self.batches.device).manual_seed(self.seed)
         sums, n = torch.zeros(4, dtype=torch.float64, device=self.batches.device), 0

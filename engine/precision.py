@@ -44,12 +44,14 @@ def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tup
         raise UserError("--precision tf32: is a GPU's; use --precision bf16 or fp32 on a CPU")
     # Also undoes PyTorch's own default, which convolves in TF32, of 10 bits, on GPUs from Ampere on.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = chosen == "tf32"
-    compiled = compile == "on" or (compile == "auto" and cuda and _compiles(device))
+    lacking = _lacking_to_compile(device) if cuda and compile == "auto" else None
+    compiled = compile == "on" or (compile == "auto" and cuda and lacking is None)
     # A GPU without tensor cores at work is faster in PyTorch's own layout.
     channels_last = chosen != "fp32" or not cuda
     why = {True: "the device multiplies bfloat16", False: "no bfloat16 on this device"}[native]
     words = f"precision {chosen}" + (f" ({why})" if precision == "auto" else "")
-    words += f", compile {'on' if compiled else 'off'}, {'channels-last' if channels_last else 'channels-first'}"
+    words += f", compile {'on' if compiled else 'off'}" + (f" ({lacking})" if lacking else "")
+    words += f", {'channels-last' if channels_last else 'channels-first'}"
     # AMX multiplies so fast that the sums of the transforms would take longer than what they save.
     winograd = chosen == "bf16" and not cuda and not compiled and "amx_bf16" not in _cpu_flags()
     words += ", Winograd" * winograd
@@ -62,11 +64,14 @@ def _native_bf16(device: torch.device) -> bool:
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_flags())
 
 
-def _compiles(device: torch.device) -> bool:
-    """Whether PyTorch's compiler serves this GPU: through Triton, which needs compute capability 7 and a C compiler."""
+def _lacking_to_compile(device: torch.device) -> str | None:
+    """What PyTorch's compiler lacks to serve this GPU, which it does through Triton; None where nothing."""
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return "a GPU before compute capability 7"
+    if not find_spec("triton"):
+        return "no Triton"
     compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
-    found = find_spec("triton") and any(name and shutil.which(name) for name in compilers)
-    return bool(found) and torch.cuda.get_device_capability(device) >= (7, 0)
+    return None if any(name and shutil.which(name) for name in compilers) else "no C compiler"
 
 
 def _cpu_flags() -> set[str]:

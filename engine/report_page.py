@@ -17,6 +17,8 @@ from pathlib import Path
 from engine.comparison import CLEAN, Accuracy, Row, shared_attack
 from engine.report_table import SIDES, table_of
 from engine.run_survey import Figure, SurveyedRun, survey
+from engine.settings import ignored
+from methods import METHODS
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.files import write_text
@@ -192,8 +194,7 @@ def _detail(number: int, run: SurveyedRun, pictures: dict[str, bytes], *, opened
     ]
     curves = line_chart(lines, xlabel="epoch", ylabel="accuracy (%): PGD-10 solid, clean dashed", top=100)
     left_out = [place for place in run.pictures if place not in pictures]
-    settings = {key: value for key, value in run.settings.items() if key not in PLACES and value not in (None, "")}
-    pairs = [element("div", element("dt", key), element("dd", value)) for key, value in settings.items()]
+    pairs = [element("div", element("dt", key), element("dd", value)) for key, value in _settings(run).items()]
     return element(
         "details",
         element("summary", swatch(hue(number)), run.name),
@@ -207,6 +208,13 @@ def _detail(number: int, run: SurveyedRun, pictures: dict[str, bytes], *, opened
         data_run=run.name,
         open="" if opened else None,
     )
+
+
+def _settings(run: SurveyedRun) -> dict:
+    """What made the run: nothing of this machine, and nothing that its method makes no use of."""
+    method = run.settings.get("method")
+    hidden = PLACES | (ignored(TrainConfig(method=method)) if method in METHODS else set())
+    return {key: value for key, value in run.settings.items() if key not in hidden and value not in (None, "")}
 
 
 def _image(place: str, content: bytes) -> Markup:

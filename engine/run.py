@@ -1,8 +1,10 @@
 """A training run: from its config to its objects, then to the last epoch."""
 
 import logging
+import shlex
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -197,3 +199,13 @@ def _conclude(config: TrainConfig, splits: Splits, folder: RunFolder, device: to
         clean, robust = _judge(network, test, config)()
         logger.info("%s on the test images: clean %.2f %%, PGD-10 %.2f %%", best.name, clean.accuracy, robust.accuracy)
     folder.draw()
+    logger.info("evaluate: %s", _evaluation(config, folder.path))
+
+
+def _evaluation(config: TrainConfig, path: Path) -> str:
+    """The command that attacks what the run has left."""
+    script = "main_eval_tinyimagenet.py" if config.dataset == "Tiny_Image" else "main_eval.py"
+    words = ["python", script, "--model_path", str(path)]
+    words += ["--data_root", config.data_root] if config.data_root else []
+    words += ["--eps", f"{config.epsilon:g}/255"] if config.epsilon != TrainConfig.epsilon else []
+    return shlex.join(words)

@@ -55,7 +55,10 @@ def heed(config: EvalConfig, paths: list[Path]) -> EvalConfig:
         config = replace(config, dataset=datasets.pop())
     for path, facts in told.items():
         if facts.get("dataset", config.dataset) != config.dataset:
-            logger.warning("%s was trained on %s, not on %s", path, facts["dataset"], config.dataset)
+            words = (
+                "%s was trained on %s, not on %s: figures make sense only where the classes are the same, in this order"
+            )
+            logger.warning(words, path, facts["dataset"], config.dataset)
         elif config.dataset in ("Folder", "Digits") and "image_size" in facts:
             sizes.add(facts["image_size"])
     if config.image_size is None and len(sizes) > 1:

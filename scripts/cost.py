@@ -44,6 +44,13 @@ class Cost:
     model: str = flag("resnet18", "student", group=TRAINING)
     teacher_model: str = flag("wideresnet34_10", "teacher", group=TRAINING)
     std_teacher_model: str = flag("resnet18", "second teacher of AKD2 and IAD-II", group=TRAINING)
+    iad_begin: int | None = flag(
+        None,
+        "first epoch with introspection (the method's when not given)",
+        name="IAD_begin",
+        group=TRAINING,
+        check=at_least(0),
+    )
     num_steps: int = flag(10, "steps of the attack", group=TRAINING, check=at_least(1))
     epochs: int = flag(200, "passes over the training set", group=TRAINING, check=at_least(1))
     runs: int = flag(1, "how many such runs, of several seeds for example", group=TRAINING, check=at_least(1))
@@ -145,7 +152,7 @@ def _names(config: Cost) -> list[str]:
 def _trainer(config: Cost) -> Trainer:
     student, *teachers = (build(name, config.classes, config.image_size) for name in _names(config))
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
-    method = METHODS[config.method](TrainConfig())
+    method = METHODS[config.method](TrainConfig(iad_begin=config.iad_begin))
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
     return Trainer(student, teachers, method, optimizer, epsilon=EPSILON, step_size=STEP_SIZE, steps=config.num_steps)
 

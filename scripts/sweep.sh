@@ -20,7 +20,8 @@ Train every combination of data sets, methods, networks and seeds:
 
 What is finished is skipped, what was interrupted continues, and a run that fails does not stop the others. The output
 of each run goes to a file of its own in DIR/logs/. SIGINT and SIGTERM reach the runs as SIGTERM, SIGUSR1 as itself;
-the sweep waits until they have saved and starts no others. PYTHON names the interpreter [python].
+the sweep waits until they have saved and starts no others. PYTHON names the interpreter [that of the activated
+environment, else of .venv beside scripts/, else python]. Names and flags of all runs are checked before the first.
 
 Exit status: 0 all is finished, 1 a run failed, 2 bad input. Where something is left to do and nothing failed: 130 and
 143 after SIGINT and SIGTERM, 129 after SIGHUP, 75 otherwise; the same command continues.
@@ -32,7 +33,13 @@ fail() {
   exit 2
 }
 
-python=${PYTHON:-python}
+home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [ "$home" -ef . ]; then place=''; else place=$home/; fi
+python=${PYTHON:-}
+if [ -z "$python" ] && [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "${place}.venv/bin/python" ]; then
+  python=${place}.venv/bin/python
+fi
+python=${python:-python}
 datasets=(CIFAR10) methods=(AT) models=(resnet18) seeds=(42)
 root=tuned_models jobs='' gpus=() evaluation=() list='' only='' extra=()
 
@@ -128,9 +135,6 @@ list_runs() {
   done
 }
 
-home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if [ "$home" -ef . ]; then place=''; else place=$home/; fi
-
 # script_for I main|main_eval: fills script with the entry script of the run's data set.
 script_for() {
   case $(tr '[:upper:]' '[:lower:]' <<<"${of_dataset[$1]}"),$2 in
@@ -145,6 +149,11 @@ command_of() {
   script_for "$1" main
   line=("$python" "$script" --dataset "${of_dataset[$1]}" --method "${of_method[$1]}" --model "${of_model[$1]}")
   line+=(--seed "${of_seed[$1]}" --root_path "$root" --resume ${extra[@]+"${extra[@]}"})
+}
+
+list_commands() {
+  local i
+  for i in "${chosen[@]}"; do command_of "$i" && quoted "${line[@]}"; done
 }
 
 quoted() {
@@ -372,12 +381,13 @@ for ((i = 0; i < count; i++)); do
   [ -n "$only" ] && [ "$only" -ne $i ] || chosen+=("$i")
 done
 if [ -n "$list" ]; then
-  for i in "${chosen[@]}"; do command_of "$i" && quoted "${line[@]}"; done
+  list_commands
   exit
 fi
 [ ${#gpus[@]} -eq 0 ] || jobs=${jobs:-${#gpus[@]}}
 jobs=${jobs:-1}
 command -v "$python" >/dev/null || fail "$python: not found; activate the environment, or let PYTHON name one"
+list_commands | "$python" "${place}scripts/check_commands.py" || exit 2
 mkdir -p "$root/logs" 2>/dev/null && [ -w "$root/logs" ] || fail "--root_path $root: cannot write there"
 scratch=$(mktemp -d) || fail "${TMPDIR:-/tmp}: no room for temporary files"
 sweep

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import subprocess
 import sys
 from types import ModuleType
 
@@ -197,6 +198,36 @@ def test_our_own_checkpoint_tells_its_image_size_and_its_network(run, tmp_path):
     assert evaluation["conditions"]["image_size"] == 16
     ended = run("main_eval.py", f"--dataset Digits --model resnet18 --model_path {path} --attacks clean")
     assert ended.status == 2 and "holds a small_resnet; leave the flag out" in ended.err
+
+
+def test_a_training_ends_with_the_command_that_evaluates_it(run, tmp_path):
+    for part in ("train", "test"):
+        for k in range(4):
+            (tmp_path / "images" / part / f"class{k}").mkdir(parents=True)
+            Image.new("RGB", (32, 32), (60 * k, 0, 0)).save(tmp_path / "images" / part / f"class{k}" / "a.png")
+    ended = run(
+        "main.py", "--dataset Folder --data_root images --model small_resnet --method Natural --epochs 1 --epsilon 4"
+    )
+    told = ended.out.splitlines()[-1].removeprefix("evaluate: python ")
+    script, words = told.split(maxsplit=1)
+    ended = run(script, f"{words} --attacks clean")
+    assert ended.status == 0 and ended.err == "", ended.err
+    evaluated = [json.loads(path.read_text())["evaluations"][0] for path in tmp_path.rglob("eval.json")]
+    assert {one["conditions"]["checkpoint"] for one in evaluated} == {
+        "best_PGD10_acc_model.pth",
+        "last_epoch_model.pth",
+    }
+    assert all(one["conditions"]["eps"] == 4 / 255 for one in evaluated)
+
+
+def test_without_its_packages_a_script_says_in_one_line_what_brings_them(tmp_path):
+    for script in ("main.py", "main_tiny.py", "main_eval.py", "main_eval_tinyimagenet.py", "scripts/check_commands.py"):
+        bare = [sys.executable, "-S", "-E", str(ROOT / script)]  # an interpreter that finds no installed package
+        line = "python main.py --method AT"
+        ended = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True, timeout=60, input=line)
+        assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 1), ended.stderr
+        assert ended.stderr.startswith("error: ") and "is not installed for" in ended.stderr
+        assert "activate" in ended.stderr or "setup.sh" in ended.stderr
 
 
 def test_last_batch_of_one_and_validation_split(run, tmp_path):

@@ -81,6 +81,13 @@ def test_introspection_is_counted_from_the_epoch_on_in_which_it_begins(cost):
     assert totals[70] == pytest.approx(60 * 1000 * first + 10 * 1000 * later, rel=2e-3)
 
 
+def test_introspection_begins_where_it_is_asked_to(cost):
+    words = "--method IAD-I --train_images 1000 --test_images 1 --epochs 10"
+    never, always = (cost(f"{words} --IAD_begin {begin}").out for begin in (10, 0))
+    totals = [number(rf"judged images: at most {NUMBER} GFLOP", out) for out in (never, always)]
+    assert totals[0] < totals[1]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_can_be_counted(cost, method):
     ended = cost(f"--method {method} --num_steps 1 --image_size 16 --rate 100")

@@ -65,6 +65,14 @@ def test_cifar_absent_or_damaged_without_a_network_says_where_to_put_it(tmp_path
         assert all(part in one_line(error) for part in (f"--data_root {root}", "cifar-10-python.tar.gz", CIFAR10.url))
 
 
+def test_cifar_in_a_folder_of_images_names_the_data_set_that_reads_it(tmp_path):
+    (tmp_path / "train/cat").mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        data.load("CIFAR10", tmp_path)
+    assert f"--data_root {tmp_path}" in one_line(error) and "--dataset Folder" in one_line(error)
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]  # nothing was downloaded into it
+
+
 def test_cifar_download_is_used_only_when_it_is_whole(tmp_path, monkeypatch):
     folder = cifar_files(tmp_path / "made", CIFAR10, monkeypatch)
     archive = tmp_path / "server.tar.gz"

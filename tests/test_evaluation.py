@@ -30,7 +30,7 @@ from engine.views import View, for_evaluation
 from models import build
 from utils.config import EvalConfig
 from utils.errors import UserError
-from utils.log import Bar
+from utils.progress import Bar
 
 ALONE = {"seed": 3}
 DIGITS = "--dataset Digits --image_size 16 --no-pictures"
@@ -326,7 +326,7 @@ def test_an_interrupted_evaluation_keeps_its_figures_and_continues_to_the_same_e
 
     interrupted.done = 0
     with monkeypatch.context() as patch:
-        patch.setattr("utils.log.Bar.advance", interrupted)
+        patch.setattr("utils.progress.Bar.advance", interrupted)
         run(f"{words} --model_path parts/net.pth --state state", status=130 if pieces < 6 else 0)
     kept = read_evaluations(place_of("parts/net.pth"))[-1]["figures"]
     assert "FGSM" in kept

@@ -202,18 +202,20 @@ def test_auto_takes_bfloat16_where_the_device_multiplies_it(monkeypatch, native)
 @pytest.mark.parametrize(
     ("capability", "triton", "compiler", "expected"),
     [
-        ((9, 0), True, True, True),
-        ((6, 1), True, True, False),
-        ((9, 0), False, True, False),
-        ((9, 0), True, False, False),
+        ((9, 0), True, True, "compile on"),
+        ((6, 1), True, True, "compile off (a GPU before compute capability 7)"),
+        ((9, 0), False, True, "compile off (no Triton)"),
+        ((9, 0), True, False, "compile off (no C compiler)"),
     ],
 )
-def test_auto_compiles_on_a_gpu_that_can(monkeypatch, capability, triton, compiler, expected):
+def test_auto_compiles_on_a_gpu_that_can_and_says_what_another_lacks(
+    monkeypatch, capability, triton, compiler, expected
+):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr("engine.precision.find_spec", lambda name: object() if triton else None)
     monkeypatch.setattr("engine.precision.shutil.which", lambda name: name if compiler else None)
     chosen, words = choose_arithmetic("fp32", "auto", torch.device("cuda"))
-    assert chosen.compiled is expected and f"compile {'on' if expected else 'off'}" in words
+    assert chosen.compiled is (expected == "compile on") and f", {expected}," in words
     assert choose_arithmetic("fp32", "on", torch.device("cuda"))[0].compiled
 
 

@@ -96,6 +96,7 @@ def test_values_are_read(words, field, value):
         ("--epsilon inf", "--epsilon inf"),
         ("--num_steps 0", "--num_steps 0"),
         ("--step_size 0", "--step_size 0.0"),
+        ("--step_size 0.003", "--step_size 0.003: is in units of 1/255: 0.003 in [0, 1] is 0.765 here"),
         ("--epochs 0", "--epochs 0"),
         ("--epochs two", "--epochs"),
         ("--bs 0", "--bs 0"),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import pytest
@@ -16,6 +17,7 @@ from test_compare import BEST, LAST, keep, trained
 
 from engine.report_page import page
 from engine.run_survey import survey
+from utils.config import TrainConfig
 
 HEADER = "epoch,lr,train_loss,train_clean_acc,train_adv_acc,clean_loss,clean_acc,PGD10_loss,PGD10_acc\n"
 PNG = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010806000000") + b"a picture"
@@ -98,6 +100,16 @@ def test_the_page_is_well_formed_and_holds_every_run_and_figure(tree):
     assert list(one).index("PGD-20best") + 1 == list(one).index("PGD-20last")
     assert document.tags.count("polyline") == 2 * 2 + 2 * 2  # robust and clean of each run, together and alone
     assert document.tags.count("img") == 1
+
+
+def test_a_run_shows_the_settings_that_made_it_and_no_others(tmp_path):
+    told = {}
+    for method in ("AT", "DGAD"):
+        run = trained(tmp_path / method, method)
+        (run / "config.json").write_text(json.dumps(asdict(TrainConfig(method=method))))
+        words = read(tmp_path / method).words
+        told[method] = {key: words[words.index(key) + 1] for key in ("lr_max", "alp_beta", "temp") if key in words}
+    assert told == {"AT": {"lr_max": "0.1"}, "DGAD": {"lr_max": "0.1", "alp_beta": "1.0"}}
 
 
 def test_the_page_asks_for_nothing_outside_of_itself(tree):

@@ -157,3 +157,11 @@ def test_a_distillation_through_a_large_teacher_costs_more_than_one_beside_it():
     words = "python main.py --dataset CIFAR10 --epochs 1 --model small_resnet --teacher_model resnet18 --method"
     rslad, dgad = (gflop_of([*words.split(), method]) for method in ("RSLAD", "DGAD"))
     assert dgad > 5 * rslad > 0
+
+
+def test_a_listed_introspection_is_counted_from_the_epoch_that_its_command_names():
+    words = (
+        "python main.py --dataset CIFAR10 --epochs 6 --model small_resnet --teacher_model small_resnet --method IAD-I"
+    )
+    late, early = (gflop_of([*words.split(), "--IAD_begin", begin]) for begin in ("6", "2"))
+    assert early > late

@@ -1,6 +1,7 @@
 """The sweep and its Slurm array, mostly with a stand-in for python that trains nothing; once with the real one."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ import json, os, signal, sys, time
 from pathlib import Path
 
 words = sys.argv[1:]
+if words[0].endswith("check_commands.py"):
+    refused = "--method Refused" in sys.stdin.read()
+    sys.exit(print("error: --method Refused: unknown name", file=sys.stderr) or 2 if refused else 0)
 with open("calls", "a") as calls:
     calls.write(" ".join(words) + "\\n")
 script, flags = os.path.basename(words[0]), dict(zip(words[1:], words[2:]))
@@ -91,7 +95,9 @@ def here(tmp_path):
 
 def environment(here, **more):
     known = {key: value for key, value in os.environ.items() if key != "PYTHON" and not key.startswith("SLURM")}
-    return known | {"PATH": f"{here.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"} | more
+    # An environment counts as activated: its python is the first of the path.
+    activated = {"VIRTUAL_ENV": str(here.parent), "PATH": f"{here.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    return known | activated | more
 
 
 def begin(here, script, words, **more):
@@ -189,6 +195,25 @@ def test_names_given_twice_or_not_at_all_are_refused(here):
 def test_a_missing_interpreter_is_one_line(here):
     status, _, err = sweep(here, PYTHON="no-such-python")
     assert status == 2 and err.startswith("error: no-such-python: not found") and not (here / "tuned_models").exists()
+
+
+def test_every_run_is_checked_before_the_first_begins(here):
+    status, out, err = sweep(here, "--methods", "AT Refused")
+    assert (status, out, err) == (2, "", "error: --method Refused: unknown name\n")
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_without_an_activated_environment_the_one_of_setup_serves(here, elsewhere):
+    home = here.parent / "home"
+    for name, made_of in (("scripts/sweep.sh", SWEEP), (".venv/bin/python", here.parent / "bin/python")):
+        (home / name).parent.mkdir(parents=True)
+        shutil.copy(made_of, home / name)
+    bare = {"VIRTUAL_ENV": "", "CONDA_PREFIX": ""}
+    script, place = home / "scripts/sweep.sh", f"{home}/" if elsewhere else ""
+    status, out, _ = ended(begin(here if elsewhere else home, script, ["--list"], **bare))
+    assert status == 0 and out.startswith(f"{place}.venv/bin/python {place}main.py ")
+    assert ended(begin(home, script, ["--list"]))[1].startswith("python main.py ")
 
 
 def test_what_is_finished_is_skipped_and_what_is_new_is_done(here):
@@ -369,6 +394,13 @@ def test_a_real_sweep_trains_what_is_left_and_skips_what_is_finished(tmp_path):
     options = ["--datasets", "Digits", "--methods", "AT Natural", "--models", "small_resnet", "--seeds", "1 2"]
     flags = ["--", *size.split(), *rest.split(), "--epochs", "1"]
     settings = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    for wrong, named in (
+        (["--methods", "AT DGDA"], "--method DGDA: unknown name; nearest: DGAD"),
+        (["--", "--epoch"], "--epoch"),
+    ):
+        status, out, err = ended(begin(tmp_path, SWEEP, [*options, *wrong], **settings))
+        assert (status, out, len(err.splitlines())) == (2, "", 1) and named in err
+    assert not list(tmp_path.iterdir())
     status, out, err = ended(begin(tmp_path, SWEEP, [*options, "--only", "0", *flags], **settings))
     assert status == 0 and "runs: 1 finished" in out, out + err
     status, out, err = ended(begin(tmp_path, SWEEP, [*options, "--jobs", "2", *flags], **settings))

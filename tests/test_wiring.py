@@ -16,7 +16,9 @@ import data
 from attacks import suite
 from attacks.pgd import uniform
 from data import Split, Splits
+from data.loader import Batches
 from engine.evaluate import Score
+from engine.judge import Judge
 from methods import METHODS
 from models import build
 
@@ -223,6 +225,22 @@ def test_fp32_means_fp32_in_training_and_in_evaluation(run, tmp_path, tf32_allow
     save_network(tmp_path / "net.pth")
     run(words, script)
     assert not any(place.allow_tf32 for place in tf32_allowed)
+
+
+def test_an_epoch_is_judged_in_full_precision_whatever_it_was_trained_in(tf32_allowed):
+    seen = []
+
+    class Noting(torch.nn.Linear):
+        def forward(self, x):
+            seen.extend(place.allow_tf32 for place in tf32_allowed)
+            return super().forward(x.flatten(1))
+
+    images = Split(torch.randint(256, (4, 3, 2, 2), dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    judge = Judge(Noting(12, 2), Batches(images, 4, device=torch.device("cpu")), 0.1, seed=0)
+    seen.clear()  # making it tries the network out
+    judge()
+    assert seen and not any(seen)
+    assert all(place.allow_tf32 for place in tf32_allowed)  # the next epoch's
 
 
 # The named attacks.

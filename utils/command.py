@@ -3,16 +3,20 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from utils.errors import Stopped, UserError
 from utils.log import log_to_terminal
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_command(work: Callable[[], object]) -> None:
     """Run ``work``; a UserError becomes one line on standard error and exit status 2, Ctrl-C status 130, and what was
     asked to stop ends with the status that belongs to the asker's signal.
 
-    Status 2 is also that of what the system refuses of a file: a name too long, no permission, a full disk.
+    Status 2 is also that of a package that is not installed, which ``work`` imports, and of what the system refuses of
+    a file: a name too long, no permission, a full disk.
     """
     log_to_terminal()
     try:
@@ -23,10 +27,20 @@ def run_command(work: Callable[[], object]) -> None:
         if error.filename is None:
             raise
         sys.exit(_fail(f"error: {_one_line(f'{error.filename}: {error.strerror}')}", 2))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package in {path.stem for path in ROOT.iterdir()}:
+            raise
+        sys.exit(_fail(f"error: {package} is not installed for {sys.executable}; {_environment()}", 2))
     except Stopped as stop:
         sys.exit(_fail(str(stop), stop.status))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
+
+
+def _environment() -> str:
+    activate = ROOT / ".venv" / "bin" / "activate"
+    return f"source {activate}" if activate.exists() else f"bash {ROOT / 'scripts' / 'setup.sh'} makes an environment"
 
 
 def _one_line(text: str) -> str:

@@ -144,7 +144,7 @@ class TrainConfig:
         8.0, "radius of the L-infinity ball, in units of 1/255; the field's standard", group=ATTACK, check=of_255
     )
     step_size: float = flag(
-        2.0, "length of one step; a quarter of epsilon, as in the papers", group=ATTACK, check=above(0)
+        2.0, "length of one step; a quarter of epsilon, as in the papers", group=ATTACK, check=of_255
     )
     num_steps: int = flag(10, "steps: PGD-10 as in the papers", group=ATTACK, check=at_least(1))
     attack_bn: Literal["eval", "train"] | None = flag(

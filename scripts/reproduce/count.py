@@ -41,7 +41,8 @@ def gflop_of(words: list[str]) -> float:
     if config.dataset not in TRAIN_IMAGES:
         raise UserError(f"--dataset {config.dataset}: its size is not known before it is read")
     names = (architecture_of(name, config.dataset) for name in (config.teacher_model, config.std_teacher_model))
-    trained, judged = passes_of(config.dataset, config.method, config.model, *names, config.num_steps, config.epochs)
+    length = (config.num_steps, config.epochs, config.iad_begin)
+    trained, judged = passes_of(config.dataset, config.method, config.model, *names, *length)
     images = min(config.limit_train or TRAIN_IMAGES[config.dataset], TRAIN_IMAGES[config.dataset])
     test = min(config.limit_test or KNOWN[config.dataset].test_images, KNOWN[config.dataset].test_images)
     return images * trained + test * config.epochs * judged
@@ -49,13 +50,14 @@ def gflop_of(words: list[str]) -> float:
 
 @cache
 def passes_of(
-    dataset: str, method: str, model: str, teacher: str, second: str, num_steps: int, epochs: int
+    dataset: str, method: str, model: str, teacher: str, second: str, num_steps: int, epochs: int, begin: int | None
 ) -> tuple[float, float]:
     """GFLOP of one training image over all epochs, and of one image that judges an epoch."""
     known = KNOWN[dataset]
     shape = {"classes": known.classes, "image_size": known.image_size}
     networks = {"model": model, "teacher_model": teacher, "std_teacher_model": second}
-    config = Cost(dataset=dataset, method=method, num_steps=num_steps, epochs=epochs, **networks, **shape)
+    length = {"num_steps": num_steps, "epochs": epochs, "iad_begin": begin}
+    config = Cost(dataset=dataset, method=method, **length, **networks, **shape)
     first, later, begin = count_training(config)
     trained = begin * first.gflop + (epochs - begin) * later.gflop
     return trained, JUDGING_PASSES * count_forward(config, model)
