@@ -69,6 +69,15 @@ def test_the_methods_by_hand(show, runs, tmp_path):
     assert robust == ["DGAD", "**9.0**"]  # 2 sqrt((1 + 4) / 3) = 2.6
 
 
+def test_runs_without_clean_figures_have_their_tables_and_no_picture_of_a_tradeoff(show, tmp_path):
+    for method, accuracy in (("AT", 20), ("DGAD", 30)):
+        keep_run(tmp_path / "runs", method, 1, {"AutoAttack": accuracy})
+    ended = show(f"{tmp_path / 'runs'} --out {tmp_path / 'out'}")
+    assert ended.status == 0, ended.err
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "methods.md" in made and "tradeoff.png" not in made
+
+
 def test_the_ablation_by_hand(show, runs, tmp_path):
     assert show(f"{runs} --out {tmp_path / 'out'}").status == 0
     rows = rows_of(tmp_path / "out" / "ablation.md")

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from commands import run_here
@@ -131,6 +132,45 @@ def test_a_failed_command_ends_its_chain_alone_and_what_is_finished_is_skipped(t
     assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "the table"), ended.stderr
     kept = {name: (out / name).read_text() for name in ("a", "b", "after", "other")}
     assert kept == {"a": "a", "b": "bb", "after": "c, d", "other": "o"}
+
+
+SETTLED = """
+source {common}
+chain "$(line -c 'import time; time.sleep(2); open("{out}/late", "w").close()')"
+chain "$(line -c 'raise SystemExit(1)')"
+settle "$chained"
+touch "{out}/further"
+"""
+
+
+def test_a_failure_that_others_wait_for_ends_the_script_when_all_chains_have_ended(tmp_path):
+    script, out = tmp_path / "chains.sh", tmp_path / "out"
+    script.write_text(SETTLED.format(common=REPRODUCE / "common.sh", out=out))
+    environment = os.environ | {"JOBS": "2", "PYTHON": sys.executable}
+    with open(tmp_path / "told", "w") as told:  # the end of a pipe would be that of the last chain
+        status = subprocess.run(
+            ["bash", script, out], stdout=told, stderr=told, env=environment, timeout=120
+        ).returncode
+    assert (out / "late").exists() and not (out / "further").exists()
+    assert status == 1 and (tmp_path / "told").read_text().splitlines()[-1].startswith("failed:")
+
+
+KEEPING = """
+source {common}
+chain "$(line -c 'import sys; print(sys.argv[1])' "$state")"
+settle
+"""
+
+
+def test_pieces_of_an_evaluation_lie_apart_for_each_revision_wherever_out_is(tmp_path):
+    script, out = tmp_path / "chains.sh", tmp_path / "an out (1)"
+    script.write_text(KEEPING.format(common=REPRODUCE / "common.sh"))
+    environment = os.environ | {"PYTHON": sys.executable}
+    ended = subprocess.run(["bash", script, out], capture_output=True, text=True, env=environment, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    (log,) = (out / "logs").iterdir()
+    place = Path(log.read_text().strip())
+    assert place.parent == out / "state" and place.name  # the revision, or what stands for one outside of git
 
 
 def keep(place, **accuracies):
