@@ -15,14 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run
 from engine.published import KNOWN
 from engine.settings import resolve
 from models.teachers import architecture_of
+from scripts.check_commands import CONFIGS
 from scripts.cost import JUDGING_PASSES, TRAIN_IMAGES, Cost, count_forward, count_training
 from utils.command import run_command
-from utils.config import TinyTrainConfig, TrainConfig
 from utils.errors import UserError
 from utils.flags import parse
 from utils.log import logger
-
-CONFIGS = {"main.py": TrainConfig, "main_tiny.py": TinyTrainConfig}
 
 
 def count(lines: Iterable[str]) -> None:
