@@ -11,6 +11,8 @@ from conftest import ROOT
 from engine.run_folder import ALPHA_COLUMNS, COLUMNS, RELIABILITY_COLUMNS
 from methods import METHODS
 from scripts.reproduce.evidence import exceeds
+from scripts.reproduce.evidence_pictures import alpha, overfitting, reliability
+from scripts.reproduce.evidence_runs import read_runs
 from utils.report import write_csv
 
 KEPT = ROOT / "results" / "cpu"
@@ -100,6 +102,26 @@ def test_each_picture_is_drawn_once_there_is_something_to_show(show, runs, tmp_p
     assert show(f"{runs} --out {tmp_path / 'all'}").status == 0
     drawn = sorted(path.stem for path in (tmp_path / "all").glob("*.png"))
     assert drawn == ["alpha", "overfitting", "per_class", "reliability", "tradeoff"]
+
+
+def test_curves_are_means_over_seeds_with_their_spread(tmp_path):
+    for seed, gain in ((1, 0), (2, 4)):
+        keep_run(tmp_path, "IAD-I", seed, {"PGD-20": 20}, "long", watched=True)
+        results = tmp_path / f"IAD-I_{seed}_long" / "results.csv"
+        rows = [{"epoch": epoch, "train_adv_acc": 0, "PGD10_acc": 30 - epoch + gain * epoch} for epoch in range(3)]
+        write_csv(results, COLUMNS, [[row.get(name, "") for name in COLUMNS] for row in rows])
+    runs = read_runs(tmp_path)
+    (axes,) = overfitting(runs).axes
+    curve, best, _ = axes.get_lines()
+    assert curve.get_label() == "IAD-I (2 seeds): test, PGD-10"
+    assert curve.get_xydata().tolist() == [[1, 30], [2, 31], [3, 32]] and best.get_xydata().tolist() == [[3, 32]]
+    (band,) = axes.collections
+    assert {tuple(point) for point in band.get_paths()[0].vertices} >= {(2, 29), (2, 33), (3, 28), (3, 36)}
+    (axes,) = reliability(runs).axes
+    assert [line.get_ydata().tolist() for line in axes.get_lines()] == [[50, 50], [40]]
+    (axes,) = alpha(runs).axes
+    shares = [100 * number / sum(range(len(ALPHA_COLUMNS))) for number in range(len(ALPHA_COLUMNS))]
+    assert axes.patches[0].get_data().values.tolist() == pytest.approx(shares)  # as both seeds have them
 
 
 @pytest.mark.parametrize(

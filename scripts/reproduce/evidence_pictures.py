@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from engine.run_folder import ALPHA_COLUMNS
-from scripts.reproduce.evidence_runs import ATTACKS, LONG, Run, plain_methods, strongest
+from scripts.reproduce.evidence_runs import ATTACKS, LONG, Run, grouped, plain_methods, strongest
 from utils.plots import draw_trust
 
 
@@ -43,18 +43,23 @@ def tradeoff(runs: Sequence[Run]) -> Figure | None:
 def overfitting(runs: Sequence[Run]) -> Figure | None:
     """Robust accuracy per epoch: on test images by PGD-10 after it, and on training images during it.
 
-    The latter is of each method's own attack on augmented images, so only its course tells something.
+    Means over seeds; a band from the lowest to the highest seed on test images. That on training images is of each
+    method's own attack on augmented images, so only its course tells something.
     """
-    long = [run for run in runs if run.word == LONG]
+    long = _long(runs)
     if not long:
         return None
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for number, run in enumerate(long):
-        test, training = _points(run.epochs, "PGD10_acc"), _points(run.epochs, "train_adv_acc")
-        axes.plot(*zip(*test, strict=True), color=f"C{number}", label=f"{_name(run)}: test, PGD-10")
+    for number, (name, group) in enumerate(long.items()):
+        rows = _mean_rows([run.epochs for run in group])
+        test, training = _points(rows, "PGD10_acc"), _points(rows, "train_adv_acc")
+        axes.plot(*zip(*test, strict=True), color=f"C{number}", label=f"{name}: test, PGD-10")
+        same = list(zip(*([float(row["PGD10_acc"]) for row in run.epochs] for run in group), strict=False))
+        ends = [list(map(end, same)) for end in (min, max)]
+        axes.fill_between([epoch for epoch, _ in test], *ends, color=f"C{number}", alpha=0.2, lw=0)
         axes.plot(*max(test, key=lambda point: point[1]), "o", color=f"C{number}")
         if training:
-            label = f"{_name(run)}: training, its own attack"
+            label = f"{name}: training, its own attack"
             axes.plot(*zip(*training, strict=True), ":", color=f"C{number}", label=label)
     axes.set(xlabel="epoch", ylabel="accuracy under attack (%)")
     axes.grid(alpha=0.3)
@@ -64,18 +69,18 @@ def overfitting(runs: Sequence[Run]) -> Figure | None:
 
 def reliability(runs: Sequence[Run]) -> Figure | None:
     """How often the teacher is right on clean and on the student's adversarial training images (figure 1 of IAD)."""
-    watched = [run for run in runs if run.word == LONG and run.trust]
+    watched = _watched(runs)
     if not watched:
         return None
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    draw_trust(axes, {f"{_name(run)}:": run.trust for run in watched})
+    draw_trust(axes, {f"{name}:": rows for name, rows in watched.items()})
     axes.autoscale(axis="y")  # a few points of change are to be seen
     return figure
 
 
 def alpha(runs: Sequence[Run]) -> Figure | None:
     """The teacher's probability of the label on adversarial images, early and late in training."""
-    counted = {_name(run): [row for row in run.trust if row[ALPHA_COLUMNS[0]]] for run in runs if run.word == LONG}
+    counted = {name: [row for row in rows if row[ALPHA_COLUMNS[0]] != ""] for name, rows in _watched(runs).items()}
     counted = {name: rows for name, rows in counted.items() if rows}
     if not counted:
         return None
@@ -84,7 +89,7 @@ def alpha(runs: Sequence[Run]) -> Figure | None:
     edges = [number / len(ALPHA_COLUMNS) for number in range(len(ALPHA_COLUMNS) + 1)]
     for axis, (name, rows) in zip(axes[0], counted.items(), strict=True):
         for row, style in ((rows[0], "--"), (rows[-1], "-")):
-            counts = [int(row[column]) for column in ALPHA_COLUMNS]
+            counts = [row[column] for column in ALPHA_COLUMNS]
             shares = [100 * count / sum(counts) for count in counts]
             axis.stairs(shares, edges, ls=style, label=f"epoch {int(row['epoch']) + 1}")
         axis.set(xlabel="alpha: teacher's probability of the label", title=name)
@@ -116,12 +121,29 @@ def per_class(runs: Sequence[Run], attack: str = "PGD-20") -> Figure | None:
     return figure
 
 
-def _points(rows: Sequence[dict[str, str]], column: str) -> list[tuple[int, float]]:
-    return [(int(row["epoch"]) + 1, float(row[column])) for row in rows if row[column]]
+def _long(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The seeds of each method's long run, by the method's name and their number."""
+    groups = grouped(runs, lambda run: run.method if run.word == LONG else None)
+    return {f"{method} ({len(group)} seed{'s' * (len(group) > 1)})": group for method, group in groups.items()}
 
 
-def _name(run: Run) -> str:
-    return f"{run.method} (seed {run.config['seed']})"
+def _watched(runs: Sequence[Run]) -> dict[str, list[dict]]:
+    """What --log_reliability noted in the long runs of each method that has a teacher, means over seeds."""
+    long = {name: [run.trust for run in group] for name, group in _long(runs).items()}
+    return {name: _mean_rows(tables) for name, tables in long.items() if all(tables)}
+
+
+def _mean_rows(tables: Sequence[Sequence[dict[str, str]]]) -> list[dict]:
+    """A row for each epoch that all seeds' tables have, with their means; "" where a seed has no value."""
+    rows = []
+    for same in zip(*tables, strict=False):
+        cells = {key: [row[key] for row in same] for key in same[0]}
+        rows.append({key: "" if "" in values else mean(map(float, values)) for key, values in cells.items()})
+    return rows
+
+
+def _points(rows: Sequence[dict], column: str) -> list[tuple[int, float]]:
+    return [(int(row["epoch"]) + 1, float(row[column])) for row in rows if row[column] != ""]
 
 
 PICTURES = {

@@ -4,7 +4,7 @@
 #   bash scripts/reproduce/overfitting_cpu.sh [--list] [OUT] [--dataset Folder --data_root DIR ...]    (CIFAR-10 when not given)
 # The same OUT as methods_cpu.sh's shares its teachers. METHODS and the sizes of small_setting.sh can be set in the
 # environment.
-SEEDS=${SEEDS:-1} SCHEDULE=${SCHEDULE:-piecewise} EPOCHS=${EPOCHS:-60} LIMIT_TRAIN=${LIMIT_TRAIN:-1000}
+SCHEDULE=${SCHEDULE:-piecewise} EPOCHS=${EPOCHS:-60} LIMIT_TRAIN=${LIMIT_TRAIN:-1000}
 source "$(dirname "$0")/small_setting.sh"
 
 teachers
