@@ -23,21 +23,27 @@ def load(dataset: type[CIFAR10], root: Path | None, image_size: int | None, work
     Raises UserError for another ``image_size``, or where the files are neither there nor to be had.
     """
     require_size(dataset.__name__, 32, image_size)
+    if root and _is_of_images(dataset, root):
+        raise UserError(
+            f"--data_root {root}: holds train/ and no {dataset.base_folder}/: images by class are --dataset Folder; "
+            f"{dataset.__name__} is downloaded into another folder that you name"
+        )
     root = root or Path("datasets")
     if root.name == dataset.base_folder:
         root = root.parent
     try:
         test = dataset(root, train=False)
     except RuntimeError:  # torchvision's word for "a file is missing or its checksum differs"
-        if (root / "train").is_dir() and not (root / dataset.base_folder).exists():
-            raise UserError(
-                f"--data_root {root}: has a folder train/ and no {dataset.base_folder}/; --dataset Folder reads images "
-                f"by class, and without --data_root {dataset.__name__} is downloaded"
-            ) from None
         _download(dataset, root)
         test = dataset(root, train=False)
     train = dataset(root, train=True)
     return Splits(_split(train), _split(test), tuple(train.classes), flip=True)
+
+
+def _is_of_images(dataset: type[CIFAR10], root: Path) -> bool:
+    """Whether a folder is one that data/image_folder.py reads, and has nothing of ``dataset``."""
+    by_class = (root / "train").is_dir() and any((root / name).is_dir() for name in ("test", "val"))
+    return by_class and not any((root / name).exists() for name in (dataset.base_folder, dataset.filename))
 
 
 def _split(dataset: CIFAR10) -> Split:

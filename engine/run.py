@@ -1,10 +1,8 @@
 """A training run: from its config to its objects, then to the last epoch."""
 
 import logging
-import shlex
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,6 +16,7 @@ from engine.fit import Fit
 from engine.judge import Judge
 from engine.networks import checksum, find_teachers, make_network, make_teachers
 from engine.precision import Arithmetic, choose_arithmetic
+from engine.run_eval import command_for
 from engine.run_folder import BEST_PGD10, RunFolder
 from engine.schedule import milestones_of
 from engine.settings import announce, resolve
@@ -75,6 +74,7 @@ def _train(config: TrainConfig, given: frozenset[str], processes: Processes, sig
         if folder.writes and not folder.concluded:
             folder.restore(state)
             _conclude(config, read(), folder, device)
+        logger.info("evaluate: %s", command_for(config, folder.path, len(state["classes"])))
         return
     if config.lr_schedule == "piecewise" and config.milestones is None:
         milestones = tuple(state["config"]["milestones"]) if state else milestones_of(config.epochs)
@@ -94,6 +94,7 @@ def _train(config: TrainConfig, given: frozenset[str], processes: Processes, sig
     fit.run(state, signals)
     if processes.first:
         _conclude(config, splits, folder, device)
+        logger.info("evaluate: %s", command_for(config, folder.path, len(splits.classes)))
 
 
 def _make_fit(
@@ -199,13 +200,3 @@ def _conclude(config: TrainConfig, splits: Splits, folder: RunFolder, device: to
         clean, robust = _judge(network, test, config)()
         logger.info("%s on the test images: clean %.2f %%, PGD-10 %.2f %%", best.name, clean.accuracy, robust.accuracy)
     folder.draw()
-    logger.info("evaluate: %s", _evaluation(config, folder.path))
-
-
-def _evaluation(config: TrainConfig, path: Path) -> str:
-    """The command that attacks what the run has left."""
-    script = "main_eval_tinyimagenet.py" if config.dataset == "Tiny_Image" else "main_eval.py"
-    words = ["python", script, "--model_path", str(path)]
-    words += ["--data_root", config.data_root] if config.data_root else []
-    words += ["--eps", f"{config.epsilon:g}/255"] if config.epsilon != TrainConfig.epsilon else []
-    return shlex.join(words)

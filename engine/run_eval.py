@@ -1,6 +1,7 @@
 """An evaluation: from its config to tables, printed and kept beside each checkpoint."""
 
 import logging
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -25,7 +26,7 @@ from engine.records import Record, figure_of, folder_of, sha256, worst_case
 from engine.settings import dataset_name
 from engine.subjects import Subject, heed, helper, load_subject, names_of, warn_of_epsilon
 from engine.views import for_evaluation
-from utils.config import EvalConfig
+from utils.config import EvalConfig, TrainConfig
 from utils.errors import UserError
 from utils.log import logger
 from utils.names import canonical
@@ -53,6 +54,20 @@ def run_evaluation(config: EvalConfig) -> None:
         ) from error
     finally:
         leave()
+
+
+def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
+    """The command that evaluates what a training has left in ``folder``, from the present working directory."""
+    script = Path(__file__).resolve().parents[1] / "main_eval.py"
+    words = ["python", script.name if script.parent == Path.cwd() else str(script), "--model_path", str(folder)]
+    for name in ("data_root", "device", "gpu_id"):
+        if getattr(config, name) != getattr(TrainConfig, name):
+            words += [f"--{name}", str(getattr(config, name))]
+    if config.epsilon != TrainConfig.epsilon:
+        words += ["--eps", f"{str(config.epsilon).removesuffix('.0')}/255"]
+    if classes < AUTOATTACK_CLASSES:
+        words += ["--attacks", ",".join(key for key in PROTOCOLS["paper"](Setting(0.0, 0)) if key != "aa")]
+    return shlex.join(words)
 
 
 def _evaluate_all(config: EvalConfig, processes: Processes) -> None:

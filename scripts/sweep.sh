@@ -21,7 +21,8 @@ Train every combination of data sets, methods, networks and seeds:
 What is finished is skipped, what was interrupted continues, and a run that fails does not stop the others. The output
 of each run goes to a file of its own in DIR/logs/. SIGINT and SIGTERM reach the runs as SIGTERM, SIGUSR1 as itself;
 the sweep waits until they have saved and starts no others. PYTHON names the interpreter [that of the activated
-environment, else of .venv beside scripts/, else python]. Names and flags of all runs are checked before the first.
+environment, conda's base not counted, else of .venv beside scripts/, else python]. Names and flags of all runs and of
+--eval are checked before the first begins.
 
 Exit status: 0 all is finished, 1 a run failed, 2 bad input. Where something is left to do and nothing failed: 130 and
 143 after SIGINT and SIGTERM, 129 after SIGHUP, 75 otherwise; the same command continues.
@@ -36,7 +37,9 @@ fail() {
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ "$home" -ef . ]; then place=''; else place=$home/; fi
 python=${PYTHON:-}
-if [ -z "$python" ] && [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "${place}.venv/bin/python" ]; then
+activated=${VIRTUAL_ENV:-}
+[ "${CONDA_DEFAULT_ENV:-base}" = base ] || activated=${activated:-${CONDA_PREFIX:-}}  # as setup.sh has it
+if [ -z "$python$activated" ] && [ -x "${place}.venv/bin/python" ]; then
   python=${place}.venv/bin/python
 fi
 python=${python:-python}
@@ -112,6 +115,7 @@ check_options() {
   for word in ${extra[@]+"${extra[@]}"}; do  # bash below 4.4 takes an empty array for an unset variable
     case ${word%%=*} in
       --dataset | --method | --model | --seed) own+=("$word") names+=("${word%%=*}s") ;;
+      --help | -h) fail "$word after --: trains nothing; python main.py --help" ;;
       --root_path | --gpu_id) fail "$word after --: the sweep sets it; --root_path and --gpus go before --" ;;
     esac
   done
@@ -151,9 +155,22 @@ command_of() {
   line+=(--seed "${of_seed[$1]}" --root_path "$root" --resume ${extra[@]+"${extra[@]}"})
 }
 
-list_commands() {
+# evaluation_of I FOLDER: fills line with the words of the command that evaluates the I-th run.
+evaluation_of() {
+  script_for "$1" main_eval
+  line=("$python" "$script" --model_path "$2" "${evaluation[@]}")
+}
+
+# The words of every command to come, as check_commands.py reads them.
+every_word() {
   local i
-  for i in "${chosen[@]}"; do command_of "$i" && quoted "${line[@]}"; done
+  for i in "${chosen[@]}"; do
+    command_of "$i"
+    printf '%s\0' ${#line[@]} "${line[@]}"
+    [ ${#evaluation[@]} -gt 0 ] || continue
+    evaluation_of "$i" "$root"
+    printf '%s\0' ${#line[@]} "${line[@]}"
+  done
 }
 
 quoted() {
@@ -294,9 +311,9 @@ evaluate() {
   if [ -n "$stopped" ]; then
     outcome=unfinished && return
   fi
-  script_for "$1" main_eval
+  evaluation_of "$1" "$folder"
   shift 3
-  attempt "$log" "$python" "$script" --model_path "$folder" "${evaluation[@]}" "$@"
+  attempt "$log" "${line[@]}" "$@"
   if [ "$status" -eq 0 ]; then
     touch "$done_with"
   else
@@ -381,13 +398,17 @@ for ((i = 0; i < count; i++)); do
   [ -n "$only" ] && [ "$only" -ne $i ] || chosen+=("$i")
 done
 if [ -n "$list" ]; then
-  list_commands
+  for i in "${chosen[@]}"; do command_of "$i" && quoted "${line[@]}"; done
   exit
 fi
 [ ${#gpus[@]} -eq 0 ] || jobs=${jobs:-${#gpus[@]}}
 jobs=${jobs:-1}
 command -v "$python" >/dev/null || fail "$python: not found; activate the environment, or let PYTHON name one"
-list_commands | "$python" "${place}scripts/check_commands.py" || exit 2
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+trap 'exit 75' USR1
+every_word | "$python" "${place}scripts/check_commands.py" || exit 2
 mkdir -p "$root/logs" 2>/dev/null && [ -w "$root/logs" ] || fail "--root_path $root: cannot write there"
 scratch=$(mktemp -d) || fail "${TMPDIR:-/tmp}: no room for temporary files"
 sweep

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Ended:
 
 def run_here(monkeypatch, capsys, script: str, words: str) -> Ended:
     """Run a script in this process: the same file and command line, without the seconds of a new interpreter."""
-    monkeypatch.setattr(sys, "argv", [script, *words.split()])
+    monkeypatch.setattr(sys, "argv", [script, *shlex.split(words)])
     capsys.readouterr()
     status = 0
     try:

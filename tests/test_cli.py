@@ -3,8 +3,11 @@
 import csv
 import json
 import math
+import shlex
 import subprocess
 import sys
+from itertools import product
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -16,8 +19,10 @@ from small_sets import cifar_files, tiny_imagenet_files
 from torchvision.datasets import CIFAR100
 
 from engine.records import place_of
+from engine.run_eval import command_for
 from methods import ALIASES, METHODS, WITH_TWO_TEACHERS
 from models import build
+from utils.config import TrainConfig
 
 
 @pytest.fixture
@@ -200,34 +205,49 @@ def test_our_own_checkpoint_tells_its_image_size_and_its_network(run, tmp_path):
     assert ended.status == 2 and "holds a small_resnet; leave the flag out" in ended.err
 
 
-def test_a_training_ends_with_the_command_that_evaluates_it(run, tmp_path):
-    for part in ("train", "test"):
-        for k in range(4):
-            (tmp_path / "images" / part / f"class{k}").mkdir(parents=True)
-            Image.new("RGB", (32, 32), (60 * k, 0, 0)).save(tmp_path / "images" / part / f"class{k}" / "a.png")
-    ended = run(
-        "main.py", "--dataset Folder --data_root images --model small_resnet --method Natural --epochs 1 --epsilon 4"
-    )
-    told = ended.out.splitlines()[-1].removeprefix("evaluate: python ")
-    script, words = told.split(maxsplit=1)
-    ended = run(script, f"{words} --attacks clean")
-    assert ended.status == 0 and ended.err == "", ended.err
+def image_folder(root, classes):
+    for part, k in product(("train", "test"), range(classes)):
+        (root / part / f"class{k}").mkdir(parents=True)
+        Image.new("RGB", (32, 32), (60 * k, 0, 0)).save(root / part / f"class{k}" / "a.png")
+
+
+@pytest.mark.parametrize("classes", [4, 2])  # for AutoAttack two are too few
+def test_a_training_ends_with_the_command_that_evaluates_it(tmp_path, monkeypatch, capsys, classes):
+    image_folder(tmp_path / "my images", classes)
+    monkeypatch.chdir(tmp_path)
+    words = "--dataset Folder --data_root 'my images' --model small_resnet --method Natural --epochs 1 --epsilon 8/3"
+    for again in ("", "--resume"):
+        ended = run_here(monkeypatch, capsys, "main.py", f"{words} {again}")
+        assert ended.status == 0, ended.err
+        _, script, *told = shlex.split(ended.out.splitlines()[-1].removeprefix("evaluate: "))
+        assert script == str(ROOT / "main_eval.py")
+    told = shlex.join(told) + (" --attacks clean" if classes == 4 else "")
+    ended = run_here(monkeypatch, capsys, script, told)
+    assert ended.status == 0 and "was trained at" not in ended.out, ended.err
     evaluated = [json.loads(path.read_text())["evaluations"][0] for path in tmp_path.rglob("eval.json")]
     assert {one["conditions"]["checkpoint"] for one in evaluated} == {
         "best_PGD10_acc_model.pth",
         "last_epoch_model.pth",
     }
-    assert all(one["conditions"]["eps"] == 4 / 255 for one in evaluated)
+    assert {one["conditions"]["eps"] for one in evaluated} == {8 / 3 / 255}
+
+
+def test_from_the_repository_the_last_line_names_the_script_as_users_type_it(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = TrainConfig(dataset="Digits", gpu_id=1)
+    assert command_for(config, Path("runs/a"), 10) == "python main_eval.py --model_path runs/a --gpu_id 1"
 
 
 def test_without_its_packages_a_script_says_in_one_line_what_brings_them(tmp_path):
+    own = Path(sys.prefix).resolve() == (ROOT / ".venv").resolve()  # activating it would be of no use
     for script in ("main.py", "main_tiny.py", "main_eval.py", "main_eval_tinyimagenet.py", "scripts/check_commands.py"):
         bare = [sys.executable, "-S", "-E", str(ROOT / script)]  # an interpreter that finds no installed package
         line = "python main.py --method AT"
         ended = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True, timeout=60, input=line)
         assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 1), ended.stderr
         assert ended.stderr.startswith("error: ") and "is not installed for" in ended.stderr
-        assert "activate" in ended.stderr or "setup.sh" in ended.stderr
+        words = "activate" if (ROOT / ".venv").exists() and not own else "setup.sh"
+        assert words in ended.stderr
 
 
 def test_last_batch_of_one_and_validation_split(run, tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import pickle
+import shutil
 import tarfile
 import threading
 from functools import partial
@@ -66,11 +67,31 @@ def test_cifar_absent_or_damaged_without_a_network_says_where_to_put_it(tmp_path
 
 
 def test_cifar_in_a_folder_of_images_names_the_data_set_that_reads_it(tmp_path):
-    (tmp_path / "train/cat").mkdir(parents=True)
+    for part in ("train", "val"):
+        (tmp_path / part / "cat").mkdir(parents=True)
     with pytest.raises(UserError) as error:
         data.load("CIFAR10", tmp_path)
     assert f"--data_root {tmp_path}" in one_line(error) and "--dataset Folder" in one_line(error)
-    assert [path.name for path in tmp_path.iterdir()] == ["train"]  # nothing was downloaded into it
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "val"]  # nothing was downloaded into it
+
+
+@pytest.mark.parametrize("given", [CIFAR10.base_folder, CIFAR10.filename, None])
+def test_cifar_may_lie_beside_folders_of_other_images(tmp_path, monkeypatch, given):
+    folder = cifar_files(tmp_path, CIFAR10, monkeypatch)
+    (tmp_path / "train").mkdir()
+    if given == CIFAR10.filename:
+        with tarfile.open(tmp_path / CIFAR10.filename, "w:gz") as tar:
+            tar.add(folder, CIFAR10.base_folder)
+        monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5((tmp_path / CIFAR10.filename).read_bytes()).hexdigest())
+    if given:
+        (tmp_path / "test").mkdir()
+    if given != CIFAR10.base_folder:
+        shutil.rmtree(folder)
+    if given:
+        assert len(data.load("CIFAR10", tmp_path).train.labels) == 15
+    else:  # a train/ alone is no folder of ours: the data set is fetched, here from nowhere
+        with pytest.raises(UserError, match="download failed"):
+            data.load("CIFAR10", tmp_path)
 
 
 def test_cifar_download_is_used_only_when_it_is_whole(tmp_path, monkeypatch):

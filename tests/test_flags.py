@@ -80,6 +80,7 @@ def test_tiny_configs_differ_by_defaults_alone():
         ("--optim sgd", "optim", "SGD"),
         ("--attack_bn train", "attack_bn", "train"),
         ("-r", "resume", True),
+        ("--epsilon 0.25 --step_size 0.0625", "step_size", 0.0625),
         ("--data_root =odd --desc_str x", "data_root", "=odd"),
     ],
 )
@@ -96,6 +97,8 @@ def test_values_are_read(words, field, value):
         ("--epsilon inf", "--epsilon inf"),
         ("--num_steps 0", "--num_steps 0"),
         ("--step_size 0", "--step_size 0.0"),
+        ("--step_size 300", "--step_size 300.0: must be above 0 and at most 255"),
+        ("--epsilon 0.03", "--epsilon 0.03: is in units of 1/255"),
         ("--step_size 0.003", "--step_size 0.003: is in units of 1/255: 0.003 in [0, 1] is 0.765 here"),
         ("--epochs 0", "--epochs 0"),
         ("--epochs two", "--epochs"),

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,15 @@ def test_a_distillation_through_a_large_teacher_costs_more_than_one_beside_it():
     words = "python main.py --dataset CIFAR10 --epochs 1 --model small_resnet --teacher_model resnet18 --method"
     rslad, dgad = (gflop_of([*words.split(), method]) for method in ("RSLAD", "DGAD"))
     assert dgad > 5 * rslad > 0
+
+
+def test_lists_made_elsewhere_are_counted_too(monkeypatch, capsys):
+    words = "--dataset CIFAR10 --epochs 1 --model small_resnet --teacher_model small_resnet --method AT"
+    lines = (
+        f"{name} {words}\n" for name in (".venv/bin/python main.py", "python /a/main_tiny.py", "python main_eval.py")
+    )
+    monkeypatch.setattr(sys, "stdin", StringIO("".join(lines)))
+    assert "2 trainings" in run_here(monkeypatch, capsys, "scripts/reproduce/count.py", "").out
 
 
 def test_a_listed_introspection_is_counted_from_the_epoch_that_its_command_names():

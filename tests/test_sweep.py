@@ -24,7 +24,10 @@ from pathlib import Path
 
 words = sys.argv[1:]
 if words[0].endswith("check_commands.py"):
-    refused = "--method Refused" in sys.stdin.read()
+    refused = b"--method\\0Refused\\0" in sys.stdin.buffer.read()
+    if Path("hold").exists():
+        Path("checking").touch()
+        time.sleep(0.5)
     sys.exit(print("error: --method Refused: unknown name", file=sys.stderr) or 2 if refused else 0)
 with open("calls", "a") as calls:
     calls.write(" ".join(words) + "\\n")
@@ -176,6 +179,7 @@ def test_only_carries_out_one_run_of_the_list(here):
         ("-- --model=vgg16", "--model=vgg16 after --"),
         ("-- --dataset CIFAR10 --model vgg16", "--dataset --model after --"),
         ("-- --gpu_id 1", "--gpu_id after --"),
+        ("-- --epochs 2 --help", "--help after --"),
         ("--root_path calls/below", "--root_path calls/below"),
     ],
 )
@@ -209,11 +213,24 @@ def test_without_an_activated_environment_the_one_of_setup_serves(here, elsewher
     for name, made_of in (("scripts/sweep.sh", SWEEP), (".venv/bin/python", here.parent / "bin/python")):
         (home / name).parent.mkdir(parents=True)
         shutil.copy(made_of, home / name)
-    bare = {"VIRTUAL_ENV": "", "CONDA_PREFIX": ""}
+    bare = {"VIRTUAL_ENV": "", "CONDA_PREFIX": "", "CONDA_DEFAULT_ENV": ""}
     script, place = home / "scripts/sweep.sh", f"{home}/" if elsewhere else ""
-    status, out, _ = ended(begin(here if elsewhere else home, script, ["--list"], **bare))
-    assert status == 0 and out.startswith(f"{place}.venv/bin/python {place}main.py ")
-    assert ended(begin(home, script, ["--list"]))[1].startswith("python main.py ")
+    for conda in ({}, {"CONDA_PREFIX": "/opt/conda", "CONDA_DEFAULT_ENV": "base"}):  # which is nobody's project
+        status, out, _ = ended(begin(here if elsewhere else home, script, ["--list"], **bare | conda))
+        assert status == 0 and out.startswith(f"{place}.venv/bin/python {place}main.py ")
+    for activated in ({"VIRTUAL_ENV": "/mine"}, {"CONDA_PREFIX": "/opt/conda/envs/mine", "CONDA_DEFAULT_ENV": "mine"}):
+        assert ended(begin(home, script, ["--list"], **bare | activated))[1].startswith("python main.py ")
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 75)]
+)
+def test_a_signal_before_the_first_run_ends_the_sweep_with_its_status(here, number, status):
+    (here / "hold").touch()
+    process = begin(here, SWEEP, ["--", "--epochs", "2"])
+    wait_for(here, "checking")
+    process.send_signal(number)
+    assert ended(process)[0] == status and not calls(here)
 
 
 def test_what_is_finished_is_skipped_and_what_is_new_is_done(here):
@@ -392,11 +409,13 @@ def test_a_task_without_a_number_is_told_which_there_are(submitted):
 def test_a_real_sweep_trains_what_is_left_and_skips_what_is_finished(tmp_path):
     size, rest = SMALL.removeprefix("--dataset Digits ").split(" --model small_resnet ")
     options = ["--datasets", "Digits", "--methods", "AT Natural", "--models", "small_resnet", "--seeds", "1 2"]
+    options += ["--root_path", "l'été 1"]
     flags = ["--", *size.split(), *rest.split(), "--epochs", "1"]
-    settings = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    settings = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "LC_ALL": "C"}
     for wrong, named in (
         (["--methods", "AT DGDA"], "--method DGDA: unknown name; nearest: DGAD"),
         (["--", "--epoch"], "--epoch"),
+        (["--eval", "--attaks clean"], "--attaks"),
     ):
         status, out, err = ended(begin(tmp_path, SWEEP, [*options, *wrong], **settings))
         assert (status, out, len(err.splitlines())) == (2, "", 1) and named in err
@@ -406,4 +425,4 @@ def test_a_real_sweep_trains_what_is_left_and_skips_what_is_finished(tmp_path):
     status, out, err = ended(begin(tmp_path, SWEEP, [*options, "--jobs", "2", *flags], **settings))
     assert status == 0 and "runs: 3 finished, 1 skipped (finished before), 0 failed" in out, out + err
     assert epochs_done(tmp_path) == [1] * 4
-    assert len(list(tmp_path.glob("tuned_models/Digits/*/small_resnet*seed?/best_PGD10_acc_model.pth"))) == 4
+    assert len(list(tmp_path.glob("l'été 1/Digits/*/small_resnet*seed?/best_PGD10_acc_model.pth"))) == 4

@@ -1,6 +1,7 @@
 """How an entry script ends."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,9 +29,9 @@ def run_command(work: Callable[[], object]) -> None:
             raise
         sys.exit(_fail(f"error: {_one_line(f'{error.filename}: {error.strerror}')}", 2))
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if not package or package in {path.stem for path in ROOT.iterdir()}:
-            raise
+        package = error.name or ""
+        if not package or "." in package or package in {path.stem for path in ROOT.iterdir()}:
+            raise  # a fault of ours, or of an installed package
         sys.exit(_fail(f"error: {package} is not installed for {sys.executable}; {_environment()}", 2))
     except Stopped as stop:
         sys.exit(_fail(str(stop), stop.status))
@@ -39,8 +40,11 @@ def run_command(work: Callable[[], object]) -> None:
 
 
 def _environment() -> str:
-    activate = ROOT / ".venv" / "bin" / "activate"
-    return f"source {activate}" if activate.exists() else f"bash {ROOT / 'scripts' / 'setup.sh'} makes an environment"
+    """How to come by an environment that has everything."""
+    environment, setup = ROOT / ".venv", ROOT / "scripts" / "setup.sh"
+    if environment.exists() and Path(sys.prefix).resolve() != environment.resolve():
+        return f"source {shlex.quote(str(environment / 'bin' / 'activate'))}"
+    return f"bash {shlex.quote(str(setup))} {'fills' if environment.exists() else 'makes'} the project's environment"
 
 
 def _one_line(text: str) -> str:

@@ -141,10 +141,13 @@ class TrainConfig:
     mart_beta: float = flag(5.0, "MART: weight of the robust term (paper's lambda)", group=METHOD, check=at_least(0))
 
     epsilon: float = flag(
-        8.0, "radius of the L-infinity ball, in units of 1/255; the field's standard", group=ATTACK, check=of_255
+        8.0,
+        "radius of the L-infinity ball, in units of 1/255; the field's standard",
+        group=ATTACK,
+        check=of_255(least=0.1),
     )
     step_size: float = flag(
-        2.0, "length of one step; a quarter of epsilon, as in the papers", group=ATTACK, check=of_255
+        2.0, "length of one step; a quarter of epsilon, as in the papers", group=ATTACK, check=of_255(least=0.02)
     )
     num_steps: int = flag(10, "steps: PGD-10 as in the papers", group=ATTACK, check=at_least(1))
     attack_bn: Literal["eval", "train"] | None = flag(

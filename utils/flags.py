@@ -55,11 +55,15 @@ def between(low: float, high: float) -> Check:
     return lambda value: None if low <= value <= high else f"must be between {low} and {high}"
 
 
-def of_255(value: float) -> str | None:
-    """A length in units of 1/255, of at most 255; what is below a tenth of one was meant in [0, 1]."""
-    if 0 < value < 0.1:
-        return f"is in units of 1/255: {value:g} in [0, 1] is {255 * value:.4g} here"
-    return within(0, 255)(value)
+def of_255(least: float) -> Check:
+    """A length in units of 1/255, of at most 255; what is below ``least`` was meant in [0, 1]."""
+
+    def check(value: float) -> str | None:
+        if 0 < value < least:
+            return f"is in units of 1/255: {value:g} in [0, 1] is {255 * value:.4g} here"
+        return within(0, 255)(value)
+
+    return check
 
 
 def of_1(value: float) -> str | None:

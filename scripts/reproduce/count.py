@@ -4,6 +4,7 @@ Reads commands of main.py and main_tiny.py from standard input, one a line, and 
 scripts/cost.py counts for each: at most, since images that are fooled early cost less. Other lines count nothing.
 """
 
+import re
 import shlex
 import sys
 from collections.abc import Iterable
@@ -15,18 +16,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run
 from engine.published import KNOWN
 from engine.settings import resolve
 from models.teachers import architecture_of
-from scripts.check_commands import CONFIGS
+from scripts.check_commands import TRAINING
 from scripts.cost import JUDGING_PASSES, TRAIN_IMAGES, Cost, count_forward, count_training
 from utils.command import run_command
 from utils.errors import UserError
 from utils.flags import parse
 from utils.log import logger
 
+COMMAND = re.compile(r"\S*python\S* (\S*/)?main(_tiny)?\.py ")
+
 
 def count(lines: Iterable[str]) -> None:
     """Log how many trainings the lines hold and their GFLOP. Raises UserError where there are none."""
-    commands = [shlex.split(line) for line in lines if line.startswith("python ")]
-    counts = [gflop_of(words) for words in commands if words[1] in CONFIGS]
+    counts = [gflop_of(shlex.split(line)) for line in lines if COMMAND.match(line)]
     if not counts:
         raise UserError("standard input: no command of main.py or main_tiny.py; --list of a script prints some")
     logger.info("%d trainings: at most %.3g GFLOP", len(counts), sum(counts))
@@ -34,7 +36,7 @@ def count(lines: Iterable[str]) -> None:
 
 def gflop_of(words: list[str]) -> float:
     """GFLOP of one command, at most; raises UserError for what the command line does not take."""
-    config, given = parse(CONFIGS[words[1]], words[2:], description="", choices={})
+    config, given = parse(TRAINING[Path(words[1]).name], words[2:], description="", choices={})
     config, _ = resolve(config, given)
     if config.dataset not in TRAIN_IMAGES:
         raise UserError(f"--dataset {config.dataset}: its size is not known before it is read")
@@ -48,13 +50,13 @@ def gflop_of(words: list[str]) -> float:
 
 @cache
 def passes_of(
-    dataset: str, method: str, model: str, teacher: str, second: str, num_steps: int, epochs: int, begin: int | None
+    dataset: str, method: str, model: str, teacher: str, second: str, num_steps: int, epochs: int, iad_begin: int | None
 ) -> tuple[float, float]:
     """GFLOP of one training image over all epochs, and of one image that judges an epoch."""
     known = KNOWN[dataset]
     shape = {"classes": known.classes, "image_size": known.image_size}
     networks = {"model": model, "teacher_model": teacher, "std_teacher_model": second}
-    length = {"num_steps": num_steps, "epochs": epochs, "iad_begin": begin}
+    length = {"num_steps": num_steps, "epochs": epochs, "iad_begin": iad_begin}
     config = Cost(dataset=dataset, method=method, **length, **networks, **shape)
     first, later, begin = count_training(config)
     trained = begin * first.gflop + (epochs - begin) * later.gflop
