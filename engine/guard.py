@@ -4,10 +4,11 @@ After Athalye, Carlini & Wagner, "Obfuscated Gradients Give a False Sense of Sec
 Carlini et al., "On Evaluating Adversarial Robustness" (2019).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attacks.objectives import cross_entropy
 from attacks.suite import Perturb, linf
@@ -44,6 +45,15 @@ def _from_the_image(radius: float) -> Perturb:
     attack = linf(cross_entropy, radius, radius / 4, 20)
     # No random start: at this radius noise alone turns images, and only what the gradients do is asked.
     return lambda model, x, y, noise: attack(model, x, y, torch.zeros_like(noise))
+
+
+def warn_of_one_answer(predicted: Tensor, classes: Sequence[str]) -> bool:
+    """Whether a network reads every image as the same class, which no attack changes and no robustness is; logged."""
+    answers = predicted.unique().tolist()
+    if len(answers) == 1 and len(predicted) > 1:
+        logger.warning("WARNING: reads every image as %r: hardly trained, its figures say nothing", classes[answers[0]])
+        return True
+    return False
 
 
 def warn_of_masking(record: Record, epsilon: float, probed: Probe | None) -> list[str]:

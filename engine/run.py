@@ -77,7 +77,12 @@ def _train(config: TrainConfig, given: frozenset[str], processes: Processes, sig
         logger.info("evaluate: %s", command_for(config, folder.path, len(state["classes"])))
         return
     if config.lr_schedule == "piecewise" and config.milestones is None:
-        milestones = tuple(state["config"]["milestones"]) if state else milestones_of(config.epochs)
+        usual = milestones_of(config.epochs)
+        milestones = tuple(state["config"]["milestones"]) if state else usual
+        if milestones != usual:
+            kept, new = (" ".join(map(str, values)) for values in (milestones, usual))
+            words = "WARNING: the milestones stay those of the first start, %s; a run of --epochs %d begun anew has %s"
+            logger.warning(words, kept, config.epochs, new)
         folder.config = config = replace(config, milestones=milestones)
     files = processes.together(lambda: find_teachers(config))
     splits = processes.in_turn(read)

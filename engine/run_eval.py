@@ -21,7 +21,7 @@ from engine.eval_pictures import draw_confusions, draw_radii, draw_turned
 from engine.eval_report import comparison, write_report
 from engine.eval_state import State
 from engine.evaluate import predict, strike
-from engine.guard import probe, warn_of_masking
+from engine.guard import probe, warn_of_masking, warn_of_one_answer
 from engine.records import Record, figure_of, folder_of, sha256, worst_case
 from engine.settings import dataset_name
 from engine.subjects import Subject, heed, helper, load_subject, names_of, warn_of_epsilon
@@ -76,7 +76,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     if config.protocol == "official":
         config = replace(config, judge="last")
     device = choose_device(config.device, gpu_of(config.gpu_id), config.threads)
-    keys = _wanted(config)
+    keys = attacks_of(config)
     names = names_of(config)
     config = heed(config, list(names))
     warn_of_epsilon(names, config.eps)
@@ -145,7 +145,8 @@ class Evaluation:
         write_report(self.record)
         where = {"batch_size": config.bs, "seed": config.seed}
         pgd = self.attacks.get("pgd")
-        probed = probe(network, images, config.eps, self.device, **where) if pgd else None
+        constant = warn_of_one_answer(self.predicted["before"], self.classes)
+        probed = probe(network, images, config.eps, self.device, **where) if pgd and not constant else None
         warn_of_masking(self.record, config.eps, probed)
         if pgd and config.pictures:
             networks = {"/".join(self.subject.path.parts[-2:]): network} | ({"natural": natural} if natural else {})
@@ -195,7 +196,7 @@ def _tell(title: str, figure: dict) -> None:
         logger.info("%-19s %s", "", ", ".join(f"{name} {after:.2f}" for name, after in figure["stages"].items()))
 
 
-def _wanted(config: EvalConfig) -> list[str]:
+def attacks_of(config: EvalConfig) -> list[str]:
     """Keys of the attacks that the config asks for; raises UserError where one cannot be carried out."""
     protocol = PROTOCOLS[config.protocol](Setting(config.eps, config.seed))
     words = [word.strip() for word in config.attacks.split(",") if word.strip()]

@@ -79,7 +79,7 @@ class RunFolder:
         flags = {spec.name: spelling(spec) for spec in fields(self.config)}
         heeded = ours.keys() - ignored(self.config)
         changes = [
-            f"{flags[key]} {theirs.get(key)} -> {ours[key]}"
+            f"{flags[key]} {_shown(theirs.get(key))} -> {_shown(ours[key])}"
             for key in ours
             if key in heeded and ours[key] != theirs.get(key)
         ]
@@ -188,10 +188,16 @@ class RunFolder:
     def draw(self) -> None:
         """Write curves.png from the rows so far, and reliability.png where the teacher was watched."""
         if self.config.log_reliability:
-            with self._writing(self.path / "reliability.png"):
-                save_reliability(self.reliability, ALPHA_COLUMNS, self.path / "reliability.png")
+            self._draw_reliability()
         with self._writing(self.path / CURVES):
             save_curves(self.rows, self.path / CURVES)
+
+    def _draw_reliability(self) -> None:
+        if all(row[key] is None for row in self.reliability for key in RELIABILITY_COLUMNS[2:]):
+            logger.warning("no reliability.png: %s returns no logits of its teacher in a Step", self.config.method)
+            return
+        with self._writing(self.path / "reliability.png"):
+            save_reliability(self.reliability, ALPHA_COLUMNS, self.path / "reliability.png")
 
     def last_good(self) -> str:
         """Words that name the newest checkpoint to go on from."""
@@ -262,6 +268,13 @@ def _place(state: Path) -> tuple[int, ...]:
 
 def _state_name(state: dict) -> str:
     return STATE_NAME.format(state["epochs"], state["tally"]["batches"])
+
+
+def _shown(value) -> str:
+    """A setting as a flag has it."""
+    if value is None:
+        return "not given"
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _plain(value) -> str:

@@ -68,15 +68,15 @@ def announce(
 ) -> None:
     """Log what the run is, every setting by where its value comes from, and which flags its method ignores."""
     logger.info("%s of %s on %s, run folder %s", config.method, config.model, config.dataset, folder)
+    unused = ignored(config)
     for source in ("flag", "recipe", "default"):
         specs = [spec for spec in fields(config) if sources[spec.name] == source]
-        if source == "default":
-            specs = [spec for spec in specs if spec.metadata["group"] != METHOD]  # most are other methods'
+        if source == "default":  # those of the method are told below
+            specs = [spec for spec in specs if spec.metadata["group"] != METHOD and spec.name not in unused]
         values = {spelling(spec): getattr(config, spec.name) for spec in specs}
         _log_settings(source, {name: value for name, value in values.items() if value is not None and value != ""})
     # All that the method runs with, its own values for what was left open included.
     _log_settings("method", getattr(METHODS[config.method](config), "keywords", {}))
-    unused = ignored(config)
     if idle := [spelling(spec) for spec in fields(config) if spec.name in unused and sources[spec.name] == "flag"]:
         logger.warning("WARNING: %s makes no use of %s", config.method, ", ".join(idle))
     if config.lr_schedule == "piecewise":

@@ -20,7 +20,8 @@ EVALUATION = {"main_eval.py": EvalConfig, "main_eval_tinyimagenet.py": TinyEvalC
 
 def check(content: bytes) -> None:
     """Raises UserError for the first command that would be refused."""
-    from engine.settings import resolve  # here, so that a missing package is told in one line
+    from engine.run_eval import attacks_of  # here, so that a missing package is told in one line
+    from engine.settings import resolve
 
     words = iter(map(os.fsdecode, content.split(b"\0")[:-1]))
     for count in words:
@@ -29,6 +30,8 @@ def check(content: bytes) -> None:
         parsed = parse((TRAINING | EVALUATION)[name], flags, description="", choices={})
         if name in TRAINING:
             resolve(*parsed)
+        else:
+            attacks_of(parsed.config)
 
 
 if __name__ == "__main__":

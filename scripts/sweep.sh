@@ -261,6 +261,7 @@ carry_out() {
   attempt "$log" "${line[@]}" "$@"
   tail -c +$((begin + 1)) "$log" >"$scratch/$i/output"
   folder=$(folder_in "$scratch/$i/output")
+  echo "$folder" >"$scratch/$i/folder"
   outcome=$(judge $status "$folder" "$scratch/$i/output")
   if [ ${#evaluation[@]} -gt 0 ] && { [ "$outcome" = finished ] || [ "$outcome" = skipped ]; }; then
     evaluate "$i" "$folder" "$log" "$@"
@@ -349,16 +350,20 @@ summarize() {
   echo "runs: $finished finished, $skipped skipped (finished before), $failures failed, $left left to do"
 }
 
-# The table of all evaluations that lie in the root, this sweep's or not.
+# The table of all evaluations of this sweep's runs, those of earlier ones among them.
 compare() {
-  local k protocol=()
+  local i k folder evaluated=() protocol=()
+  for i in "${chosen[@]}"; do
+    folder=$(cat "$scratch/$i/folder" 2>/dev/null)
+    [ -z "$folder" ] || [ -z "$(find "$folder" -name eval.json 2>/dev/null)" ] || evaluated+=("$folder")
+  done
   for ((k = 0; k + 1 < ${#evaluation[@]}; k++)); do
     [ "${evaluation[k]}" != --protocol ] || protocol=(--protocol "${evaluation[k + 1]}")
   done
-  if [ -n "$(find "$root" -name eval.json)" ]; then
-    "$python" "${place}scripts/compare.py" "$root" --out "$root/comparison" ${protocol[@]+"${protocol[@]}"}
+  if [ ${#evaluated[@]} -gt 0 ]; then
+    "$python" "${place}scripts/compare.py" "${evaluated[@]}" --out "$root/comparison" ${protocol[@]+"${protocol[@]}"}
   else
-    echo "no table: nothing in $root is evaluated yet; --eval \"FLAGS\" does so"
+    echo "no table: none of these runs is evaluated yet; --eval \"FLAGS\" does so"
   fi
 }
 

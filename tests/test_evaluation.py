@@ -470,6 +470,20 @@ def test_a_network_whose_gradients_vanish_is_called_out_and_an_honest_one_is_not
     assert len(warnings) == 2 and "where nothing should" in warnings[0] and "flat" in warnings[1]
 
 
+def test_a_network_of_one_answer_is_called_untrained_and_not_masked(run, tmp_path):
+    net = build("small_resnet", 10, 16)
+    with torch.no_grad():
+        net.linear.weight.zero_()
+        net.linear.bias.copy_(torch.eye(10)[3])
+    torch.save({"net": net.state_dict()}, tmp_path / "net.pth")
+    words = (
+        "--dataset Digits --image_size 16 --model_path net.pth --limit_test 40 --attacks clean,fgsm,pgd --no-pictures"
+    )
+    ended = run(words)
+    assert ended.status == 0, ended.err
+    assert "WARNING: reads every image as '3': hardly trained" in ended.out and "masking" not in ended.out
+
+
 @pytest.mark.parametrize(
     ("figures", "line"),
     [

@@ -217,6 +217,15 @@ def test_a_run_killed_within_an_epoch_ends_with_the_same_bytes(nursery, tmp_path
     assert len(rows_of(tmp_path / "parts")) == 3
 
 
+def test_a_method_that_returns_no_logits_of_its_teacher_is_named_in_place_of_a_picture(run, tmp_path, monkeypatch):
+    made = METHODS["RSLAD"]
+    hidden = {"t_clean": None, "t_adv": None}
+    monkeypatch.setitem(METHODS, "RSLAD", lambda c: lambda *given: made(c)(*given)._replace(**hidden))
+    ended = run(distil("RSLAD", "--epochs 1 --log_reliability"))
+    assert ended.status == 0 and "no reliability.png: RSLAD returns no logits" in ended.out
+    assert not list(tmp_path.rglob("reliability.png"))
+
+
 @pytest.mark.parametrize("method", ["AT", "Natural"])
 def test_a_method_without_a_teacher_has_none_to_watch(run, tmp_path, method):
     ended = run(f"{SMALL} --method {method} --log_reliability")

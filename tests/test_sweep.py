@@ -310,14 +310,17 @@ def test_finished_runs_are_evaluated_once_and_compared(here):
         f"{ROOT}/main_eval.py --model_path tuned_models/CIFAR10/AT/resnet18_seed42 {flags}",
         f"{ROOT}/main_eval_tinyimagenet.py --model_path tuned_models/Tiny_Image/AT/resnet18_seed42 {flags}",
     ]
-    out_and_protocol = "tuned_models --out tuned_models/comparison --protocol official"
-    assert calls(here)[-1] == f"{ROOT}/scripts/compare.py {out_and_protocol}"
+    folders = "tuned_models/CIFAR10/AT/resnet18_seed42 tuned_models/Tiny_Image/AT/resnet18_seed42"
+    out_and_protocol = "--out tuned_models/comparison --protocol official"
+    assert calls(here)[-1] == f"{ROOT}/scripts/compare.py {folders} {out_and_protocol}"
     sweep(here, *options)
     assert len([call for call in calls(here) if "main_eval" in call]) == 2  # nothing has changed
     sweep(here, *options, epochs=3)
     assert len([call for call in calls(here) if "main_eval" in call]) == 4  # trained further
     sweep(here, *options[:-1], "--attacks aa", epochs=3)
     assert len([call for call in calls(here) if "main_eval" in call]) == 6  # by other flags
+    sweep(here, "--methods", "AT MART", epochs=3)
+    assert calls(here)[-1].startswith(f"{ROOT}/scripts/compare.py tuned_models/CIFAR10/AT/resnet18_seed42 --out")
 
 
 def test_a_failed_evaluation_is_a_failure(here):
@@ -416,6 +419,7 @@ def test_a_real_sweep_trains_what_is_left_and_skips_what_is_finished(tmp_path):
         (["--methods", "AT DGDA"], "--method DGDA: unknown name; nearest: DGAD"),
         (["--", "--epoch"], "--epoch"),
         (["--eval", "--attaks clean"], "--attaks"),
+        (["--eval", "--attacks clean,pdg"], "--attacks pdg: unknown name; nearest: pgd"),
     ):
         status, out, err = ended(begin(tmp_path, SWEEP, [*options, *wrong], **settings))
         assert (status, out, len(err.splitlines())) == (2, "", 1) and named in err
