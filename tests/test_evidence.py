@@ -4,6 +4,7 @@ import json
 import shutil
 from functools import partial
 
+import matplotlib.pyplot as plt
 import pytest
 from commands import run_here
 from conftest import ROOT
@@ -122,6 +123,7 @@ def test_curves_are_means_over_seeds_with_their_spread(tmp_path):
     (axes,) = alpha(runs).axes
     shares = [100 * number / sum(range(len(ALPHA_COLUMNS))) for number in range(len(ALPHA_COLUMNS))]
     assert axes.patches[0].get_data().values.tolist() == pytest.approx(shares)  # as both seeds have them
+    plt.close("all")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from functools import partial
@@ -61,7 +62,7 @@ def export(monkeypatch, capsys, tmp_path):
             monkeypatch,
             capsys,
             "scripts/export.py",
-            f"--model_path {path} --name {name} --out {tmp_path / out} {flags}",
+            f"--model_path {path} --name {shlex.quote(name)} --out {tmp_path / out} {flags}",
         )
 
     return run

@@ -42,7 +42,8 @@ def run_command(work: Callable[[], object]) -> None:
 def _environment() -> str:
     """How to come by an environment that has everything."""
     environment, setup = ROOT / ".venv", ROOT / "scripts" / "setup.sh"
-    if environment.exists() and Path(sys.prefix).resolve() != environment.resolve():
+    programs = Path(sys.executable).parent.resolve()  # not the interpreter's own link, which leads out of a venv
+    if environment.exists() and programs != (environment / "bin").resolve():
         return f"source {shlex.quote(str(environment / 'bin' / 'activate'))}"
     return f"bash {shlex.quote(str(setup))} {'fills' if environment.exists() else 'makes'} the project's environment"
 

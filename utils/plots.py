@@ -150,9 +150,11 @@ def shortened(text: str, longest: int = 40) -> str:
 
 
 def save_figure(figure, path: Path) -> None:
-    """Write the figure to ``path`` whole, and close it."""
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, bbox_inches="tight"))
-    plt.close(figure)
+    """Write the figure to ``path`` whole, and close it, written or not."""
+    try:
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, bbox_inches="tight"))
+    finally:
+        plt.close(figure)
 
 
 def save_curves(rows: Sequence[Mapping[str, str]], path: Path) -> None:
