@@ -26,8 +26,9 @@ _CHUNK = 64
 
 
 def image_files(folder: Path) -> list[Path]:
-    """List the PNG and JPEG files in ``folder`` and below it, sorted; hidden ones are left out."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    """List the PNG and JPEG files in ``folder`` and below it, sorted; hidden ones and hidden folders are left out."""
+    images = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in images if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def open_image(path: Path) -> Image.Image:

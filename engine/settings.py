@@ -8,6 +8,7 @@ import torch
 from data import ALIASES as DATASET_ALIASES
 from data import DATASETS, Split
 from engine.networks import network_name
+from engine.schedule import WARMUP_START
 from methods import ALIASES as METHOD_ALIASES
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
 from methods.recipes import recipe
@@ -63,6 +64,28 @@ def resolve(config: TrainConfig, given: frozenset[str]) -> tuple[TrainConfig, di
     return replace(config, **filled), sources | dict.fromkeys(filled, "recipe")
 
 
+def doubts(config: TrainConfig) -> list[str]:
+    """What the settings together keep from happening, a line each."""
+    found = []
+    begin = getattr(METHODS[config.method](config), "keywords", {}).get("begin", 0)
+    if begin >= config.epochs:
+        found.append(
+            f"{config.method}'s introspection begins at epoch {begin} (from 0), never in --epochs {config.epochs}: the "
+            "method that it extends is trained; --IAD_begin sets the epoch"
+        )
+    reach = config.step_size * config.num_steps
+    if config.method not in WITHOUT_ATTACK and reach < config.epsilon:
+        found.append(
+            f"--num_steps {config.num_steps} of --step_size {config.step_size:g} reach {reach:g} of --epsilon "
+            f"{config.epsilon:g}; the papers step by a quarter of epsilon"
+        )
+    if config.warmup_lr and config.warmup_lr_epochs >= config.epochs:
+        found.append(f"--warmup_lr_epochs {config.warmup_lr_epochs}: --epochs {config.epochs} never reach --lr_max")
+    if config.warmup_lr and config.lr_max < WARMUP_START:
+        found.append(f"--warmup_lr begins at {WARMUP_START:g} and falls to --lr_max {config.lr_max:g}")
+    return found
+
+
 def announce(
     config: TrainConfig, sources: dict[str, str], folder: Path, images: tuple[Split, Split], device: torch.device
 ) -> None:
@@ -79,6 +102,8 @@ def announce(
     _log_settings("method", getattr(METHODS[config.method](config), "keywords", {}))
     if idle := [spelling(spec) for spec in fields(config) if spec.name in unused and sources[spec.name] == "flag"]:
         logger.warning("WARNING: %s makes no use of %s", config.method, ", ".join(idle))
+    for doubt in doubts(config):
+        logger.warning("WARNING: %s", doubt)
     if config.lr_schedule == "piecewise":
         drops = [milestone for milestone in config.milestones if milestone < config.epochs]
         logger.info("learning rate %g, divided by 10 before epochs (from 0): %s", config.lr_max, drops or "none")

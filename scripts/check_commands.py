@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run
 
 from utils.command import run_command
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
+from utils.errors import UserError
 from utils.flags import parse
 
 TRAINING = {"main.py": TrainConfig, "main_tiny.py": TinyTrainConfig}
@@ -23,13 +24,18 @@ def check(content: bytes) -> None:
     from engine.run_eval import attacks_of  # here, so that a missing package is told in one line
     from engine.settings import resolve
 
+    trained = []
     words = iter(map(os.fsdecode, content.split(b"\0")[:-1]))
     for count in words:
         _, script, *flags = (next(words) for _ in range(int(count)))
         name = Path(script).name
         parsed = parse((TRAINING | EVALUATION)[name], flags, description="", choices={})
         if name in TRAINING:
-            resolve(*parsed)
+            config, _ = resolve(*parsed)
+            if config in trained:
+                what = f"--method {config.method} --model {config.model} --dataset {config.dataset}"
+                raise UserError(f"{what}: there twice, by two of its names; leave one out")
+            trained.append(config)
         else:
             attacks_of(parsed.config)
 

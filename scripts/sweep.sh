@@ -119,6 +119,12 @@ check_options() {
       --root_path | --gpu_id) fail "$word after --: the sweep sets it; --root_path and --gpus go before --" ;;
     esac
   done
+  for word in ${evaluation[@]+"${evaluation[@]}"}; do
+    case ${word%%=*} in
+      --out) fail "--eval $word: takes the figures from their runs, where the sweep's table reads them; leave it out" ;;
+      --model_path) fail "--eval $word: the sweep evaluates its own runs; leave it out" ;;
+    esac
+  done
   [ ${#own[@]} = 0 ] || fail "${own[*]} after --: the sweep sets it; before --, name it by ${names[*]}"
   [ "$jobs" != 0 ] || fail "--jobs 0: at least one run at a time"
   [ -z "$only" ] || [ "$only" -lt $count ] || fail "--only $only: the runs are numbered 0 to $((count - 1))"
@@ -357,8 +363,11 @@ compare() {
     folder=$(cat "$scratch/$i/folder" 2>/dev/null)
     [ -z "$folder" ] || [ -z "$(find "$folder" -name eval.json 2>/dev/null)" ] || evaluated+=("$folder")
   done
-  for ((k = 0; k + 1 < ${#evaluation[@]}; k++)); do
-    [ "${evaluation[k]}" != --protocol ] || protocol=(--protocol "${evaluation[k + 1]}")
+  for ((k = 0; k < ${#evaluation[@]}; k++)); do
+    case ${evaluation[k]} in
+      --protocol) protocol=(--protocol "${evaluation[k + 1]}") ;;
+      --protocol=*) protocol=("${evaluation[k]}") ;;
+    esac
   done
   if [ ${#evaluated[@]} -gt 0 ]; then
     "$python" "${place}scripts/compare.py" "${evaluated[@]}" --out "$root/comparison" ${protocol[@]+"${protocol[@]}"}

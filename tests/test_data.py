@@ -208,6 +208,7 @@ def test_folder_reads_png_and_jpeg_with_sorted_classes(folder, monkeypatch):
     listed = Path.iterdir  # in whatever order the file system has; here the wrong one
     monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(listed(self), reverse=True)))
     (folder / "train" / "ant" / "notes.txt").write_text("not an image")
+    save(folder / "train" / "ant" / ".ipynb_checkpoints" / "0-checkpoint.png", noise(1, 16))  # a notebook makes these
     splits = data.load("Folder", folder)
     assert splits.classes == ("ant", "zebra") and splits.image_size == 16
     assert splits.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and splits.test.labels.tolist() == [0, 0, 1, 1]

@@ -1,4 +1,4 @@
-"""Flags that a method makes no use of are named, and no others."""
+"""Flags that a method makes no use of are named, and no others; so is what settings keep from happening."""
 
 from dataclasses import fields, replace
 
@@ -7,9 +7,10 @@ import torch
 from commands import SMALL, run_here
 from tiny import tiny_problem
 
-from engine.settings import INNER_ATTACK, ignored
+from engine.settings import INNER_ATTACK, doubts, ignored, resolve
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER
 from utils.config import METHOD, TrainConfig
+from utils.flags import parse
 
 # Another value for each type of a field.
 OTHER = {bool: lambda value: not value, float: lambda value: value + 0.5, str: lambda value: "off"}
@@ -46,6 +47,29 @@ def test_the_attacks_flags_are_ignored_where_no_attack_is_made(method):
     METHODS[method](replace(TrainConfig(), kl_weight=1.0))(student, *teachers, attack, x, y, 0)
     assert bool(attacked) == (method not in WITHOUT_ATTACK)
     assert (ignored(TrainConfig(method=method)) >= INNER_ATTACK) == (method in WITHOUT_ATTACK)
+
+
+DOUBTS = {
+    "--method IAD-I --epochs 60": "IAD-I's introspection begins at epoch 60 (from 0), never in --epochs 60",
+    "--method IAD-II --epochs 6": "IAD-II's introspection begins at epoch 40",
+    "--method DGAD-IAD --epochs 6 --IAD_begin 5": None,
+    "--method AdaIAD --epochs 61": None,
+    "--method AT --epsilon 64": "--num_steps 10 of --step_size 2 reach 20 of --epsilon 64",
+    "--method Natural --epsilon 64": None,
+    "--method AT --epsilon 4 --step_size 1 --num_steps 4": None,
+    "--method AT --warmup_lr --epochs 15": "--epochs 15 never reach --lr_max",
+    "--method AT --warmup_lr --lr_max 0.0001": "--warmup_lr begins at 0.001 and falls to --lr_max 0.0001",
+    "--method AT --warmup_lr": None,
+}
+
+
+@pytest.mark.parametrize("words", DOUBTS)
+def test_settings_that_keep_something_from_happening_are_told(words):
+    parsed = parse(TrainConfig, words.split(), description="", choices={})
+    config, _ = resolve(*parsed)
+    told = doubts(config)
+    assert len(told) == (DOUBTS[words] is not None)
+    assert all(DOUBTS[words] in line for line in told)
 
 
 @pytest.mark.parametrize(

@@ -317,8 +317,10 @@ def test_finished_runs_are_evaluated_once_and_compared(here):
     assert len([call for call in calls(here) if "main_eval" in call]) == 2  # nothing has changed
     sweep(here, *options, epochs=3)
     assert len([call for call in calls(here) if "main_eval" in call]) == 4  # trained further
+    sweep(here, *options[:-1], "--protocol=official --attacks clean", epochs=3)
+    assert calls(here)[-1] == f"{ROOT}/scripts/compare.py {folders} --out tuned_models/comparison --protocol=official"
     sweep(here, *options[:-1], "--attacks aa", epochs=3)
-    assert len([call for call in calls(here) if "main_eval" in call]) == 6  # by other flags
+    assert len([call for call in calls(here) if "main_eval" in call]) == 8  # by other flags, twice
     sweep(here, "--methods", "AT MART", epochs=3)
     assert calls(here)[-1].startswith(f"{ROOT}/scripts/compare.py tuned_models/CIFAR10/AT/resnet18_seed42 --out")
 
@@ -417,8 +419,11 @@ def test_a_real_sweep_trains_what_is_left_and_skips_what_is_finished(tmp_path):
     settings = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "LC_ALL": "C"}
     for wrong, named in (
         (["--methods", "AT DGDA"], "--method DGDA: unknown name; nearest: DGAD"),
+        (["--methods", "Natural Plain_Clean"], "--method Natural --model small_resnet --dataset Digits: there twice"),
         (["--", "--epoch"], "--epoch"),
         (["--eval", "--attaks clean"], "--attaks"),
+        (["--eval", "--attacks clean --out figures"], "--eval --out: takes the figures from their runs"),
+        (["--eval", "--model_path=x"], "--eval --model_path=x: the sweep evaluates"),
         (["--eval", "--attacks clean,pdg"], "--attacks pdg: unknown name; nearest: pgd"),
     ):
         status, out, err = ended(begin(tmp_path, SWEEP, [*options, *wrong], **settings))

@@ -29,13 +29,13 @@ class TrainConfig:
     )
     limit_train: int | None = flag(
         None,
-        "train on N images, equally many of every class (all of them when not given)",
+        "train on N images, classes in their proportions (all of them when not given)",
         group=DATA,
         check=at_least(1),
     )
     limit_test: int | None = flag(
         None,
-        "test on N images, equally many of every class (all of them when not given)",
+        "test on N images, classes in their proportions (all of them when not given)",
         group=DATA,
         check=at_least(1),
     )
@@ -147,7 +147,7 @@ class TrainConfig:
         check=of_255(least=0.1),
     )
     step_size: float = flag(
-        2.0, "length of one step; a quarter of epsilon, as in the papers", group=ATTACK, check=of_255(least=0.02)
+        2.0, "length of one step (papers: a quarter of epsilon)", group=ATTACK, check=of_255(least=0.02)
     )
     num_steps: int = flag(10, "steps: PGD-10 as in the papers", group=ATTACK, check=at_least(1))
     attack_bn: Literal["eval", "train"] | None = flag(
@@ -164,7 +164,7 @@ class TrainConfig:
     bs: int = flag(128, "images in a batch (papers)", group=TRAINING, check=at_least(1))
     optim: Literal["SGD", "Adam"] = flag("SGD", "optimizer (papers)", group=TRAINING)
     lr_max: float = flag(
-        0.1, "largest learning rate (papers: 0.1, and 0.05 for MobileNetV2)", group=TRAINING, check=above(0)
+        0.1, "largest learning rate (papers: 0.1; DGAD: 0.05 for MobileNetV2)", group=TRAINING, check=above(0)
     )
     lr_schedule: Literal["piecewise", "cosine", "constant"] = flag(
         "piecewise", "learning rate over the epochs (papers)", group=TRAINING
@@ -285,7 +285,7 @@ class EvalConfig:
     )
     limit_test: int | None = flag(
         None,
-        "test on N images, equally many of every class (all of them when not given)",
+        "test on N images, classes in their proportions (all of them when not given)",
         group=DATA,
         check=at_least(1),
     )

@@ -6,13 +6,16 @@ deviations are over seeds.
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from math import comb
 from pathlib import Path
 from statistics import mean, stdev, variance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
+from engine.settings import ignored
 from scripts.reproduce.evidence_pictures import PICTURES
 from scripts.reproduce.evidence_runs import (
     ATTACKS,
@@ -26,9 +29,10 @@ from scripts.reproduce.evidence_runs import (
     strongest,
 )
 from utils.command import run_command
+from utils.config import METHOD, TrainConfig
 from utils.errors import UserError
 from utils.files import write_text
-from utils.flags import parser_for
+from utils.flags import parser_for, spelling
 from utils.log import logger
 from utils.plots import save_figure
 from utils.report import markdown_table
@@ -73,6 +77,7 @@ def methods_page(methods: Mapping[str, Group], teachers: Group) -> str | None:
     if not methods:
         return None
     parts = ["# Every method under one setting", about([run for group in methods.values() for run in group])]
+    parts += own_settings(methods)
     for kind in KINDS:
         ordered = falling(methods, kind, strongest(methods, kind))
         rows = [[name, len(methods[name]), *cells(methods[name], kind)] for name in ordered]
@@ -98,6 +103,19 @@ def about(runs: Sequence[Run]) -> str:
         f"Accuracy in %, mean ± sample standard deviation over the seeds {seeds}. Setting: {settings}. Test images: "
         f"{images}. Best is the epoch of the highest PGD-10 accuracy on {chosen}, as the papers choose it."
     )
+
+
+def own_settings(methods: Mapping[str, Group]) -> list[str]:
+    """The settings of the methods' own that are not the defaults, as a paragraph, if there are any."""
+    told = defaultdict(list)
+    for method, group in methods.items():
+        unused = ignored(TrainConfig(method=method))
+        for spec in fields(TrainConfig):
+            value = group[0].config.get(spec.name, spec.default)
+            if spec.metadata["group"] == METHOD and spec.name not in {"method", *unused} and value != spec.default:
+                told[f"{spelling(spec)} {value}"].append(method)
+    listed = [f"`{what}` ({', '.join(who)})" for what, who in told.items()]
+    return [f"Methods' own settings that are not the defaults: {'; '.join(listed)}."] if listed else []
 
 
 def cells(group: Group, kind: str) -> list[str]:
