@@ -72,6 +72,12 @@ def test_settings_that_keep_something_from_happening_are_told(words):
     assert all(DOUBTS[words] in line for line in told)
 
 
+def test_a_run_tells_what_its_settings_keep_from_happening(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    ended = run_here(monkeypatch, capsys, "main.py", f"{SMALL} --method AT --epochs 1 --num_steps 1 --epsilon 8")
+    assert ended.status == 0 and "WARNING: --num_steps 1 of --step_size 2 reach 2 of --epsilon 8" in ended.out
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
