@@ -1,14 +1,14 @@
 """Evaluate a saved checkpoint under attack, on CIFAR-10, CIFAR-100 or your own images."""
 
-from utils.command import run_command
+from utils.cli import run_command
 from utils.config import EvalConfig
 from utils.flags import parse
 
 
 def main() -> None:
     """What the command line asks for."""
-    from engine.names import CHOICES  # here, so that a missing package is told in one line
-    from engine.run_eval import run_evaluation
+    from engine.choices import CHOICES  # here, so that a missing package is told in one line
+    from engine.evaluation.run import run_evaluation
 
     run_evaluation(parse(EvalConfig, description=__doc__, choices=CHOICES).config)
 

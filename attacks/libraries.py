@@ -5,6 +5,7 @@ import sys
 import torch
 from torch import Tensor
 
+AUTOATTACK_CLASSES = 4  # the DLR loss compares the logits of four classes
 STANDARD = {"APGD-CE": "apgd-ce", "APGD-T": "apgd-t", "FAB-T": "fab-t", "Square": "square"}  # in their order
 TARGETS = 9  # other classes that the standard version aims at
 

@@ -14,7 +14,7 @@ def margin(logits: Tensor, y: Tensor, confidence: float = 50.0) -> Tensor:
     """Negative C&W margin of every image, (B,): ``-max(z_y - max_{c != y} z_c + confidence, 0)``.
 
     With a confidence of 50 the clamp is out of reach of ordinary logits, so that an image already fooled is pushed on.
-    Source: Carlini & Wagner (S&P 2017), loss f6, as climbed by the L-infinity attack of the IAD code.
+    Source: Carlini & Wagner (S&P 2017), loss f6, as attack_model by the L-infinity attack of the IAD code.
     """
     of_label = logits.gather(1, y[:, None]).squeeze(1)
     others = logits.scatter(1, y[:, None], -torch.inf).amax(1)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Objective = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> losses (B,), to be climbed
+Objective = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> losses (B,), to be attack_model
 Noise = Callable[[Tensor, float, torch.Generator | None], Tensor]  # images, epsilon, generator -> what is added to them
 
 GAUSSIAN_SCALE = 0.001  # of every method that starts beside the image; pixels live in [0, 1]

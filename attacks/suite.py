@@ -96,16 +96,16 @@ def pgd10(epsilon: float) -> Perturb:
 
 def pgd20(setting: Setting) -> Attack:
     """PGD-20 of the papers: cross entropy, steps of epsilon / 4 (2/255 at 8/255), uniform start."""
-    return _climbing("PGD", cross_entropy, setting, setting.epsilon / 4, setting.steps or 20)
+    return _pgd_attack("PGD", cross_entropy, setting, setting.epsilon / 4, setting.steps or 20)
 
 
 def paper_protocol(setting: Setting) -> dict[str, Attack]:
     """The attacks that the papers report; steps are 2/255 long at epsilon 8/255, PGD-TRADES' 0.003."""
     return {
-        **_without_chance(setting),
+        **_deterministic(setting),
         "pgd": pgd20(setting),
-        "pgd_trades": _climbing("PGD-TRADES", cross_entropy, setting, TRADES_STEP, 20),
-        "cw": _climbing("C&W-inf", margin, setting, setting.epsilon / 4, 30),
+        "pgd_trades": _pgd_attack("PGD-TRADES", cross_entropy, setting, TRADES_STEP, 20),
+        "cw": _pgd_attack("C&W-inf", margin, setting, setting.epsilon / 4, 30),
         "aa": _autoattack(setting),
     }
 
@@ -115,8 +115,8 @@ def official_protocol(setting: Setting) -> dict[str, Attack]:
     setting = setting._replace(judge="last")
     cw = {"library": "advertorch", "iterations": 1000, "initial_const": 0.1, "confidence": 0.01, "norm": "L2"}
     return {
-        **_without_chance(setting),
-        "pgd": _climbing("PGD", cross_entropy, setting, setting.epsilon / 4, setting.steps or 10),
+        **_deterministic(setting),
+        "pgd": _pgd_attack("PGD", cross_entropy, setting, setting.epsilon / 4, setting.steps or 10),
         "cw": Attack("C&W-L2", cw, {"": carlini_wagner_l2}, every_image=True, bounded=False),
         "aa": _autoattack(setting),
     }
@@ -144,13 +144,13 @@ def blackbox_protocol(setting: Setting) -> dict[str, Attack]:
 PROTOCOLS = {"paper": paper_protocol, "official": official_protocol, "blackbox": blackbox_protocol}
 
 
-def _without_chance(setting: Setting) -> dict[str, Attack]:
+def _deterministic(setting: Setting) -> dict[str, Attack]:
     parameters = {"epsilon": setting.epsilon, "steps": 1, "start": "none"}
     step = Attack("FGSM", parameters, {"": fgsm(setting.epsilon)}, every_image=setting.judge == "last")
     return {"clean": Attack("Clean", {}, {}), "fgsm": step}
 
 
-def _climbing(title: str, objective, setting: Setting, step_size: float, steps: int) -> Attack:
+def _pgd_attack(title: str, objective, setting: Setting, step_size: float, steps: int) -> Attack:
     perturb = LINF[setting.judge](objective, setting.epsilon, step_size, steps)
     parameters = _parameters(setting, step_size, steps) | {"judged": _JUDGED[setting.judge]}
     stages = _repeated(perturb, setting.restarts)

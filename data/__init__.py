@@ -18,6 +18,7 @@ __all__ = [
     "Split",
     "Splits",
     "chosen",
+    "dataset_name",
     "fingerprint",
     "hold_out",
     "load",
@@ -43,13 +44,18 @@ ALIASES = {
 }
 
 
+def dataset_name(name: str) -> str:
+    """Our name of a data set; raises UserError with the nearest names."""
+    return canonical(name, DATASETS, ALIASES, "--dataset")
+
+
 def load(name: str, data_root: str | Path | None = None, *, image_size: int | None = None, workers: int = 4) -> Splits:
     """Return the data set ``name`` (of DATASETS or ALIASES, in any case), read from ``data_root`` or its usual place.
 
     ``image_size`` in pixels is for Folder and Digits; the others have one size. ``workers`` threads decode image files.
     Raises UserError for an unknown name, and for data that are missing, damaged or of another size.
     """
-    name = canonical(name, DATASETS, ALIASES, "--dataset")
+    name = dataset_name(name)
     try:
         root = None if data_root is None else Path(data_root).expanduser()
     except RuntimeError as error:

@@ -10,6 +10,10 @@ import torch
 from utils.errors import UserError
 from utils.files import write_atomically
 
+# Files and folders of a run; the names of the checkpoints are those of the official codes.
+BEST_PGD10, BEST_CLEAN, LAST = "best_PGD10_acc_model.pth", "best_clean_acc_model.pth", "last_epoch_model.pth"
+STATES = "resume"  # folder of the states that --resume continues from
+
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write tensors, numbers, text, lists and dicts to ``path``; the same content gives the same bytes."""

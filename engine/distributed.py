@@ -1,4 +1,4 @@
-"""The processes of a torchrun, or the one process that there is without it."""
+"""Data parallelism under torchrun; without torchrun a single process."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -11,133 +11,136 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-# Evaluations only meet at the end of an attack, when one may have hours left to another; in training all keep step.
-EVALUATION_PATIENCE, TRAINING_PATIENCE = timedelta(days=30), timedelta(minutes=30)
+# In an evaluation ranks synchronize only at the end of an attack, hours apart; in training at every step.
+EVALUATION_TIMEOUT, TRAINING_TIMEOUT = timedelta(days=30), timedelta(minutes=30)
 
 
-class Part(NamedTuple):
-    """One process's part of a batch of ``whole`` images: its ``rows``, and the weight of their mean in the batch's.
+class Shard(NamedTuple):
+    """One rank's share of a training batch of ``batch_size`` images.
 
-    Where there are fewer images than processes, each takes ``all_alike``: the whole batch, with an equal weight.
+    ``rows`` are its images; ``weight`` is the weight of their mean in the mean of the batch. A batch with fewer images
+    than ranks is ``replicated``: every rank gets the whole batch, all with the same weight.
     """
 
     rows: slice
-    whole: int
-    share: float
-    all_alike: bool = False
+    batch_size: int
+    weight: float
+    replicated: bool = False
 
 
 class Processes(NamedTuple):
-    """This process's number and how many share the work."""
+    """Rank of this process and number of processes (the world size)."""
 
     rank: int = 0
     count: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+    def is_rank0(self) -> bool:
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
     def rows(self, n: int) -> slice:
-        """This process's rows of ``n``: consecutive, and as many as another's or one more or less, maybe none."""
+        """Return this rank's rows of ``n``: consecutive, balanced to within one row, possibly none."""
         return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
 
-    def part(self, n: int) -> Part:
-        """This process's part of a training batch of ``n`` images; never empty, for a mean over none is none."""
+    def shard(self, n: int) -> Shard:
+        """Return this rank's share of a training batch of ``n`` images; never empty."""
         if n < self.count:
-            return Part(slice(0, n), n, 1 / self.count, all_alike=True)
+            return Shard(slice(0, n), n, 1 / self.count, replicated=True)
         rows = self.rows(n)
-        return Part(rows, n, (rows.stop - rows.start) / n)
+        return Shard(rows, n, (rows.stop - rows.start) / n)
 
-    def total(self, values: Tensor) -> Tensor:
-        """Sum of a CPU tensor over all processes."""
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """Sum a CPU tensor over all ranks, in place."""
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values
 
-    def largest(self, values: Sequence[int]) -> list[int]:
-        """The largest of each value over all processes, so that all act alike on what one has seen."""
+    def all_reduce_max(self, values: Sequence[int]) -> list[int]:
+        """Return the maximum of each value over all ranks."""
         if self.count == 1:
             return list(values)
-        seen = torch.tensor(values)
-        torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
-        return seen.tolist()
+        maxima = torch.tensor(values)
+        torch.distributed.all_reduce(maxima, torch.distributed.ReduceOp.MAX)
+        return maxima.tolist()
 
-    def spread(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors by those of the first process."""
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of rank 0."""
         if self.count > 1:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor, src=0)
 
-    def from_first(self, work: Callable[[], Any]) -> Any:
-        """What ``work`` returns in the first process, alone to call it; its UserError is raised in all."""
+    def on_rank0(self, function: Callable[[], Any]) -> Any:
+        """Call ``function`` on rank 0 and return its result on all ranks; its UserError is raised on all ranks."""
         if self.count == 1:
-            return work()
-        outcome = [None, None]
-        if self.first:
+            return function()
+        result, error = None, None
+        if self.is_rank0:
             try:
-                outcome[0] = work()
-            except UserError as error:
-                outcome[1] = str(error)
-        torch.distributed.broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise UserError(outcome[1])
-        return outcome[0]
+                result = function()
+            except UserError as raised:
+                error = str(raised)
+        message = [result, error]
+        torch.distributed.broadcast_object_list(message)
+        if message[1] is not None:
+            raise UserError(message[1])
+        return message[0]
 
-    def in_turn(self, work: Callable[[], Any]) -> Any:
-        """Call ``work`` in the first process of each machine, then in its others: they find what it left on the disk.
+    def rank0_first(self, function: Callable[[], Any]) -> Any:
+        """Call ``function`` on the first rank of each machine, then on its other ranks, which find cached files.
 
-        A UserError of any process is raised in all.
+        A UserError of any rank is raised on all ranks.
         """
         if self.count == 1:
-            return work()
-        ahead = os.environ["LOCAL_RANK"] == "0"
-        first, then = (self.together(lambda mine=mine: work() if mine else None) for mine in (ahead, not ahead))
-        return first if ahead else then
+            return function()
+        local_first = os.environ["LOCAL_RANK"] == "0"
+        first = self.on_all_ranks(lambda: function() if local_first else None)
+        others = self.on_all_ranks(lambda: None if local_first else function())
+        return first if local_first else others
 
-    def together(self, work: Callable[[], Any]) -> Any:
-        """Call ``work``, which waits for no other process, in each of them; a UserError of any is raised in all."""
+    def on_all_ranks(self, function: Callable[[], Any]) -> Any:
+        """Call ``function``, which must not communicate, on every rank; a UserError of any rank is raised on all."""
         if self.count == 1:
-            return work()
-        done, trouble = None, None
+            return function()
+        result, error = None, None
         try:
-            done = work()
-        except UserError as error:
-            trouble = str(error)
-        troubles = [None] * self.count
-        torch.distributed.all_gather_object(troubles, trouble)
-        for text in filter(None, troubles):
-            raise UserError(text)
-        return done
+            result = function()
+        except UserError as raised:
+            error = str(raised)
+        errors = [None] * self.count
+        torch.distributed.all_gather_object(errors, error)
+        for message in filter(None, errors):
+            raise UserError(message)
+        return result
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
-def join(patience: timedelta) -> Processes:
-    """Join the processes that torchrun started; alone where it did not. ``patience`` is how long one waits for another.
+def init(timeout: timedelta) -> Processes:
+    """Initialize the process group under torchrun; without torchrun return SINGLE_PROCESS.
 
-    Tensors of the CPU go through gloo, those of a GPU through NCCL.
+    ``timeout`` limits how long a collective waits for a rank. CPU tensors use gloo, GPU tensors NCCL.
     """
     if not torch.distributed.is_torchelastic_launched():  # Slurm sets WORLD_SIZE in its shells too
-        return ALONE
+        return SINGLE_PROCESS
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend, timeout=patience)
+    torch.distributed.init_process_group(backend, timeout=timeout)
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
-def lost(error: RuntimeError, processes: Processes) -> bool:
-    """Whether an error says that another process does not answer any more."""
+def is_peer_failure(error: RuntimeError, processes: Processes) -> bool:
+    """Return whether an error means that another rank no longer responds."""
     reported = isinstance(error, torch.distributed.DistError) or "gloo" in str(error) or "Connection" in str(error)
     return processes.count > 1 and reported
 
 
-def leave() -> None:
-    """End what :func:`join` began."""
+def destroy() -> None:
+    """Destroy the process group, if :func:`init` made one."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def gpu_of(gpu_id: int) -> int:
-    """The GPU of this process: the one that was asked for, under torchrun the one of its place on the machine."""
+def local_gpu(gpu_id: int) -> int:
+    """Return the GPU of this process: LOCAL_RANK under torchrun, else ``gpu_id``."""
     return int(os.environ.get("LOCAL_RANK", gpu_id))

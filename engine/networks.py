@@ -9,12 +9,12 @@ from torch import nn
 
 from data import Splits, subset
 from data.loader import Batches
-from engine.evaluate import evaluate
+from engine.accuracy import evaluate
 from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import ALIASES, MODELS, build
 from models.robustbench import PREFIX
 from models.teachers import find_teacher, load_from_zoo, load_teacher, training_command
-from models.weights import load_network, read_facts, recognise
+from models.weights import load_network, read_metadata, recognise
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import logger
@@ -33,7 +33,7 @@ def network_in(path: str | Path, asked: str | None, flag: str = "--model") -> st
 
     Raises UserError, naming ``flag``, where the file contradicts what was asked or nothing tells.
     """
-    told = read_facts(path).get("model")
+    told = read_metadata(path).get("model")
     if asked is None:
         name = told or recognise(path)
         if name is None:
@@ -83,7 +83,7 @@ def make_teachers(config: TrainConfig, found: list, splits: Splits, device: torc
     """Load what :func:`find_teachers` found, and check each once."""
     teachers = []
     for kind, (name, path) in zip(("robust", "standard"), found, strict=False):
-        trained = read_facts(path).get("image_size") if path else None
+        trained = read_metadata(path).get("image_size") if path else None
         if trained not in (None, splits.image_size):
             logger.warning("%s was trained at --image_size %d, these are %d", path, trained, splits.image_size)
         teacher = load_teacher(name, config.dataset, len(splits.classes), path, splits.image_size).to(device)

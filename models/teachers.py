@@ -9,7 +9,7 @@ from models import MODELS, robustbench
 from models.weights import load_network, load_weights
 from utils.errors import UserError
 from utils.names import canonical
-from utils.report import text_table
+from utils.tables import text_table
 
 
 class Teacher(NamedTuple):

@@ -57,7 +57,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return network
 
 
-def read_facts(path: str | Path) -> dict[str, object]:
+def read_metadata(path: str | Path) -> dict[str, object]:
     """Return what one of our own checkpoints says of itself: ``model``, ``dataset``, ``image_size``, ``classes``.
 
     Of other files it returns nothing. Raises UserError, one line that names the file, where it cannot be read.

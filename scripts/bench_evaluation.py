@@ -9,13 +9,14 @@ from attacks.pgd import gaussian, pgd, uniform
 from attacks.suite import Setting, linf, pgd20
 from data import Splits, load, subset
 from data.loader import Batches
-from engine.evaluate import noise_of, predict, strike
-from engine.judge import Judge
+from engine.accuracy import predict
+from engine.evaluation.attack import make_noise, run_attack
+from engine.fast.frozen import FoldedModel, make_attack_model
+from engine.fast.precision import PLAIN, Arithmetic, choose_arithmetic
 from engine.networks import make_network, network_in
-from engine.precision import PLAIN, Arithmetic, choose_arithmetic
-from engine.tally import Tally
-from engine.trainer import Trainer
-from engine.views import View, for_evaluation
+from engine.training.metrics import EpochMetrics
+from engine.training.trainer import Trainer
+from engine.training.validation import Validator
 from methods import METHODS
 from methods.losses import kl
 from models import build
@@ -54,7 +55,7 @@ def time_evaluation(config: Evaluate) -> dict:
     epsilon = config.eps if config.eps is not None else _half_standing(network, batches)
 
     title, (stage,) = (attack := pgd20(Setting(epsilon, 0))).title, attack.stages
-    noise = [noise_of(x, 0, title, stage, k) for k, (x, _) in enumerate(batches)]
+    noise = [make_noise(x, 0, title, stage, k) for k, (x, _) in enumerate(batches)]
 
     def reference() -> float:
         network.requires_grad_(True)  # as the official evaluations leave it
@@ -63,7 +64,10 @@ def time_evaluation(config: Evaluate) -> dict:
 
     def unpruned() -> None:
         network.requires_grad_(False)
-        attack, view = linf(cross_entropy, epsilon, epsilon / 4, 20), for_evaluation(network, batches.images[:1] / 255)
+        attack, view = (
+            linf(cross_entropy, epsilon, epsilon / 4, 20),
+            make_attack_model(network, batches.images[:1] / 255),
+        )
         for (x, y), draw in zip(batches, noise, strict=True):
             network(attack(view, x, y, draw))
 
@@ -101,7 +105,7 @@ def time_judging(config: Judging) -> dict:
     network = _robust_digits(splits, device)
     batches = Batches(subset(splits.test, config.images, seed=0), config.bs, device=device)
     epsilon = config.eps if config.eps is not None else _half_standing(network, batches)
-    judge = Judge(network, batches, epsilon, seed=0)
+    judge = Validator(network, batches, epsilon, seed=0)
     noise = [uniform(x, 1) for x, _ in batches]
 
     def reference() -> float:
@@ -146,7 +150,7 @@ def measure_reach(config: Reach) -> dict:
 
     def climb(name: str, arithmetic: Arithmetic, seed: int) -> tuple[float, int]:
         noise = gaussian(x, 8 / 255, torch.Generator(device).manual_seed(seed))
-        views = [View(network, arithmetic) for network in (student, teacher)]
+        views = [FoldedModel(network, arithmetic) for network in (student, teacher)]
         x_adv = pgd(OBJECTIVES[name](*views, x, y), x, x + noise, epsilon=8 / 255, step_size=2 / 255, steps=10)
         with torch.no_grad():
             value = OBJECTIVES[name](student, teacher, x, y)(x_adv).mean()
@@ -174,7 +178,9 @@ def _robust_digits(splits: Splits, device: torch.device) -> torch.nn.Module:
     ball = {"epsilon": 16 / 255, "step_size": 4 / 255, "steps": 5}
     trainer = Trainer(network, [], METHODS["AT"](TrainConfig()), optimizer, **ball)
     for epoch in range(5):
-        for _ in trainer.epoch(Batches(splits.train, 64, device=device, shuffle=True), epoch, 0.05, Tally(device)):
+        for _ in trainer.epoch(
+            Batches(splits.train, 64, device=device, shuffle=True), epoch, 0.05, EpochMetrics(device)
+        ):
             pass
     return network.eval().requires_grad_(False)
 
@@ -184,8 +190,10 @@ def _clean(network, batches: Batches) -> float:
 
 
 def _standing(network, batches: Batches, epsilon: float) -> float:
-    climbed = for_evaluation(network, next(iter(batches))[0])
-    outcome = strike(network, batches, predict(network, batches), pgd20(Setting(epsilon, 0)), seed=0, climbed=climbed)
+    attack_model = make_attack_model(network, next(iter(batches))[0])
+    outcome = run_attack(
+        network, batches, predict(network, batches), pgd20(Setting(epsilon, 0)), seed=0, attack_model=attack_model
+    )
     return 100 * float((outcome.predicted == batches.labels.cpu()).double().mean())
 
 

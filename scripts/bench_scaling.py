@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.device import choose_device
-from engine.distributed import ALONE, TRAINING_PATIENCE, gpu_of, join, leave
-from engine.precision import choose_arithmetic
+from engine.distributed import SINGLE_PROCESS, TRAINING_TIMEOUT, destroy, init, local_gpu
+from engine.fast.precision import choose_arithmetic
 from scripts.bench_training import WHERE, Step, batch_of, trainer_of
 from scripts.measure import compare, machine
 from utils.errors import UserError
@@ -30,12 +30,12 @@ class Scale(Step):
 
 def time_scaling(config: Scale) -> dict:
     """Log and return images/s of one process and of all; starts torchrun unless called by it."""
-    processes = join(TRAINING_PATIENCE)
-    if processes is ALONE:
+    processes = init(TRAINING_TIMEOUT)
+    if processes is SINGLE_PROCESS:
         return _under_torchrun(config.processes)
-    if not processes.first:
+    if not processes.is_rank0:
         logging.getLogger().setLevel(logging.ERROR)
-    device = choose_device(config.device, gpu_of(0), config.threads or 1)
+    device = choose_device(config.device, local_gpu(0), config.threads or 1)
     arithmetic, words = choose_arithmetic(config.precision, config.compile, device)
     logger.info("%s a process, %d processes, %s", machine(device), processes.count, words)
     x, y = batch_of(config, device)
@@ -43,12 +43,12 @@ def time_scaling(config: Scale) -> dict:
     shared = trainer_of(config, "ours", device, arithmetic, processes=processes)
 
     def by_one() -> None:
-        if processes.first:
+        if processes.is_rank0:
             alone.step(x, y, config.epoch)
-        processes.largest([0])  # the others wait here
+        processes.all_reduce_max([0])  # the others wait here
 
     figures = compare(by_one, lambda: shared.step(x, y, config.epoch), config.bs, config.pairs, device)
-    leave()
+    destroy()
     return {"machine": machine(device), "arithmetic": words, **figures}
 
 

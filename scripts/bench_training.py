@@ -13,13 +13,14 @@ import torch.nn.functional as F
 
 from data import Split
 from data.loader import Batches
+from engine.accuracy import predict
 from engine.device import choose_device
-from engine.evaluate import noise_of, predict
-from engine.judge import Judge
-from engine.precision import Arithmetic, choose_arithmetic
-from engine.tally import Tally
-from engine.trainer import Trainer
-from engine.views import View
+from engine.evaluation.attack import make_noise
+from engine.fast.frozen import FoldedModel
+from engine.fast.precision import Arithmetic, choose_arithmetic
+from engine.training.metrics import EpochMetrics
+from engine.training.trainer import Trainer
+from engine.training.validation import Validator
 from methods import ALIASES, METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import build
 from scripts import plain
@@ -147,9 +148,9 @@ def time_epoch(config: Epoch) -> dict:
     judged = Batches(split, config.bs, device=device)
     reference, ours = (trainer_of(config, name, device, arithmetic) for name in SIDES)
     loader = plain.loader(split, config.bs, workers=2)
-    noise = [noise_of(x, 0, "PGD-10", "", k) for k, (x, _) in enumerate(judged)]
+    noise = [make_noise(x, 0, "PGD-10", "", k) for k, (x, _) in enumerate(judged)]
     shuffled = Batches(split, config.bs, device=device, shuffle=True, crop=4, flip=True)
-    judge = Judge(ours.student, judged, EPSILON, seed=0)
+    judge = Validator(ours.student, judged, EPSILON, seed=0)
 
     def plainly() -> None:
         for x, y in loader:
@@ -159,7 +160,7 @@ def time_epoch(config: Epoch) -> dict:
         plain.pgd_accuracy(reference.student, judged, noise=noise, **ball)
 
     def fast() -> None:
-        for _ in ours.epoch(shuffled, config.epoch, 0.001, Tally(device)):
+        for _ in ours.epoch(shuffled, config.epoch, 0.001, EpochMetrics(device)):
             pass
         judge()
 
@@ -176,8 +177,8 @@ def time_watching(config: Watching) -> dict:
     trainer, batches = trainer_of(config, "ours", device, arithmetic), [batch_of(config, device)] * 10
 
     def steps(teacher: bool) -> None:
-        for tally in trainer.epoch(batches, config.epoch, 0.001, Tally(device, teacher=teacher)):
-            last = tally
+        for metrics in trainer.epoch(batches, config.epoch, 0.001, EpochMetrics(device, teacher=teacher)):
+            last = metrics
         last.reliability()
 
     figures = compare(partial(steps, False), partial(steps, True), 10 * config.bs, config.pairs, device)
@@ -218,7 +219,7 @@ def time_views(config: Views) -> dict:
     figures = {}
     for name, arithmetic in VIEWS.items():
         logger.info("%s", name)
-        view = View(network, arithmetic)
+        view = FoldedModel(network, arithmetic)
         both = (lambda: gradient(network)), (lambda view=view: gradient(view))
         figures[name] = compare(*both, config.bs, config.pairs, device)
     return {"machine": machine(device), "views": figures}
@@ -276,8 +277,8 @@ def _networks(trainer) -> dict[str, torch.nn.Module]:
     """What a step runs, by name: of our side the views too."""
     if isinstance(trainer, plain.Trainer):
         return {"student": trainer.student, **{f"teacher {k}": t for k, t in enumerate(trainer.teachers)}}
-    guides = {f"teacher {k}": view for k, view in enumerate(trainer.guides)}
-    return {"student": trainer.student, "student's view": trainer.still, **guides}
+    guides = {f"teacher {k}": view for k, view in enumerate(trainer.teachers)}
+    return {"student": trainer.student, "student's view": trainer.student_eval, **guides}
 
 
 def _in_a_process(side: str) -> float:

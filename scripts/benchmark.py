@@ -29,7 +29,7 @@ from scripts.bench_training import (
     time_views,
     time_watching,
 )
-from utils.command import run_command
+from utils.cli import run_command
 from utils.errors import UserError
 from utils.files import require_writable, write_text
 from utils.flags import parse

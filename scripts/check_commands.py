@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
 
-from utils.command import run_command
+from utils.cli import run_command
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
 from utils.errors import UserError
 from utils.flags import parse
@@ -21,8 +21,8 @@ EVALUATION = {"main_eval.py": EvalConfig, "main_eval_tinyimagenet.py": TinyEvalC
 
 def check(content: bytes) -> None:
     """Raises UserError for the first command that would be refused."""
-    from engine.run_eval import attacks_of  # here, so that a missing package is told in one line
-    from engine.settings import resolve
+    from engine.evaluation.run import select_attacks  # here, so that a missing package is told in one line
+    from engine.training.settings import resolve
 
     trained = []
     words = iter(map(os.fsdecode, content.split(b"\0")[:-1]))
@@ -37,7 +37,7 @@ def check(content: bytes) -> None:
                 raise UserError(f"{what}: there twice, by two of its names; leave one out")
             trained.append(config)
         else:
-            attacks_of(parsed.config)
+            select_attacks(parsed.config)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
 
 from attacks.suite import PROTOCOLS
-from engine.comparison import CLEAN, Row, Table, gather, point_names, shared_attack, shown_columns, tabulate
-from utils.command import run_command
+from engine.reporting.tables import CLEAN, Row, Table, gather, point_names, shared_attack, shown_columns, tabulate
+from utils.cli import run_command
 from utils.errors import UserError
 from utils.files import write_text
 from utils.flags import parser_for
 from utils.log import logger
 from utils.plots import Point, save_figure, scatter
-from utils.report import latex_table, markdown_table, text_table, write_csv
+from utils.tables import latex_table, markdown_table, text_table, write_csv
 
 MARKERS = {"best": "o", "best clean": "^", "last": "s"}  # by kind of checkpoint
 

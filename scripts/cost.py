@@ -13,14 +13,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
 
-from engine.names import CHOICES
-from engine.published import KNOWN
-from engine.settings import dataset_name
-from engine.trainer import Trainer
+from data import dataset_name
+from engine.choices import CHOICES
+from engine.export.published import KNOWN
+from engine.training.trainer import Trainer
 from methods import ALIASES, METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import build
 from scripts.measure import gflop, passes
-from utils.command import run_command
+from utils.cli import run_command
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.flags import above, at_least, between, check_values, flag, parse
@@ -158,8 +158,8 @@ def _trainer(config: Cost) -> Trainer:
 
 
 def _counted(trainer: Trainer, config: Cost, epoch: int) -> Counted:
-    guides = {f"teacher {k}": view for k, view in enumerate(trainer.guides)}
-    networks = {"student": trainer.student, "student's view": trainer.still, **guides}
+    guides = {f"teacher {k}": view for k, view in enumerate(trainer.teachers)}
+    networks = {"student": trainer.student, "student's view": trainer.student_eval, **guides}
     x, y = _images(config), torch.randint(config.classes, (IMAGES,))
     counts = {}
     work = gflop(lambda: counts.update(passes(networks, lambda: trainer.step(x, y, epoch))))

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
 
-from engine.export_forms import FORMATS, Entry
-from engine.names import CHOICES
-from engine.published import TITLES, read
-from utils.command import run_command
+from engine.choices import CHOICES
+from engine.export.formats import FORMATS, Entry
+from engine.export.published import TITLES, read
+from utils.cli import run_command
 from utils.errors import UserError
 from utils.files import require_writable
 from utils.flags import flag, parse

@@ -73,7 +73,7 @@ class Trainer:
     """A training step as the official codes take it; the method and its loss are this project's own.
 
     During the attack the networks are run as they are, with parameters that require gradients (the student's), and
-    the student is switched to the mode that the method's attack asks for. Arguments as of engine.trainer.Trainer.
+    the student is switched to the mode that the method's attack asks for. Arguments are those of Trainer.
     """
 
     def __init__(self, student, teachers, method, optimizer, *, epsilon: float, step_size: float, steps: int):

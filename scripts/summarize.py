@@ -14,16 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run
 
 from attacks.suite import pgd10
 from data import load
-from engine.eval_pictures import turned
-from engine.records import place_of, read_evaluations
+from engine.evaluation.figures import turned
+from engine.evaluation.records import read_evaluations, results_path
 from models.weights import load_network
-from utils.command import run_command
+from utils.cli import run_command
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.files import read_json
 from utils.log import logger
 from utils.plots import draw_curves, draw_examples, save_figure
-from utils.report import read_csv, text_table
+from utils.tables import read_csv, text_table
 
 EXAMPLES = 6
 
@@ -34,7 +34,7 @@ def summarize(arguments: list[str]) -> None:
         raise UserError(f"usage: {__doc__.splitlines()[0].partition(': ')[2]}")
     picture, runs = Path(arguments[0]), [argument.split("=", 1) for argument in arguments[1:]]
     runs = {name: Path(checkpoint) for name, checkpoint in runs}
-    figures = {name: read_evaluations(place_of(path))[-1]["figures"] for name, path in runs.items()}
+    figures = {name: read_evaluations(results_path(path))[-1]["figures"] for name, path in runs.items()}
     columns = list(dict.fromkeys(title for row in figures.values() for title in row))
     rows = [
         [name, *(f"{row[title]['accuracy']:.1f}" if title in row else "-" for title in columns)]

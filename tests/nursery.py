@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 import matplotlib.pyplot  # noqa: E402, F401
 import sklearn.datasets  # noqa: E402, F401
 
-import engine.run  # noqa: E402, F401
+import engine.training.run  # noqa: E402, F401
 
 
 def child(folder: str, script: str, words: list[str]) -> None:

@@ -10,9 +10,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from tiny import TinyNet  # noqa: E402
 
-from engine.distributed import join, leave  # noqa: E402
-from engine.tally import Tally  # noqa: E402
-from engine.trainer import Trainer  # noqa: E402
+from engine.distributed import destroy, init  # noqa: E402
+from engine.training.metrics import EpochMetrics  # noqa: E402
+from engine.training.trainer import Trainer  # noqa: E402
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER  # noqa: E402
 from utils.config import TrainConfig  # noqa: E402
 
@@ -37,19 +37,19 @@ def ten_steps(name: str, processes, sync_bn: bool = True) -> dict:
         processes=processes,
         sync_bn=sync_bn,
     )
-    tally = Tally("cpu", processes)
-    for _ in trainer.epoch(batches, 0, 0.1, tally):
+    metrics = EpochMetrics("cpu", processes)
+    for _ in trainer.epoch(batches, 0, 0.1, metrics):
         pass
-    return {"net": student.state_dict(), "means": [mean or 0.0 for mean in tally.means()]}
+    return {"net": student.state_dict(), "means": [mean or 0.0 for mean in metrics.means()]}
 
 
 if __name__ == "__main__":
     out, *names = sys.argv[1:]
-    processes = join(timedelta(minutes=2))
+    processes = init(timedelta(minutes=2))
     found = {name: ten_steps(name, processes) for name in names}
     unsynced = [None] * processes.count
     torch.distributed.all_gather_object(unsynced, ten_steps("AT", processes, sync_bn=False)["net"])
-    if processes.first:
+    if processes.is_rank0:
         torch.save(found | {"unsynced": unsynced}, out)
     torch.distributed.barrier()  # none takes its connections down while the first is still at work
-    leave()
+    destroy()

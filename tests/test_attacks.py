@@ -11,7 +11,7 @@ from attacks.libraries import advertorch_attacks, carlini_wagner_l2
 from attacks.objectives import cross_entropy, margin
 from attacks.pgd import gaussian, pgd, uniform, zero
 from attacks.suite import fgsm, linf, linf_until_fooled, pgd10
-from engine.trainer import Trainer
+from engine.training.trainer import Trainer
 from methods import METHODS, WITH_TEACHER
 from methods.losses import kl
 from models import build
@@ -251,10 +251,10 @@ def test_fgsm_and_pgd20_have_torchattacks_robust_accuracy():
     torchattacks = pytest.importorskip("torchattacks", reason="a second opinion, not a requirement")
     net, x, y = trained_on_stripes()
     right = lambda x_adv: int((net(x_adv).argmax(1) == y).sum())  # noqa: E731
-    fallen = 500 - right(fgsm(EPSILON)(net, x, y, None))
-    assert 100 < fallen < 400  # otherwise equality says little
+    fooled_at = 500 - right(fgsm(EPSILON)(net, x, y, None))
+    assert 100 < fooled_at < 400  # otherwise equality says little
     # One image in 500: rounding of the last step may turn an image that lies on the border of two classes.
-    assert abs(500 - fallen - right(torchattacks.FGSM(net, eps=EPSILON)(x, y))) <= 1
+    assert abs(500 - fooled_at - right(torchattacks.FGSM(net, eps=EPSILON)(x, y))) <= 1
     ours = linf(cross_entropy, EPSILON, 2 / 255, 20)(net, x, y, torch.zeros_like(x))
     theirs = torchattacks.PGD(net, eps=EPSILON, alpha=2 / 255, steps=20, random_start=False)(x, y)
     assert abs(right(ours) - right(theirs)) <= 1
@@ -271,7 +271,7 @@ def test_an_attack_that_ends_with_its_first_success_fools_what_one_that_remember
     stands = torch.stack([net(step).argmax(1) == y for step in steps])
     assert torch.equal(net(x_adv).argmax(1) == y, stands.all(0))
     assert 0.2 < stands.all(0).double().mean() < 0.9  # some fall, some stand
-    # Each fallen image is the first misclassified one of its way, each standing one the last.
+    # Each fooled_at image is the first misclassified one of its way, each standing one the last.
     first = torch.where(stands.all(0), 20, (~stands).double().argmax(0))
     assert torch.equal(x_adv, torch.stack(steps)[first, torch.arange(len(x))])
 

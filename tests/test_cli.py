@@ -18,8 +18,8 @@ from PIL import Image
 from small_sets import cifar_files, tiny_imagenet_files
 from torchvision.datasets import CIFAR100
 
-from engine.records import place_of
-from engine.run_eval import command_for
+from engine.evaluation.records import results_path
+from engine.training.run import command_for
 from methods import ALIASES, METHODS, WITH_TWO_TEACHERS
 from models import build
 from utils.config import TrainConfig
@@ -40,7 +40,7 @@ def save_network(path, num_classes=10, name="small_resnet", image_size=32):
 
 
 def figures_of(path):
-    return json.loads(place_of(path).read_text())["evaluations"][-1]["figures"]
+    return json.loads(results_path(path).read_text())["evaluations"][-1]["figures"]
 
 
 def rows_of(path):
@@ -179,7 +179,7 @@ def test_an_evaluation_adds_to_what_is_kept_and_replaces_no_figure_of_more_image
     words = f"--dataset Digits --image_size 16 --model small_resnet --model_path {path} --limit_test 20"
     for more in ("--attacks clean,pgd", "--attacks fgsm", "--attacks pgd --eps 0.1"):
         assert run("main_eval.py", f"{words} {more}").status == 0
-    first, second = json.loads(place_of(path).read_text())["evaluations"]
+    first, second = json.loads(results_path(path).read_text())["evaluations"]
     assert (list(first["figures"]), list(second["figures"])) == (["Clean", "PGD-20", "FGSM", "worst case"], ["PGD-20"])
     assert (first["conditions"]["eps"], second["conditions"]["eps"]) == (8 / 255, 0.1)
 
@@ -199,7 +199,7 @@ def test_our_own_checkpoint_tells_its_image_size_and_its_network(run, tmp_path):
     (path,) = tmp_path.rglob("best_clean_acc_model.pth")
     ended = run("main_eval.py", f"--dataset Digits --model small_resnet --model_path {path} --attacks clean")
     assert ended.status == 0
-    (evaluation,) = json.loads(place_of(path).read_text())["evaluations"]
+    (evaluation,) = json.loads(results_path(path).read_text())["evaluations"]
     assert evaluation["conditions"]["image_size"] == 16
     ended = run("main_eval.py", f"--dataset Digits --model resnet18 --model_path {path} --attacks clean")
     assert ended.status == 2 and "holds a small_resnet; leave the flag out" in ended.err

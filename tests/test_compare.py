@@ -11,10 +11,10 @@ import pytest
 from commands import run_here
 from PIL import Image
 
-from engine.comparison import gather, point_names, shared_attack, shown_columns
+from engine.reporting.tables import gather, point_names, shared_attack, shown_columns
 from scripts.compare import picture
 from utils.plots import name_points
-from utils.report import latex_table, markdown_table, read_csv, text_table
+from utils.tables import latex_table, markdown_table, read_csv, text_table
 
 HEADER = ["network", "Clean (n=20)"]
 ROWS = [["a_b|c", "46.50"], ["d", "47.00 ± 0.71"], ["e", "-"]]

@@ -8,7 +8,7 @@ from commands import run_here
 
 from data import Split
 from data.loader import Batches
-from engine.judge import Judge
+from engine.training.validation import Validator
 from methods import METHODS
 from models import build
 from scripts.measure import gflop
@@ -53,7 +53,7 @@ def test_an_image_that_nothing_fools_is_judged_at_the_cost_that_is_counted(cost)
     with torch.no_grad():
         labels = network(images / 255).argmax(1)
     ball = 0.0  # without extent, so that what is classified correctly stays so
-    judge = Judge(network, Batches(Split(images, labels), 4, device=torch.device("cpu")), ball, seed=0)
+    judge = Validator(network, Batches(Split(images, labels), 4, device=torch.device("cpu")), ball, seed=0)
     work = gflop(judge) / 4
     assert number(rf"judged image, at most: {NUMBER} GFLOP", cost("").out) == pytest.approx(work, rel=1e-3)  # 4 digits
 

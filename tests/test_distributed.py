@@ -13,7 +13,7 @@ from commands import run_apart
 from conftest import ROOT
 from shared_steps import ten_steps
 
-from engine.distributed import ALONE, Processes
+from engine.distributed import SINGLE_PROCESS, Processes
 
 METHODS = ("AT", "TRADES", "IAD-II", "DGAD")
 TRAIN = (
@@ -38,7 +38,7 @@ def test_ten_steps_of_several_processes_are_those_of_one(tmp_path, processes):
     assert run.returncode == 0, err
     shared = torch.load(tmp_path / "net.pt", weights_only=True)
     for name in METHODS:
-        alone = ten_steps(name, ALONE)
+        alone = ten_steps(name, SINGLE_PROCESS)
         assert shared[name]["means"] == pytest.approx(alone["means"], rel=1e-9), name
         for key, value in alone["net"].items():
             # Float64 sums in another order differ by 1e-16 a step; the attack's sign must not have seen it.
@@ -51,13 +51,13 @@ def test_ten_steps_of_several_processes_are_those_of_one(tmp_path, processes):
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("n", [1, 2, 6, 7, 20])
 def test_parts_are_the_whole_batch_and_weigh_as_their_images(n, count):
-    parts = [Processes(rank, count).part(n) for rank in range(count)]
-    assert sum(part.share for part in parts) == pytest.approx(1)
+    parts = [Processes(rank, count).shard(n) for rank in range(count)]
+    assert sum(part.weight for part in parts) == pytest.approx(1)
     if n >= count:
         assert [i for part in parts for i in range(n)[part.rows]] == list(range(n))
-        assert all(part.share == len(range(n)[part.rows]) / n for part in parts)
+        assert all(part.weight == len(range(n)[part.rows]) / n for part in parts)
     else:
-        assert all(range(n)[part.rows] == range(n) and part.all_alike for part in parts)
+        assert all(range(n)[part.rows] == range(n) and part.replicated for part in parts)
     rows = [i for rank in range(count) for i in range(n)[Processes(rank, count).rows(n)]]
     assert rows == list(range(n))
 

@@ -16,7 +16,7 @@ from conftest import ROOT
 from PIL import Image
 
 import methods
-from engine.settings import resolve
+from engine.training.settings import resolve
 from models import build
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
 from utils.flags import parse
@@ -120,8 +120,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate("ab"):
         torch.manual_seed(number)
-        facts = {"model": "small_resnet", "dataset": "Digits", "method": "AT", "image_size": 16}
-        content = {"net": build("small_resnet", 10, 16).state_dict(), **facts, "classes": list("0123456789")}
+        metadata = {"model": "small_resnet", "dataset": "Digits", "method": "AT", "image_size": 16}
+        content = {"net": build("small_resnet", 10, 16).state_dict(), **metadata, "classes": list("0123456789")}
         torch.save(content, f"{name}.pth")
         for place in ("tuned_models/Digits/DGAD/RUN", "tuned_models/..."):
             (tmp_path / place).mkdir(parents=True, exist_ok=True)

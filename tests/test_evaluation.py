@@ -18,21 +18,22 @@ from attacks.pgd import pgd_until_fooled
 from attacks.suite import Attack, Setting, official_protocol, pgd20
 from data import Split, load
 from data.loader import Batches
-from engine.distributed import EVALUATION_PATIENCE, Processes, join
-from engine.eval_pictures import confusion, radius_curve
-from engine.evaluate import Outcome, noise_of, predict, strike
-from engine.guard import Probe, probe, warn_of_masking
-from engine.records import Record, figure_of, folder_of, place_of, read_evaluations, worst_case
-from engine.run_eval import conditions_of
-from engine.run_folder import BEST_PGD10, LAST
-from engine.subjects import Subject, helper
-from engine.views import View, for_evaluation
+from engine.accuracy import predict
+from engine.checkpoint import BEST_PGD10, LAST
+from engine.distributed import EVALUATION_TIMEOUT, Processes, init
+from engine.evaluation.attack import AttackResult, make_noise, run_attack
+from engine.evaluation.figures import confusion, radius_curve
+from engine.evaluation.records import Record, make_result, read_evaluations, results_folder, results_path, worst_case
+from engine.evaluation.run import make_conditions
+from engine.evaluation.sanity import SanityCheck, sanity_check, warn_of_masking
+from engine.evaluation.targets import EvalTarget, load_other_network
+from engine.fast.frozen import FoldedModel, make_attack_model
 from models import build
 from utils.config import EvalConfig
 from utils.errors import UserError
 from utils.progress import Bar
 
-ALONE = {"seed": 3}
+SINGLE_PROCESS = {"seed": 3}
 DIGITS = "--dataset Digits --image_size 16 --no-pictures"
 
 
@@ -49,10 +50,10 @@ def run(monkeypatch, capsys, tmp_path):
     return start
 
 
-def save_network(path, seed=0, classes=10, **facts):
+def save_network(path, seed=0, classes=10, **metadata):
     torch.manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"net": build("small_resnet", classes, 16).state_dict(), **facts}, path)
+    torch.save({"net": build("small_resnet", classes, 16).state_dict(), **metadata}, path)
     return path
 
 
@@ -84,9 +85,11 @@ def test_what_is_misclassified_clean_counts_as_fooled_and_is_not_attacked():
         return x
 
     batches = Batches(images, 10, device="cpu")
-    outcome = strike(net, batches, predict(net, batches), Attack("any", {"epsilon": 1.0}, {"": harmless}), **ALONE)
+    outcome = run_attack(
+        net, batches, predict(net, batches), Attack("any", {"epsilon": 1.0}, {"": harmless}), **SINGLE_PROCESS
+    )
     assert seen == [8, 8, 8]
-    assert outcome.fallen.tolist() == [0, 2, 2, 2, 2] * 6
+    assert outcome.fooled_at.tolist() == [0, 2, 2, 2, 2] * 6
 
 
 def test_an_attack_on_every_image_is_judged_by_its_result_alone():
@@ -95,9 +98,9 @@ def test_an_attack_on_every_image_is_judged_by_its_result_alone():
     batches = Batches(images, 10, device="cpu")
     # Gives for each image the first of the batch, whatever it was.
     first = Attack("any", {"epsilon": 1.0}, {"": lambda model, x, y, noise: x[:1].expand_as(x)}, every_image=True)
-    outcome = strike(net, batches, predict(net, batches), first, **ALONE)
+    outcome = run_attack(net, batches, predict(net, batches), first, **SINGLE_PROCESS)
     assert torch.equal(outcome.predicted, right[torch.arange(30) // 10 * 10])
-    assert torch.equal(outcome.fallen == 2, outcome.predicted == images.labels)
+    assert torch.equal(outcome.fooled_at == 2, outcome.predicted == images.labels)
 
 
 def test_stages_meet_only_what_the_stages_before_left_standing():
@@ -115,9 +118,9 @@ def test_stages_meet_only_what_the_stages_before_left_standing():
 
     stages = {"a": turns(0, 1), "b": turns(0), "c": turns()}
     batches = Batches(images, 10, device="cpu")
-    outcome = strike(net, batches, predict(net, batches), Attack("any", {"epsilon": 1.0}, stages), **ALONE)
+    outcome = run_attack(net, batches, predict(net, batches), Attack("any", {"epsilon": 1.0}, stages), **SINGLE_PROCESS)
     assert met == [8, 6, 5]
-    assert outcome.fallen.tolist() == [0, 1, 1, 2, 4, 0, 4, 4, 4, 4]
+    assert outcome.fooled_at.tolist() == [0, 1, 1, 2, 4, 0, 4, 4, 4, 4]
 
 
 def test_an_images_start_depends_on_no_other_attack_and_on_no_other_process():
@@ -131,14 +134,14 @@ def test_an_images_start_depends_on_no_other_attack_and_on_no_other_process():
     attack = Attack("any", {"epsilon": 1.0}, {"": noting}, every_image=True)
     batches = Batches(images, 10, device="cpu")
     clean = predict(net, batches)
-    strike(net, batches, clean, attack, **ALONE)
+    run_attack(net, batches, clean, attack, **SINGLE_PROCESS)
 
     class Share(Processes):
-        def total(self, values):
+        def all_reduce_sum(self, values):
             return values
 
     for rank in range(2):
-        strike(net, batches, clean, attack, seed=3, processes=Share(rank, 2))
+        run_attack(net, batches, clean, attack, seed=3, processes=Share(rank, 2))
     alone, shared = seen[:4], seen[4:]
     assert len(shared) == 4
     assert all(torch.equal(alone[k], shared[place]) for place, k in enumerate([0, 2, 1, 3]))
@@ -148,8 +151,8 @@ def test_every_draw_is_one_of_its_own():
     x = torch.zeros(2, 3, 4, 4)
     about = {"seed": 1, "title": "PGD-20", "stage": "start 1", "batch": 0}
     changed = [{}, {"seed": 2}, {"title": "C&W-inf-30"}, {"stage": "start 2"}, {"batch": 1}]
-    draws = [noise_of(x, **about | change) for change in changed]
-    assert torch.equal(draws[0], noise_of(x, **about))
+    draws = [make_noise(x, **about | change) for change in changed]
+    assert torch.equal(draws[0], make_noise(x, **about))
     assert all(not torch.equal(draws[0], other) for other in draws[1:])
     assert -1 <= draws[0].min() < -0.9 and 0.9 < draws[0].max() <= 1
 
@@ -163,8 +166,8 @@ def test_an_image_keeps_its_draw_when_others_have_fallen():
         return x
 
     batches = Batches(images, 10, device="cpu")
-    strike(net, batches, predict(net, batches), Attack("any", {}, {"": noting}), **ALONE)
-    whole = noise_of(torch.zeros(10, 3, 8, 8), 3, "any", "", 0)
+    run_attack(net, batches, predict(net, batches), Attack("any", {}, {"": noting}), **SINGLE_PROCESS)
+    whole = make_noise(torch.zeros(10, 3, 8, 8), 3, "any", "", 0)
     assert torch.equal(seen[0], whole[[1, 2, 3, 4, 6, 7, 8, 9]])  # 0 and 5 are misclassified clean
 
 
@@ -185,22 +188,22 @@ def test_the_network_judges_what_is_found_on_its_copy():
         return x_adv
 
     attack = Attack("any", {"epsilon": 1.0}, {"": until_fooled})
-    outcome = strike(net, batches, predict(net, batches), attack, **ALONE, climbed=Elsewhere())
+    outcome = run_attack(net, batches, predict(net, batches), attack, **SINGLE_PROCESS, attack_model=Elsewhere())
     # The copy ended the attack on every image at once; on the network itself it goes on and succeeds.
     assert tried == [(Elsewhere, 8), (FirstPixel, 8)]
-    assert outcome.fallen.tolist() == [0, 1, 1, 1, 1] * 2
+    assert outcome.fooled_at.tolist() == [0, 1, 1, 1, 1] * 2
 
 
 def test_a_copy_that_computes_something_else_is_not_climbed(monkeypatch, caplog):
     net, x, _ = trained_on_stripes(n=20)
-    assert type(for_evaluation(net, x)) is View
+    assert type(make_attack_model(net, x)) is FoldedModel
 
-    class Wrong(View):
+    class Wrong(FoldedModel):
         def forward(self, x):
             return super().forward(x) * 1.01
 
-    monkeypatch.setattr("engine.views.View", Wrong)
-    assert for_evaluation(net, x) is net
+    monkeypatch.setattr("engine.fast.frozen.FoldedModel", Wrong)
+    assert make_attack_model(net, x) is net
     assert "cannot be folded faithfully" in caplog.text
 
 
@@ -221,7 +224,7 @@ def test_an_attack_that_leaves_its_ball_makes_no_figure():
     batches = Batches(images, 10, device="cpu")
     far = Attack("far", {"epsilon": 0.1}, {"": lambda model, x, y, noise: (x + 0.2).clamp(0, 1)})
     with pytest.raises(RuntimeError, match="far left its ball"):
-        strike(net, batches, predict(net, batches), far, **ALONE)
+        run_attack(net, batches, predict(net, batches), far, **SINGLE_PROCESS)
 
 
 def test_an_image_that_fell_at_one_start_stays_fallen():
@@ -230,16 +233,16 @@ def test_an_image_that_fell_at_one_start_stays_fallen():
     turn = lambda model, x, y, noise: (x + 1 / 255) % 1  # noqa: E731
     stages = {"start 1": turn, "start 2": lambda model, x, y, noise: x}
     attack = Attack("any", {"epsilon": 1.0}, stages, every_image=True)
-    outcome = strike(net, batches, predict(net, batches), attack, **ALONE)
-    assert set(outcome.fallen[1:5].tolist()) == {1}
+    outcome = run_attack(net, batches, predict(net, batches), attack, **SINGLE_PROCESS)
+    assert set(outcome.fooled_at[1:5].tolist()) == {1}
 
 
 def test_what_stands_after_each_stage_and_of_each_class_by_hand():
-    outcome = Outcome(torch.tensor([0, 1, 2, 3, 0]), torch.tensor([3, 3, 1, 2, 0]))
+    outcome = AttackResult(torch.tensor([0, 1, 2, 3, 0]), torch.tensor([3, 3, 1, 2, 0]))
     attack = Attack("any", {}, {"a": None, "b": None})
     labels = torch.tensor([0, 1, 1, 1, 1])
     attacked = torch.tensor([True, True, False, True, True, True])
-    figure = figure_of(attack, outcome, labels, attacked, 1.0, ["cat", "dog", "frog"])
+    figure = make_result(attack, outcome, labels, attacked, 1.0, ["cat", "dog", "frog"])
     assert figure["stages"] == {"a": 60.0, "b": 40.0}
     assert (figure["accuracy"], figure["n"], figure["correct"]) == (40.0, 5, "11-000")
     assert figure["per_class"] == {"cat": 100.0, "dog": 25.0}
@@ -250,27 +253,29 @@ CHANGES = [{"bs": 7}, {"judge": "last"}, {"restarts": 2}, {"eps": 0.1}, {"steps"
 
 @pytest.mark.parametrize("change", [*CHANGES, {"protocol": "official"}], ids=str)
 def test_figures_under_other_conditions_are_kept_apart(tmp_path, change):
-    subject = Subject(save_network(tmp_path / "net.pth"), "small_resnet", None)
+    target = EvalTarget(save_network(tmp_path / "net.pth"), "small_resnet", None)
     _, images = some_images()
-    first = conditions_of(subject, images, EvalConfig())
-    assert first == conditions_of(subject, images, EvalConfig())
-    assert first != conditions_of(subject, images, EvalConfig(**change))
+    first = make_conditions(target, images, EvalConfig())
+    assert first == make_conditions(target, images, EvalConfig())
+    assert first != make_conditions(target, images, EvalConfig(**change))
 
 
 def test_figures_on_other_images_or_from_another_surrogate_are_kept_apart(tmp_path):
-    subject = Subject(save_network(tmp_path / "net.pth"), "small_resnet", None)
+    target = EvalTarget(save_network(tmp_path / "net.pth"), "small_resnet", None)
     _, images = some_images()
     other = Split(255 - images.images, images.labels)
-    assert conditions_of(subject, images, EvalConfig()) != conditions_of(subject, other, EvalConfig())
+    assert make_conditions(target, images, EvalConfig()) != make_conditions(target, other, EvalConfig())
     paths = [str(save_network(tmp_path / f"{seed}.pth", seed)) for seed in (1, 2)]
     blackbox = [EvalConfig(protocol="blackbox", surrogate_path=path) for path in paths]
-    assert conditions_of(subject, images, blackbox[0]) != conditions_of(subject, images, blackbox[1])
+    assert make_conditions(target, images, blackbox[0]) != make_conditions(target, images, blackbox[1])
 
 
 def test_a_surrogate_stands_still(tmp_path):
     save_network(tmp_path / "net.pth")
     splits = load("Digits", image_size=16)
-    surrogate = helper(str(tmp_path / "net.pth"), None, "--surrogate_model", EvalConfig(), splits, torch.device("cpu"))
+    surrogate = load_other_network(
+        str(tmp_path / "net.pth"), None, "--surrogate_model", EvalConfig(), splits, torch.device("cpu")
+    )
     assert not surrogate.training and not any(p.requires_grad for p in surrogate.parameters())
 
 
@@ -280,8 +285,8 @@ def test_restarts_only_lower_the_figure():
     figures = []
     for restarts in (1, 3):
         attack = pgd20(Setting(16 / 255, 0, steps=2, restarts=restarts))
-        outcome = strike(net, batches, predict(net, batches), attack, **ALONE)
-        figures.append(outcome.fallen > restarts)
+        outcome = run_attack(net, batches, predict(net, batches), attack, **SINGLE_PROCESS)
+        figures.append(outcome.fooled_at > restarts)
     assert (figures[1] <= figures[0]).all() and figures[1].sum() < figures[0].sum()
 
 
@@ -328,20 +333,20 @@ def test_an_interrupted_evaluation_keeps_its_figures_and_continues_to_the_same_e
     with monkeypatch.context() as patch:
         patch.setattr("utils.progress.Bar.advance", interrupted)
         run(f"{words} --model_path parts/net.pth --state state", status=130 if pieces < 6 else 0)
-    kept = read_evaluations(place_of("parts/net.pth"))[-1]["figures"]
+    kept = read_evaluations(results_path("parts/net.pth"))[-1]["figures"]
     assert "FGSM" in kept
 
-    climbed = []
+    attack_model = []
 
     def climb(*where, **ball):
-        climbed.append(1)
+        attack_model.append(1)
         return pgd_until_fooled(*where, **ball)
 
     monkeypatch.setattr("attacks.suite.pgd_until_fooled", climb)
     run(f"{words} --model_path parts/net.pth --state state")
-    assert figures_in(place_of("parts/net.pth")) == figures_in(place_of("whole/net.pth"))
+    assert figures_in(results_path("parts/net.pth")) == figures_in(results_path("whole/net.pth"))
     # A piece that was finished is not done again; one more was done than the bar had shown.
-    assert len(climbed) == max(0, 6 - pieces - 1)
+    assert len(attack_model) == max(0, 6 - pieces - 1)
 
 
 def test_the_state_of_another_evaluation_is_refused(run, tmp_path):
@@ -367,12 +372,12 @@ def test_processes_of_torchrun_share_the_images_and_one_of_them_writes(run, tmp_
         timeout=300,
     )
     assert ended.returncode == 0, ended.stderr
-    assert figures_in(place_of(tmp_path / "shared/net.pth")) == figures_in(place_of(tmp_path / "alone/net.pth"))
+    assert figures_in(results_path(tmp_path / "shared/net.pth")) == figures_in(results_path(tmp_path / "alone/net.pth"))
     assert ended.stdout.count("PGD-20  ") == 1
 
 
 def test_a_damaged_table_of_figures_is_not_written_over(run, tmp_path):
-    place = place_of(save_network(tmp_path / "net.pth"))
+    place = results_path(save_network(tmp_path / "net.pth"))
     place.parent.mkdir()
     for damage in ('{"evaluations": [{', '{"evaluations": [{}]}', "[]"):
         place.write_text(damage)
@@ -385,11 +390,11 @@ def test_a_damaged_piece_of_a_state_is_done_again(run, tmp_path):
     save_network(tmp_path / "net.pth")
     words = f"{DIGITS} --model_path net.pth --limit_test 20 --attacks fgsm --state state"
     run(words)
-    before = figures_in(place_of("net.pth"))
+    before = figures_in(results_path("net.pth"))
     (piece,) = Path("state").rglob("FGSM*")
     piece.write_text("{")
     run(words)
-    assert figures_in(place_of("net.pth")) == before and len(piece.read_text()) > 1
+    assert figures_in(results_path("net.pth")) == before and len(piece.read_text()) > 1
 
 
 def test_the_state_of_a_file_serves_it_under_another_name(run, tmp_path):
@@ -406,27 +411,27 @@ def test_processes_wait_for_the_longest_attack(monkeypatch):
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *a, **options: given.update(options))
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    assert join(EVALUATION_PATIENCE) == Processes(1, 2)
+    assert init(EVALUATION_TIMEOUT) == Processes(1, 2)
     assert given["timeout"].days >= 7
 
 
 def test_a_shell_of_slurm_is_one_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert join(EVALUATION_PATIENCE) == Processes(0, 1)
+    assert init(EVALUATION_TIMEOUT) == Processes(0, 1)
 
 
 def test_a_folder_gives_best_and_last_of_its_runs_side_by_side(run, tmp_path):
-    facts = {"model": "small_resnet", "dataset": "Digits", "image_size": 16}
+    metadata = {"model": "small_resnet", "dataset": "Digits", "image_size": 16}
     for seed, name in enumerate((BEST_PGD10, LAST)):
-        save_network(tmp_path / "runs/AT/net" / name, seed, **facts)
-    save_network(tmp_path / "runs/AT/net/best_clean_acc_model.pth", 2, **facts)
-    save_network(tmp_path / "runs/DGAD/net" / LAST, 3, **facts)
+        save_network(tmp_path / "runs/AT/net" / name, seed, **metadata)
+    save_network(tmp_path / "runs/AT/net/best_clean_acc_model.pth", 2, **metadata)
+    save_network(tmp_path / "runs/DGAD/net" / LAST, 3, **metadata)
     ended = run("--dataset Digits --model_path runs --limit_test 20 --attacks clean,fgsm --no-pictures")
     rows = ended.out.splitlines()[-2:]
     assert rows[0].split()[:4] == ["AT/net", "best", "/", "last"] and rows[0].count("/") == 2 + 3
     assert rows[1].split()[:2] == ["DGAD/net", "last"]
     for name in (BEST_PGD10, LAST):
-        (entry,) = read_evaluations(place_of(Path("runs/AT/net", name)))
+        (entry,) = read_evaluations(results_path(Path("runs/AT/net", name)))
         assert entry["conditions"]["checkpoint"] == name
 
 
@@ -465,8 +470,8 @@ def test_a_network_whose_gradients_vanish_is_called_out_and_an_honest_one_is_not
     net, x, y = trained_on_stripes()
     images = Split((255 * x).round().byte(), y)
     record = record_of(tmp_path, {})
-    assert warn_of_masking(record, 8 / 255, probe(net, images, 8 / 255, "cpu", batch_size=50, seed=0)) == []
-    warnings = warn_of_masking(record, 8 / 255, probe(Sure(net), images, 8 / 255, "cpu", batch_size=50, seed=0))
+    assert warn_of_masking(record, 8 / 255, sanity_check(net, images, 8 / 255, "cpu", batch_size=50, seed=0)) == []
+    warnings = warn_of_masking(record, 8 / 255, sanity_check(Sure(net), images, 8 / 255, "cpu", batch_size=50, seed=0))
     assert len(warnings) == 2 and "where nothing should" in warnings[0] and "flat" in warnings[1]
 
 
@@ -517,8 +522,8 @@ def test_attacks_of_different_protocols_on_the_same_images_are_compared(tmp_path
 
 def test_a_steady_loss_is_flat_and_a_growing_one_is_not(tmp_path):
     record = record_of(tmp_path, {})
-    assert len(warn_of_masking(record, 8 / 255, Probe(1.0, 1.005, 0.0))) == 1
-    assert warn_of_masking(record, 8 / 255, Probe(1.0, 2.0, 0.0)) == []
+    assert len(warn_of_masking(record, 8 / 255, SanityCheck(1.0, 1.005, 0.0))) == 1
+    assert warn_of_masking(record, 8 / 255, SanityCheck(1.0, 2.0, 0.0)) == []
 
 
 # Reports.
@@ -528,7 +533,7 @@ def test_reports_say_all_that_makes_a_figure(run, tmp_path):
     path = save_network(tmp_path / "net.pth")
     words = "--dataset Digits --image_size 16 --model_path net.pth --natural_path net.pth --limit_test 40"
     run(f"{words} --attacks clean,fgsm,pgd --eps 0.02 --restarts 2")
-    folder = folder_of(path)
+    folder = results_folder(path)
     assert {file.name for file in folder.iterdir()} == {
         *("eval.json", "eval.csv", "eval.md", "attacks.png", "examples.png"),
         *("confusion.png", "confusion_clean.csv", "confusion_PGD-20.csv"),
@@ -567,7 +572,7 @@ def test_what_falls_at_one_radius_has_fallen_at_every_larger_one(monkeypatch):
 
         return Attack("PGD-20", {"epsilon": setting.epsilon}, {"": perturb})
 
-    monkeypatch.setattr("engine.eval_pictures.pgd20", at_four)
+    monkeypatch.setattr("engine.evaluation.figures.pgd20", at_four)
     curve = radius_curve(net, images, 30, 0, "cpu")
     assert turned.any()
     assert curve[:4] == [80.0] * 4 and len(set(curve[4:])) == 1 and curve[4] < 80
@@ -587,7 +592,7 @@ def test_blackbox_protocol(run, tmp_path):
     ended = run(
         f"{DIGITS} --model_path net.pth --limit_test 20 --eps 0.4 --protocol blackbox --surrogate_path other.pth"
     )
-    figures = read_evaluations(place_of(tmp_path / "net.pth"))[0]["figures"]
+    figures = read_evaluations(results_path(tmp_path / "net.pth"))[0]["figures"]
     assert list(figures) == ["Clean", "transfer PGD-20", "transfer C&W-inf-30", "Square", "worst case"]
     assert figures["Square"]["accuracy"] <= figures["Clean"]["accuracy"]
     assert "from other.pth, epsilon 102/255, 20 steps" in ended.out and "5000 queries" in ended.out
@@ -596,7 +601,7 @@ def test_blackbox_protocol(run, tmp_path):
 def test_epsilon_zero_attacks_nothing(run, tmp_path):
     save_network(tmp_path / "net.pth")
     run(f"{DIGITS} --model_path net.pth --limit_test 40 --eps 0 --attacks clean,fgsm,pgd,pgd_trades,cw")
-    figures = figures_in(place_of(tmp_path / "net.pth"))
+    figures = figures_in(results_path(tmp_path / "net.pth"))
     assert len({accuracy for accuracy, _ in figures.values()}) == 1
 
 

@@ -9,12 +9,12 @@ import pytest
 from commands import run_here
 from conftest import ROOT
 
-from engine.run_folder import ALPHA_COLUMNS, COLUMNS, RELIABILITY_COLUMNS
+from engine.training.run_folder import ALPHA_COLUMNS, COLUMNS, RELIABILITY_COLUMNS
 from methods import METHODS
 from scripts.reproduce.evidence import exceeds
 from scripts.reproduce.evidence_pictures import alpha, overfitting, reliability
 from scripts.reproduce.evidence_runs import read_runs
-from utils.report import write_csv
+from utils.tables import write_csv
 
 KEPT = ROOT / "results" / "cpu"
 

@@ -17,9 +17,9 @@ from commands import run_here
 from conftest import ROOT
 from safetensors.torch import load_model
 
-import engine.export_forms
-from engine.export_forms import ARCHITECTURES
-from engine.records import place_of
+import engine.export.formats
+from engine.evaluation.records import results_path
+from engine.export.formats import ARCHITECTURES
 from models import MODELS, build
 from models.deepmind_wide_resnet import DeepMindWideResNet
 from models.hub import load_folder, save_folder
@@ -50,8 +50,8 @@ def network():
 
 @pytest.fixture
 def checkpoint(network, tmp_path):
-    facts = {"model": "small_resnet", "dataset": "CIFAR10", "image_size": 32, "classes": CLASSES}
-    torch.save({"net": network.state_dict(), **facts}, tmp_path / "best.pth")
+    metadata = {"model": "small_resnet", "dataset": "CIFAR10", "image_size": 32, "classes": CLASSES}
+    torch.save({"net": network.state_dict(), **metadata}, tmp_path / "best.pth")
     return tmp_path / "best.pth"
 
 
@@ -73,8 +73,8 @@ def evaluate(checkpoint, *evaluations):
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     conditions = {"sha256": digest, "dataset": "CIFAR10", "eps": 8 / 255}
     kept = [{"conditions": conditions | theirs, "figures": figures} for theirs, figures in evaluations]
-    place_of(checkpoint).parent.mkdir(exist_ok=True)
-    place_of(checkpoint).write_text(json.dumps({"evaluations": kept}))
+    results_path(checkpoint).parent.mkdir(exist_ok=True)
+    results_path(checkpoint).write_text(json.dumps({"evaluations": kept}))
 
 
 def info_in(folder, dataset="cifar10", name=NAME):
@@ -277,7 +277,7 @@ def test_figures_are_those_kept_beside_the_checkpoint(kind, checkpoint, export, 
 
 @pytest.mark.parametrize("text", ['{"evaluations": [{}]}', '{"evaluations": 5}', "[]", '{"evaluations"', ""])
 def test_a_damaged_file_of_figures_is_not_passed_over(text, checkpoint, export, tmp_path):
-    place = place_of(checkpoint)
+    place = results_path(checkpoint)
     place.parent.mkdir()
     place.write_text(text)
     refused(export(checkpoint), tmp_path, f"{re.escape(str(place))}: damaged")
@@ -290,7 +290,7 @@ def test_a_damaged_file_of_figures_is_not_passed_over(text, checkpoint, export, 
 )
 def test_a_figure_that_is_no_number_is_not_passed_over(evaluation, checkpoint, export, tmp_path):
     evaluate(checkpoint, evaluation)
-    refused(export(checkpoint), tmp_path, f"{re.escape(str(place_of(checkpoint)))}: damaged")
+    refused(export(checkpoint), tmp_path, f"{re.escape(str(results_path(checkpoint)))}: damaged")
 
 
 def benchmark(model, images, labels, batch_size, eps):
@@ -509,7 +509,7 @@ def test_nothing_is_written_where_a_form_does_not_return(checkpoint, export, mon
         torch.manual_seed(5)
         return build("small_resnet", 10).eval()
 
-    monkeypatch.setattr(engine.export_forms, "load_folder", another)
+    monkeypatch.setattr(engine.export.formats, "load_folder", another)
     with pytest.raises(RuntimeError, match=r"hub: .* other logits"):
         export(checkpoint, "--format robustbench hub")
     assert not files_in(tmp_path / "out")

@@ -10,11 +10,11 @@ from tiny import TinyNet, tiny_problem, trained_on_stripes
 from attacks.pgd import gaussian, pgd
 from data import Split
 from data.loader import Batches
-from engine.evaluate import evaluate
-from engine.judge import Judge
-from engine.precision import PLAIN, Arithmetic, choose_arithmetic
-from engine.trainer import Trainer
-from engine.views import View
+from engine.accuracy import evaluate
+from engine.fast.frozen import FoldedModel
+from engine.fast.precision import PLAIN, Arithmetic, choose_arithmetic
+from engine.training.trainer import Trainer
+from engine.training.validation import Validator
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import build
 from scripts import plain
@@ -122,7 +122,7 @@ def reached(trained, name, arithmetic, seed=0):
     """Adversarial images of a training attack through views, and the mean objective there in float32."""
     student, teacher, x, y = trained
     objective, noise = OBJECTIVES[name], gaussian(x, EPSILON, torch.Generator().manual_seed(seed))
-    views = [View(network, arithmetic) for network in (student, teacher)]
+    views = [FoldedModel(network, arithmetic) for network in (student, teacher)]
     x_adv = pgd(objective(*views, x, y), x, x + noise, epsilon=EPSILON, step_size=2 / 255, steps=10)
     return x_adv, float(objective(student, teacher, x, y)(x_adv).mean())
 
@@ -166,7 +166,7 @@ def test_in_bfloat16_weights_losses_and_logits_stay_float32():
 def test_an_epochs_figures_count_what_pgd10_finds_at_any_step():
     net, x, y = trained_on_stripes()
     batches = Batches(Split((255 * x).round().byte(), y), 128, device="cpu")
-    clean, robust = Judge(net, batches, EPSILON, seed=1)()
+    clean, robust = Validator(net, batches, EPSILON, seed=1)()
     assert clean == pytest.approx(evaluate(net, batches))
     generator = torch.Generator().manual_seed(1)
     noise = [2 * torch.rand(z.shape, generator=generator) - 1 for z, _ in batches]
@@ -174,7 +174,7 @@ def test_an_epochs_figures_count_what_pgd10_finds_at_any_step():
     # The view's float32 sums come in another order: an image on the border may fall to the other side.
     assert robust.accuracy == pytest.approx(expected, abs=100 / len(y))
     assert 20 < robust.accuracy < clean.accuracy and robust.loss > clean.loss
-    assert Judge(net, batches, EPSILON, seed=1)() == (clean, robust)
+    assert Validator(net, batches, EPSILON, seed=1)() == (clean, robust)
 
 
 # Choosing.
@@ -193,7 +193,7 @@ def test_flags_choose_the_arithmetic():
 
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_takes_bfloat16_where_the_device_multiplies_it(monkeypatch, native):
-    monkeypatch.setattr("engine.precision._native_bf16", lambda device: native)
+    monkeypatch.setattr("engine.fast.precision._native_bf16", lambda device: native)
     chosen, words = choose_arithmetic("auto", "auto", torch.device("cpu"))
     assert chosen.dtype == (torch.bfloat16 if native else None)
     assert words.startswith("precision bf16 (the device" if native else "precision fp32 (no bfloat16")
@@ -212,8 +212,8 @@ def test_auto_compiles_on_a_gpu_that_can_and_says_what_another_lacks(
     monkeypatch, capability, triton, compiler, expected
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr("engine.precision.find_spec", lambda name: object() if triton else None)
-    monkeypatch.setattr("engine.precision.shutil.which", lambda name: name if compiler else None)
+    monkeypatch.setattr("engine.fast.precision.find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr("engine.fast.precision.shutil.which", lambda name: name if compiler else None)
     chosen, words = choose_arithmetic("fp32", "auto", torch.device("cuda"))
     assert chosen.compiled is (expected == "compile on") and f", {expected}," in words
     assert choose_arithmetic("fp32", "on", torch.device("cuda"))[0].compiled
@@ -222,7 +222,7 @@ def test_auto_compiles_on_a_gpu_that_can_and_says_what_another_lacks(
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
 def test_a_compiled_view_is_the_same_function_and_follows_the_network():
     net, x, _ = trained_on_stripes(n=20)
-    view = View(net, Arithmetic(compiled=True))
+    view = FoldedModel(net, Arithmetic(compiled=True))
     for batch in (x[:8], x[:8], x[8:13]):  # the last of another shape
         batch = batch.clone().requires_grad_()
         torch.testing.assert_close(view(batch), net(batch), rtol=1e-4, atol=1e-4)

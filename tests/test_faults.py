@@ -16,7 +16,7 @@ from commands import SMALL, run_here
 from conftest import ROOT
 
 import methods
-from engine.run_folder import RunFolder
+from engine.training.run_folder import RunFolder
 from utils.config import TrainConfig
 
 RUN = f"{SMALL} --method AT --lr_schedule constant --epochs 3"
@@ -221,7 +221,7 @@ def test_a_full_gpu_in_an_evaluation_is_one_line(run, tmp_path, monkeypatch, cap
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("engine.run_eval.strike", full)
+    monkeypatch.setattr("engine.evaluation.run.run_attack", full)
     ended = run_here(monkeypatch, capsys, "main_eval.py", f"--model_path {tmp_path} --attacks pgd --bs 7")
     assert ended.status == 2 and ended.err.startswith("error: --bs 7: the GPU's memory is full")
 
@@ -263,7 +263,7 @@ def test_states_of_more_than_ten_thousand_epochs_keep_their_order(tmp_path):
     folder.last_state()
     folder.create(None)
     for epochs in (9998, 9999, 10000, 10001):
-        folder.save_state({"net": {}, "optimizer": {}, "epochs": epochs, "tally": {"batches": 0}})
+        folder.save_state({"net": {}, "optimizer": {}, "epochs": epochs, "metrics": {"batches": 0}})
     assert sorted(path.name for path in tmp_path.rglob("*.pth")) == ["10000-000000.pth", "10001-000000.pth"]
 
 
@@ -290,7 +290,7 @@ ALTERED = {
     "rows that are missing": lambda state: state | {"rows": []},
     "no epochs": lambda state: state | {"epochs": "three"},
     "no settings": lambda state: state | {"config": None},
-    "a spoilt tally": lambda state: state | {"tally": state["tally"] | {"batches": "x"}},
+    "a spoilt metrics": lambda state: state | {"metrics": state["metrics"] | {"batches": "x"}},
     "a list": lambda state: [state],
     "a best checkpoint": lambda state: {key: state[key] for key in ("net", "classes")},
 }

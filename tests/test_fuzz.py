@@ -40,7 +40,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 import attacks.libraries
 import attacks.suite
-import engine.eval_pictures
+import engine.evaluation.figures
 from methods import ALIASES, METHODS
 from models import build
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
@@ -148,7 +148,7 @@ def quick(monkeypatch):
     """Stubs for what is slow, and not what is tried here."""
     monkeypatch.setattr(torch, "compile", lambda body, **_: body)  # a minute of C++ a network
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)  # would stay, and 4096 on two cores take minutes
-    monkeypatch.setattr(engine.eval_pictures, "RADII", (0, 8))  # eleven attacks a picture
+    monkeypatch.setattr(engine.evaluation.figures, "RADII", (0, 8))  # eleven attacks a picture
     for name in ("_stage", "carlini_wagner_l2"):  # other libraries' thousands of steps
         monkeypatch.setattr(attacks.libraries, name, _stand_still)
     monkeypatch.setattr(attacks.suite, "carlini_wagner_l2", _images)

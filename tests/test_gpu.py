@@ -5,9 +5,9 @@ import torch
 from commands import SMALL, run_here
 from tiny import tiny_problem, trained_on_stripes
 
-from engine.precision import Arithmetic, choose_arithmetic
-from engine.trainer import Trainer
-from engine.views import View
+from engine.fast.frozen import FoldedModel
+from engine.fast.precision import Arithmetic, choose_arithmetic
+from engine.training.trainer import Trainer
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import build
 from scripts import plain
@@ -46,7 +46,7 @@ def test_views_on_the_gpu_read_what_the_network_reads(precision, compile):
     net, x, y = trained_on_stripes()
     net, x, y = net.cuda(), x.cuda(), y.cuda()
     arithmetic, _ = choose_arithmetic(precision, compile, torch.device("cuda"))
-    view = View(net, arithmetic)
+    view = FoldedModel(net, arithmetic)
     for batch, labels in ((x[:400], y[:400]), (x[400:], y[400:])):  # the second of another shape, as a last batch
         assert (view(batch).argmax(1) == labels).float().mean() > 0.98
         images = batch.clone().requires_grad_()

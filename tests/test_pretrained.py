@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR10
 from attacks.suite import pgd10
 from data import Split
 from data.loader import Batches
-from engine.evaluate import evaluate
+from engine.accuracy import evaluate
 from models.teachers import PRETRAINED, TEACHERS, load_teacher
 from utils.errors import UserError
 

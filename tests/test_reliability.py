@@ -14,8 +14,8 @@ from test_faults import files_of, seen
 from test_trainer import trainer_of
 from tiny import tiny_problem
 
-from engine.distributed import Part, Processes
-from engine.tally import Tally
+from engine.distributed import Processes, Shard
+from engine.training.metrics import EpochMetrics
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from methods.losses import Step
 from models import build
@@ -80,9 +80,9 @@ def outcome_of(probabilities, labels):
 
 def test_alpha_is_counted_in_twenty_parts_and_one_falls_into_the_last():
     y = torch.tensor([0, 1, 0, 1, 0, 1])
-    tally = Tally("cpu", teacher=True)
-    tally.add(outcome_of([0.0, 0.049, 0.051, 0.52, 0.999, 1.0], y), y, Part(slice(0, 6), 6, 1.0))
-    found = tally.reliability()
+    metrics = EpochMetrics("cpu", teacher=True)
+    metrics.add(outcome_of([0.0, 0.049, 0.051, 0.52, 0.999, 1.0], y), y, Shard(slice(0, 6), 6, 1.0))
+    found = metrics.reliability()
     assert (found.n, found.clean_acc, found.adv_acc) == (6, 100, 50)
     assert found.alpha == [2, 1, *[0] * 8, 1, *[0] * 8, 2]
 
@@ -91,41 +91,41 @@ def test_an_epochs_shares_weigh_every_image_equally_and_a_state_continues_them()
     y = torch.tensor([0, 1, 0, 1])
     outcome = outcome_of([0.9, 0.2, 0.3, 0.7], y)
     one = Step(outcome.loss, t_clean=outcome.t_clean[:1], t_adv=outcome.t_adv[:1])
-    whole = Tally("cpu", teacher=True)
-    parts = Tally("cpu", teacher=True)
+    whole = EpochMetrics("cpu", teacher=True)
+    parts = EpochMetrics("cpu", teacher=True)
     for step, n in ((outcome, 4), (one, 1)):
-        whole.add(step, y[:n], Part(slice(0, n), n, 1.0))
-        parts.add(step, y[:n], Part(slice(0, n), n, 1.0))
-        parts = Tally("cpu", state=parts.state(), teacher=True)
+        whole.add(step, y[:n], Shard(slice(0, n), n, 1.0))
+        parts.add(step, y[:n], Shard(slice(0, n), n, 1.0))
+        parts = EpochMetrics("cpu", state=parts.state(), teacher=True)
     assert whole.reliability() == parts.reliability()
     assert whole.reliability().adv_acc == 60 and whole.state() == parts.state()
 
 
 def test_a_tally_without_the_flag_keeps_and_saves_nothing_of_it():
     y = torch.tensor([0, 1])
-    tally = Tally("cpu")
-    tally.add(outcome_of([0.9, 0.2], y), y, Part(slice(0, 2), 2, 1.0))
-    assert tally.reliability() is None
-    assert tally.state().keys() == {"batches", "images", "loss", "clean", "adv"}
-    late = Tally("cpu", state=tally.state(), teacher=True)  # the flag was given in the middle of an epoch
-    late.add(outcome_of([0.9, 0.2], y), y, Part(slice(0, 2), 2, 1.0))
+    metrics = EpochMetrics("cpu")
+    metrics.add(outcome_of([0.9, 0.2], y), y, Shard(slice(0, 2), 2, 1.0))
+    assert metrics.reliability() is None
+    assert metrics.state().keys() == {"batches", "images", "loss", "clean", "adv"}
+    late = EpochMetrics("cpu", state=metrics.state(), teacher=True)  # the flag was given in the middle of an epoch
+    late.add(outcome_of([0.9, 0.2], y), y, Shard(slice(0, 2), 2, 1.0))
     assert (late.reliability().n, late.reliability().adv_acc) == (2, 50)
 
 
 def test_the_parts_of_several_processes_add_up_to_the_whole():
     y = torch.tensor([0, 1, 0, 1, 1])
     outcome = outcome_of([0.9, 0.2, 0.3, 0.7, 0.6], y)
-    whole = Tally("cpu", teacher=True)
-    whole.add(outcome, y, Part(slice(0, 5), 5, 1.0))
+    whole = EpochMetrics("cpu", teacher=True)
+    whole.add(outcome, y, Shard(slice(0, 5), 5, 1.0))
     total = 0
     for rank in range(2):
-        part = Processes(rank, 2).part(5)
-        tally = Tally("cpu", teacher=True)
+        part = Processes(rank, 2).shard(5)
+        metrics = EpochMetrics("cpu", teacher=True)
         logits = {key: getattr(outcome, key)[part.rows] for key in ("t_clean", "t_adv")}
-        tally.add(Step(outcome.loss, **logits), y[part.rows], part)
-        total = total + torch.tensor(tally.state()["alpha"])
+        metrics.add(Step(outcome.loss, **logits), y[part.rows], part)
+        total = total + torch.tensor(metrics.state()["alpha"])
     assert total.tolist() == whole.reliability().alpha
-    second = Tally("cpu", Processes(1, 2), whole.state(), teacher=True)
+    second = EpochMetrics("cpu", Processes(1, 2), whole.state(), teacher=True)
     assert not second.sums["alpha"].any() and not second.sums["t_adv"], "the first process alone goes on with the sums"
 
 

@@ -15,8 +15,8 @@ from commands import run_here
 from conftest import ROOT
 from test_compare import BEST, LAST, keep, trained
 
-from engine.report_page import page
-from engine.run_survey import survey
+from engine.reporting.page import page
+from engine.reporting.runs import survey
 from utils.config import TrainConfig
 
 HEADER = "epoch,lr,train_loss,train_clean_acc,train_adv_acc,clean_loss,clean_acc,PGD10_loss,PGD10_acc\n"
@@ -245,7 +245,7 @@ def test_a_run_named_twice_is_one_row_and_names_begin_where_the_words_part(tree)
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    return lambda words: run_here(monkeypatch, capsys, "utils/report.py", words)
+    return lambda words: run_here(monkeypatch, capsys, "utils/tables.py", words)
 
 
 def test_the_command_writes_the_page_beside_the_runs_or_where_it_is_told(command, tree):
@@ -319,13 +319,13 @@ def test_a_browser_opens_the_page_from_the_disk_and_sorts_it(tree, tmp_path):
 
 
 def test_the_tables_never_load_the_engine():
-    """utils/report.py is a command that hands over to the engine, and a module that knows nothing of it."""
-    told = "import sys, utils.report; print([name for name in sys.modules if name.split('.')[0] == 'engine'])"
+    """utils/tables.py is a command that hands over to the engine, and a module that knows nothing of it."""
+    told = "import sys, utils.tables; print([name for name in sys.modules if name.split('.')[0] == 'engine'])"
     assert subprocess.check_output([sys.executable, "-c", told], cwd=ROOT, text=True) == "[]\n"
 
 
 def test_the_command_is_a_module(tree):
-    command = [sys.executable, "-m", "utils.report", str(tree)]
+    command = [sys.executable, "-m", "utils.tables", str(tree)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert (tree / "report.html").exists()

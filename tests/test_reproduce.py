@@ -14,8 +14,8 @@ import pytest
 from commands import run_here
 from conftest import ROOT
 
-from engine.run_folder import RunFolder
-from engine.settings import resolve
+from engine.training.run_folder import RunFolder
+from engine.training.settings import resolve
 from methods import WITHOUT_TEACHER
 from scripts.reproduce.beside import PUBLISHED, beside
 from scripts.reproduce.count import gflop_of

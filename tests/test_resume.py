@@ -16,7 +16,7 @@ def run(monkeypatch, capsys, tmp_path):
     return lambda words: run_here(monkeypatch, capsys, "main.py", words)
 
 
-def folder_of(root):
+def results_folder(root):
     (last,) = root.rglob("last_epoch_model.pth")
     return last.parent
 
@@ -26,14 +26,14 @@ def test_two_epochs_and_two_more_are_four(run, tmp_path):
     assert run(f"{RUN} --epochs 2 --root_path parts").status == 0
     ended = run(f"{RUN} --epochs 4 --root_path parts --resume")
     assert ended.status == 0 and "resuming after epoch 2 of 4" in ended.out
-    whole, parts = folder_of(tmp_path / "whole"), folder_of(tmp_path / "parts")
+    whole, parts = results_folder(tmp_path / "whole"), results_folder(tmp_path / "parts")
     for name in FILES:
         assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
 
 
 def test_an_epoch_logged_but_not_saved_is_done_again_and_not_doubled(run, tmp_path):
     assert run(f"{RUN} --epochs 2 --root_path parts").status == 0
-    folder = folder_of(tmp_path / "parts")
+    folder = results_folder(tmp_path / "parts")
     assert run(f"{RUN} --epochs 3 --root_path parts --resume").status == 0
     expected = (folder / "results.csv").read_bytes()
     (folder / "resume" / "0003-000000.pth").unlink()  # as if the power failed between the row and the state
@@ -43,7 +43,7 @@ def test_an_epoch_logged_but_not_saved_is_done_again_and_not_doubled(run, tmp_pa
 
 def test_resume_starts_a_run_that_is_not_there_and_leaves_a_finished_one(run, tmp_path):
     assert run(f"{RUN} --epochs 1 --resume").status == 0
-    folder = folder_of(tmp_path)
+    folder = results_folder(tmp_path)
     before = (folder / "last_epoch_model.pth").read_bytes()
     assert run(f"{RUN} --epochs 1 --resume").status == 0
     assert (folder / "last_epoch_model.pth").read_bytes() == before
@@ -58,7 +58,7 @@ def test_a_run_is_never_overwritten_unasked(run, tmp_path):
 
 def test_two_runs_never_share_a_folder(run, tmp_path):
     assert run(f"{RUN} --epochs 1").status == 0
-    folder = folder_of(tmp_path)
+    folder = results_folder(tmp_path)
     before = (folder / "config.json").read_bytes()
     with open(folder / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # what a run holds for as long as it lives

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.schedule import learning_rate
+from engine.training.schedule import learning_rate
 
 
 def rates(epochs, **options):

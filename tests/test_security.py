@@ -17,7 +17,7 @@ from PIL import Image
 from small_sets import cifar_files, tiny_imagenet_files
 from torchvision.datasets import CIFAR10
 
-from engine.records import place_of
+from engine.evaluation.records import results_path
 from models import build
 
 RUN = Path("runs/Digits/Natural/small_resnet_seed42")
@@ -134,16 +134,16 @@ REFUSED = {
     ),
     "natural": ("bomb.pth", "main_eval.py", "--model_path net.pth --attacks clean,pgd --natural_path bomb.pth"),
     "state": ("state/*/conditions.json", "main_eval.py", f"{EVALUATED} --state state"),
-    "kept figures": (place_of(BEST), "main_eval.py", EVALUATED),
-    "compared figures": (place_of(BEST), "scripts/compare.py", "runs"),
+    "kept figures": (results_path(BEST), "main_eval.py", EVALUATED),
+    "compared figures": (results_path(BEST), "scripts/compare.py", "runs"),
     "compared settings": (RUN / "config.json", "scripts/compare.py", "runs"),
-    "summarized figures": (place_of(BEST), "scripts/summarize.py", f"out.png a={BEST}"),
+    "summarized figures": (results_path(BEST), "scripts/summarize.py", f"out.png a={BEST}"),
     "summarized settings": (RUN / "config.json", "scripts/summarize.py", f"out.png a={BEST}"),
     "summarized epochs": (RUN / "results.csv", "scripts/summarize.py", f"out.png a={BEST}"),
     "summarized network": (BEST, "scripts/summarize.py", f"out.png a={BEST}"),
     "exported": ("bomb.pth", "scripts/export.py", "--model_path bomb.pth --name Doe2026Bomb --out out"),
     "exported figures": (
-        place_of(BEST),
+        results_path(BEST),
         "scripts/export.py",
         f"--model_path {BEST} --name Doe2026Bomb --out out --format robustbench",
     ),
@@ -210,18 +210,18 @@ OUTSIDE = ["../../../../../outside/secret.pth", "{outside}/secret.pth", "sub/sec
 @pytest.mark.parametrize("script", ["scripts/compare.py", "main_eval.py"])
 def test_figures_name_no_checkpoint_elsewhere(run, tmp_path, monkeypatch, script, name):
     name = name.format(outside=tmp_path / "outside")
-    edit(place_of(BEST), lambda kept: kept["evaluations"][0]["conditions"].update(checkpoint=name))
+    edit(results_path(BEST), lambda kept: kept["evaluations"][0]["conditions"].update(checkpoint=name))
     (tmp_path / "outside" / "secret.pth").write_text("")
     (tmp_path / "outside" / "config.json").write_text("{}")
     opened, plain = [], open
     monkeypatch.setattr("builtins.open", lambda file, *rest, **more: opened.append(file) or plain(file, *rest, **more))
     words = "runs" if script == "scripts/compare.py" else EVALUATED
-    refused(run, script, words, place_of(BEST))
+    refused(run, script, words, results_path(BEST))
     assert not any("outside" in str(file) for file in opened)
 
 
 def test_a_line_break_in_a_name_makes_no_row_of_a_table(run):
-    place = place_of(BEST)
+    place = results_path(BEST)
     edit(place, lambda kept: kept["evaluations"][0]["conditions"].update(checkpoint="a\nb", model="| x |\n| y |"))
     (RUN / "config.json").unlink()
     ended = run("scripts/compare.py", "runs")
@@ -261,9 +261,9 @@ def test_an_archive_of_another_checksum_is_not_unpacked(run, tmp_path, monkeypat
     ]
 
 
-def altered(path, **facts):
-    """Write net.pth with other facts."""
-    torch.save(torch.load("net.pth", weights_only=True) | facts, path)
+def altered(path, **metadata):
+    """Write net.pth with other metadata."""
+    torch.save(torch.load("net.pth", weights_only=True) | metadata, path)
     return path
 
 
@@ -305,7 +305,7 @@ def test_a_link_in_a_runs_folder_leads_no_writing_elsewhere(run, tmp_path, name)
 
 @pytest.mark.parametrize("name", ["eval.json", "eval.csv", "eval.md"])
 def test_a_link_among_figures_leads_no_writing_elsewhere(run, tmp_path, name):
-    place = place_of(BEST).with_name(name)
+    place = results_path(BEST).with_name(name)
     target = tmp_path / "outside" / "precious"
     target.write_bytes(before := place.read_bytes())
     place.unlink()
@@ -331,11 +331,11 @@ TEXTS = {
     "nothing": "null",
 }
 READERS = {
-    "main_eval": ("main_eval.py", EVALUATED, place_of(BEST)),
-    "compare": ("scripts/compare.py", "runs", place_of(BEST)),
-    "summarize": ("scripts/summarize.py", f"out.png a={BEST}", place_of(BEST)),
+    "main_eval": ("main_eval.py", EVALUATED, results_path(BEST)),
+    "compare": ("scripts/compare.py", "runs", results_path(BEST)),
+    "summarize": ("scripts/summarize.py", f"out.png a={BEST}", results_path(BEST)),
     "summarize settings": ("scripts/summarize.py", f"out.png a={BEST}", RUN / "config.json"),
-    "export": ("scripts/export.py", f"--model_path {BEST} --name Doe2026Deep --out out", place_of(BEST)),
+    "export": ("scripts/export.py", f"--model_path {BEST} --name Doe2026Deep --out out", results_path(BEST)),
 }
 
 
@@ -391,9 +391,9 @@ def test_a_strange_checkpoint_is_one_line(run, script, what):
     refused(run, script, words[script], "strange.pth")
 
 
-@pytest.mark.parametrize("facts", [{"image_size": 10**9}, {"image_size": -3}, {"classes": [1, None]}, {"model": 5}])
-def test_facts_that_cannot_be_are_none(run, facts):
-    altered("net.pth", **facts)
+@pytest.mark.parametrize("metadata", [{"image_size": 10**9}, {"image_size": -3}, {"classes": [1, None]}, {"model": 5}])
+def test_facts_that_cannot_be_are_none(run, metadata):
+    altered("net.pth", **metadata)
     ended = run("main_eval.py", "--model_path net.pth --image_size 16 --limit_test 10 --attacks clean")
     assert ended.status == 0, ended.err
 

@@ -7,7 +7,8 @@ import torch
 from commands import SMALL, run_here
 from tiny import tiny_problem
 
-from engine.settings import INNER_ATTACK, doubts, ignored, resolve
+from engine.training.settings import config_warnings, resolve
+from engine.unused_fields import INNER_ATTACK, unused_fields
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER
 from utils.config import METHOD, TrainConfig
 from utils.flags import parse
@@ -31,7 +32,7 @@ def test_a_flag_is_ignored_where_another_value_changes_nothing_of_the_method(met
     for spec in fields(config):
         if spec.metadata["group"] == METHOD and spec.name != "method":
             another = replace(config, **{spec.name: altered(getattr(config, spec.name))})
-            assert (terms(another) == terms(config)) == (spec.name in ignored(config)), spec.name
+            assert (terms(another) == terms(config)) == (spec.name in unused_fields(config)), spec.name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -46,7 +47,7 @@ def test_the_attacks_flags_are_ignored_where_no_attack_is_made(method):
     teachers = [] if method in WITHOUT_TEACHER else [teacher] * (1 + (method in WITH_TWO_TEACHERS))
     METHODS[method](replace(TrainConfig(), kl_weight=1.0))(student, *teachers, attack, x, y, 0)
     assert bool(attacked) == (method not in WITHOUT_ATTACK)
-    assert (ignored(TrainConfig(method=method)) >= INNER_ATTACK) == (method in WITHOUT_ATTACK)
+    assert (unused_fields(TrainConfig(method=method)) >= INNER_ATTACK) == (method in WITHOUT_ATTACK)
 
 
 DOUBTS = {
@@ -67,7 +68,7 @@ DOUBTS = {
 def test_settings_that_keep_something_from_happening_are_told(words):
     parsed = parse(TrainConfig, words.split(), description="", choices={})
     config, _ = resolve(*parsed)
-    told = doubts(config)
+    told = config_warnings(config)
     assert len(told) == (DOUBTS[words] is not None)
     assert all(DOUBTS[words] in line for line in told)
 

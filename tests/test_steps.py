@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import TinyNet
 
-from engine.trainer import Trainer
+from engine.training.trainer import Trainer
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from utils.config import TrainConfig
 

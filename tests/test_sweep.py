@@ -67,9 +67,9 @@ for epoch in range(len(rows) - 1, total):
         sys.exit({{signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 0}}[caught[0]])
     if Path("together").exists():
         Path(f"here-{{flags.get('--gpu_id')}}").touch()
-        patience = time.monotonic() + 20
+        timeout = time.monotonic() + 20
         while len(list(Path().glob("here-*"))) < 2:
-            assert time.monotonic() < patience, "alone"
+            assert time.monotonic() < timeout, "alone"
             time.sleep(0.01)
     rows.append(str(epoch))
     results.write_text("\\n".join(rows) + "\\n")
@@ -105,9 +105,11 @@ def environment(here, **more):
 
 def begin(here, script, words, **more):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # Tests that run in a shell's background ignore Ctrl-C, which no shell that they start could then heed.
-    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    return subprocess.Popen(["bash", str(script), *words], cwd=here, env=environment(here, **more), **pipes, **heed)
+    # Tests that run in a shell's background ignore Ctrl-C, which no shell that they start could then infer_dataset.
+    infer_dataset = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen(
+        ["bash", str(script), *words], cwd=here, env=environment(here, **more), **pipes, **infer_dataset
+    )
 
 
 def ended(process):
@@ -124,9 +126,9 @@ def calls(here):
 
 
 def wait_for(here, pattern, count=1):
-    patience = time.monotonic() + PATIENCE
+    timeout = time.monotonic() + PATIENCE
     while len(list(here.glob(pattern))) < count:
-        assert time.monotonic() < patience, f"{pattern} did not come"
+        assert time.monotonic() < timeout, f"{pattern} did not come"
         time.sleep(0.01)
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny import TinyNet, tiny_problem
 
-from engine.evaluate import evaluate
-from engine.precision import Arithmetic
-from engine.tally import Tally
-from engine.trainer import Trainer
+from engine.accuracy import evaluate
+from engine.fast.precision import Arithmetic
+from engine.training.metrics import EpochMetrics
+from engine.training.trainer import Trainer
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from utils.config import TrainConfig
 
@@ -125,9 +125,9 @@ def test_epoch_means_weigh_every_image_equally():
         torch.nn.functional.cross_entropy(z, t, reduction="sum") for z, (_, t) in zip(logits, batches, strict=True)
     ]
     correct = sum((z.argmax(1) == t).sum().item() for z, (_, t) in zip(logits, batches, strict=True))
-    tally = Tally("cpu")
-    assert [each.batches for each in trainer.epoch(batches, 0, 0.0, tally)] == [1, 2]
-    means = tally.means()
+    metrics = EpochMetrics("cpu")
+    assert [each.batches for each in trainer.epoch(batches, 0, 0.0, metrics)] == [1, 2]
+    means = metrics.means()
     assert means.loss == pytest.approx(sum(losses).item() / 6)
     assert means.clean_acc == pytest.approx(100 * correct / 6)
     assert means.adv_acc is None

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.folding import Affine
-from engine.precision import PLAIN, Arithmetic
-from engine.views import Frozen, View
+from engine.fast.folding import Affine
+from engine.fast.frozen import FoldedModel, FrozenModel
+from engine.fast.precision import PLAIN, Arithmetic
 from models import MODELS, build
 from models.normalized import Normalized
 from models.wide_resnet import WideResNet
@@ -76,7 +76,7 @@ def batch(size=16, dtype=torch.float64):
     return torch.rand(3, 3, size, size, dtype=dtype, generator=generator), torch.tensor([0, 3, 1])
 
 
-def climbed(network, x, y):
+def attack_model(network, x, y):
     """Logits and the gradient that an attack reads."""
     x = x.clone().requires_grad_()
     logits = network(x)
@@ -109,49 +109,49 @@ FLOAT64 = 1e-12
 @pytest.mark.parametrize("name", MODELS)
 def test_same_logits_and_gradients_as_the_network(name):
     network, (x, y) = made(name), batch()
-    view = View(network.train())
-    assert_same(climbed(view, x, y), climbed(network.eval(), x, y), FLOAT64)
+    view = FoldedModel(network.train())
+    assert_same(attack_model(view, x, y), attack_model(network.eval(), x, y), FLOAT64)
     assert kinds(view, nn.BatchNorm2d) == 0
 
 
 @pytest.mark.parametrize(("name", "count"), LEFT_OVER.items())
 def test_only_a_batchnorm_without_its_own_convolution_is_left_as_a_multiply_add(name, count):
-    assert kinds(View(made(name)), Affine) == count
+    assert kinds(FoldedModel(made(name)), Affine) == count
 
 
 @pytest.mark.parametrize("network", [made("small_resnet"), made("wideresnet70_16_deepmind")], ids=["small", "deepmind"])
 def test_normalisation_inside_the_network_stays(network):
     mean, std = torch.rand(2, 1, 3, 1, 1, dtype=torch.float64) + 0.1
     network, (x, y) = Normalized(network, mean, std), batch()
-    view = View(network)
+    view = FoldedModel(network)
     network.mean += 0.1
     view.refresh()
-    assert_same(climbed(view, x, y), climbed(network.eval(), x, y), FLOAT64)
+    assert_same(attack_model(view, x, y), attack_model(network.eval(), x, y), FLOAT64)
 
 
 def test_what_cannot_be_folded_is_left_alone():
     torch.manual_seed(0)
     network, (x, y) = scrambled(Awkward().double()), batch()
     network(x)  # leaves features with a history behind
-    view = View(network)
+    view = FoldedModel(network)
     network.offset += 0.1
     view.refresh()
-    assert_same(climbed(view, x, y), climbed(network.eval(), x, y), FLOAT64)
+    assert_same(attack_model(view, x, y), attack_model(network.eval(), x, y), FLOAT64)
     assert (kinds(view, Affine), kinds(view, nn.BatchNorm2d)) == (3, 1)  # that one reads its batch in eval mode too
 
 
 @pytest.mark.parametrize("name", ["small_resnet", "vgg16", "presnet18", "wideresnet34_10"])
 def test_a_refreshed_view_equals_a_fresh_one_in_the_same_storages(name):
     network, (x, y) = made(name), batch()
-    view = View(network)
-    before = climbed(view, x, y)[0]
+    view = FoldedModel(network)
+    before = attack_model(view, x, y)[0]
     places = {key: value.data_ptr() for key, value in view.state_dict().items()}
     trained_a_step(network)
-    assert torch.equal(climbed(view, x, y)[0], before)  # what it holds is its own until then
+    assert torch.equal(attack_model(view, x, y)[0], before)  # what it holds is its own until then
     view.refresh()
-    fresh = View(network)
-    assert not torch.equal(climbed(view, x, y)[0], before)
-    assert_same(climbed(view, x, y), climbed(fresh, x, y), 0)
+    fresh = FoldedModel(network)
+    assert not torch.equal(attack_model(view, x, y)[0], before)
+    assert_same(attack_model(view, x, y), attack_model(fresh, x, y), 0)
     assert {key: value.data_ptr() for key, value in view.state_dict().items()} == places
 
 
@@ -161,7 +161,7 @@ def test_the_live_network_notices_nothing(network):
     state = {key: value.clone() for key, value in network.state_dict().items()}
     gradients = [parameter.grad.clone() for parameter in network.parameters()]
     chance, (x, y) = torch.get_rng_state(), batch(dtype=torch.float32)
-    view = View(network)
+    view = FoldedModel(network)
     F.cross_entropy(view.train()(x.requires_grad_()), y).backward()
     view.refresh()
     assert torch.equal(torch.get_rng_state(), chance)
@@ -177,19 +177,19 @@ def test_the_live_network_notices_nothing(network):
 
 def test_what_no_forward_uses_is_not_copied():
     network = WideResNet(CLASSES, depth=10, width=1, sub_block1=True)
-    assert not any("sub_block1" in key for key in View(network).state_dict())
+    assert not any("sub_block1" in key for key in FoldedModel(network).state_dict())
 
 
 def test_channels_last_is_the_same_function_and_gives_gradients_in_the_layout_of_the_images():
     for name in ("small_resnet", "mobilenetV2", "presnet18"):
         network, (x, y) = made(name), batch()
-        view = View(network, Arithmetic(channels_last=True))
+        view = FoldedModel(network, Arithmetic(channels_last=True))
         places = [value.data_ptr() for value in view.state_dict().values()]
         trained_a_step(network)
         view.refresh()
         assert places == [value.data_ptr() for value in view.state_dict().values()]
-        got = climbed(view, x, y)
-        assert_same(got, climbed(network.eval(), x, y), FLOAT64)
+        got = attack_model(view, x, y)
+        assert_same(got, attack_model(network.eval(), x, y), FLOAT64)
         assert got[1].is_contiguous()
         assert all(
             weight.is_contiguous(memory_format=torch.channels_last) for weight in view.parameters() if weight.ndim == 4
@@ -199,13 +199,13 @@ def test_channels_last_is_the_same_function_and_gives_gradients_in_the_layout_of
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_bfloat16(channels_last):
     network, (x, y) = made("small_resnet", torch.float32), batch(dtype=torch.float32)
-    view = View(network, Arithmetic(torch.bfloat16, channels_last))
+    view = FoldedModel(network, Arithmetic(torch.bfloat16, channels_last))
     early = [view.body.conv1.weight, view.body.conv1.bias]  # images are not rounded
     assert {value.dtype for value in early} == {torch.float32}
     late = [value for value in view.parameters() if not any(value is one for one in early)]
     assert {value.dtype for value in late} == {torch.bfloat16}
-    logits, gradient = climbed(view, x, y)
-    expected_logits, expected_gradient = climbed(network.eval(), x, y)
+    logits, gradient = attack_model(view, x, y)
+    expected_logits, expected_gradient = attack_model(network.eval(), x, y)
     assert logits.dtype == gradient.dtype == torch.float32
     # Rounding is 2**-9 of a value. Each of 8 layers in a row rounds weights, sums and the shortcut's sum; had all of
     # these 24 errors one sign, they would add up to 0.047. Backward doubles the way, and a ReLU near 0 may flip.
@@ -215,8 +215,8 @@ def test_bfloat16(channels_last):
 
 def test_folding_is_computed_in_float32_at_least():
     network = made("small_resnet", torch.float32).bfloat16()
-    folded = View(network, Arithmetic(torch.float32))
-    exact = View(network.double())
+    folded = FoldedModel(network, Arithmetic(torch.float32))
+    exact = FoldedModel(network.double())
     for key, value in folded.state_dict().items():
         # float32 keeps 7 digits, bfloat16 would keep 2; a bias is a difference of terms of about 1.
         torch.testing.assert_close(value.double(), exact.state_dict()[key], rtol=1e-5, atol=1e-5)
@@ -226,7 +226,7 @@ def test_a_network_without_a_fixed_graph_is_copied_whole_and_the_log_says_so(cap
     torch.manual_seed(0)
     network, (x, y) = scrambled(Gated().double()), batch()
     with caplog.at_level(logging.INFO, logger="run"):
-        view = View(network)
+        view = FoldedModel(network)
     (line,) = caplog.messages
     assert line.startswith("Gated: attacked as it is, without folded BatchNorm (")
     assert "\n" not in line
@@ -237,13 +237,13 @@ def test_a_network_without_a_fixed_graph_is_copied_whole_and_the_log_says_so(cap
     view.train().refresh()
     assert places == [value.data_ptr() for value in view.state_dict().values()]
     for images in (x, x / 4):
-        assert_same(climbed(view, images, y), climbed(network.eval(), images, y), 0)
+        assert_same(attack_model(view, images, y), attack_model(network.eval(), images, y), 0)
 
 
 def test_hooks_on_a_network_still_run():
     network, (x, y) = made("small_resnet"), batch()
     network.conv1.register_forward_hook(lambda module, inputs, output: 3 * output)
-    assert_same(climbed(View(network), x, y), climbed(network.eval(), x, y), FLOAT64)
+    assert_same(attack_model(FoldedModel(network), x, y), attack_model(network.eval(), x, y), FLOAT64)
 
 
 @pytest.mark.parametrize("name", ["small_resnet", "mobilenetV2", "wideresnet34_10"])
@@ -252,7 +252,7 @@ def test_frozen_is_a_plain_forward_with_constant_parameters(name, training):
     network, twin = made(name, torch.float32).train(training), made(name, torch.float32).train(training)
     x, y = batch(dtype=torch.float32)
     for _ in range(2):  # the second forward meets the statistics that the first one moved
-        assert_same(climbed(Frozen(network), x, y), climbed(twin, x, y), 0)
+        assert_same(attack_model(FrozenModel(network), x, y), attack_model(twin, x, y), 0)
     state = network.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in twin.state_dict().items())
     untouched = made(name, torch.float32).state_dict()
@@ -262,7 +262,7 @@ def test_frozen_is_a_plain_forward_with_constant_parameters(name, training):
 def test_frozen_has_no_graph_to_the_parameters():
     network, (x, y) = made("small_resnet"), batch()
     parameters = list(network.parameters())
-    F.cross_entropy(Frozen(network)(x.requires_grad_()), y).backward()
+    F.cross_entropy(FrozenModel(network)(x.requires_grad_()), y).backward()
     assert x.grad is not None
     assert all(parameter.grad is None and parameter.requires_grad for parameter in parameters)
     assert all(ours is theirs for ours, theirs in zip(parameters, network.parameters(), strict=True))
@@ -271,5 +271,5 @@ def test_frozen_has_no_graph_to_the_parameters():
 def test_a_view_lies_in_memory_as_its_arithmetic_says_whatever_the_network_does():
     net = build("small_resnet", 10).eval().to(memory_format=torch.channels_last)
     for arithmetic, wanted in ((PLAIN, torch.contiguous_format), (Arithmetic(channels_last=True), torch.channels_last)):
-        wide = [value for value in View(net, arithmetic).state_dict().values() if value.ndim == 4]
+        wide = [value for value in FoldedModel(net, arithmetic).state_dict().values() if value.ndim == 4]
         assert wide and all(value.is_contiguous(memory_format=wanted) for value in wide)

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from tiny import tiny_problem
 from torch import nn
 
-from engine import winograd
-from engine.precision import Arithmetic, choose_arithmetic
-from engine.trainer import Trainer
-from engine.views import View
-from engine.winograd import WinogradConv2d
+from engine.fast import winograd
+from engine.fast.frozen import FoldedModel
+from engine.fast.precision import Arithmetic, choose_arithmetic
+from engine.fast.winograd import WinogradConv2d
+from engine.training.trainer import Trainer
 from methods import METHODS
 from utils.config import TrainConfig
 
@@ -111,7 +111,7 @@ def test_the_output_lies_channels_last():
 
 def test_a_view_takes_it_for_wide_convolutions_alone_and_follows_its_network():
     network, x, y = wide()
-    view = View(network, EXACT)
+    view = FoldedModel(network, EXACT)
     fast = {name for name, part in view.body.named_modules() if isinstance(part, WinogradConv2d)}
     assert fast == {"folded", "alone", "biasless"}
     places = {key: value.data_ptr() for key, value in view.state_dict().items()}
@@ -128,8 +128,8 @@ def test_a_view_takes_it_for_wide_convolutions_alone_and_follows_its_network():
 def test_in_bfloat16_planes_are_rounded_once_from_the_folded_weight_and_the_stem_stays_float32():
     network, x, _ = wide(torch.float32)
     network.eval()
-    view = View(network, Arithmetic(torch.bfloat16, True, False, True))
-    exact = View(network, EXACT)
+    view = FoldedModel(network, Arithmetic(torch.bfloat16, True, False, True))
+    exact = FoldedModel(network, EXACT)
     assert view.body.stem.weight.dtype == torch.float32
     for name in ("folded", "alone"):
         assert torch.equal(view.body.get_submodule(name).planes, exact.body.get_submodule(name).planes.bfloat16())
@@ -138,7 +138,7 @@ def test_in_bfloat16_planes_are_rounded_once_from_the_folded_weight_and_the_stem
 
 
 def test_without_winograd_every_convolution_stays():
-    view = View(wide()[0], Arithmetic(channels_last=True))
+    view = FoldedModel(wide()[0], Arithmetic(channels_last=True))
     assert not any(isinstance(part, WinogradConv2d) for part in view.modules())
 
 
@@ -153,7 +153,7 @@ def test_without_winograd_every_convolution_stays():
     ],
 )
 def test_it_is_chosen_for_plain_bfloat16_on_a_cpu_without_amx(monkeypatch, precision, compile, flags, expected):
-    monkeypatch.setattr("engine.precision._cpu_flags", lambda: flags)
+    monkeypatch.setattr("engine.fast.precision._cpu_flags", lambda: flags)
     arithmetic, words = choose_arithmetic(precision, compile, torch.device("cpu"))
     assert arithmetic.winograd == expected == words.endswith(", Winograd")
 
@@ -164,7 +164,7 @@ def test_it_is_chosen_for_plain_bfloat16_on_a_cpu_without_amx(monkeypatch, preci
 @pytest.mark.parametrize("arithmetic", [Arithmetic(), EXACT], ids=["plain", "winograd"])
 def test_a_view_that_let_go_holds_nothing_of_its_network_and_still_computes(arithmetic):
     network, x, _ = wide()
-    view = View(network.eval(), arithmetic).let_go()
+    view = FoldedModel(network.eval(), arithmetic).detach_source()
     before, held = view(x), [weakref.ref(network), *(weakref.ref(part) for part in network.modules())]
     view.refresh()
     del network

@@ -17,8 +17,8 @@ from attacks import suite
 from attacks.pgd import uniform
 from data import Split, Splits
 from data.loader import Batches
-from engine.evaluate import Score
-from engine.judge import Judge
+from engine.accuracy import Score
+from engine.training.validation import Validator
 from methods import METHODS
 from models import build
 
@@ -72,21 +72,21 @@ def spy_on(monkeypatch, name):
     return seen
 
 
-def folder_of(root):
+def results_folder(root):
     (last,) = (root / "tuned_models").rglob("last_epoch_model.pth")
     return last.parent
 
 
 def last_of(root):
-    return torch.load(folder_of(root) / "last_epoch_model.pth", weights_only=True)
+    return torch.load(results_folder(root) / "last_epoch_model.pth", weights_only=True)
 
 
 def state_of(root):
-    return torch.load(max((folder_of(root) / "resume").iterdir()), weights_only=True)
+    return torch.load(max((results_folder(root) / "resume").iterdir()), weights_only=True)
 
 
 def rows_of(root):
-    with open(folder_of(root) / "results.csv", newline="") as file:
+    with open(results_folder(root) / "results.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -126,13 +126,13 @@ def test_the_optimizer_takes_its_flags_for_every_parameter(run, tmp_path, words,
 
 def test_the_inner_attack_and_the_epochs_pgd10_have_the_runs_epsilon(run, monkeypatch):
     trained, climbs, starts = [], [], []
-    monkeypatch.setattr("engine.trainer.pgd", noting(trained))
+    monkeypatch.setattr("engine.training.trainer.pgd", noting(trained))
 
     def noted(*about):
         starts.append(uniform(*about))
         return starts[-1]
 
-    monkeypatch.setattr("engine.judge.uniform", noted)
+    monkeypatch.setattr("engine.training.validation.uniform", noted)
 
     def judged(model, objective, x, y, start, **ball):
         return noting(climbs)(lambda z: objective(model(z), y), x, start, **ball)
@@ -181,9 +181,9 @@ def test_the_learning_rate_warms_up_and_drops_at_the_given_milestones(run, tmp_p
 def test_of_epochs_with_the_same_accuracy_the_first_is_the_best(run, tmp_path, monkeypatch):
     clean, robust = iter([50.0, 60.0, 60.0, 60.0]), iter([30.0, 30.0, 20.0, 30.0])
     judge = lambda *about: lambda between: (Score(1.0, next(clean), 40), Score(1.0, next(robust), 40))  # noqa: E731
-    monkeypatch.setattr("engine.run.Judge", judge)
+    monkeypatch.setattr("engine.training.run.Validator", judge)
     ended = run(f"{SMALL} --method Natural --epochs 4")
-    best = {name: torch.load(folder_of(tmp_path) / f"best_{name}_acc_model.pth") for name in ("PGD10", "clean")}
+    best = {name: torch.load(results_folder(tmp_path) / f"best_{name}_acc_model.pth") for name in ("PGD10", "clean")}
     assert {name: checkpoint["epoch"] for name, checkpoint in best.items()} == {"PGD10": 0, "clean": 1}
     assert "best PGD-10 accuracy: 30.00 %, epoch 1" in ended.out
     assert "best clean accuracy: 60.00 %, epoch 2" in ended.out
@@ -236,7 +236,7 @@ def test_an_epoch_is_judged_in_full_precision_whatever_it_was_trained_in(tf32_al
             return super().forward(x.flatten(1))
 
     images = Split(torch.randint(256, (4, 3, 2, 2), dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
-    judge = Judge(Noting(12, 2), Batches(images, 4, device=torch.device("cpu")), 0.1, seed=0)
+    judge = Validator(Noting(12, 2), Batches(images, 4, device=torch.device("cpu")), 0.1, seed=0)
     seen.clear()  # making it tries the network out
     judge()
     assert seen and not any(seen)
@@ -468,7 +468,7 @@ def test_a_run_is_not_resumed_on_other_data(run, tmp_path, change, line):
     words = "--dataset Folder --data_root images --model small_resnet --method Natural --bs 4"
     run(f"{words} --epochs 1")
     change(tmp_path / "images")
-    refused(run, f"{words} --epochs 2 --resume", folder_of(tmp_path), line)
+    refused(run, f"{words} --epochs 2 --resume", results_folder(tmp_path), line)
 
 
 TWO_TEACHERS = (
@@ -484,7 +484,7 @@ def test_a_run_is_not_resumed_with_a_teacher_file_of_other_content(run, tmp_path
     run(f"{TWO_TEACHERS} 1 --teacher_path robust.pth")
     save_network(tmp_path / changed, 2)
     words = f"{TWO_TEACHERS} 2 --teacher_path robust.pth --resume"
-    refused(run, words, folder_of(tmp_path), "was trained with other teachers; --desc_str NAME starts another run")
+    refused(run, words, results_folder(tmp_path), "was trained with other teachers; --desc_str NAME starts another run")
 
 
 def test_a_run_is_resumed_with_its_teacher_at_another_path(run, tmp_path):
@@ -502,20 +502,20 @@ def test_more_epochs_keep_the_milestones_of_the_first_start(run, tmp_path):
     told = "the milestones stay those of the first start, 1 2; a run of --epochs 4 begun anew has 2 3"
     assert told in ended.out
     assert rates_of(tmp_path) == pytest.approx([0.1, 0.01, 0.001, 0.001])
-    assert json.loads((folder_of(tmp_path) / "config.json").read_text())["milestones"] == [1, 2]
+    assert json.loads((results_folder(tmp_path) / "config.json").read_text())["milestones"] == [1, 2]
 
 
 def test_fewer_epochs_than_are_done_change_nothing(run, tmp_path):
     run(f"{SMALL} --method Natural --epochs 2")
-    before = bytes_of(folder_of(tmp_path))
+    before = bytes_of(results_folder(tmp_path))
     ended = run(f"{SMALL} --method Natural --epochs 1 --resume")
     assert "all 2 epochs are done" in ended.out
-    assert bytes_of(folder_of(tmp_path)) == before
+    assert bytes_of(results_folder(tmp_path)) == before
 
 
 def test_a_deleted_table_of_results_comes_back_complete(run, tmp_path):
     run(f"{SMALL} --method Natural --epochs 2")
-    table = folder_of(tmp_path) / "results.csv"
+    table = results_folder(tmp_path) / "results.csv"
     before = table.read_text().splitlines()
     table.unlink()
     run(f"{SMALL} --method Natural --epochs 3 --resume")

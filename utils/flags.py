@@ -24,14 +24,21 @@ def flag(
     group: str,
     name: str | None = None,
     check: Check | None = None,
-    place: bool = False,
+    affects_result: bool = True,
     short: str | None = None,
 ) -> Any:
     """Declare one field: its help (with the reason for the default), heading, and spelling where it differs.
 
     ``place`` marks what says where or how a run is carried out, never what it computes.
     """
-    metadata = {"help": help, "group": group, "name": name, "check": check, "place": place, "short": short}
+    metadata = {
+        "help": help,
+        "group": group,
+        "name": name,
+        "check": check,
+        "affects_result": affects_result,
+        "short": short,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -55,7 +62,7 @@ def between(low: float, high: float) -> Check:
     return lambda value: None if low <= value <= high else f"must be between {low} and {high}"
 
 
-def of_255(least: float) -> Check:
+def unit_255(least: float) -> Check:
     """A length in units of 1/255, of at most 255; what is below ``least`` was meant in [0, 1]."""
 
     def check(value: float) -> str | None:
@@ -66,7 +73,7 @@ def of_255(least: float) -> Check:
     return check
 
 
-def of_1(value: float) -> str | None:
+def unit_interval(value: float) -> str | None:
     """A length in [0, 1]; what is above was meant in units of 1/255."""
     wrong = between(0, 1)(value)
     return f"{wrong}, as {value:g}/255" if wrong and value > 1 else wrong
@@ -105,7 +112,7 @@ def parse(
     """Read the command line into a ``config_class``.
 
     Args:
-        config_class: Frozen dataclass whose fields were made by :func:`flag`.
+        config_class: FrozenModel dataclass whose fields were made by :func:`flag`.
         argv: Words of the command line; None takes the process's own.
         description: First lines of ``--help``.
         choices: Field name -> text of the names it takes, added to that field's help.

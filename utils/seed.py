@@ -14,7 +14,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seed_of(seed: int, stream: str, *place: int) -> int:
+def derive_seed(seed: int, stream: str, *place: int) -> int:
     """The seed of one of a run's streams of chance at one place, for example (epoch, batch).
 
     Since no state goes from one place to the next, resuming there needs nothing but its numbers. Hashed, for PyTorch's

@@ -13,13 +13,13 @@ from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
-from engine.records import read_evaluations
-from utils.command import run_command
+from engine.evaluation.records import read_evaluations
+from utils.cli import run_command
 from utils.errors import UserError
 from utils.files import write_text
 from utils.flags import parser_for
 from utils.log import logger
-from utils.report import markdown_table, text_table
+from utils.tables import markdown_table, text_table
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 ATTACKS = ("Clean", "FGSM", "PGD-20", "PGD-TRADES-20", "C&W-inf-30", "AutoAttack")

@@ -13,12 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
-from engine.published import KNOWN
-from engine.settings import resolve
+from engine.export.published import KNOWN
+from engine.training.settings import resolve
 from models.teachers import architecture_of
 from scripts.check_commands import TRAINING
 from scripts.cost import JUDGING_PASSES, TRAIN_IMAGES, Cost, count_forward, count_training
-from utils.command import run_command
+from utils.cli import run_command
 from utils.errors import UserError
 from utils.flags import parse
 from utils.log import logger

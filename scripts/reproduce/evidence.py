@@ -15,7 +15,7 @@ from statistics import mean, stdev, variance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
-from engine.settings import ignored
+from engine.unused_fields import unused_fields
 from scripts.reproduce.evidence_pictures import PICTURES
 from scripts.reproduce.evidence_runs import (
     ATTACKS,
@@ -28,14 +28,14 @@ from scripts.reproduce.evidence_runs import (
     read_runs,
     strongest,
 )
-from utils.command import run_command
+from utils.cli import run_command
 from utils.config import METHOD, TrainConfig
 from utils.errors import UserError
 from utils.files import write_text
 from utils.flags import parser_for, spelling
 from utils.log import logger
 from utils.plots import save_figure
-from utils.report import markdown_table
+from utils.tables import markdown_table
 
 FULL, WITHOUT_PCR = "MAP_ELS_PCR", "MAP_ELS_noPCR"  # rows of the ablation
 NONE = "-"
@@ -109,7 +109,7 @@ def own_settings(methods: Mapping[str, Group]) -> list[str]:
     """The settings of the methods' own that are not the defaults, as a paragraph, if there are any."""
     told = defaultdict(list)
     for method, group in methods.items():
-        unused = ignored(TrainConfig(method=method))
+        unused = unused_fields(TrainConfig(method=method))
         for spec in fields(TrainConfig):
             value = group[0].config.get(spec.name, spec.default)
             if spec.metadata["group"] == METHOD and spec.name not in {"method", *unused} and value != spec.default:

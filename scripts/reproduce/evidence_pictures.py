@@ -7,7 +7,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from engine.run_folder import ALPHA_COLUMNS
+from engine.training.run_folder import ALPHA_COLUMNS
 from scripts.reproduce.evidence_runs import ATTACKS, LONG, Run, grouped, plain_methods, strongest
 from utils.plots import draw_trust
 

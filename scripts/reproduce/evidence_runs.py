@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.records import folder_of, read_evaluations
-from engine.run_folder import BEST_PGD10, LAST
+from engine.checkpoint import BEST_PGD10, LAST
+from engine.evaluation.records import read_evaluations, results_folder
 from utils.errors import UserError
 from utils.files import read_json
 from utils.log import logger
-from utils.report import read_csv
+from utils.tables import read_csv
 
 ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")  # the later the stronger
 KINDS = {"best": BEST_PGD10, "last": LAST}
@@ -115,7 +115,7 @@ def _read(place: Path) -> Run:
         raise UserError(f"{place}: no whole run ({error})") from error
     figures, conditions = {}, set()
     for kind, name in KINDS.items():
-        evaluated = folder_of(place / name) / "eval.json"
+        evaluated = results_folder(place / name) / "eval.json"
         newest = read_evaluations(evaluated)[-1] if evaluated.exists() else {"figures": {}, "conditions": None}
         figures[kind] = newest["figures"]
         if newest["conditions"]:

@@ -1,0 +1,77 @@
+"""Accuracy of a network as a count over images, clean and under attack."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks.pgd import uniform
+from attacks.suite import Perturb
+from utils.errors import UserError
+
+
+class Score(NamedTuple):
+    """Mean cross entropy and accuracy in percent over ``n`` images."""
+
+    loss: float
+    accuracy: float
+    n: int
+
+
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], perturb: Perturb | None = None) -> Score:
+    """Score ``model`` in eval mode, on clean images or on those that ``perturb`` makes of them.
+
+    Sums over images, never means over batches, so that a short last batch has no more weight than its images.
+    """
+    model.eval()
+    loss = correct = 0
+    n = 0
+    for x, y in batches:
+        x = perturb(model, x, y, uniform(x, 1)) if perturb else x
+        with torch.no_grad():
+            logits = model(x)
+            loss = loss + F.cross_entropy(logits, y, reduction="sum").double()
+            correct = correct + (logits.argmax(1) == y).sum()
+        n += len(y)
+    return Score(float(loss) / n, 100 * int(correct) / n, n)
+
+
+def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Classes (N,) int64 that ``model`` predicts for clean images, on the CPU; leaves it in eval mode.
+
+    Raises UserError where a logit is nan or inf.
+    """
+    model.eval()
+    found = []
+    for x, _ in batches:
+        with torch.no_grad():
+            logits = model(x)
+        if not logits.isfinite().all():
+            raise UserError("--model_path: the network's logits are nan or inf on clean images: its file is damaged")
+        found.append(logits.argmax(1).cpu())
+    return torch.cat(found)
+
+
+def attack_and_verify(
+    attack_model, model, perturb: Perturb, x: Tensor, y: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Perturb images with the fast ``attack_model`` and verify the result with ``model``.
+
+    Returns adversarial images (B, C, H, W) and the logits (B, classes) of ``model`` for them. ``attack_model`` equals
+    ``model`` up to rounding. PGD stops for an image as soon as ``attack_model`` misclassifies it; where ``model`` still
+    classifies that image correctly, the attack is repeated on ``model`` itself.
+    """
+    x_adv = perturb(attack_model, x, y, noise)
+    with torch.no_grad():
+        logits = model(x_adv)
+        held = (logits.argmax(1) == y).nonzero()[:, 0]
+        if attack_model is model or not len(held):
+            return x_adv, logits
+        early = held[attack_model(x_adv[held]).argmax(1) != y[held]]
+    if len(early):
+        x_adv[early] = perturb(model, x[early], y[early], noise[early])
+        with torch.no_grad():
+            logits[early] = model(x_adv[early])
+    return x_adv, logits

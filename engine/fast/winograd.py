@@ -1,0 +1,120 @@
+"""Convolutions of 3x3 by Winograd's F(2x2, 3x3): 16 multiplications for 4 outputs where the definition takes 36.
+
+Lavin & Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016. An output tile of 2x2 is read off an input
+tile of 4x4, which overlaps its neighbours by two: both are transformed by sums alone, and between them each of the 16
+elements of a tile is a matrix product over channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+# Of a convolution's input and output, at least: with fewer, the transforms cost what the products save.
+WIDE = 160
+KERNEL = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+OUTPUT = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]])
+# The transform of a mirrored kernel has its first and last line exchanged: the gradient needs no weights of its own.
+ORDERS = [0, 1, 2, 3], [3, 1, 2, 0]
+OUTPUTS = tuple(torch.kron(OUTPUT[:, order], OUTPUT[:, order]) for order in ORDERS)
+# Elements of transformed images that are computed at once: they and their products stay in a CPU's last cache.
+AT_ONCE = 2**22
+
+
+class WinogradConv2d(nn.Module):
+    """A 3x3 convolution with stride 1, padding 1 and constant weights, differentiable by its input only.
+
+    Features (B, C, H, W) to (B, K, H, W), which lie channels-last in memory; an input that does too is read fastest.
+    :meth:`take` sets the weight, which is kept transformed as ``planes`` (16, K, C). In bfloat16 the transformed
+    features are rounded too: errors are two to three times those of the usual convolution.
+
+    Args:
+        conv: Gives the numbers of channels and the bias.
+        dtype: Of ``planes``; None for that of the convolution.
+    """
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype | None = None):
+        super().__init__()
+        planes = conv.weight.new_empty(16, conv.out_channels, conv.in_channels, dtype=dtype)
+        self.planes = nn.Parameter(planes, requires_grad=False)
+        self.bias = conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolved features."""
+        return _Convolution.apply(x, self.planes, self.bias, False)
+
+    @torch.no_grad()
+    def take(self, weight: Tensor) -> None:
+        """Compute ``planes`` of a weight (K, C, 3, 3), which is best in float32, in place."""
+        kernel = torch.kron(KERNEL, KERNEL).to(weight)
+        lines = weight.permute(0, 2, 3, 1).reshape(len(weight), 9, -1)
+        self.planes.copy_((kernel @ lines).transpose(0, 1))
+
+
+def replace_wide_convolutions(body: fx.GraphModule, kept: set[str], dtype: torch.dtype | None) -> set[str]:
+    """Put a :class:`WinogradConv2d`, still without its weight, in place of every convolution that gains by it.
+
+    Returns their paths. Those in ``kept`` stay as they are.
+    """
+    modules = dict(body.named_modules())
+    called = {node.target for node in body.graph.nodes if node.op == "call_module"}
+    wide = {path for path in called - kept if _gains(modules[path])}
+    for path in wide:
+        body.set_submodule(path, WinogradConv2d(modules[path], dtype))
+    return wide
+
+
+def _gains(module: nn.Module) -> bool:
+    return (
+        type(module) is nn.Conv2d
+        and min(module.in_channels, module.out_channels) >= WIDE
+        and (module.kernel_size, module.stride, module.padding) == ((3, 3), (1, 1), (1, 1))
+        and (module.dilation, module.groups, module.padding_mode) == ((1, 1), 1, "zeros")
+    )
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, planes: Tensor, bias: Tensor | None, mirrored: bool) -> Tensor:
+        ctx.save_for_backward(planes)
+        ctx.mirrored = mirrored
+        x = x.permute(0, 2, 3, 1)
+        matrices = planes if mirrored else planes.transpose(1, 2)
+        parts = x.split(max(1, AT_ONCE // (4 * x[0].numel())))
+        result = x.new_empty(len(x), x.shape[1] + x.shape[1] % 2, x.shape[2] + x.shape[2] % 2, matrices.shape[2])
+        for part, out in zip(parts, result.split(len(parts[0])), strict=True):
+            _convolve(part, matrices, bias, mirrored, out)
+        return result[:, : x.shape[1], : x.shape[2]].permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (planes,) = ctx.saved_tensors
+        return _Convolution.apply(gradient, planes, None, not ctx.mirrored), None, None, None
+
+
+def _convolve(x: Tensor, matrices: Tensor, bias: Tensor | None, mirrored: bool, out: Tensor) -> None:
+    """Convolve x (B, H, W, C) into out (B, 2h, 2w, K).
+
+    ``matrices`` (16, C, K) are a weight's transform; where ``mirrored``, that of its mirror image.
+    """
+    n, height, width, channels = out.shape
+    h, w, order = height // 2, width // 2, ORDERS[mirrored]
+    # What an odd side lacks to the last tile is zero too.
+    padded = F.pad(x, (0, 0, 1, 1 + width - x.shape[2], 1, 1 + height - x.shape[1]))
+    lines = x.new_empty(4, n, h, width + 2, x.shape[3])
+    _combine(padded.unfold(1, 4, 2).unbind(-1), lines.unbind(0), order)
+    tiles = x.new_empty(4, 4, n, h, w, x.shape[3])
+    _combine(lines.unfold(3, 4, 2).unbind(-1), tiles.unbind(1), order)
+    products = torch.bmm(tiles.view(16, -1, x.shape[3]), matrices)
+    outputs = torch.mm(OUTPUTS[mirrored].to(x), products.view(16, -1)).view(2, 2, n, h, w, channels)
+    target = out.view(n, h, 2, w, 2, channels).permute(2, 4, 0, 1, 3, 5)
+    target.copy_(outputs) if bias is None else torch.add(outputs, bias, out=target)
+
+
+def _combine(lines: Sequence[Tensor], outs: Sequence[Tensor], order: Sequence[int]) -> None:
+    """The input's transform along one axis, from every tile's four lines."""
+    torch.sub(lines[0], lines[2], out=outs[order[0]])
+    torch.add(lines[1], lines[2], out=outs[order[1]])
+    torch.sub(lines[2], lines[1], out=outs[order[2]])
+    torch.sub(lines[1], lines[3], out=outs[order[3]])

@@ -1,0 +1,19 @@
+"""Which settings of a run its method does not use."""
+
+from dataclasses import fields
+
+from methods import WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
+from utils.config import METHOD, TrainConfig
+
+TEACHER = {"teacher_model", "teacher_path", "no_teacher_check"}
+SECOND_TEACHER = {"std_teacher_model", "std_teacher_path"}
+INNER_ATTACK = {"step_size", "num_steps", "attack_bn"}  # epsilon is also that of the PGD-10 that judges an epoch
+
+
+def unused_fields(config: TrainConfig) -> set[str]:
+    """Names of the fields that the run's method makes no use of, whatever their value."""
+    unused = {spec.name for spec in fields(config) if spec.metadata["group"] == METHOD and spec.name != "method"}
+    unused -= fields_read(config.method, config)
+    unused |= TEACHER if config.method in WITHOUT_TEACHER else set()
+    unused |= SECOND_TEACHER if config.method not in WITH_TWO_TEACHERS else set()
+    return unused | (INNER_ATTACK if config.method in WITHOUT_ATTACK else set())
