@@ -38,8 +38,8 @@ def ten_steps(name: str, processes, sync_bn: bool = True) -> dict:
         sync_bn=sync_bn,
     )
     metrics = EpochMetrics("cpu", processes)
-    for _ in trainer.epoch(batches, 0, 0.1, metrics):
-        pass
+    for x, y in batches:
+        metrics.add(trainer.step(x, y), y)
     return {"net": student.state_dict(), "means": [mean or 0.0 for mean in metrics.means()]}
 
 
