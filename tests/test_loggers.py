@@ -1,23 +1,24 @@
-"""TensorBoard and Weights & Biases get every epoch once, and whatever happens to them the run goes on as without.
+"""TensorBoard and Weights & Biases receive every epoch once, and their failures never change a run.
 
-Stand-ins take the place of both packages, so that neither is needed.
+Stand-ins replace both packages.
 """
 
-import csv
 import sys
 import typing
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
-from commands import SMALL, run_here
-from test_faults import files_of
+from commands import SMALL
+from run_files import files_of, folder_of, rows_of
+
+from engine.training.run_folder import COLUMNS
 
 RUN = f"{SMALL} --method AT --lr_schedule constant"
-VALUES = {"lr", "train_loss", "train_adv_acc", "clean_loss", "clean_acc", "PGD10_loss", "PGD10_acc"}  # of AT
+VALUES = set(COLUMNS) - {"epoch", "train_clean_acc"}  # AT has no logits of clean images
 
 
 class SummaryWriter:
-    """What the real one does with a purge_step: everything written before from that step on is shown no more."""
+    """Like the real one: ``purge_step`` hides all earlier events from that step on."""
 
     events: typing.ClassVar = {}  # by folder
 
@@ -34,20 +35,20 @@ class SummaryWriter:
 
 
 class Wandb(ModuleType):
-    """What the real one does: a step that its run has already is not taken again, and a run whose beginning failed is
-    in use until its service is torn down.
-    """
+    """Like the real one: a run keeps the first values of a step; after a failed init its id is in use until teardown."""
+
+    Settings = SimpleNamespace
 
     def __init__(self):
         super().__init__("wandb")
-        self.begun, self.steps, self.refuses, self.in_use = [], {}, 0, set()
+        self.calls, self.steps, self.failures, self.in_use = [], {}, 0, set()
 
     def init(self, **options):
-        self.begun.append(options)
+        self.calls.append(options)
         if options["id"] in self.in_use:
             raise RuntimeError(f"run ID {options['id']} is in use")
-        if self.refuses > 0:
-            self.refuses -= 1
+        if self.failures > 0:
+            self.failures -= 1
             self.in_use.add(options["id"])
             raise ConnectionError("api.example: no route to host\nand more lines")
         self.steps.setdefault(options["id"], {})
@@ -57,31 +58,19 @@ class Wandb(ModuleType):
         self.in_use.clear()
 
     def log(self, values, step, commit):
-        self.steps[self.begun[-1]["id"]].setdefault(step, values)
+        self.steps[self.calls[-1]["id"]].setdefault(step, values)
 
 
 @pytest.fixture
-def packages(monkeypatch):
-    tensorboard = ModuleType("torch.utils.tensorboard")
+def wandb(monkeypatch):
+    tensorboard, wandb = ModuleType("torch.utils.tensorboard"), Wandb()
     monkeypatch.setattr(SummaryWriter, "events", {})
     tensorboard.SummaryWriter = SummaryWriter
-    wandb = Wandb()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    for name in ("WANDB_PROJECT", "WANDB_INIT_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
     return wandb
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return lambda words: run_here(monkeypatch, capsys, "main.py", words)
-
-
-def rows_of(root):
-    (path,) = root.rglob("results.csv")
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def shown_in_tensorboard():
@@ -89,84 +78,67 @@ def shown_in_tensorboard():
     return sorted((name, step) for name, step, _ in events)
 
 
-def test_tensorboard_shows_every_value_of_every_epoch(packages, run, tmp_path):
-    assert run(f"{RUN} --epochs 2 --tensorboard").status == 0
-    (place,) = SummaryWriter.events
-    assert place.startswith("tuned_models/Digits/AT/") and place.endswith("/tensorboard")
+def test_both_receive_every_value_of_every_epoch(wandb, train, tmp_path):
+    train(f"{RUN} --epochs 2 --tensorboard --wandb")
+    (path,) = SummaryWriter.events
+    assert path.startswith("tuned_models/Digits/AT/") and path.endswith("/tensorboard")
     assert shown_in_tensorboard() == sorted((name, step) for name in VALUES for step in (1, 2))
-    for name, step, value in SummaryWriter.events[place]:
-        assert value == pytest.approx(float(rows_of(tmp_path)[step - 1][name]), rel=1e-5)  # results.csv has six digits
-
-
-def test_wandb_gets_every_epoch_with_the_settings_of_the_run(packages, run):
-    assert run(f"{RUN} --epochs 2 --wandb").status == 0
-    (begun,) = packages.begun
-    assert begun["config"]["method"] == "AT" and begun["name"] == "small_resnet_eps8_seed42"
-    assert "mode" not in begun  # WANDB_MODE decides
-    (steps,) = packages.steps.values()
+    for name, step, value in SummaryWriter.events[path]:
+        assert value == pytest.approx(float(rows_of(tmp_path)[step - 1][name]), rel=1e-5)  # six digits in the table
+    (call,) = wandb.calls
+    assert call["config"]["method"] == "AT" and call["name"] == "small_resnet_eps8_seed42"
+    assert "mode" not in call and call["settings"].init_timeout == 20  # WANDB_MODE decides
+    (steps,) = wandb.steps.values()
     assert list(steps) == [1, 2] and steps[1].keys() == VALUES
 
 
-def test_a_resumed_run_doubles_no_point_and_loses_none(packages, run, tmp_path):
-    assert run(f"{RUN} --epochs 2 --tensorboard --wandb").status == 0
-    (state,) = tmp_path.rglob("resume/0002-*.pth")
-    state.unlink()  # as if the power failed between the second row and its state
-    assert run(f"{RUN} --epochs 3 --tensorboard --wandb --resume").status == 0
+def test_a_resumed_run_logs_every_epoch_once(wandb, train, tmp_path):
+    train(f"{RUN} --epochs 2 --tensorboard --wandb")
+    (folder_of(tmp_path) / "resume/0002-000000.pth").unlink()  # as if the power failed between the row and its state
+    train(f"{RUN} --epochs 3 --tensorboard --wandb --resume")
     assert shown_in_tensorboard() == sorted((name, step) for name in VALUES for step in (1, 2, 3))
-    first, second = packages.begun
+    first, second = wandb.calls
     assert first["id"] == second["id"] and second["resume"] == "allow"
-    assert list(packages.steps[first["id"]]) == [1, 2, 3]
+    assert list(wandb.steps[first["id"]]) == [1, 2, 3]
 
 
-def test_sinks_that_are_asked_for_later_get_the_epochs_before(packages, run):
-    assert run(f"{RUN} --epochs 2").status == 0
-    assert run(f"{RUN} --epochs 3 --tensorboard --wandb --resume").status == 0
-    assert {step for _, step in shown_in_tensorboard()} == {1, 2, 3}
-    (steps,) = packages.steps.values()
-    assert list(steps) == [1, 2, 3]
+def test_loggers_enabled_later_receive_earlier_epochs(wandb, train):
+    train(f"{RUN} --epochs 2")
+    assert not SummaryWriter.events and not wandb.calls
+    train(f"{RUN} --epochs 3 --tensorboard --wandb --resume")
+    (steps,) = wandb.steps.values()
+    assert list(steps) == [1, 2, 3] and {step for _, step in shown_in_tensorboard()} == {1, 2, 3}
+    train(f"{RUN} --epochs 1 --wandb --desc_str other")
+    assert len(wandb.steps) == 2
 
 
-def test_two_runs_are_two_runs_of_wandb(packages, run):
-    assert run(f"{RUN} --epochs 1 --wandb").status == 0
-    assert run(f"{RUN} --epochs 1 --wandb --desc_str other").status == 0
-    assert len({begun["id"] for begun in packages.begun}) == 2
-
-
-def test_without_a_network_wandb_keeps_the_run_here(packages, run):
-    packages.refuses = 1
-    ended = run(f"{RUN} --epochs 1 --wandb")
-    assert ended.status == 0
-    assert "--wandb: api.example: no route to host; kept in tuned_models/" in ended.out and "and more" not in ended.out
-    assert [begun.get("mode") for begun in packages.begun] == [None, "offline"]
-    (steps,) = packages.steps.values()
+def test_without_a_network_wandb_logs_offline(wandb, train):
+    wandb.failures = 1
+    log = train(f"{RUN} --epochs 1 --wandb")
+    assert "--wandb: api.example: no route to host; offline in tuned_models/" in log and "and more" not in log
+    assert [call.get("mode") for call in wandb.calls] == [None, "offline"]
+    (steps,) = wandb.steps.values()
     assert list(steps) == [1]
 
 
-def test_a_sink_that_fails_changes_nothing_of_the_run(packages, run, tmp_path, monkeypatch):
-    assert run(f"{RUN} --epochs 2 --root_path plain").status == 0
-    packages.refuses = 2
+def test_a_logger_that_fails_changes_nothing_of_the_run(wandb, train, tmp_path, monkeypatch):
+    train(f"{RUN} --epochs 2 --root_path plain")
+    wandb.failures = 2
 
     def full(self, name, value, step):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(SummaryWriter, "add_scalar", full)
-    ended = run(f"{RUN} --epochs 2 --root_path echoed --tensorboard --wandb")
-    assert ended.status == 0
-    assert ended.out.count("--tensorboard: [Errno 28] No space left on device; the run goes on without") == 1
-    assert ended.out.count("--wandb: api.example: no route to host; the run goes on without") == 1
-    plain, echoed = files_of(tmp_path / "plain"), files_of(tmp_path / "echoed")
-    assert {name.rsplit("/", 1)[1] for name in echoed.keys() - plain.keys()} == {"wandb_id.txt"}
-    assert all(echoed[name] == data for name, data in plain.items() if not name.endswith("config.json"))
+    log = train(f"{RUN} --epochs 2 --root_path logged --tensorboard --wandb")
+    assert log.count("--tensorboard: [Errno 28] No space left on device; the run continues without it") == 1
+    assert log.count("--wandb: api.example: no route to host; the run continues without it") == 1
+    plain, logged = (files_of(folder_of(tmp_path / name)) for name in ("plain", "logged"))
+    assert logged.keys() - plain.keys() == {"wandb_id.txt"}
+    assert all(logged[name] == data for name, data in plain.items() if name != "config.json")
 
 
-@pytest.mark.parametrize("flag, module", [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
-def test_a_missing_package_is_one_line_before_anything_is_written(run, tmp_path, monkeypatch, flag, module):
+@pytest.mark.parametrize(("flag", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+def test_a_missing_package_is_an_error_before_anything_is_written(train, tmp_path, monkeypatch, flag, module):
     monkeypatch.setitem(sys.modules, module, None)  # importing it raises ImportError
-    ended = run(f"{RUN} --epochs 1 --{flag}")
-    assert (ended.status, ended.err) == (2, f"error: --{flag}: needs a package: pip install {flag}\n")
+    train(f"{RUN} --epochs 1 --{flag}", error=f"^--{flag}: needs a package: pip install {flag}$")
     assert not (tmp_path / "tuned_models").exists()
-
-
-def test_a_run_without_the_flags_loads_neither(packages, run):
-    assert run(f"{RUN} --epochs 1").status == 0
-    assert not SummaryWriter.events and not packages.begun
