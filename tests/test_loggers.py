@@ -35,7 +35,7 @@ class SummaryWriter:
 
 
 class Wandb(ModuleType):
-    """Like the real one: a run keeps the first values of a step; after a failed init its id is in use until teardown."""
+    """Like the real one: a run keeps the first values of a step; a failed init reserves its id until teardown."""
 
     Settings = SimpleNamespace
 
