@@ -2,9 +2,8 @@
 
 The reference for ``test_steps.py``; it imports nothing from the packages under test. A method is
 ``name(net, *teachers, x, y, noise, epoch, **options) -> loss``. Its options are flags with the official defaults; the
-number, order and BatchNorm mode of its calls of ``net`` are the official ones. ``noise`` is added to the images to start
-the attack. s, t, u are logits of the student, the robust and the standard teacher on the images, s_, t_, u_ on the
-adversarial images.
+number, order and BatchNorm mode of its calls of ``net`` are the official ones. The attack starts at ``x + noise``. s, t,
+u are logits of the student, the robust and the standard teacher on the images, s_, t_, u_ on the adversarial images.
 """
 
 import torch
@@ -54,13 +53,13 @@ def no_grad(net, x):
         return net(x)
 
 
-def pgd(net, x, start, objective, attack_bn):
-    """Maximize ``objective`` (images -> sum over the batch) in the ball around ``x``; leaves ``net`` in train mode."""
+def pgd(net, x, start, losses, attack_bn):
+    """Maximize ``losses`` (images -> one loss each) in the ball around ``x``; leaves ``net`` in train mode."""
     net.train(attack_bn == "train")
     x_adv = start
     for _ in range(STEPS):
         x_adv = x_adv.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(objective(x_adv), x_adv)
+        (gradient,) = torch.autograd.grad(sum(losses(x_adv)), x_adv)
         x_adv = x_adv.detach() + STEP_SIZE * torch.sign(gradient)
         x_adv = torch.minimum(torch.maximum(x_adv, x - EPSILON), x + EPSILON)
         x_adv = torch.clamp(x_adv, 0, 1)
@@ -69,36 +68,22 @@ def pgd(net, x, start, objective, attack_bn):
 
 
 def label_attack(net, x, y, start, attack_bn):
-    def objective(images):
-        return sum(cross_entropy(z, label) for z, label in zip(net(images), y, strict=True))
-
-    return pgd(net, x, start, objective, attack_bn)
+    return pgd(net, x, start, lambda images: map(cross_entropy, net(images), y), attack_bn)
 
 
-def adaad_attack(net, teacher, x, noise, attack_bn):
-    def objective(images):  # the gradient also flows through the teacher
-        return sum(kl(t_, s_) for t_, s_ in zip(teacher(images), net(images), strict=True))
-
-    return pgd(net, x, x + noise, objective, attack_bn)
+def adaad_attack(net, teacher, x, noise, attack_bn):  # the gradient also flows through the teacher
+    return pgd(net, x, x + noise, lambda images: map(kl, teacher(images), net(images)), attack_bn)
 
 
 def rslad_attack(net, teacher, x, noise, attack_bn):
-    clean = no_grad(teacher, x)
-
-    def objective(images):
-        return sum(kl(t, s_) for t, s_ in zip(clean, net(images), strict=True))
-
-    return pgd(net, x, x + noise, objective, attack_bn)
+    t = no_grad(teacher, x)
+    return pgd(net, x, x + noise, lambda images: map(kl, t, net(images)), attack_bn)
 
 
 def trades_attack(net, x, noise, attack_bn):
     net.train(attack_bn == "train")
-    clean = no_grad(net, x)  # the official code repeats it at every step, without effect in eval mode
-
-    def objective(images):
-        return sum(kl(s, s_) for s, s_ in zip(clean, net(images), strict=True))
-
-    return pgd(net, x, x + noise, objective, attack_bn)
+    s = no_grad(net, x)  # the official code repeats it at every step, without effect in eval mode
+    return pgd(net, x, x + noise, lambda images: map(kl, s, net(images)), attack_bn)
 
 
 # Without teacher.
@@ -263,25 +248,11 @@ def akd2(
     return mean(loss(i) for i in range(len(x)))
 
 
-def iad2(
-    net,
-    teacher,
-    std_teacher,
-    x,
-    y,
-    noise,
-    epoch,
-    *,
-    robust_weight=0.5,
-    std_weight=0.25,
-    iad_beta=0.1,
-    iad_begin=40,
-    temp=1.0,
-    attack_bn="train",
-):
+def iad2(net, teacher, std_teacher, x, y, noise, epoch, *, iad_beta=0.1, iad_begin=40, **options):
     if epoch < iad_begin:
-        weights = {"robust_weight": robust_weight, "std_weight": std_weight}
-        return akd2(net, teacher, std_teacher, x, y, noise, epoch, **weights, temp=temp, attack_bn=attack_bn)
+        return akd2(net, teacher, std_teacher, x, y, noise, epoch, **options)
+    defaults = {"robust_weight": 0.5, "std_weight": 0.25, "temp": 1.0, "attack_bn": "train"}
+    robust_weight, std_weight, temp, attack_bn = (defaults | options).values()
     x_adv = label_attack(net, x, y, x + noise, attack_bn)
     t_, u_ = no_grad(teacher, x_adv), no_grad(std_teacher, x_adv)
     s_ = net(x_adv)

@@ -154,14 +154,6 @@ def test_evaluations_under_the_same_conditions_are_merged(run):
     assert (first["conditions"]["eps"], second["conditions"]["eps"]) == (8 / 255, 0.1)
 
 
-def test_an_accuracy_does_not_depend_on_the_other_attacks(run):
-    lines = []
-    for attacks in ("pgd,cw", "cw"):
-        ended = run("main_eval.py", f"{EVALUATE} --limit_test 100 --steps 1 --attacks {attacks}")
-        lines += [line.split("%")[0] for line in ended.out.splitlines() if line.startswith("C&W-inf-30")]
-    assert len(lines) == 2 and lines[0] == lines[1]
-
-
 @pytest.mark.parametrize("classes", [4, 2])  # too few for AutoAttack: 2
 def test_a_training_ends_with_the_command_that_evaluates_it(run, tmp_path, classes):
     image_folder(tmp_path / "my images", classes=classes)
@@ -215,11 +207,8 @@ def test_same_seed_same_bytes_and_the_config_of_a_run_repeats_it(run, tmp_path):
     files = [next((tmp_path / root).rglob("last_epoch_model.pth")).read_bytes() for root in "abc"]
     assert files[0] == files[1] != files[2]
     lines = {line.split(":")[0]: line for line in ended.out.splitlines() if line.startswith("set by")}
-    assert "--root_path b" in lines["set by flag"] and "--trades_beta 3" in lines["set by method"].replace(
-        "beta", "--trades_beta"
-    )
-    assert "--bs 16" in lines["set by config file"]
-    assert json.loads(config.read_text()).keys() == {spec for spec in TrainConfig.__dataclass_fields__}
+    assert "--root_path b" in lines["set by flag"] and "--bs 16" in lines["set by config file"]
+    assert "beta 3" in lines["set by method"]
 
 
 def test_a_teacher_below_chance_level_is_refused_with_the_usual_causes(start, tmp_path):

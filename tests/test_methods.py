@@ -26,57 +26,38 @@ from utils.config import TrainConfig
 TOLERANCE = 1e-12
 
 
-def adaad(a, hp):
-    kl_weight = 0.1 if hp["dataset"] == "CIFAR10" else 1.0
-    return adaad_loss(a["s_clean"], a["s_adv"], a["t_clean"], a["t_adv"], alpha=hp["AdaAD_alpha"], kl_weight=kl_weight)
+def introspects(row):
+    return row["hp"]["epoch"] >= row["hp"].get("begin", row["hp"].get("IAD_begin"))
 
 
-def dgad(a, hp):
-    options = {"alp_beta": hp["ALP_beta"], "use_pcr": hp["alp"] == "on"}
-    return dgad_loss(a["s_clean"], a["s_adv"], a["t_clean"], a["t_adv"], a["targets"], **options)
-
-
-def ard(a, hp, kl_weight):
-    options = {"alpha": hp["alpha"], "temp": hp["temp"], "kl_weight": kl_weight}
-    return ard_loss(a["s_clean"], a["s_adv"], a["t_clean"], a["targets"], **options)
-
-
-def two_teachers(a, hp, loss, *clean, **options):
-    weights = {"robust_weight": hp["alpha1"], "std_weight": hp["alpha2"], "temp": hp["temp"]}
-    return loss(*clean, a["s_adv"], a["t_adv"], a["t_st_adv"], a["targets"], **weights, **options)
-
-
-def iad1(a, hp):
-    options = {"alpha": hp["alpha"], "beta": hp["beta"], "temp": hp["temp"], "introspect": hp["epoch"] >= hp["begin"]}
-    return iad1_loss(a["s_clean"], a["s_adv"], a["t_clean"], a["t_adv"], a["targets"], **options)
-
-
-def iad2(a, hp):
-    return two_teachers(a, hp, iad2_loss, a["s_clean"], beta=hp["beta"], introspect=hp["epoch"] >= hp["begin"])
-
-
-def adaiad(a, hp):
-    options = {"alpha": hp["IAD_alpha"], "beta": hp["IAD_beta"], "temp": hp["temp"]}
-    introspect = hp["epoch"] >= hp["IAD_begin"]
-    return adaiad_loss(a["s_clean"], a["s_adv"], a["t_adv"], a["targets"], **options, introspect=introspect)
-
-
-# Method of the recordings -> our loss for their arrays and hyperparameters.
+ARD = {"alpha": "alpha", "temp": "temp"}
+IAD = {"beta": "beta", "temp": "temp", "introspect": introspects}
+TWO_TEACHERS = {"robust_weight": "alpha1", "std_weight": "alpha2", "temp": "temp"}
+DGAD = (
+    dgad_loss,
+    "s_clean s_adv t_clean t_adv targets",
+    {"alp_beta": "ALP_beta", "use_pcr": lambda row: row["hp"]["alp"] == "on"},
+)
+# Recorded method -> our loss, its arrays, and its options: a hyperparameter, a function of the row, or a number.
 LOSSES = {
-    "AT": lambda a, hp: at_loss(a["s_adv"], a["targets"]),
-    "AT_iad_pretrain": lambda a, hp: at_loss(a["s_adv"], a["targets"]),
-    "TRADES": lambda a, hp: trades_loss(a["s_clean"], a["s_adv"], a["targets"], beta=hp["beta"]),
-    "TRADES_dgad_tiny": lambda a, hp: trades_loss(a["s_clean"], a["s_adv"], a["targets"], beta=hp["trades_beta"]),
-    "RSLAD": lambda a, hp: rslad_loss(a["s_clean"], a["s_adv"], a["t_clean"], kl_weight=0.1),
-    "AdaAD": adaad,
-    "DGAD": dgad,
-    "DGAD_IAD": dgad,  # officially the same value: its introspection compares the student with itself (bug D6)
-    "ARD_goldblum": lambda a, hp: ard(a, hp, 1 / a["s_adv"].shape[1]),
-    "ARD_iad": lambda a, hp: ard(a, hp, 1.0),
-    "AKD2_iad": lambda a, hp: two_teachers(a, hp, akd2_loss),
-    "IAD-I": iad1,
-    "IAD-II": iad2,
-    "AdaAD_IAD": adaiad,
+    "AT": (at_loss, "s_adv targets", {}),
+    "AT_iad_pretrain": (at_loss, "s_adv targets", {}),
+    "TRADES": (trades_loss, "s_clean s_adv targets", {"beta": "beta"}),
+    "TRADES_dgad_tiny": (trades_loss, "s_clean s_adv targets", {"beta": "trades_beta"}),
+    "RSLAD": (rslad_loss, "s_clean s_adv t_clean", {"kl_weight": 0.1}),
+    "AdaAD": (
+        adaad_loss,
+        "s_clean s_adv t_clean t_adv",
+        {"alpha": "AdaAD_alpha", "kl_weight": lambda row: 0.1 if row["hp"]["dataset"] == "CIFAR10" else 1.0},
+    ),
+    "DGAD": DGAD,
+    "DGAD_IAD": DGAD,  # officially the same value: its introspection compares the student with itself (bug D6)
+    "ARD_goldblum": (ard_loss, "s_clean s_adv t_clean targets", ARD | {"kl_weight": lambda row: 1 / row["C"]}),
+    "ARD_iad": (ard_loss, "s_clean s_adv t_clean targets", ARD | {"kl_weight": 1.0}),
+    "AKD2_iad": (akd2_loss, "s_adv t_adv t_st_adv targets", TWO_TEACHERS),
+    "IAD-I": (iad1_loss, "s_clean s_adv t_clean t_adv targets", IAD | {"alpha": "alpha"}),
+    "IAD-II": (iad2_loss, "s_clean s_adv t_adv t_st_adv targets", IAD | TWO_TEACHERS),
+    "AdaAD_IAD": (adaiad_loss, "s_clean s_adv t_adv targets", IAD | {"alpha": "IAD_alpha", "beta": "IAD_beta"}),
 }
 
 
@@ -85,11 +66,13 @@ def recorded(dtype):
     return [pytest.param(row, id=f"{row['method']}-{row['key']}-{row['scenario']}") for row in rows]
 
 
-def value_and_gradients(row, loss):
-    arrays = golden_arrays(row)
+def value_and_gradients(row):
+    arrays, hp = golden_arrays(row), row["hp"]
     for name in ("s_clean", "s_adv"):
         arrays[name].requires_grad_()
-    value = loss(arrays, row["hp"])
+    loss, names, options = LOSSES[row["method"]]
+    options = {k: hp[v] if isinstance(v, str) else v(row) if callable(v) else v for k, v in options.items()}
+    value = loss(*(arrays[name] for name in names.split()), **options)
     value.backward()
     zero = torch.zeros_like(arrays["s_clean"])
     return arrays, value.detach(), [zero if (g := arrays[name].grad) is None else g for name in ("s_clean", "s_adv")]
@@ -105,7 +88,7 @@ def deviates(row):
 
 @pytest.mark.parametrize("row", [param for param in recorded("float64") if not deviates(param.values[0])])
 def test_loss_and_gradients_equal_the_official_code(row):
-    arrays, value, (grad_clean, grad_adv) = value_and_gradients(row, LOSSES[row["method"]])
+    arrays, value, (grad_clean, grad_adv) = value_and_gradients(row)
     expected = value.item()
     if row["method"] == "RSLAD":  # its log(q + 1e-5) shifts the value by a constant in the student
         q = arrays["t_clean"].softmax(1)
@@ -129,14 +112,14 @@ def difference_of_official_dgad(arrays):
 
 @pytest.mark.parametrize("row", recorded("float32"))
 def test_value_and_gradients_are_finite_in_single_precision(row):
-    _, value, gradients = value_and_gradients(row, LOSSES[row["method"]])
+    _, value, gradients = value_and_gradients(row)
     assert value.isfinite()
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("row", [param for param in recorded("float64") if deviates(param.values[0])])
 def test_where_the_official_code_is_wrong_the_loss_follows_the_paper(row):
-    arrays, value, _ = value_and_gradients(row, LOSSES[row["method"]])
+    arrays, value, _ = value_and_gradients(row)
     if not row["method"].startswith("DGAD"):
         clean, adv, y = arrays["s_clean"], arrays["s_adv"], arrays["targets"]
         expected = F.cross_entropy(clean, y) + row["hp"]["trades_beta"] * plain_kl(clean, adv).mean()
@@ -211,64 +194,12 @@ def test_dgad_with_a_teacher_correct_or_wrong_on_all_images(correct, n):
     torch.testing.assert_close(dgad_loss(s, s_adv, t, t_adv, y, alp_beta=5.0), expected)
 
 
-def test_dgad_switches():
-    (s, s_adv, t, t_adv), y = dgad_case(8)
-    y[:4] = t[:4].argmax(1)
-    wrong = t.argmax(1) != y
-    assert wrong.any() and not wrong.all()
-    pcr = ((s_adv.softmax(1) - s.softmax(1)) ** 2).mean()
-    no_els = torch.where(wrong, plain_kl(t, s), plain_kl(t_adv, s_adv)).mean()
-    cases = {
-        (True, True, False): torch.where(wrong, plain_kl(swap(t, y), s), plain_kl(swap(t_adv, y), s_adv)).mean(),
-        (False, True, False): plain_kl(swap(t_adv, y), s_adv).mean(),
-        (True, False, False): no_els,
-        (True, False, True): no_els + 2 * pcr,
-        (False, False, False): plain_kl(t_adv, s_adv).mean(),
-    }
-    for (use_map, use_els, use_pcr), expected in cases.items():
-        loss = dgad_loss(s, s_adv, t, t_adv, y, alp_beta=2.0, use_map=use_map, use_els=use_els, use_pcr=use_pcr)
-        torch.testing.assert_close(loss, expected)
-    half = dgad_loss(s, s_adv, t, t_adv, y, alp_beta=2.0, distill_weight=0.5, use_els=False)
-    torch.testing.assert_close(half, 0.5 * no_els + 2 * pcr)
-
-
-def test_dgad_iad_adds_introspection_where_the_teacher_classifies_the_clean_image_correctly():
-    (s, s_adv, t, t_adv), y = dgad_case(8)
-    y[:4] = t[:4].argmax(1)
-    correct = t.argmax(1) == y
-    unreliability = 1 - swap(t_adv, y).softmax(1).gather(1, y[:, None]).squeeze(1) ** 0.1
-    extra = (correct * unreliability * plain_kl(s, s_adv)).mean()
-    with_iad, without = (dgad_loss(s, s_adv, t, t_adv, y, alp_beta=2.0, introspect_beta=b) for b in (0.1, None))
-    assert 0 < correct.sum() < 8
-    torch.testing.assert_close(with_iad - without, extra)
-
-
 def test_introspection_has_gradient_into_both_student_logits_and_not_into_the_teacher():
     (s, s_adv, t, t_adv), y = dgad_case()
     for logits in (s, s_adv, t, t_adv):
         logits.requires_grad_()
     iad1_loss(s, s_adv, t.detach(), t_adv, y, alpha=1.0, beta=0.1, temp=1.0, introspect=True).backward()
     assert s.grad.abs().sum() > 0 and s_adv.grad.abs().sum() > 0 and t_adv.grad is None
-
-
-def test_iad2_without_introspection_is_akd2_and_needs_no_clean_logits():
-    (_, s_adv, t_adv, u_adv), y = dgad_case()
-    weights = {"robust_weight": 0.5, "std_weight": 0.25, "temp": 2.0}
-    torch.testing.assert_close(
-        iad2_loss(None, s_adv, t_adv, u_adv, y, **weights, beta=0.1, introspect=False),
-        akd2_loss(s_adv, t_adv, u_adv, y, **weights),
-    )
-
-
-def test_mart_by_its_equations():
-    (s, s_adv, _, _), y = dgad_case(8)
-    p, q = s.softmax(1), s_adv.softmax(1)
-    index = torch.arange(8)
-    rival = q.clone()
-    rival[index, y] = 0
-    bce = -q[index, y].log() - (1 - rival.amax(1)).log()
-    expected = (bce + 5 * plain_kl(s, s_adv) * (1 - p[index, y])).mean()
-    torch.testing.assert_close(mart_loss(s, s_adv, y, beta=5.0), expected)
 
 
 def test_mart_is_finite_for_a_confident_wrong_prediction():
