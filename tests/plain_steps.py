@@ -2,8 +2,8 @@
 
 The reference for ``test_steps.py``; it imports nothing from the packages under test. A method is
 ``name(net, *teachers, x, y, noise, epoch, **options) -> loss``. Its options are flags with the official defaults; the
-number, order and BatchNorm mode of its calls of ``net`` are the official ones. The attack starts at ``x + noise``. s, t,
-u are logits of the student, the robust and the standard teacher on the images, s_, t_, u_ on the adversarial images.
+number, order and BatchNorm mode of its calls of ``net`` are the official ones. The attack starts at ``x + noise``.
+s, t, u are logits of the student, the robust and the standard teacher on the images, s_, t_, u_ on x_adv.
 """
 
 import torch
