@@ -13,7 +13,7 @@ import pytest
 import torch
 from commands import run_here
 from conftest import ROOT
-from PIL import Image
+from small_sets import image_folder
 
 import methods
 from engine.training.settings import resolve
@@ -119,11 +119,7 @@ def folder(tmp_path, monkeypatch):
             (tmp_path / run).mkdir(parents=True, exist_ok=True)
             for kind in ("best_PGD10_acc_model.pth", "last_epoch_model.pth"):
                 torch.save(content, tmp_path / run / kind)
-    for part in ("train", "test"):
-        for label in "abcd":
-            (tmp_path / "DIR" / part / label).mkdir(parents=True)
-            for number in range(2):
-                Image.new("RGB", (32, 32), 60 * number).save(tmp_path / "DIR" / part / label / f"{number}.png")
+    image_folder(tmp_path / "DIR")
     return tmp_path
 
 
