@@ -44,15 +44,15 @@ def start(monkeypatch, capsys, tmp_path):
     """Run an entry script in a folder with net.pth."""
     monkeypatch.chdir(tmp_path)
     save_network(tmp_path / "net.pth")
-    return lambda script, words: run_here(monkeypatch, capsys, script, words)
+    return lambda script, args: run_here(monkeypatch, capsys, script, args)
 
 
 @pytest.fixture
 def run(start):
     """Run an entry script that must succeed."""
 
-    def run_and_check(script, words):
-        ended = start(script, words)
+    def run_and_check(script, args):
+        ended = start(script, args)
         assert ended.status == 0, ended.err
         return ended
 
@@ -84,18 +84,18 @@ def test_a_distillation_and_its_evaluation_write_all_their_files(run, tmp_path):
     assert "40 test images" in ended.out
 
     path = folder / "best_PGD10_acc_model.pth"
-    words = f"--model_path {path} --limit_test 20 --attacks clean,fgsm,pgd,cw,aa --limit_aa 3 --steps 3"
-    ended = run("main_eval.py", f"{words} --no-pictures")
+    args = f"--model_path {path} --limit_test 20 --attacks clean,fgsm,pgd,cw,aa --limit_aa 3 --steps 3"
+    ended = run("main_eval.py", f"{args} --no-pictures")
     figures = evaluations_of(path)[0]["figures"]
     assert list(figures) == ["Clean", "FGSM", "PGD-3", "C&W-inf-30", "AutoAttack", "worst case"]
     assert (figures["PGD-3"]["n"], figures["AutoAttack"]["n"]) == (20, 3)
     assert "epsilon 8/255, 3 steps, step 2/255, uniform start, 1 start" in ended.out
 
 
-@pytest.mark.parametrize("words", [*METHODS, "DGAD --model mobilenetV2 --bs 3"])
-def test_every_method_trains(run, tmp_path, words):
-    method = words.split()[0]
-    run("main.py", f"{DIGITS} {TEACHERS} --method {words}")
+@pytest.mark.parametrize("args", [*METHODS, "DGAD --model mobilenetV2 --bs 3"])
+def test_every_method_trains(run, tmp_path, args):
+    method = args.split()[0]
+    run("main.py", f"{DIGITS} {TEACHERS} --method {args}")
     (row,) = rows_of(next((tmp_path / "tuned_models/Digits" / method).glob("*/results.csv")))
     assert math.isfinite(float(row["train_loss"]))
 
@@ -108,11 +108,11 @@ def test_official_names_of_methods():
 def test_tiny_imagenet_is_trained_on_and_evaluated(run, tmp_path):
     data_root = tiny_imagenet_files(tmp_path / "tiny-imagenet-200")
     save_network(tmp_path / "teacher_models/Tiny_Image/small_resnet/robust_teacher.pth", 200)
-    words = "--method DGAD --teacher_model small_resnet --epsilon 8 --step_size 2 --lr_schedule piecewise --gpu_id 0"
-    run("main_tiny.py", f"{ONE_STEP} {words} --ALP_beta 15.0 --data_root {data_root}")
+    args = "--method DGAD --teacher_model small_resnet --epsilon 8 --step_size 2 --lr_schedule piecewise --gpu_id 0"
+    run("main_tiny.py", f"{ONE_STEP} {args} --ALP_beta 15.0 --data_root {data_root}")
     path = next((tmp_path / "tuned_models/Tiny_Image/DGAD").glob("*/best_PGD10_acc_model.pth"))
-    words = f"--dataset Tiny_Image --model small_resnet --model_path {path} --attacks clean --data_root {data_root}"
-    assert "200 test images of Tiny_Image" in run("main_eval_tinyimagenet.py", words).out
+    args = f"--dataset Tiny_Image --model small_resnet --model_path {path} --attacks clean --data_root {data_root}"
+    assert "200 test images of Tiny_Image" in run("main_eval_tinyimagenet.py", args).out
 
 
 def test_a_robustbench_network_is_trained_and_evaluated(run, tmp_path, monkeypatch):
@@ -121,20 +121,20 @@ def test_a_robustbench_network_is_trained_and_evaluated(run, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "robustbench", ModuleType("robustbench"))
     monkeypatch.setitem(sys.modules, "robustbench.utils", package)
     cifar_files(tmp_path, CIFAR100, monkeypatch, names=[str(k) for k in range(100)], labels=range(100))
-    words = f"--dataset CIFAR100 --model robustbench:Some2026Network --data_root {tmp_path} --limit_test 20"
-    run("main.py", f"{words} --method Natural --limit_train 40 --epochs 1")
+    args = f"--dataset CIFAR100 --model robustbench:Some2026Network --data_root {tmp_path} --limit_test 20"
+    run("main.py", f"{args} --method Natural --limit_train 40 --epochs 1")
     (path,) = tmp_path.rglob("best_clean_acc_model.pth")
     assert path.parent.name == "robustbench-Some2026Network_seed42"
     for checkpoint in ("", f"--model_path {path}"):
-        run("main_eval.py", f"{words} {checkpoint} --attacks clean")
+        run("main_eval.py", f"{args} {checkpoint} --attacks clean")
 
 
 @pytest.mark.parametrize("classes", [4, 2])  # too few for AutoAttack: 2
 def test_a_training_ends_with_the_command_that_evaluates_it(run, tmp_path, classes):
     image_folder(tmp_path / "my images", "abcd"[:classes])
-    words = "--dataset Folder --data_root 'my images' --model small_resnet --method Natural --epochs 1 --epsilon 8/3"
+    args = "--dataset Folder --data_root 'my images' --model small_resnet --method Natural --epochs 1 --epsilon 8/3"
     for again in ("", "--resume"):
-        ended = run("main.py", f"{words} {again}")
+        ended = run("main.py", f"{args} {again}")
         _, script, *command = shlex.split(ended.out.splitlines()[-1].removeprefix("evaluate: "))
         assert script == str(ROOT / "main_eval.py")
     run(script, shlex.join([*command, "--no-pictures"]) + (" --attacks clean" if classes == 4 else ""))
@@ -187,12 +187,12 @@ def test_same_seed_same_bytes_and_the_config_of_a_run_repeats_it(run, tmp_path):
 
 
 def test_a_teacher_below_chance_level_is_refused_with_the_usual_causes(start, tmp_path):
-    words = f"{SMALL} --method RSLAD {TEACHER} --epochs 1"
-    ended = start("main.py", words)
+    args = f"{SMALL} --method RSLAD {TEACHER} --epochs 1"
+    ended = start("main.py", args)
     assert ended.status == 2 and ended.err.count("\n") == 1
     assert "of 256 clean test images" in ended.err and "normali" in ended.err
     assert not (tmp_path / "tuned_models").exists()
-    assert start("main.py", f"{words} --no_teacher_check").status == 0
+    assert start("main.py", f"{args} --no_teacher_check").status == 0
 
 
 def test_a_recipe_sets_what_the_command_line_does_not(run, tmp_path):
@@ -213,9 +213,9 @@ def test_other_training_conditions_are_pointed_out(run, tmp_path):
     ended = run("main.py", f"{DIGITS} --method RSLAD {TEACHER} --teacher_path large.pth --epsilon 16")
     assert "was trained at --image_size 32, these are 16" in ended.out
     path = next(tmp_path.rglob("best_PGD10_acc_model.pth"))
-    words = f"--dataset Digits --model_path {path} --limit_test 4 --attacks clean"
-    assert "trained at epsilon 16/255" in run("main_eval.py", words).out
-    assert "trained at epsilon" not in run("main_eval.py", f"{words} --eps 16/255").out
+    args = f"--dataset Digits --model_path {path} --limit_test 4 --attacks clean"
+    assert "trained at epsilon 16/255" in run("main_eval.py", args).out
+    assert "trained at epsilon" not in run("main_eval.py", f"{args} --eps 16/255").out
     assert evaluations_of(path)[0]["conditions"]["image_size"] == 16
 
 
@@ -262,8 +262,8 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("script", "words", "message"), BAD)
-def test_bad_input_is_one_line_with_status_2_and_writes_nothing(start, tmp_path, script, words, message):
+@pytest.mark.parametrize(("script", "args", "message"), BAD)
+def test_bad_input_is_one_line_with_status_2_and_writes_nothing(start, tmp_path, script, args, message):
     save_network(tmp_path / "net2.pth", 2)
     save_network(tmp_path / "named.pth", model="small_resnet")
     image_folder(tmp_path / "pair", "ab", ("train", "val"))
@@ -271,7 +271,7 @@ def test_bad_input_is_one_line_with_status_2_and_writes_nothing(start, tmp_path,
     broken = tmp_path / "images/train/b/0.png"
     broken.write_bytes(broken.read_bytes()[:50])
     before = sorted(tmp_path.rglob("*"))
-    ended = start(script, words)
+    ended = start(script, args)
     assert ended.status == 2
     assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
     assert message in ended.err

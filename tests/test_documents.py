@@ -48,7 +48,7 @@ SCRIPTS = ("main.py", "main_eval.py", "scripts/compare.py", "scripts/export.py")
 class Command(NamedTuple):
     """A shell command, and the reason if it cannot be run by a test."""
 
-    words: list[str]
+    args: list[str]
     reason: str | None
 
 
@@ -57,15 +57,15 @@ def commands_of(name):
         if block["kind"] in ("bash", "sh"):
             for line in block["text"].replace("\\\n", " ").splitlines():
                 # shlex does not take <model_path> for a redirection, as a shell would.
-                if words := shlex.split(line, comments=True):
-                    yield Command(words, block["reason"])
+                if args := shlex.split(line, comments=True):
+                    yield Command(args, block["reason"])
 
 
 def is_runnable(command):
     """Whether it is a script that needs no published teacher and no full-length training."""
-    words = command.words
-    known = words[0] == "python" and words[1] in SCRIPTS and command.reason is None
-    return known and "200" not in words and ("--teacher_model" not in words or "--teacher_path" in words)
+    args = command.args
+    known = args[0] == "python" and args[1] in SCRIPTS and command.reason is None
+    return known and "200" not in args and ("--teacher_model" not in args or "--teacher_path" in args)
 
 
 @pytest.fixture
@@ -93,17 +93,17 @@ def meankd(example, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_command_parses_and_is_run_or_says_why_not(name, meankd):
     for command in commands_of(name):
-        script = next((word for word in command.words if word in CONFIGS), None)
-        assert all((ROOT / word).exists() for word in command.words if re.fullmatch(r"[\w/]+\.(py|sh|sbatch)", word))
+        script = next((word for word in command.args if word in CONFIGS), None)
+        assert all((ROOT / word).exists() for word in command.args if re.fullmatch(r"[\w/]+\.(py|sh|sbatch)", word))
         if script:
-            words = command.words[command.words.index(script) + 1 :]
-            parsed = parse(CONFIGS[script], words, description="", choices={})
+            args = command.args[command.args.index(script) + 1 :]
+            parsed = parse(CONFIGS[script], args, description="", choices={})
             if script in ("main.py", "main_tiny.py"):
                 resolve(*parsed)
-        elif "--list" in command.words and not command.reason:
-            subprocess.run(command.words, cwd=ROOT, check=True, capture_output=True)
+        elif "--list" in command.args and not command.reason:
+            subprocess.run(command.args, cwd=ROOT, check=True, capture_output=True)
         else:
-            assert command.reason or is_runnable(command), f"{name}: {shlex.join(command.words)}"
+            assert command.reason or is_runnable(command), f"{name}: {shlex.join(command.args)}"
 
 
 @pytest.fixture
@@ -123,9 +123,9 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def shortened(words):
+def shortened(args):
     """The command on Digits, for a few seconds."""
-    script, *rest = words[1:]
+    script, *rest = args[1:]
     text = " ".join(rest)
     for placeholder, value in PLACEHOLDERS.items():
         text = re.sub(rf"(?<!\w){re.escape(placeholder)}(?!\w)", value, text)
@@ -144,18 +144,18 @@ def test_commands_that_need_only_the_readers_files_run(folder, monkeypatch, caps
     done = set()
     for name in DOCUMENTS:
         for command in commands_of(name):
-            line = " ".join(command.words[1:])
+            line = " ".join(command.args[1:])
             if is_runnable(command) and "MeanKD" not in line and line not in done:
                 done.add(line)
-                ended = run_here(monkeypatch, capsys, command.words[1], shortened(command.words))
+                ended = run_here(monkeypatch, capsys, command.args[1], shortened(command.args))
                 assert ended.status == 0, f"{name}: {line}\n{ended.err}"
     assert len(done) > 8
 
 
 def test_the_example_of_a_method_trains(example, meankd, folder, monkeypatch, capsys):
     assert len([line for line in example[0].splitlines() if line]) <= 20
-    (command,) = (command for command in commands_of("README.md") if "MeanKD" in command.words)
-    ended = run_here(monkeypatch, capsys, "main.py", shortened(command.words))
+    (command,) = (command for command in commands_of("README.md") if "MeanKD" in command.args)
+    ended = run_here(monkeypatch, capsys, "main.py", shortened(command.args))
     assert ended.status == 0, ended.err
     assert (folder / "tuned_models/Digits/MeanKD").is_dir()
 

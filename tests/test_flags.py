@@ -29,8 +29,8 @@ OFFICIAL_DEFAULTS = {
 }
 
 
-def read(words, config_class=TrainConfig):
-    return parse(config_class, words.split(), description="", choices={}).config
+def read(args, config_class=TrainConfig):
+    return parse(config_class, args.split(), description="", choices={}).config
 
 
 def test_the_papers_training_commands_parse():
@@ -53,7 +53,7 @@ def test_tiny_configs_differ_only_by_defaults():
 
 
 @pytest.mark.parametrize(
-    ("words", "field", "value"),
+    ("args", "field", "value"),
     [
         ("--epsilon 8.5", "epsilon", 8.5),
         ("--epsilon 8/3", "epsilon", 8 / 3),
@@ -67,12 +67,12 @@ def test_tiny_configs_differ_only_by_defaults():
         ("--data_root =odd --desc_str x", "data_root", "=odd"),
     ],
 )
-def test_values_are_read(words, field, value):
-    assert getattr(read(words), field) == value
+def test_values_are_read(args, field, value):
+    assert getattr(read(args), field) == value
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ("--epsilon 0", "--epsilon 0.0: must be above 0"),
         ("--epsilon -1", "--epsilon -1.0"),
@@ -93,9 +93,9 @@ def test_values_are_read(words, field, value):
         ("--desc_str \udcff", "has bytes that are not UTF-8"),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_its_flag(words, message):
+def test_a_wrong_value_is_one_line_that_names_its_flag(args, message):
     with pytest.raises(UserError) as raised:
-        read(words)
+        read(args)
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -131,8 +131,8 @@ def test_the_config_of_a_run_repeats_its_settings_but_not_resume(config_file):
 
 
 def test_flags_override_the_config_file_and_recipes_do_not(config_file):
-    words = ["--seed", "7", "--config", str(config_file), "--recipe", "paper", "--epochs", "10"]
-    config, sources = resolve(*parse(TrainConfig, words, description="", choices={}))
+    args = ["--seed", "7", "--config", str(config_file), "--recipe", "paper", "--epochs", "10"]
+    config, sources = resolve(*parse(TrainConfig, args, description="", choices={}))
     assert (config.seed, config.recipe, config.epochs) == (7, "paper", 10)
     assert (config.lr_max, config.weight_decay) == (RUN.lr_max, RUN.weight_decay)  # MART's recipe has other ones
     assert config.milestones is None  # those of the file belong to its 7 epochs

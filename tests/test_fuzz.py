@@ -136,20 +136,20 @@ def candidates(spec, hint) -> list[list[str]]:
     if bool in kinds:
         return [[name], [name], [name], [f"--no-{name[2:]}"], [name, "yes"], [f"{name}=1"]]
     if int in kinds or float in kinds:
-        words = [word for word in NUMBERS if "/" in word or not float(word) > LARGEST.get(spec.name, math.inf)]
+        args = [word for word in NUMBERS if "/" in word or not float(word) > LARGEST.get(spec.name, math.inf)]
     else:
         literals = [kind for kind in kinds if typing.get_origin(kind) is Literal]
-        words = [*typing.get_args(literals[0])] if literals else WORDS.get(spec.name, FILES)
-    return [*([name, word] for word in words), [f"{name}={words[0]}"], [name], [name.upper(), words[0]]]
+        args = [*typing.get_args(literals[0])] if literals else WORDS.get(spec.name, FILES)
+    return [*([name, word] for word in args), [f"{name}={args[0]}"], [name], [name.upper(), args[0]]]
 
 
 def command_line(script: str, random: Random, tested=None) -> list[str]:
     """A fast command line with the flag ``tested`` and up to three others, mostly with their defaults."""
     config_class, start, teachers = SCRIPTS[script]
     hints, specs = typing.get_type_hints(config_class), fields(config_class)
-    words = start.split()
+    args = start.split()
     if teachers and random.random() < 0.5:
-        words += [*teachers.split(), "--method", random.choice([*METHODS])]
+        args += [*teachers.split(), "--method", random.choice([*METHODS])]
     tested = tested or random.choice(specs)
     flags = [random.choice(candidates(tested, hints[tested.name]))]
     if random.random() < 0.3:
@@ -158,7 +158,7 @@ def command_line(script: str, random: Random, tested=None) -> list[str]:
         if spec.default not in (None, "", ()) and spec.name not in (*LARGEST, "model", "dataset", "data_root"):
             flags.append(random.choice([candidates(spec, hints[spec.name])[0], [spelling(spec)]]))
     random.shuffle(flags)
-    return words + [word for flag in flags for word in flag]
+    return args + [word for flag in flags for word in flag]
 
 
 # Run them.
@@ -185,8 +185,8 @@ def is_complete(path: Path) -> bool:
     return not path.name.startswith(".partial")
 
 
-def names_flag_or_file(line: str, words: list[str]) -> bool:
-    pieces = [piece for word in words for piece in word.split("=") if piece.strip()]
+def names_flag_or_file(line: str, args: list[str]) -> bool:
+    pieces = [piece for word in args for piece in word.split("=") if piece.strip()]
     shown = [form for piece in pieces for form in (" ".join(piece.split()), ascii(piece)[1:-1])]
     return bool(re.search(r"--?[A-Za-z]", line)) or any(form in line for form in shown)
 
@@ -200,14 +200,14 @@ def _link(source: str, target: str) -> None:
 def check(world, monkeypatch, capsys):
     """Run a command line in a copy of the world and check its end; return "ran", "showed" or the error."""
 
-    def run_and_check(script: str, words: list[str]) -> str:
+    def run_and_check(script: str, args: list[str]) -> str:
         with tempfile.TemporaryDirectory() as root, monkeypatch.context() as patch:
             root = Path(root)
             shutil.copytree(world, root / "here", copy_function=_link)
             before = files_of(root)
             patch.chdir(root / "here")
-            print(script, words)  # shown if it fails
-            status, out, err = astuple(run_here(patch, capsys, script, shlex.join(words)))
+            print(script, args)  # shown if it fails
+            status, out, err = astuple(run_here(patch, capsys, script, shlex.join(args)))
             after = files_of(root)
             assert status in (0, 2) and "Traceback" not in err + out, err
             new = [root / name for name in after if after[name] != before.get(name)]
@@ -216,7 +216,7 @@ def check(world, monkeypatch, capsys):
                 assert err == ""
                 return "ran" if "training images" in out or "accuracy in %" in out else "showed"
             assert err.startswith("error: ") and err.count("\n") == 1
-            assert names_flag_or_file(err, [*words, *(path.name for path in world.rglob("*"))]), err
+            assert names_flag_or_file(err, [*args, *(path.name for path in world.rglob("*"))]), err
             if "run folder" not in out and " test images of " not in out:
                 assert before == after, new
             return err
@@ -237,7 +237,7 @@ def no_figures(monkeypatch):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_some_random_command_lines_run_or_are_refused(script, check, no_figures):
-    ends = [check(script, words) for words in random_command_lines(script, 20)]
+    ends = [check(script, args) for args in random_command_lines(script, 20)]
     assert 5 <= ends.count("ran") < 20
 
 
@@ -246,7 +246,7 @@ def test_some_random_command_lines_run_or_are_refused(script, check, no_figures)
 def test_command_lines_with_every_flag_run_or_are_refused(script, check, no_figures):
     specs = fields(SCRIPTS[script][0])
     lines = [line for spec in specs for line in random_command_lines(script, 5 * TIMES, spec)]
-    ends = [check(script, words) for words in lines]
+    ends = [check(script, args) for args in lines]
     assert ends.count("ran") >= LEAST_SHARE * len(ends)
 
 
@@ -262,9 +262,9 @@ REGRESSIONS = [
 ]
 
 
-@pytest.mark.parametrize(("script", "words", "message"), REGRESSIONS, ids=lambda value: str(value)[:20])
-def test_what_once_ended_in_a_traceback(script, words, message, check):
-    assert message in check(script, [*SCRIPTS[script][1].split(), *words])
+@pytest.mark.parametrize(("script", "args", "message"), REGRESSIONS, ids=lambda value: str(value)[:20])
+def test_what_once_ended_in_a_traceback(script, args, message, check):
+    assert message in check(script, [*SCRIPTS[script][1].split(), *args])
 
 
 def test_characters_that_the_terminal_cannot_show_are_escaped(monkeypatch):

@@ -18,9 +18,9 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def case(name, epoch=0, attack_bn=None, **options):
-    words = [name, f"epoch={epoch}", f"attack_bn={attack_bn}" if attack_bn else ""]
-    words += [f"{key}={value}" for key, value in options.items()]
-    return pytest.param(name, epoch, attack_bn, options, id=" ".join(filter(None, words)))
+    parts = [name, f"epoch={epoch}", f"attack_bn={attack_bn}" if attack_bn else ""]
+    parts += [f"{key}={value}" for key, value in options.items()]
+    return pytest.param(name, epoch, attack_bn, options, id=" ".join(filter(None, parts)))
 
 
 CASES = [
