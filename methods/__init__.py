@@ -20,16 +20,16 @@ WITHOUT_TEACHER = {
 
 # Distilled from one robust teacher.
 WITH_TEACHER = {
-    "ARD": lambda c: partial(ard.ard, alpha=c.iad_alpha, temp=value_or(c.temp, ard.TEMPERATURE), kl_weight=c.kl_weight),
+    "ARD": lambda c: partial(ard.ard, alpha=c.iad_alpha, temp=given(c.temp, ard.TEMPERATURE), kl_weight=c.kl_weight),
     "IAD-I": lambda c: partial(iad.iad1, **_introspection(c, iad.TEMPERATURE)),
-    "RSLAD": lambda c: partial(rslad.rslad, kl_weight=value_or(c.kl_weight, rslad.KL_WEIGHT)),
+    "RSLAD": lambda c: partial(rslad.rslad, kl_weight=given(c.kl_weight, rslad.KL_WEIGHT)),
     "AdaAD": lambda c: partial(
-        adaad.adaad, alpha=c.adaad_alpha, kl_weight=value_or(c.kl_weight, adaad.KL_WEIGHT.get(c.dataset, 1.0))
+        adaad.adaad, alpha=c.adaad_alpha, kl_weight=given(c.kl_weight, adaad.KL_WEIGHT.get(c.dataset, 1.0))
     ),
     "AdaIAD": lambda c: partial(adaad.adaiad, **_introspection(c, adaad.ADAIAD_TEMPERATURE)),
     "DGAD": lambda c: partial(dgad.dgad, **_dgad_terms(c)),
     "DGAD-IAD": lambda c: partial(
-        dgad.dgad_iad, beta=c.iad_beta, begin=value_or(c.iad_begin, iad.BEGIN_I), **_dgad_terms(c)
+        dgad.dgad_iad, beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_I), **_dgad_terms(c)
     ),
 }
 
@@ -37,7 +37,7 @@ WITH_TEACHER = {
 WITH_TWO_TEACHERS = {
     "AKD2": lambda c: partial(akd2.akd2, **_two_teachers(c)),
     "IAD-II": lambda c: partial(
-        iad.iad2, **_two_teachers(c), beta=c.iad_beta, begin=value_or(c.iad_begin, iad.BEGIN_II)
+        iad.iad2, **_two_teachers(c), beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_II)
     ),
 }
 
@@ -56,7 +56,7 @@ ALIASES = {
 }
 
 
-def value_or(value, default):
+def given(value, default):
     """Return ``value``, or ``default`` if the value is None: the flag was not given."""
     return default if value is None else value
 
@@ -81,7 +81,7 @@ class _ReadRecorder:
 
 def _introspection(c, temp: float) -> dict:
     weights = {"alpha": c.iad_alpha, "beta": c.iad_beta}
-    return {**weights, "temp": value_or(c.temp, temp), "begin": value_or(c.iad_begin, iad.BEGIN_I)}
+    return {**weights, "temp": given(c.temp, temp), "begin": given(c.iad_begin, iad.BEGIN_I)}
 
 
 def _dgad_terms(c) -> dict:
@@ -91,4 +91,4 @@ def _dgad_terms(c) -> dict:
 
 def _two_teachers(c) -> dict:
     weights = {"robust_weight": c.robust_weight, "std_weight": c.std_weight}
-    return {**weights, "temp": value_or(c.temp, iad.TEMPERATURE)}
+    return {**weights, "temp": given(c.temp, iad.TEMPERATURE)}
