@@ -2,9 +2,11 @@
 
 import logging
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -37,8 +39,8 @@ CROP_PADDING = 4  # pixels of zeros around a training image before the random cr
 VALIDATION_STREAM = "judge"
 
 
-def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
-    """Train as ``config`` says; ``given`` names the fields that the user set, which a recipe does not change.
+def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Train as ``config`` says; ``given`` maps the fields that the user set to their source, see :func:`resolve`.
 
     Raises UserError for mistakes of the user, most of them before anything is written, and Stopped on a signal.
     """
@@ -71,7 +73,7 @@ class Compute(NamedTuple):
     processes: Processes
 
 
-def _train(config: TrainConfig, given: frozenset[str], processes: Processes, signals: Signals) -> None:
+def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, signals: Signals) -> None:
     config, sources = resolve(config, given)
     _check_processes(config, processes)
     device = processes.on_all_ranks(lambda: choose_device(config.device, local_gpu(config.gpu_id), config.threads))

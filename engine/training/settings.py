@@ -1,5 +1,6 @@
 """The settings of a run: canonical names, the recipe's values, warnings, and how they are logged."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -20,11 +21,11 @@ from utils.log import logger
 from utils.names import canonical
 
 
-def resolve(config: TrainConfig, given: frozenset[str]) -> tuple[TrainConfig, dict[str, str]]:
+def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig, dict[str, str]]:
     """Return the config with canonical names and its recipe's values, and the source of each value.
 
-    ``given`` names the fields that the command line set; a recipe never changes those. The second result maps each
-    field to "flag", "recipe" or "default".
+    ``given`` maps the fields that the user set to "flag" or "config file"; a recipe never changes those. The second
+    result maps each field to one of these, "recipe" or "default".
     """
     config = replace(
         config,
@@ -36,12 +37,16 @@ def resolve(config: TrainConfig, given: frozenset[str]) -> tuple[TrainConfig, di
     )
     if config.log_reliability and config.method in WITHOUT_TEACHER:
         raise UserError(f"--log_reliability: {config.method} has no teacher; leave the flag out")
+    if given.get("epochs") == "flag" and given.get("milestones") == "config file":
+        config = replace(config, milestones=None)  # the file's milestones belong to its number of epochs
+        given = {key: source for key, source in given.items() if key != "milestones"}
     filled = {}
     if config.recipe == "paper":
         published = recipe(config.method, config.dataset, config.model)
-        fixed = given | ({"milestones"} if "epochs" in given else set())  # published milestones need published epochs
+        # Published milestones belong to the published number of epochs.
+        fixed = given.keys() | ({"milestones"} if "epochs" in given else set())
         filled = {key: value for key, value in published.items() if key not in fixed}
-    sources = {spec.name: "flag" if spec.name in given else "default" for spec in fields(config)}
+    sources = {spec.name: given.get(spec.name, "default") for spec in fields(config)}
     return replace(config, **filled), sources | dict.fromkeys(filled, "recipe")
 
 
@@ -75,9 +80,9 @@ def log_config(
     """Log the run, all settings grouped by source, warnings, and the flags that its method ignores."""
     logger.info("%s of %s on %s, run folder %s", config.method, config.model, config.dataset, folder)
     unused = unused_fields(config)
-    for source in ("flag", "recipe", "default"):
+    for source in ("flag", "config file", "recipe", "default"):
         specs = [spec for spec in fields(config) if sources[spec.name] == source]
-        if source == "default":  # those of the method are logged below
+        if source in ("config file", "default"):  # those of the method are logged below
             specs = [spec for spec in specs if spec.metadata["group"] != METHOD and spec.name not in unused]
         values = {spelling(spec): getattr(config, spec.name) for spec in specs}
         _log_settings(source, {name: value for name, value in values.items() if value is not None and value != ""})
