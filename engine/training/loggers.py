@@ -11,7 +11,6 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -71,19 +70,8 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
     return log
 
 
-class Service(NamedTuple):
-    """``open(package, folder, config, rows)`` starts a logger; ``install`` is the name of its package for pip."""
-
-    open: Callable[[ModuleType, Path, TrainConfig, Sequence[dict]], Log]
-    module: str
-    install: str
-
-
-# Field of the config that enables it -> service.
-SERVICES = {
-    "tensorboard": Service(tensorboard, "torch.utils.tensorboard", "tensorboard"),
-    "wandb": Service(wandb, "wandb", "wandb"),
-}
+# Field of the config that enables it, which is also the name of its package -> how it starts, and its module.
+SERVICES = {"tensorboard": (tensorboard, "torch.utils.tensorboard"), "wandb": (wandb, "wandb")}
 
 
 class Loggers:
@@ -100,7 +88,8 @@ class Loggers:
             with _errors_as_warnings(flag):
                 if (folder / flag).is_symlink():
                     raise UserError(f"{folder / flag} is a link, and the logger would write to its target")
-                self.active[flag] = SERVICES[flag].open(package, folder, self.config, rows)
+                start, _ = SERVICES[flag]
+                self.active[flag] = start(package, folder, self.config, rows)
 
     def add(self, row: dict) -> None:
         """Send one epoch to each logger; one that fails receives no more."""
@@ -120,13 +109,13 @@ def _errors_as_warnings(flag: str) -> Iterator[None]:
 
 
 def _import(flag: str) -> ModuleType:
-    service = SERVICES[flag]
+    _, module = SERVICES[flag]
     try:
-        return import_module(service.module)
+        return import_module(module)
     except ImportError as error:
-        raise UserError(f"--{flag}: needs a package: pip install {service.install}") from error
+        raise UserError(f"--{flag}: needs a package: pip install {flag}") from error
     except Exception as error:  # incompatible versions fail in several ways
-        message = f"cannot be imported ({_first_line(error)}): pip install -U {service.install}"
+        message = f"cannot be imported ({_first_line(error)}): pip install -U {flag}"
         raise UserError(f"--{flag}: {message}") from error
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from data.loader import Batches
 from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
 from engine.distributed import Processes
-from engine.training.metrics import EpochMetrics, Reliability, peak_memory_mib, reset_peak_memory
+from engine.training.metrics import EpochMetrics, Reliability, peak_memory_mib
 from engine.training.run_folder import RunFolder
 from engine.training.schedule import learning_rate
 from engine.training.signals import Signals, stopped
@@ -68,7 +68,6 @@ class TrainingLoop:
     def _run_epoch(self, epoch: int, metrics: EpochMetrics) -> None:
         """Train, validate and save one epoch (from 0); ``metrics`` holds its batches of an earlier process, if any."""
         start, images, lr = time.monotonic(), metrics.images, learning_rate(epoch, self.config)
-        reset_peak_memory(self.batches.device)
         self.trainer.set_learning_rate(lr)
         for x, y in self._training_batches(epoch, metrics.batches):
             metrics.add(self.trainer.step(x, y, epoch), y)
@@ -81,14 +80,11 @@ class TrainingLoop:
         rate, memory = (metrics.images - images) / (trained - start), peak_memory_mib(self.batches.device)
         row |= {"images_per_s": rate if metrics.images > images else None, "peak_memory_mib": memory}
         self._save_epoch(epoch, row, reliability)
-        seconds = f"{trained - start:.0f} s, {rate:.0f} images/s, peak memory {memory:.0f} MiB"
-        if "clean_acc" in row:
-            seconds += f"; validation {time.monotonic() - trained:.0f} s"
-        accuracies = [f"{row[key]:.2f}" if key in row else "-" for key in ("clean_acc", "PGD10_acc")]
-        logger.info(
-            "epoch %d/%d  lr %g  loss %.4f  clean %s  PGD-10 %s  (%s)",
-            *(epoch + 1, self.config.epochs, lr, means.loss, *accuracies, seconds),
-        )
+        clean, robust = (f"{row[key]:.2f}" if key in row else "-" for key in ("clean_acc", "PGD10_acc"))
+        result = f"lr {lr:g}  loss {means.loss:.4f}  clean {clean}  PGD-10 {robust}"
+        seconds = f"{trained - start:.0f} s, {rate:.0f} images/s; validation {time.monotonic() - trained:.0f} s"
+        message = "epoch %d/%d  %s  (%s; peak memory %.0f MiB)"
+        logger.info(message, epoch + 1, self.config.epochs, result, seconds, memory)
 
     def _training_batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of an epoch after its first ``done``. Every batch seeds all generators by its number."""

@@ -89,14 +89,12 @@ class EpochMetrics:
         """
         if self.nonfinite.device.type == "cpu":
             return int(self.nonfinite)
-        known = 0
         if self._copied is None:
             self._nonfinite_copy = torch.zeros((), dtype=torch.int64).pin_memory()
             self._copied = torch.cuda.Event()
         elif not self._copied.query():
             return 0
-        else:
-            known = int(self._nonfinite_copy)
+        known = int(self._nonfinite_copy)
         self._nonfinite_copy.copy_(self.nonfinite, non_blocking=True)
         self._copied.record()
         return known
@@ -121,10 +119,9 @@ class EpochMetrics:
         total = self.processes.all_reduce_sum(torch.cat([value.reshape(-1).cpu() for value in sums.values()]))
         parts = total.split([value.numel() for value in sums.values()])
         numbers = {key: part.reshape(sums[key].shape).tolist() for key, part in zip(sums, parts, strict=True)}
-        loss = numbers.pop("loss")
         counts = {key: _rounded(numbers.get(key)) for key in self.sums if key != "loss"}
-        t_images = {"t_images": self.t_images} if self.teacher else {}
-        return {"batches": self.batches, "images": self.images, "loss": loss, **counts, **t_images}
+        state = {"batches": self.batches, "images": self.images, "loss": numbers["loss"], **counts}
+        return state | ({"t_images": self.t_images} if self.teacher else {})
 
     def _to_device(self, value: float | list[int] | None) -> Tensor | None:
         if value is None:
@@ -133,14 +130,8 @@ class EpochMetrics:
         return sums if self.processes.is_rank0 else sums * 0  # saved sums are over all ranks: only rank 0 adds to them
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Start a new peak of a GPU's allocated memory; the peak of a process cannot be reset."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
 def peak_memory_mib(device: torch.device) -> float:
-    """Return the peak of allocated memory on a GPU, or of this process's resident memory since its start, in MiB."""
+    """Return this process's peak memory so far in MiB: allocated on a GPU, or resident for the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -3,6 +3,7 @@
 import logging
 import shlex
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from engine.distributed import SINGLE_PROCESS, TRAINING_TIMEOUT, Processes, dest
 from engine.fast.precision import Arithmetic, choose_arithmetic
 from engine.networks import checksum, find_teachers, make_network, make_teachers
 from engine.training.loop import TrainingLoop
-from engine.training.run_folder import RunFolder
+from engine.training.run_folder import CURVES, RunFolder
 from engine.training.schedule import default_milestones
 from engine.training.settings import log_config, resolve
 from engine.training.signals import Signals
@@ -35,8 +36,6 @@ from utils.log import log_to_file, logger
 from utils.seed import derive_seed, seed_everything
 
 CROP_PADDING = 4  # pixels of zeros around a training image before the random crop, as in every official code
-# Stream of the validation's random starts. The results of all runs depend on this name.
-VALIDATION_STREAM = "judge"
 
 
 def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -65,7 +64,7 @@ def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) 
 
 
 class Compute(NamedTuple):
-    """Device, arithmetic and ranks of a run; ``description`` of the arithmetic for the log."""
+    """Device, arithmetic with a ``description`` for the log, and ranks of a run."""
 
     device: torch.device
     arithmetic: Arithmetic
@@ -84,7 +83,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     read = partial(load, config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
     if state and state["epochs"] >= config.epochs:
         logger.info("%s: all %d epochs are done", folder.path, state["epochs"])
-        if folder.writes and not folder.finalized:
+        if folder.writes and not (folder.path / CURVES).exists():
             folder.restore(state)
             _finalize(config, read(), folder, compute)
         logger.info("evaluate: %s", command_for(config, folder.path, len(state["classes"])))
@@ -94,21 +93,27 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     splits = processes.rank0_first(read)
     images = _training_and_validation(splits, config)
     seed_everything(config.seed)
-    networks = processes.on_all_ranks(lambda: _make_networks(config, splits, files, device))
+    networks = processes.on_all_ranks(
+        lambda: (
+            make_network(config.model, config.model_path, config.dataset, splits).to(device),
+            make_teachers(config, files, splits, device),
+        )
+    )
     loop = _make_loop(config, splits, images, networks, folder, state, compute)
     del networks  # the trainer keeps folded copies of the teachers
-    processes.on_rank0(lambda: folder.create(state))
-    if processes.is_rank0:
-        log_to_file(folder.path / "log.txt")
-    log_config(config, sources, folder.path, images, device)
-    logger.info("%s", compute.description)
-    if processes.count > 1:
-        norm = "over the whole batch" if config.sync_bn else "over each process's part"
-        logger.info("%d processes share each batch of %d; BatchNorm %s", processes.count, config.bs, norm)
-    loop.run(state, signals)
-    if processes.is_rank0:
-        _finalize(config, splits, folder, compute)
-        logger.info("evaluate: %s", command_for(config, folder.path, len(splits.classes)))
+    with closing(folder):
+        processes.on_rank0(lambda: folder.create(state))
+        if processes.is_rank0:
+            log_to_file(folder.path / "log.txt")
+        log_config(config, sources, folder.path, images, device)
+        logger.info("%s", compute.description)
+        if processes.count > 1:
+            norm = "over the whole batch" if config.sync_bn else "over each process's part"
+            logger.info("%d processes share each batch of %d; BatchNorm %s", processes.count, config.bs, norm)
+        loop.run(state, signals)
+        if processes.is_rank0:
+            _finalize(config, splits, folder, compute)
+            logger.info("evaluate: %s", command_for(config, folder.path, len(splits.classes)))
 
 
 def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
@@ -161,12 +166,6 @@ def _test_images(splits: Splits, config: TrainConfig) -> Split:
     return subset(splits.test, config.limit_test, TEST_SUBSET_SEED)
 
 
-def _make_networks(config: TrainConfig, splits: Splits, teacher_files: list, device: torch.device) -> tuple:
-    """The student and the list of teachers."""
-    student = make_network(config.model, config.model_path, config.dataset, splits).to(device)
-    return student, make_teachers(config, teacher_files, splits, device)
-
-
 def _make_loop(
     config: TrainConfig,
     splits: Splits,
@@ -180,20 +179,7 @@ def _make_loop(
     training, validation = images
     student, teachers = networks
     metadata = _metadata(config, splits, images, teachers, compute.arithmetic)
-    trainer = _make_trainer(config, student, teachers, compute)
-    if state:
-        compute.processes.on_all_ranks(lambda: folder.require_same_data(state, metadata))
-        folder.restore(state)
-        trainer.restore(state)
-        del state["net"], state["optimizer"]  # as large as the networks
-    augmentation = {"shuffle": True, "crop": CROP_PADDING, "flip": splits.flip, "generator": torch.Generator()}
-    batches = Batches(training, config.bs, device=compute.device, **augmentation)
-    validator = _make_validator(student, validation, config, compute)
-    return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
-
-
-def _make_trainer(config: TrainConfig, student: nn.Module, teachers: list[nn.Module], compute: Compute) -> Trainer:
-    return Trainer(
+    trainer = Trainer(
         student,
         teachers,
         METHODS[config.method](config),
@@ -207,6 +193,15 @@ def _make_trainer(config: TrainConfig, student: nn.Module, teachers: list[nn.Mod
         processes=compute.processes,
         sync_bn=config.sync_bn,
     )
+    if state:
+        compute.processes.on_all_ranks(lambda: folder.require_same_data(state, metadata))
+        folder.restore(state)
+        trainer.restore(state)
+        del state["net"], state["optimizer"]  # as large as the networks
+    augmentation = {"shuffle": True, "crop": CROP_PADDING, "flip": splits.flip, "generator": torch.Generator()}
+    batches = Batches(training, config.bs, device=compute.device, **augmentation)
+    validator = _make_validator(student, validation, config, compute)
+    return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
 
 
 def _make_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -219,7 +214,7 @@ def _make_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Opti
 
 def _make_validator(network: nn.Module, images: Split, config: TrainConfig, compute: Compute) -> Validator:
     batches = Batches(images, config.eval_bs or config.bs, device=compute.device)
-    seed = derive_seed(config.seed, VALIDATION_STREAM)
+    seed = derive_seed(config.seed, "judge")  # the results of all runs depend on the name of this stream
     return Validator(network, batches, config.epsilon / 255, seed, compute.processes, compute.arithmetic)
 
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from engine.checkpoint import LAST, STATES, load_checkpoint, save_checkpoint
 from engine.training.loggers import Loggers
-from engine.training.metrics import ALPHA_BINS, EMPTY, Reliability
+from engine.training.metrics import ALPHA_BINS, Reliability
 from engine.unused_fields import unused_fields
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -39,7 +39,9 @@ CURVES = "curves.png"
 MAX_NAME_BYTES = 200  # file systems allow 255; the files in the folder need the rest
 STATE_NAME = "{:04d}-{:06d}.pth"  # finished epochs, finished batches of the next
 STATES_KEPT = 2  # a damaged newest state does not end the run
-STATE_KEYS = {"net", "optimizer", "epochs", "metrics", "rows", "config", "classes", "images", "teachers"}
+METRICS_TYPES = {"batches": int, "images": int, "loss": float, "clean": int | None, "adv": int | None}
+STATE_TYPES = {"net": dict, "optimizer": dict, "epochs": int, "metrics": dict, "rows": list, "config": dict}
+STATE_TYPES |= {"classes": list, "images": list, "teachers": list}  # the data of the run
 
 
 class RunFolder:
@@ -58,6 +60,7 @@ class RunFolder:
             raise UserError(f"--desc_str {config.desc_str[:20]}...: makes the folder's name too long; shorten it")
         self.path = Path(config.root_path) / config.dataset / config.method / name
         self.loggers = Loggers(config)
+        self._file_lock = FileLock(self.path / ".lock", timeout=0)
         self.rows: list[dict] = []
         self.measurements: list[dict] = []  # of the same epochs
         self.reliability: list[dict] = []
@@ -114,11 +117,6 @@ class RunFolder:
         measured = _read_measurements(self.path / "results.csv")
         self.measurements = [measured.get(row["epoch"], dict.fromkeys(MEASUREMENTS)) for row in self.rows]
 
-    @property
-    def finalized(self) -> bool:
-        """Whether the curves of all epochs are drawn."""
-        return (self.path / CURVES).exists()
-
     def create(self, state: dict | None) -> None:
         """Create and lock the folder to continue from ``state``, and write config.json.
 
@@ -138,14 +136,17 @@ class RunFolder:
             write_text(self.path / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
         self.loggers.open(self.path, self._table())
 
+    def close(self) -> None:
+        """Release the lock."""
+        self._file_lock.release()
+
     def _lock(self) -> None:
-        """Create the folder and lock it until this process ends; refuse links, since the folder may be a download."""
-        states, lock = self.path / STATES, self.path / ".lock"
-        for path in (states, lock):
+        """Create the folder and lock it; refuse links, since the folder may be a download."""
+        states = self.path / STATES
+        for path in (states, self.path / ".lock"):
             if path.is_symlink():
                 raise UserError(f"{path}: a link, and the run would write to its target; remove it")
         states.mkdir(parents=True, exist_ok=True)
-        self._file_lock = FileLock(lock, timeout=0)
         try:
             self._file_lock.acquire()
         except Timeout as error:
@@ -191,7 +192,7 @@ class RunFolder:
                 save_checkpoint(self.path / name, content)
 
     def save_state(self, content: dict) -> None:
-        """Write a resume state and delete old ones; ``content`` has the STATE_KEYS but for ``rows`` and ``config``."""
+        """Write a resume state and delete old ones; ``content`` has the STATE_TYPES but for ``rows`` and ``config``."""
         tables = {"rows": self.rows, "reliability": self.reliability}
         name = STATE_NAME.format(content["epochs"], content["metrics"]["batches"])
         self.save(f"{STATES}/{name}", {**content, **tables, "config": config_fingerprint(self.config)})
@@ -201,17 +202,12 @@ class RunFolder:
 
     def draw(self) -> None:
         """Draw curves.png, and reliability.png with ``--log_reliability``."""
-        if self.config.log_reliability:
-            self._draw_reliability()
-        with self._writing(self.path / CURVES):
+        with self._writing(self.path):
+            if any(row[key] is not None for row in self.reliability for key in RELIABILITY_COLUMNS[2:]):
+                save_reliability(self.reliability, ALPHA_COLUMNS, self.path / "reliability.png")
+            elif self.config.log_reliability:
+                logger.warning("no reliability.png: %s returns no logits of its teacher in a Step", self.config.method)
             save_curves([row for row in self.rows if row["PGD10_acc"] is not None], self.path / CURVES)
-
-    def _draw_reliability(self) -> None:
-        if all(row[key] is None for row in self.reliability for key in RELIABILITY_COLUMNS[2:]):
-            logger.warning("no reliability.png: %s returns no logits of its teacher in a Step", self.config.method)
-            return
-        with self._writing(self.path / "reliability.png"):
-            save_reliability(self.reliability, ALPHA_COLUMNS, self.path / "reliability.png")
 
     def last_good(self) -> str:
         """Return a message that names the newest state."""
@@ -261,18 +257,15 @@ def _read_measurements(path: Path) -> dict[int, dict]:
 
 def _require_state(path: Path, state: dict) -> None:
     """Raise UserError unless ``state`` is a complete resume state of this version."""
-    types = {"net": dict, "optimizer": dict, "epochs": int, "metrics": dict, "rows": list, "config": dict}
-    valid = isinstance(state, dict) and state.keys() >= STATE_KEYS
-    valid = valid and all(isinstance(state[key], kind) for key, kind in types.items())
-    valid = valid and isinstance(state.get("reliability", []), list) and _valid_metrics(state["metrics"])
+    valid = isinstance(state, dict) and _has_types(state, STATE_TYPES) and _has_types(state["metrics"], METRICS_TYPES)
+    valid = valid and isinstance(state.get("reliability", []), list)
     valid = valid and all(isinstance(row, dict) and row.keys() == set(METRICS) for row in state["rows"])
     if not (valid and [row["epoch"] for row in state["rows"]] == list(range(1, state["epochs"] + 1))):
         raise UserError(f"{path}: not a resume state, or of an older version")
 
 
-def _valid_metrics(metrics: dict) -> bool:
-    types = {"batches": int, "images": int, "loss": float, "clean": int | None, "adv": int | None}
-    return metrics.keys() >= EMPTY.keys() and all(isinstance(metrics[key], kind) for key, kind in types.items())
+def _has_types(values: dict, types: dict) -> bool:
+    return values.keys() >= types.keys() and all(isinstance(values[key], kind) for key, kind in types.items())
 
 
 def _progress(state: Path) -> tuple[int, ...]:

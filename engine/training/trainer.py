@@ -31,8 +31,8 @@ class Trainer:
         attack_bn: "eval" or "train" overrides the BatchNorm mode that the method requests for its attack.
         generator: Source of the start noise, on the images' device; None uses PyTorch's global generator.
         arithmetic: Of all forward and backward passes; weights, losses and the optimizer keep their precision.
-        processes: Ranks that share each batch. Each draws the noise of the whole batch, so a step does not depend on
-            their number. DistributedDataParallel averages the gradients of the loss; attacks need no communication.
+        processes: Ranks that share each batch. Each draws the noise of the whole batch, so results do not depend on
+            their number; attacks need no communication.
         sync_bn: In train mode, normalize over the whole batch instead of each rank's share.
     """
 
