@@ -50,7 +50,7 @@ def nursery():
 
 @pytest.fixture
 def train(monkeypatch, tmp_path, caplog):
-    """``train(words)`` does what ``python main.py WORDS`` does, in an empty folder, and returns the log.
+    """``train(args)`` does what ``python main.py ARGS`` does, in an empty folder, and returns the log.
 
     With ``error``, it must raise a UserError whose single line matches.
     """
@@ -62,10 +62,10 @@ def train(monkeypatch, tmp_path, caplog):
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO")
 
-    def start(words: str, error: str | None = None) -> str:
+    def start(args: str, error: str | None = None) -> str:
         caplog.clear()
         handlers = logging.getLogger().handlers[:]
-        parsed = parse(TrainConfig, shlex.split(words), description="", choices={})
+        parsed = parse(TrainConfig, shlex.split(args), description="", choices={})
         try:
             if error is None:
                 engine.training.run.train(*parsed)

@@ -260,14 +260,14 @@ def test_a_bad_loss_names_the_step_and_the_last_good_checkpoint(train, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("words", "advice"), [("", "reduce --bs 16$"), ("--eval_bs 8", "reduce --bs 16 or --eval_bs 8$")]
+    ("args", "advice"), [("", "reduce --bs 16$"), ("--eval_bs 8", "reduce --bs 16 or --eval_bs 8$")]
 )
-def test_cuda_out_of_memory_is_one_line(train, monkeypatch, words, advice):
+def test_cuda_out_of_memory_is_one_line(train, monkeypatch, args, advice):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")  # as torch does; there may be no GPU here
 
     replace_method(monkeypatch, "Natural", full)
-    train(f"{SMALL} --method Natural --epochs 1 {words}", error=f"^CUDA out of memory; {advice}")
+    train(f"{SMALL} --method Natural --epochs 1 {args}", error=f"^CUDA out of memory; {advice}")
 
 
 def test_cuda_out_of_memory_in_an_evaluation_is_one_line(train, tmp_path, monkeypatch, capsys):

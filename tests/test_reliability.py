@@ -134,16 +134,16 @@ def test_the_sums_of_all_ranks_add_up_to_those_of_one_process():
 
 @pytest.fixture
 def distill(train, tmp_path):
-    """``distill(method, words)`` trains with small teachers."""
+    """``distill(method, args)`` trains with small teachers."""
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "teacher.pth", {"net": build("small_resnet", 10, 16).state_dict()})
-    return lambda method, words: train(words_of(method, words))
+    return lambda method, args: train(args_of(method, args))
 
 
-def words_of(method, words):
+def args_of(method, args):
     teachers = "--teacher_model small_resnet --teacher_path teacher.pth --no_teacher_check --std_teacher_model "
     teachers += "small_resnet" + " --std_teacher_path teacher.pth" * (method in WITH_TWO_TEACHERS)
-    return f"{SMALL} --method {method} --lr_schedule constant --device cpu --threads 1 {teachers} {words}"
+    return f"{SMALL} --method {method} --lr_schedule constant --device cpu --threads 1 {teachers} {args}"
 
 
 def alphas(row):
@@ -176,23 +176,23 @@ def test_the_flag_changes_nothing_else_of_a_run_and_may_change_on_resuming(disti
 
 
 def test_a_run_killed_in_an_epoch_ends_with_the_same_bytes(distill, tmp_path, monkeypatch):
-    words = "--epochs 2 --save_minutes 0 --resume --log_reliability"
-    distill("DGAD", words)
+    args = "--epochs 2 --save_minutes 0 --resume --log_reliability"
+    distill("DGAD", args)
     whole = files_of(folder_of(tmp_path))
     shutil.rmtree(tmp_path / "tuned_models")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, Trainer, "step", 5)
-        distill("DGAD", words)
-    assert "resuming after epoch 1 of 2 and 1 of 3 batches" in distill("DGAD", words)
+        distill("DGAD", args)
+    assert "resuming after epoch 1 of 2 and 1 of 3 batches" in distill("DGAD", args)
     assert files_of(folder_of(tmp_path)) == whole
 
 
 @pytest.mark.dist
 @pytest.mark.slow
 def test_two_processes_count_what_one_does(distill, tmp_path):
-    words = "--epochs 1 --log_reliability --precision fp32 --limit_train 50"  # a last batch of two
-    distill("DGAD", f"{words} --root_path one")
-    run = torchrun(2, "main.py", words_of("DGAD", f"{words} --root_path two"), tmp_path)
+    args = "--epochs 1 --log_reliability --precision fp32 --limit_train 50"  # a last batch of two
+    distill("DGAD", f"{args} --root_path one")
+    run = torchrun(2, "main.py", args_of("DGAD", f"{args} --root_path two"), tmp_path)
     _, err = run.communicate(timeout=120)
     assert run.returncode == 0, err
     (one,), (two,) = (rows_of(tmp_path / name, "reliability.csv") for name in ("one", "two"))

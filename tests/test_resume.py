@@ -37,11 +37,11 @@ def kill_at(monkeypatch, owner, name, nth):
 
 
 def test_a_run_killed_at_three_points_ends_with_the_same_bytes(train, tmp_path, monkeypatch):
-    words = f"{RUN} --epochs 3 --save_minutes 0 --eval_every 2 --resume"
+    args = f"{RUN} --epochs 3 --save_minutes 0 --eval_every 2 --resume"
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
-    train(words)
+    train(args)
     monkeypatch.chdir(tmp_path / "parts")
     for owner, name, nth in (
         (Trainer, "step", 3),  # in the middle of an epoch
@@ -50,8 +50,8 @@ def test_a_run_killed_at_three_points_ends_with_the_same_bytes(train, tmp_path, 
     ):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             kill_at(patch, owner, name, nth)
-            train(words)
-    assert "resuming after epoch" in train(words)
+            train(args)
+    assert "resuming after epoch" in train(args)
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
     assert [row["PGD10_acc"] != "" for row in rows_of(tmp_path / "parts")] == [False, True, True]
 
@@ -164,11 +164,11 @@ def rename_class(root):
 )
 def test_other_data_are_refused(train, tmp_path, change, what):
     write_images(tmp_path / "images")
-    words = "--dataset Folder --data_root images --model small_resnet --method Natural --bs 4"
-    train(f"{words} --epochs 1")
+    args = "--dataset Folder --data_root images --model small_resnet --method Natural --bs 4"
+    train(f"{args} --epochs 1")
     change(tmp_path / "images")
     files = files_of(folder_of(tmp_path))
-    train(f"{words} --epochs 2 --resume", error=f"was trained with other {what}; --desc_str NAME starts another run")
+    train(f"{args} --epochs 2 --resume", error=f"was trained with other {what}; --desc_str NAME starts another run")
     assert files_of(folder_of(tmp_path)) == files
 
 
@@ -180,12 +180,12 @@ def save_network(path, seed):
 def test_other_teachers_are_refused_and_the_same_at_other_paths_are_not(train, tmp_path):
     for seed, name in enumerate(("robust.pth", "standard.pth", "other.pth")):
         save_network(tmp_path / name, seed)
-    words = f"{SMALL} --method AKD2 --no_teacher_check --teacher_model small_resnet --std_teacher_model small_resnet"
-    train(f"{words} --epochs 1 --teacher_path robust.pth --std_teacher_path standard.pth")
+    args = f"{SMALL} --method AKD2 --no_teacher_check --teacher_model small_resnet --std_teacher_model small_resnet"
+    train(f"{args} --epochs 1 --teacher_path robust.pth --std_teacher_path standard.pth")
     error = "was trained with other teachers; --desc_str NAME starts another run"
     for paths in ("--teacher_path other.pth --std_teacher_path standard.pth",
                   "--teacher_path robust.pth --std_teacher_path other.pth"):  # fmt: skip
-        train(f"{words} --epochs 2 --resume {paths}", error=error)
+        train(f"{args} --epochs 2 --resume {paths}", error=error)
     (tmp_path / "robust.pth").rename(tmp_path / "moved.pth")
-    train(f"{words} --epochs 2 --resume --teacher_path moved.pth --std_teacher_path standard.pth")
+    train(f"{args} --epochs 2 --resume --teacher_path moved.pth --std_teacher_path standard.pth")
     assert [row["epoch"] for row in rows_of(tmp_path)] == ["1", "2"]

@@ -63,16 +63,16 @@ WARNINGS = {
 }
 
 
-@pytest.mark.parametrize("words", WARNINGS)
-def test_settings_that_prevent_a_part_of_the_training_are_warnings(words):
-    config, _ = resolve(*parse(TrainConfig, words.split(), description="", choices={}))
+@pytest.mark.parametrize("args", WARNINGS)
+def test_settings_that_prevent_a_part_of_the_training_are_warnings(args):
+    config, _ = resolve(*parse(TrainConfig, args.split(), description="", choices={}))
     warnings = config_warnings(config)
-    assert len(warnings) == (WARNINGS[words] is not None)
-    assert all(WARNINGS[words] in line for line in warnings)
+    assert len(warnings) == (WARNINGS[args] is not None)
+    assert all(WARNINGS[args] in line for line in warnings)
 
 
 @pytest.mark.parametrize(
-    ("words", "ignored"),
+    ("args", "ignored"),
     [
         ("--method AT --teacher_model resnet18 --temp 2", "--teacher_model, --temp"),
         ("--method TRADES --mart_beta 3 --trades_beta 2", "--mart_beta"),
@@ -81,10 +81,10 @@ def test_settings_that_prevent_a_part_of_the_training_are_warnings(words):
         ("--method TRADES --recipe paper", None),
     ],
 )
-def test_a_run_logs_flags_that_its_method_ignores_and_warnings(train, tmp_path, words, ignored):
-    output = train(f"{SMALL} {words} --epochs 1")
+def test_a_run_logs_flags_that_its_method_ignores_and_warnings(train, tmp_path, args, ignored):
+    output = train(f"{SMALL} {args} --epochs 1")
     (log,) = tmp_path.rglob("log.txt")
     for text in (output, log.read_text()):
         lines = [line.partition(" ignores ")[2] for line in text.splitlines() if " ignores " in line]
         assert [set(line.split(", ")) for line in lines] == ([set(ignored.split(", "))] if ignored else [])
-        assert ("WARNING: --num_steps 2 of --step_size" in text) == ("Natural" not in words)
+        assert ("WARNING: --num_steps 2 of --step_size" in text) == ("Natural" not in args)

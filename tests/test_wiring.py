@@ -42,13 +42,13 @@ def attacks(monkeypatch):
 
 @pytest.fixture
 def evaluate(monkeypatch, capsys, tmp_path):
-    """``evaluate(words)`` evaluates a small network of random weights, in this process."""
+    """``evaluate(args)`` evaluates a small network of random weights, in this process."""
     monkeypatch.chdir(tmp_path)
     save_network(tmp_path / "net.pth")
 
-    def start(words):
+    def start(args):
         files = "--dataset Digits --image_size 16 --model_path net.pth --model small_resnet"
-        ended = run_here(monkeypatch, capsys, "main_eval.py", f"{files} {words}")
+        ended = run_here(monkeypatch, capsys, "main_eval.py", f"{files} {args}")
         assert ended.status == 0, ended.err
 
     return start
@@ -84,15 +84,15 @@ def save_network(path, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("args", "expected"),
     [
         ("", {"momentum": 0.9, "weight_decay": 5e-4}),
         ("--momentum 0.5 --weight_decay 0.01", {"momentum": 0.5, "weight_decay": 0.01}),
         ("--optim Adam --weight_decay 0.02", {"betas": [0.9, 0.999], "weight_decay": 0.02}),
     ],
 )
-def test_the_optimizer_has_its_flags_for_every_parameter(train, tmp_path, words, expected):
-    train(f"{SMALL} --method Natural --epochs 1 {words}")
+def test_the_optimizer_has_its_flags_for_every_parameter(train, tmp_path, args, expected):
+    train(f"{SMALL} --method Natural --epochs 1 {args}")
     (group,) = state_of(tmp_path)["optimizer"]["param_groups"]
     assert {key: group.get(key) for key in expected} == expected
     assert len(group["params"]) == len(list(build("small_resnet", 10, 16).parameters()))
@@ -112,16 +112,16 @@ def test_the_inner_attack_and_the_validation_have_the_runs_epsilon(train, monkey
         return recording(validation)(lambda z: objective(model(z), y), x, start, **ball)
 
     monkeypatch.setattr(suite, "pgd_until_fooled", until_fooled)
-    words = "--method AT --epochs 2 --limit_test 16 --epsilon 4 --step_size 3 --num_steps 5 --precision fp32"
-    train(f"{SMALL} {words}")
+    args = "--method AT --epochs 2 --limit_test 16 --epsilon 4 --step_size 3 --num_steps 5 --precision fp32"
+    train(f"{SMALL} {args}")
     assert {call.ball for call in training} == {(4 / 255, 3 / 255, 5)}
     assert [call.ball for call in validation] == [(4 / 255, 4 / 255 / 4, 10)] * 2
     assert torch.equal(*starts)  # epochs differ by the network only
 
 
-@pytest.mark.parametrize(("words", "forwards"), [("", 1), ("--attack_bn eval", 1), ("--attack_bn train", 1 + 2)])
-def test_attack_bn_decides_whether_the_attack_updates_batchnorm(train, tmp_path, words, forwards):
-    train(f"{SMALL} --method AT --epochs 1 {words}")  # 3 batches, an attack of 2 steps on each
+@pytest.mark.parametrize(("args", "forwards"), [("", 1), ("--attack_bn eval", 1), ("--attack_bn train", 1 + 2)])
+def test_attack_bn_decides_whether_the_attack_updates_batchnorm(train, tmp_path, args, forwards):
+    train(f"{SMALL} --method AT --epochs 1 {args}")  # 3 batches, an attack of 2 steps on each
     assert state_of(tmp_path)["net"]["bn1.num_batches_tracked"] == 3 * forwards
 
 
@@ -158,9 +158,9 @@ def test_validation_images_are_the_same_for_every_seed_and_in_batches_of_eval_bs
         return lambda after_batch=None: (Score(1.0, 50.0, 1), Score(1.0, 50.0, 1))
 
     monkeypatch.setattr(engine.training.run, "Validator", validator)
-    words = "--dataset Digits --model small_resnet --method Natural --limit_train 20 --limit_test 30 --bs 10 --epochs 1"
+    args = "--dataset Digits --model small_resnet --method Natural --limit_train 20 --limit_test 30 --bs 10 --epochs 1"
     for more in ("--seed 1", "--seed 2 --eval_bs 7", "--seed 3 --val_size 20"):  # the last: validation, then test
-        train(f"{words} {more}")
+        train(f"{args} {more}")
     images, sizes = zip(*calls, strict=True)
     assert images[0] == images[1] == images[3] != images[2] and sizes == (10, 7, 10, 10)
 
@@ -173,14 +173,14 @@ def test_the_learning_rate_warms_up_and_drops_at_the_given_milestones(train, tmp
 
 
 @pytest.mark.parametrize(
-    ("words", "best", "validated"),
+    ("args", "best", "validated"),
     [("", {"PGD10": 1, "clean": 2}, [1, 2, 3, 4, 5]), ("--eval_every 2", {"PGD10": 2, "clean": 4}, [2, 4, 5])],
 )
-def test_the_best_checkpoint_is_the_first_of_the_highest_accuracy(train, tmp_path, monkeypatch, words, best, validated):
+def test_the_best_checkpoint_is_the_first_of_the_highest_accuracy(train, tmp_path, monkeypatch, args, best, validated):
     clean, robust = iter([50.0, 60.0, 60.0, 60.0, 60.0]), iter([30.0, 30.0, 20.0, 30.0, 30.0])
     scores = lambda after_batch: (Score(1.0, next(clean), 40), Score(1.0, next(robust), 40))  # noqa: E731
     monkeypatch.setattr(engine.training.run, "Validator", lambda *_: scores)
-    log = train(f"{SMALL} --method Natural --epochs 5 {words}")
+    log = train(f"{SMALL} --method Natural --epochs 5 {args}")
     saved = {name: torch.load(folder_of(tmp_path) / f"best_{name}_acc_model.pth") for name in best}
     assert {name: checkpoint["epoch"] + 1 for name, checkpoint in saved.items()} == best  # official: from 0
     assert f"best PGD-10 accuracy: 30.00 %, epoch {best['PGD10']}" in log
@@ -194,8 +194,8 @@ def test_the_best_checkpoint_is_the_first_of_the_highest_accuracy(train, tmp_pat
 def test_a_method_of_two_teachers_receives_the_robust_one_first(train, tmp_path, monkeypatch, method):
     saved = [save_network(tmp_path / name, seed) for seed, name in enumerate(("robust.pth", "standard.pth"))]
     calls = record_steps(monkeypatch, method)
-    words = f"{SMALL} --method {method} --epochs 1 --no_teacher_check --teacher_model small_resnet --precision fp32"
-    train(f"{words} --std_teacher_model small_resnet --teacher_path robust.pth --std_teacher_path standard.pth")
+    args = f"{SMALL} --method {method} --epochs 1 --no_teacher_check --teacher_model small_resnet --precision fp32"
+    train(f"{args} --std_teacher_model small_resnet --teacher_path robust.pth --std_teacher_path standard.pth")
     for teacher, network in zip(calls[0].teachers, saved, strict=True):
         x = calls[0].x
         # float32 with folded BatchNorm sums in another order; the logits of the two networks differ in the first digit.
@@ -406,8 +406,8 @@ def test_autoattack_in_stages_is_autoattack():
 
 def test_the_flags_of_an_evaluation_reach_its_attacks(evaluate, attacks, monkeypatch):
     made = autoattack_module(monkeypatch, "pyautoattack", lambda halved, y: (2 * halved, y))
-    words = "--limit_test 20 --eps 0.05 --judge last --no-pictures --steps 3 --bs 20 --seed 5 --limit_aa 4"
-    evaluate(f"{words} --attacks pgd,aa")
+    args = "--limit_test 20 --eps 0.05 --judge last --no-pictures --steps 3 --bs 20 --seed 5 --limit_aa 4"
+    evaluate(f"{args} --attacks pgd,aa")
     assert (attacks[0].ball, len(attacks[0].x)) == ((0.05, 0.05 / 4, 3), 20)
     assert {(attack.settings["eps"], attack.settings["seed"]) for attack in made} <= {(0.05, 5)}
     assert all(attack.options["batch_size"] <= 4 for attack in made)

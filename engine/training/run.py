@@ -119,15 +119,15 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
 def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
     """Return the command that evaluates the run in ``folder`` from the current working directory."""
     script = Path(__file__).resolve().parents[2] / "main_eval.py"
-    words = ["python", script.name if script.parent == Path.cwd() else str(script), "--model_path", str(folder)]
+    args = ["python", script.name if script.parent == Path.cwd() else str(script), "--model_path", str(folder)]
     for name in ("data_root", "device", "gpu_id"):
         if getattr(config, name) != getattr(TrainConfig, name):
-            words += [f"--{name}", str(getattr(config, name))]
+            args += [f"--{name}", str(getattr(config, name))]
     if config.epsilon != TrainConfig.epsilon:
-        words += ["--eps", f"{str(config.epsilon).removesuffix('.0')}/255"]
+        args += ["--eps", f"{str(config.epsilon).removesuffix('.0')}/255"]
     if classes < AUTOATTACK_CLASSES:
-        words += ["--attacks", ",".join(key for key in PROTOCOLS["paper"](Setting(0.0, 0)) if key != "aa")]
-    return shlex.join(words)
+        args += ["--attacks", ",".join(key for key in PROTOCOLS["paper"](Setting(0.0, 0)) if key != "aa")]
+    return shlex.join(args)
 
 
 def _check_processes(config: TrainConfig, processes: Processes) -> None:

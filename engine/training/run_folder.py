@@ -157,7 +157,7 @@ class RunFolder:
             logger.warning("%s: cannot be locked (%s); start no second run there", self.path, error)
 
     def add_row(self, values: dict) -> None:
-        """Append one epoch to results.csv and send it to the loggers; columns that ``values`` lacks are empty."""
+        """Append one epoch to results.csv and send it to the loggers; missing columns are empty."""
         self.rows.append({key: values.get(key) for key in METRICS})
         self.measurements.append({key: values.get(key) for key in MEASUREMENTS})
         self._write_table("results.csv", self._table())
