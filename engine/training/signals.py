@@ -9,7 +9,7 @@ STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
 
 
 class Signals:
-    """Context manager that handles signals: one ends the run at once or, after :meth:`defer`, is recorded in ``received``.
+    """Context manager that handles signals: each ends the run at once or, after :meth:`defer`, sets ``received``.
 
     A second Ctrl-C always ends the run at once.
     """
