@@ -1,4 +1,4 @@
-"""Which device a command runs on."""
+"""The device of a command, and how precisely it multiplies float32 numbers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from utils.log import logger
 
 
 def choose_device(device: str, gpu_id: int, threads: int | None = None) -> torch.device:
-    """Turn ``--device`` and ``--gpu_id`` into a device that exists, of ``threads``; "auto" falls back to the CPU.
+    """Turn ``--device`` and ``--gpu_id`` into an existing device; "auto" falls back to the CPU.
 
-    Raises UserError for a name that is none, or a GPU that is not there.
+    ``threads`` sets the number of CPU threads of PyTorch. Raises UserError for an invalid name and a missing GPU.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -33,24 +33,40 @@ def choose_device(device: str, gpu_id: int, threads: int | None = None) -> torch
     if chosen.type not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: only cpu and cuda are supported")
     if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)  # NCCL, random states and pinned memory belong to the GPU that is the present one
+        torch.cuda.set_device(chosen)  # NCCL, random number generators and pinned memory use the current GPU
     return chosen
 
 
 def use_full_precision() -> None:
-    """Make fp32 mean fp32: by default PyTorch convolves in TF32, of 10 bits, on GPUs from Ampere on."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    """Forbid TF32 (10-bit mantissa), which PyTorch by default uses in float32 convolutions on Ampere and later GPUs."""
+    _set_tf32(False, False)
+
+
+@contextmanager
+def allow_tf32(enabled: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in float32 convolutions and matrix products on CUDA; restores the setting on exit."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    _set_tf32(enabled, enabled)
+    try:
+        yield
+    finally:
+        _set_tf32(*before)
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """The same for a while; afterwards TF32 is allowed where it was before."""
-    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [place.allow_tf32 for place in places]
-    use_full_precision()
+    """Compute in strict float32 and without cuDNN's autotuning; restores both settings on exit.
+
+    For evaluations: PGD that stops for misclassified images has batches of every size, and each size would be tuned.
+    """
+    benchmark = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
     try:
-        yield
+        with allow_tf32(False):
+            yield
     finally:
-        for place, allowed in zip(places, before, strict=True):
-            place.allow_tf32 = allowed
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def _set_tf32(convolutions: bool, products: bool) -> None:
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products

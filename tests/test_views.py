@@ -228,7 +228,7 @@ def test_a_network_without_a_fixed_graph_is_copied_whole_and_the_log_says_so(cap
     with caplog.at_level(logging.INFO, logger="run"):
         view = FoldedModel(network)
     (line,) = caplog.messages
-    assert line.startswith("Gated: attacked as it is, without folded BatchNorm (")
+    assert line.startswith("Gated: attacks use it without folded BatchNorm (")
     assert "\n" not in line
     places = [value.data_ptr() for value in view.state_dict().values()]
     with torch.no_grad():

@@ -18,7 +18,7 @@ from engine.training.trainer import Trainer
 from methods import METHODS
 from utils.config import TrainConfig
 
-CHANNELS = winograd.WIDE
+CHANNELS = winograd.MIN_CHANNELS
 EXACT = Arithmetic(channels_last=True, winograd=True)
 
 
@@ -61,7 +61,7 @@ def both(shape, kernels, dtype, bias=True, computed=None):
     x = torch.randn(shape, dtype=dtype)
     weight = conv.weight.clone()
     fast = WinogradConv2d(conv.to(computed or dtype))
-    fast.take(weight)
+    fast.set_weight(weight)
     usual = partial(F.conv2d, weight=weight, bias=conv.bias.to(dtype) if bias else None, padding=1)
     upstream = torch.randn(usual(x).shape, dtype=dtype)
     results = []
@@ -77,9 +77,9 @@ def both(shape, kernels, dtype, bias=True, computed=None):
 @pytest.mark.parametrize(
     "shape", [(3, 5, 8, 8), (1, 4, 5, 7), (2, 3, 1, 1), (5, 3, 4, 3)], ids=lambda shape: "x".join(map(str, shape))
 )
-@pytest.mark.parametrize("at_once", [winograd.AT_ONCE, 1], ids=["whole", "image by image"])
+@pytest.mark.parametrize("at_once", [winograd.CHUNK, 1], ids=["whole", "image by image"])
 def test_in_float64_it_is_the_convolution_to_rounding(monkeypatch, shape, bias, at_once):
-    monkeypatch.setattr(winograd, "AT_ONCE", at_once)
+    monkeypatch.setattr(winograd, "CHUNK", at_once)
     usual, fast = both(shape, 7, torch.float64, bias)
     torch.testing.assert_close(fast, usual, rtol=0, atol=1e-13)  # sums of at most 70 terms of about 1, in another order
 
@@ -98,7 +98,7 @@ def test_its_gradient_can_be_differentiated_again():
     torch.manual_seed(0)
     conv = nn.Conv2d(2, 3, 3, padding=1).double().requires_grad_(False)
     fast = WinogradConv2d(conv)
-    fast.take(conv.weight)
+    fast.set_weight(conv.weight)
     x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(fast, x) and torch.autograd.gradgradcheck(fast, x)
 
