@@ -39,34 +39,34 @@ def choose_device(device: str, gpu_id: int, threads: int | None = None) -> torch
 
 def use_full_precision() -> None:
     """Forbid TF32 (10-bit mantissa), which PyTorch by default uses in float32 convolutions on Ampere and later GPUs."""
-    _set_tf32(False, False)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @contextmanager
 def allow_tf32(enabled: bool) -> Iterator[None]:
-    """Allow or forbid TF32 in float32 convolutions and matrix products on CUDA; restores the setting on exit."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    _set_tf32(enabled, enabled)
+    """Allow or forbid TF32 in convolutions and matrix products, and restore the previous setting afterwards."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    previous = [backend.allow_tf32 for backend in backends]
     try:
+        for backend in backends:
+            backend.allow_tf32 = enabled
         yield
     finally:
-        _set_tf32(*before)
+        for backend, allowed in zip(backends, previous, strict=True):
+            backend.allow_tf32 = allowed
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute in strict float32 and without cuDNN's autotuning; restores both settings on exit.
+    """Compute in strict float32 and without cuDNN's autotuning inside the context.
 
-    For evaluations: PGD that stops for misclassified images has batches of every size, and each size would be tuned.
+    PGD that stops for misclassified images has batches of every size, and each size would be tuned.
     """
     benchmark = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
     try:
+        torch.backends.cudnn.benchmark = False
         with allow_tf32(False):
             yield
     finally:
         torch.backends.cudnn.benchmark = benchmark
-
-
-def _set_tf32(convolutions: bool, products: bool) -> None:
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products

@@ -64,7 +64,7 @@ def test_in_float64_it_equals_the_convolution(monkeypatch, shape, bias, chunk):
     monkeypatch.setattr(winograd, "CHUNK", chunk)
     reference, fast = outputs_and_gradients(shape, 7, torch.float64, bias)
     torch.testing.assert_close(fast, reference, rtol=0, atol=1e-13)  # up to 70 terms of about 1, in another order
-    assert fast[0].is_contiguous(memory_format=torch.channels_last)
+    assert fast[0].stride(1) == 1  # channels-last; outputs of odd sides are slices
 
 
 @pytest.mark.parametrize("size", [4, 7])

@@ -13,7 +13,7 @@ from engine.fast.winograd import WinogradConv2d, replace_wide_convolutions
 from utils.log import logger
 
 # Relative to the largest logit: float32 rounding in up to seventy layers; a wrong fold changes the first digits.
-TOLERANCE = 1e-4
+ROUNDING = 1e-4
 
 
 class FoldedModel(nn.Module):
@@ -130,19 +130,20 @@ class FrozenModel:
         return _autocast(lambda images: functional_call(self.network, constants, (images,)), x, self.arithmetic)
 
 
-def make_attack_model(network: nn.Module, x: Tensor) -> nn.Module:
-    """Return the network that the attacks of an evaluation use: a float32 FoldedModel, channels-last on a CPU.
+def make_attack_model(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
+    """Return the copy of a frozen network that the attacks of an evaluation use: a FoldedModel in ``dtype``.
 
-    Compares both on images x (B, C, H, W) in [0, 1]. If their logits differ by more than rounding, which requires a
-    network of unusual code, returns the network itself and logs a warning.
+    The folding is verified in float32 on images x (B, C, H, W). If its logits differ from the network's by more than
+    rounding, which takes a network of unusual code, the network itself is returned and a warning is logged.
     """
-    folded = FoldedModel(network, Arithmetic(channels_last=x.device.type == "cpu"))
+    arithmetic = Arithmetic(channels_last=x.device.type == "cpu")
+    folded = FoldedModel(network, arithmetic)
     with torch.no_grad():
-        expected, actual = network(x), folded(x)
-    if (actual - expected).abs().max() <= TOLERANCE * expected.abs().max():
-        return folded
-    logger.warning("%s: folding BatchNorm changes its logits; attacks use it unfolded", type(network).__name__)
-    return network
+        expected, logits = network(x), folded(x)
+    if not (logits - expected).abs().max() <= ROUNDING * expected.abs().max():
+        logger.warning("%s: cannot be folded faithfully and is attacked as it is", type(network).__name__)
+        return network
+    return folded if dtype is None else FoldedModel(network, Arithmetic(dtype, channels_last=True))
 
 
 class _CastInput(torch.autograd.Function):
