@@ -77,8 +77,8 @@ class GraphedPGD:
             self._log(f"CUDA graphs: an attack runs eagerly because {reason}")
         except RuntimeError as error:
             self._capture_failed = True
-            cause = error.__context__ or error  # ending a failed capture raises a second error
-            self._log(f"CUDA graphs: the capture failed and attacks run eagerly ({str(cause).partition(chr(10))[0]})")
+            cause = str(error.__context__ or error).partition("\n")[0]  # ending a failed capture raises a second error
+            self._log(f"CUDA graphs: the capture failed and attacks run eagerly; use --compile off ({cause})")
         if graph is None:
             return pgd(objective, x, start, epsilon=epsilon, step_size=step_size, steps=steps)
         for static, value in zip(graph.inputs, inputs, strict=True):

@@ -14,21 +14,13 @@ from utils.errors import UserError
 
 
 class Arithmetic(NamedTuple):
-    """How networks compute.
+    """How networks compute: number format, memory format, and how attacks run them."""
 
-    Attributes:
-        dtype: Of weights and activations; None keeps the network's own, float32.
-        channels_last: Memory format.
-        compiled: Attacks run their networks through torch.compile.
-        winograd: Attacks compute wide 3x3 convolutions by Winograd's algorithm.
-        graphs: Attacks run the PGD loop as a CUDA graph.
-    """
-
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | None = None  # of weights and activations; None: the network's own, float32
     channels_last: bool = False
-    compiled: bool = False
-    winograd: bool = False
-    graphs: bool = False
+    compiled: bool = False  # through torch.compile
+    winograd: bool = False  # wide 3x3 convolutions by Winograd's algorithm
+    graphs: bool = False  # the PGD loop as a CUDA graph
 
     def autocast(self, device_type: str):
         """Context in which a network computes in ``dtype`` while its weights stay float32."""
