@@ -1,4 +1,4 @@
-"""The networks: official keys, shapes and logits; any size and class count; the small network's budget."""
+"""The networks: official keys, shapes and logits; any image size and class count; the cost of the small network."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import zlib
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN, needs_golden
+from conftest import GOLDEN
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import ALIASES, MODELS, build
@@ -15,7 +15,7 @@ from models.deepmind_wide_resnet import CIFAR10, DeepMindWideResNet
 from models.wide_resnet import WideResNet
 from utils.errors import UserError
 
-OFFICIAL = {  # entry of models.json -> how it is built here
+OFFICIAL = {  # entry of models.json -> arguments of build
     "resnet18": ("resnet18", 10),
     "resnet34": ("resnet34", 10),
     "resnet50": ("resnet50", 10),
@@ -28,12 +28,8 @@ OFFICIAL = {  # entry of models.json -> how it is built here
     "Chen2021LTD_WRN34_10_cifar100": ("Chen2021LTD_WRN34_10", 100),
     "presnet18_tiny": ("presnet18", 200, 64),
 }
-WITH_LOGITS = [entry for entry in OFFICIAL if entry not in ("resnet34", "wideresnet28_10")][:-2]
 DEEPMIND = "deepmind_wrn70_16_layout_at_depth16_width2"
-
-
-def recorded(entry: str) -> dict:
-    return json.loads((GOLDEN / "models.json").read_text())["models"][entry]
+RECORDED = json.loads((GOLDEN / "models.json").read_text(encoding="utf-8"))["models"]
 
 
 def shapes(network) -> list[tuple[str, list[int]]]:
@@ -45,8 +41,8 @@ def on_meta(*arguments):
         return build(*arguments)
 
 
-def filled(network):
-    """The recordings' fill, a function of each key and shape alone."""
+def assert_logits(network, expected):
+    """Fill the network as for the recording, by a function of each key and shape, and compare the logits."""
 
     def fill(key, like):
         if not like.is_floating_point():
@@ -58,46 +54,36 @@ def filled(network):
             return 1 + 0.1 * noise
         return 0.1 * noise if noise.ndim == 1 else noise / math.sqrt(noise[0].numel())
 
-    # assign: a network on the meta device becomes real without the cost of an initialisation.
+    # assign: a network on the meta device gets real weights without the cost of an initialization.
     network.load_state_dict({key: fill(key, like) for key, like in network.state_dict().items()}, assign=True)
-    return network.eval()
-
-
-def logits(network, shape) -> torch.Tensor:
+    images = torch.rand(expected["input"], generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
-        return network(torch.rand(shape, generator=torch.Generator().manual_seed(7)))
+        logits = network.eval()(images)
+    torch.testing.assert_close(logits, torch.tensor(expected["logits"]), rtol=0, atol=1e-4)
 
 
-@needs_golden
+@pytest.mark.recorded
 def test_every_recorded_network_is_tested():
-    assert {*OFFICIAL, DEEPMIND} == set(json.loads((GOLDEN / "models.json").read_text())["models"])
-    assert [entry for entry in OFFICIAL if "logits" in recorded(entry)] == WITH_LOGITS
+    assert {*OFFICIAL, DEEPMIND} == RECORDED.keys()
 
 
-@needs_golden
+@pytest.mark.recorded
 @pytest.mark.parametrize("entry", OFFICIAL)
-def test_keys_and_shapes_are_the_official_ones(entry):
-    network = on_meta(*OFFICIAL[entry])
-    assert shapes(network) == list(recorded(entry)["state_dict"].items())
-    assert sum(parameter.numel() for parameter in network.parameters()) == recorded(entry)["parameters"]
+def test_keys_shapes_and_logits_equal_the_official_ones(entry):
+    network, expected = on_meta(*OFFICIAL[entry]), RECORDED[entry]
+    assert shapes(network) == list(expected["state_dict"].items())
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected["parameters"]
+    if "logits" in expected:
+        assert_logits(network, expected)
 
 
-@needs_golden
-@pytest.mark.parametrize("entry", WITH_LOGITS)
-def test_logits_are_the_official_ones(entry):
-    network = filled(on_meta(*OFFICIAL[entry]))
-    expected = torch.tensor(recorded(entry)["logits"])
-    torch.testing.assert_close(logits(network, recorded(entry)["input"]), expected, rtol=0, atol=1e-4)
-
-
-@needs_golden
-def test_deepmind_layout():
-    network = filled(DeepMindWideResNet(100, depth=16, width=2))
-    assert shapes(network) == list(recorded(DEEPMIND)["state_dict"].items())
-    # The recording normalises 100 classes with CIFAR-10's numbers (a mistake of RSLAD's copy).
+@pytest.mark.recorded
+def test_deepmind_layout_equals_the_official_one():
+    network, expected = DeepMindWideResNet(100, depth=16, width=2), RECORDED[DEEPMIND]
+    assert shapes(network) == list(expected["state_dict"].items())
+    # The recorded code normalizes CIFAR-100 with the statistics of CIFAR-10 (a mistake of RSLAD's copy).
     network.mean, network.std = (torch.tensor(value).view(1, 3, 1, 1) for value in CIFAR10)
-    expected = torch.tensor(recorded(DEEPMIND)["logits"])
-    torch.testing.assert_close(logits(network, recorded(DEEPMIND)["input"]), expected, rtol=0, atol=1e-4)
+    assert_logits(network, expected)
 
 
 @pytest.mark.parametrize(("classes", "mean", "std"), [(10, 0.4914, 0.2471), (100, 0.5071, 0.2673)])
