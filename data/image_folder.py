@@ -19,7 +19,7 @@ def load(root: Path | None, image_size: int | None, workers: int) -> Splits:
     Raises UserError for a missing folder or class, an unreadable image, or one of another size.
     """
     if root is None:
-        raise UserError(f"--data_root: missing; --dataset Folder needs a folder with {_LAYOUT}")
+        raise UserError(f"--data_root: --dataset Folder needs a folder with {_LAYOUT}")
     train, classes = _list_images(root / "train")
     test, test_classes = _list_images(_test_folder(root))
     if classes != test_classes:

@@ -316,12 +316,12 @@ BAD = [
     (
         "main.py",
         f"{SMALL} --method DGAD --teacher_path net.pth --teacher_model resnet18",
-        "net.pth: the weights of another",
+        "net.pth: weights of another",
     ),
     (
         "main.py",
         f"{SMALL} --method DGAD --teacher_path net7.pth --teacher_model small_resnet",
-        "net7.pth: made for 7 classes",
+        "net7.pth: has 7 classes",
     ),
     ("main.py", f"{SMALL} --root_path net.pth/below", "--root_path net.pth/below: cannot write there"),
     ("main.py", f"{SMALL} --device cuda:99", "--device cuda:99: this machine has"),
@@ -334,13 +334,13 @@ BAD = [
     ),
     ("main.py", f"{SMALL} --method DGAD --teacher_model robustbench:X", "robustbench:X: RobustBench has networks for"),
     ("main_tiny.py", "--image_size 32", "--image_size 32: Tiny_Image has 64x64 images"),
-    ("main_tiny.py", "--data_root nowhere", "--data_root nowhere: no Tiny-ImageNet there"),
+    ("main_tiny.py", "--data_root nowhere", "--data_root nowhere: no Tiny-ImageNet (no wnids.txt)"),
     ("main_eval.py", "--dataset Digits", "--model_path: needed"),
     ("main_eval.py", "--dataset Digits --model_path missing.pth", "missing.pth: "),
     (
         "main_eval.py",
         "--dataset Digits --model resnet18 --model_path net.pth",
-        "net.pth: the weights of another network",
+        "net.pth: weights of another network",
     ),
     (
         "main_eval.py",
@@ -353,7 +353,7 @@ BAD = [
         "AutoAttack needs 4",
     ),
     ("main_eval.py", "--dataset Digits --model_path net.pth --eps 8", "--eps 8.0: must be between 0 and 1, as 8/255"),
-    ("main_eval_tinyimagenet.py", "--data_root nowhere --model_path net.pth", "no Tiny-ImageNet there"),
+    ("main_eval_tinyimagenet.py", "--data_root nowhere --model_path net.pth", "no Tiny-ImageNet (no wnids.txt)"),
 ]
 
 
