@@ -1,18 +1,21 @@
 """Checkpoints: every layout is loaded, every other file is refused in one line; teachers are found or reported."""
 
 import os
+import re
 import sys
 from functools import partial
 from types import ModuleType
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import save_file
+from small_sets import MARKER, Bomb, cifar_files
 from torch import nn
+from torchvision.datasets import CIFAR10
 
 from models import MODELS, build, teachers
 from models.deepmind_wide_resnet import DeepMindWideResNet
-from models.normalized import Normalized
 from models.teachers import load_teacher
 from models.weights import identify_architecture, load_network, load_weights, read_state_dict
 from models.wide_resnet import WideResNet
@@ -63,17 +66,21 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_loaded(network, layout, legacy, tmp_path):
-    path = tmp_path / "checkpoint.pth.tar"
-    torch.save(LAYOUTS[layout](network.state_dict()), path, _use_new_zipfile_serialization=not legacy)
+def write(content, path, file_format):
+    if file_format == "safetensors":
+        save_file(content, path)
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=file_format == "zip")
+    return path
+
+
+CASES = [*((layout, kind) for layout in LAYOUTS for kind in ("zip", "legacy")), ("bare", "safetensors")]
+
+
+@pytest.mark.parametrize(("layout", "file_format"), CASES)
+def test_every_layout_is_loaded(network, layout, file_format, tmp_path):
+    path = write(LAYOUTS[layout](network.state_dict()), tmp_path / f"checkpoint.{file_format}", file_format)
     assert same(load_weights(build("small_resnet", 10), path), network)
-
-
-def test_safetensors(network, tmp_path):
-    save_file(network.state_dict(), tmp_path / "model.safetensors")
-    assert same(load_weights(build("small_resnet", 10), tmp_path / "model.safetensors"), network)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -115,11 +122,8 @@ def test_normalization_in_a_file_is_applied_and_saved_again(network, layout, tmp
     torch.save({"net": loaded.state_dict()}, tmp_path / "again.pt")
     for target in (build("small_resnet", 10), loaded):
         assert same(load_weights(target, tmp_path / "again.pt"), loaded)
-
-
-def test_a_file_without_normalization_removes_it(network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "plain.pt")
-    assert same(load_weights(Normalized(build("small_resnet", 10), MEAN, STD), tmp_path / "plain.pt"), network)
+    assert same(load_weights(loaded, tmp_path / "plain.pt"), network)
 
 
 def test_deepmind_network_takes_and_saves_the_statistics_of_a_file(tmp_path):
@@ -141,16 +145,6 @@ def test_an_architecture_is_identified_by_keys_and_shapes(name, tmp_path):
 # ---- files that are refused ----
 
 
-class Bomb:
-    """Creates a folder when it is unpickled."""
-
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (self.target,)
-
-
 def refusal(call, path) -> str:
     with pytest.raises(UserError) as caught:
         call(path)
@@ -160,16 +154,14 @@ def refusal(call, path) -> str:
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_code_in_a_file_is_refused_and_not_executed(network, legacy, tmp_path):
-    content = {"net": network.state_dict(), "extra": Bomb(str(tmp_path / "executed"))}
-    torch.save(content, tmp_path / "bomb.pth", _use_new_zipfile_serialization=not legacy)
-    assert "mkdir" in refusal(read_state_dict, tmp_path / "bomb.pth")
-    assert not (tmp_path / "executed").exists()
-
-
-def test_a_pickled_network_is_refused_with_its_class(network, tmp_path):
-    torch.save({"net": network}, tmp_path / "module.pth")
-    assert "models.small.SmallResNet" in refusal(read_state_dict, tmp_path / "module.pth")
+@pytest.mark.parametrize(
+    ("content", "name"), [(Bomb(), "io.open"), (nn.Linear(1, 1), "torch.nn.modules.linear.Linear")]
+)
+def test_code_in_a_file_is_refused_by_name_and_not_executed(content, name, legacy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"net": content}, "bomb.pth", _use_new_zipfile_serialization=not legacy)
+    assert name in refusal(read_state_dict, "bomb.pth")
+    assert not (tmp_path / MARKER).exists()
 
 
 NOISE = bytes(range(7, 250)) * 9
@@ -194,27 +186,24 @@ def test_other_files_are_described(name, content, reason, tmp_path):
     assert reason in refusal(read_state_dict, tmp_path / name)
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("file_format", ["zip", "legacy", "safetensors"])
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.999])
-def test_truncated_file(network, kind, fraction, tmp_path):
-    path = tmp_path / f"truncated.{kind}"
-    if kind == "safetensors":
-        save_file(network.state_dict(), path)
-    else:
-        torch.save(network.state_dict(), path, _use_new_zipfile_serialization=kind == "zip")
+def test_truncated_file(network, file_format, fraction, tmp_path):
+    path = write(network.state_dict(), tmp_path / f"truncated.{file_format}", file_format)
     os.truncate(path, int(fraction * path.stat().st_size))
     assert "truncated" in refusal(read_state_dict, path)
 
 
-@pytest.mark.parametrize("content", [{"epoch": 3, "net": {}}, [torch.ones(2)], torch.ones(2), {"net": {0: 1}}])
-def test_file_without_weights(content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        *((content, "no weights") for content in ({"epoch": 3, "net": {}}, [MEAN], MEAN, {"net": {0: 1}})),
+        ({"linear.weight": torch.ones(2, 2), "mean": MEAN}, "only one of the mean and std"),
+    ],
+)
+def test_incomplete_weights(content, reason, tmp_path):
     torch.save(content, tmp_path / "log.pth")
-    assert "no weights" in refusal(read_state_dict, tmp_path / "log.pth")
-
-
-def test_a_mean_without_a_std_is_refused(network, tmp_path):
-    torch.save({**network.state_dict(), "mean": MEAN}, tmp_path / "half.pth")
-    assert "only one of the mean and std" in refusal(read_state_dict, tmp_path / "half.pth")
+    assert reason in refusal(read_state_dict, tmp_path / "log.pth")
 
 
 @pytest.mark.parametrize(
@@ -243,6 +232,8 @@ def test_teacher_is_found_and_frozen(network, path, monkeypatch, tmp_path):
     teacher = load_teacher("small_resnet", "CIFAR10", 10, path)
     assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
     assert torch.equal(teacher(IMAGES), network(IMAGES))
+    with pytest.raises(UserError, match=r"--teacher_model small_resent: .*nearest: small_resnet"):
+        load_teacher("small_resent", "CIFAR10", 10)
 
 
 @pytest.mark.parametrize(
@@ -270,11 +261,6 @@ def test_official_paths_are_tried_and_a_missing_teacher_names_them(name, dataset
     (tmp_path / path).touch()  # empty: loading it would take up to 184 million parameters
     with pytest.raises(UserError, match=f"^{path}: the file is empty"):
         load_teacher(name, dataset, classes)
-
-
-def test_unknown_teacher():
-    with pytest.raises(UserError, match=r"--teacher_model wideresnet34_11: .*nearest: wideresnet34_10"):
-        load_teacher("wideresnet34_11", "CIFAR10", 10)
 
 
 def test_the_table_of_teachers_shows_existing_files(tmp_path, monkeypatch):
@@ -311,3 +297,42 @@ def test_robustbench_network_from_the_package(network, monkeypatch):
     monkeypatch.setitem(sys.modules, "robustbench.utils", module)
     assert load_teacher("robustbench:Any2026Network", "CIFAR10", 10) is network
     assert calls == [("Any2026Network", "cifar10", "Linf")]
+
+
+# ---- the included teacher ----
+
+INCLUDED_FILE = teachers.INCLUDED["small_resnet", "CIFAR10"]
+
+
+def test_a_distillation_with_it_needs_no_path(nursery, tmp_path, monkeypatch):
+    cifar_files(tmp_path, CIFAR10, monkeypatch, names=list("abcdefghij"), labels=range(10))
+    flags = "--dataset CIFAR10 --model small_resnet --method DGAD --teacher_model small_resnet --no_teacher_check"
+    flags += f" --data_root {tmp_path} --limit_train 32 --limit_test 20 --epochs 1 --num_steps 2 --bs 16"
+    nursery.start(tmp_path, "tests/unsigned_cifar.py", f"{ROOT / 'main.py'} {flags}")
+    assert nursery.wait() == 0, (tmp_path / "output.txt").read_text()
+    assert list(tmp_path.glob("tuned_models/CIFAR10/DGAD/*/best_PGD10_acc_model.pth"))
+
+
+def test_an_image_folder_needs_its_path_and_the_error_contains_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=f"--teacher_path FILE .for the classes of CIFAR10: {INCLUDED_FILE}., or train one"
+    ):
+        load_teacher("small_resnet", "Folder", 10)
+    with pytest.raises(UserError, match="--teacher_path FILE, or train one"):  # no hint: Digits has other classes
+        load_teacher("small_resnet", "Digits", 10)
+    with pytest.raises(UserError, match="is a folder; name a checkpoint"):
+        load_teacher("small_resnet", "Folder", 10, INCLUDED_FILE.parent)
+    teacher = load_teacher("small_resnet", "Folder", 10, INCLUDED_FILE)
+    logits = teacher(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(logits[0, :3], torch.tensor([0.0062, -0.7039, 0.1685]), rtol=0, atol=1e-3)
+
+
+def test_each_is_small_and_its_readme_has_the_accuracies_of_the_table():
+    assert {path.parent for path in teachers.INCLUDED.values()} == set(teachers.PRETRAINED.iterdir())
+    for (name, dataset), path in teachers.INCLUDED.items():
+        assert path.stat().st_size <= 5e6
+        (teacher,) = (row for row in teachers.TEACHERS if (row.name, row.dataset) == (name, dataset))
+        readme = (path.parent / "README.md").read_text()
+        for title, accuracy in (("Clean", teacher.clean), ("AutoAttack", teacher.autoattack)):
+            assert re.search(rf"\| {title} \| {accuracy:.2f} \|", readme), title
