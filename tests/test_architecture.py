@@ -9,7 +9,7 @@ from conftest import ROOT
 PACKAGES = ("attacks", "data", "engine", "methods", "models", "scripts", "utils")
 SOURCES = [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))]
 BELOW_ENGINE = ("methods", "attacks", "models", "data", "utils")
-READS_RUNS = (*BELOW_ENGINE, "engine.checkpoint", "engine.evaluation.records")
+READS_RUNS = (*BELOW_ENGINE, "engine.checkpoint", "engine.evaluation.records", "engine.unused_fields")
 
 # Prefix of modules -> prefixes of the modules of ours that they may import; the longest prefix decides.
 MAY_IMPORT = {

@@ -5,6 +5,9 @@ import logging
 import pickle
 import shutil
 import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +93,10 @@ def test_cifar_next_to_folders_of_other_images(tmp_path, monkeypatch, cifar):
 def test_cifar_download_is_used_only_if_complete(tmp_path, monkeypatch):
     archive, root = tmp_path / "server.tar.gz", tmp_path / "new"
     pack(cifar_files(tmp_path / "made", CIFAR10, monkeypatch), archive, monkeypatch)
-    monkeypatch.setattr(CIFAR10, "url", archive.as_uri())
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
     complete = archive.read_bytes()
     halve(archive)
     assert "download failed" in load_error("CIFAR10", root)
@@ -98,6 +104,8 @@ def test_cifar_download_is_used_only_if_complete(tmp_path, monkeypatch):
     assert len(data.load("CIFAR10", root).train.labels) == 15
     (root / CIFAR10.base_folder / "batches.meta").unlink()
     assert len(data.load("CIFAR10", root).test.labels) == 3
+    server.shutdown()
+    server.server_close()
 
 
 # ---- Tiny-ImageNet ----
