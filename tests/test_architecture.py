@@ -78,7 +78,7 @@ def test_no_module_of_ours_is_imported_by_string():
         assert not calls & {"__import__", "run_path", "run_module"}, module
         if "import_module" in calls:  # for optional packages
             strings = {node.value for node in syntax_of(module) if isinstance(node, ast.Constant)}
-            assert not strings & MODULES.keys(), module
+            assert not strings & MODULES.keys(), f"{module} imports a module of ours by string"
 
 
 def test_no_import_is_circular():

@@ -222,17 +222,11 @@ def test_damaged_files_are_an_error_with_the_path(request, dataset, damage, mess
     assert not list(root.glob(".decoded*"))
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("CIFAR1", {}, "--dataset CIFAR1: unknown name; nearest: CIFAR10"),
-        ("Folder", {}, "--data_root"),
-        ("CIFAR10", {"image_size": 64}, "--image_size 64: CIFAR10 has 32x32 images"),
-        ("Tiny_Image", {"image_size": 32}, "--image_size 32: Tiny_Image has 64x64 images"),
-    ],
-)
-def test_invalid_flags_are_named(name, options, message):
-    assert message in load_error(name, **options)
+def test_invalid_flags_are_named():
+    assert "--dataset CIFAR1: unknown name; nearest: CIFAR10" in load_error("CIFAR1")
+    assert "--data_root: --dataset Folder needs a folder with" in load_error("Folder")
+    assert "--image_size 64: CIFAR10 has 32x32 images" in load_error("CIFAR10", image_size=64)
+    assert "--image_size 32: Tiny_Image has 64x64 images" in load_error("Tiny_Image", image_size=32)
 
 
 # ---- the cache ----

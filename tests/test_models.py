@@ -14,16 +14,10 @@ from models.deepmind_wide_resnet import CIFAR10, DeepMindWideResNet
 from models.wide_resnet import WideResNet
 from utils.errors import UserError
 
-OFFICIAL = {  # entry of models.json -> arguments of build
-    "resnet18": ("resnet18", 10),
-    "resnet34": ("resnet34", 10),
-    "resnet50": ("resnet50", 10),
+# Entry of models.json -> arguments of build.
+SAME_NAME = "resnet18 resnet34 resnet50 mobilenetV2 vgg16 wideresnet34_10 wideresnet28_10 Chen2021LTD_WRN34_20".split()
+OFFICIAL = {name: (name, 10) for name in SAME_NAME} | {
     "resnet18_tiny": ("resnet18", 200, 64),
-    "mobilenetV2": ("mobilenetV2", 10),
-    "vgg16": ("vgg16", 10),
-    "wideresnet34_10": ("wideresnet34_10", 10),
-    "wideresnet28_10": ("wideresnet28_10", 10),
-    "Chen2021LTD_WRN34_20": ("Chen2021LTD_WRN34_20", 10),
     "Chen2021LTD_WRN34_10_cifar100": ("Chen2021LTD_WRN34_10", 100),
     "presnet18_tiny": ("presnet18", 200, 64),
 }
