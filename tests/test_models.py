@@ -15,8 +15,9 @@ from models.wide_resnet import WideResNet
 from utils.errors import UserError
 
 # Entry of models.json -> arguments of build.
-SAME_NAME = "resnet18 resnet34 resnet50 mobilenetV2 vgg16 wideresnet34_10 wideresnet28_10 Chen2021LTD_WRN34_20".split()
-OFFICIAL = {name: (name, 10) for name in SAME_NAME} | {
+OFFICIAL = {
+    **{name: (name, 10) for name in ("resnet18", "resnet34", "resnet50", "mobilenetV2", "vgg16")},
+    **{name: (name, 10) for name in ("wideresnet34_10", "wideresnet28_10", "Chen2021LTD_WRN34_20")},
     "resnet18_tiny": ("resnet18", 200, 64),
     "Chen2021LTD_WRN34_10_cifar100": ("Chen2021LTD_WRN34_10", 100),
     "presnet18_tiny": ("presnet18", 200, 64),
