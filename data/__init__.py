@@ -7,11 +7,11 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from data import cifar, digits, image_folder, tiny_imagenet
 from data.loader import Batches
-from data.splits import Split, Splits, fingerprint, hold_out, subset, subset_mask, take
+from data.splits import TEST_SUBSET_SEED, Split, Splits, fingerprint, hold_out, subset, subset_mask, take
 from utils.errors import UserError
 from utils.names import canonical
 
-__all__ = ["Batches", "Split", "Splits", "fingerprint", "hold_out", "subset", "subset_mask", "take"]
+__all__ = ["TEST_SUBSET_SEED", "Batches", "Split", "Splits", "fingerprint", "hold_out", "subset", "subset_mask", "take"]
 
 # Name -> loader(root, image_size, workers), which returns Splits.
 DATASETS = {
