@@ -90,7 +90,7 @@ class TrainingLoop:
         """Batches of an epoch after its first ``done``. Every batch seeds all generators by its number."""
         seed, total = self.config.seed, len(self.batches)
         self.batches.generator.manual_seed(derive_seed(seed, "order", epoch))
-        batches = progress(self.batches.after(done), f"epoch {epoch + 1}/{self.config.epochs}", total, done)
+        batches = progress(self.batches.skip(done), f"epoch {epoch + 1}/{self.config.epochs}", total, done)
         for number, batch in enumerate(batches, start=done):
             seed_everything(derive_seed(seed, "global", epoch, number))
             self.trainer.generator.manual_seed(derive_seed(seed, "noise", epoch, number))
@@ -107,8 +107,7 @@ class TrainingLoop:
     def _save_or_stop(self, epoch: int, metrics: EpochMetrics) -> None:
         """Save a state if it is time to; save and stop after a signal; stop on a bad loss. All ranks decide alike."""
         due = time.monotonic() - self.last_save >= 60 * self.config.save_minutes
-        flags = [self.signals.received, due, metrics.first_nonfinite()]
-        signal, due, bad_step = self.processes.all_reduce_max(flags)
+        signal, due, bad_step = self.processes.all_reduce_max([self.signals.received, due, metrics.first_nonfinite()])
         if bad_step:
             self._fail(epoch, f"the loss of step {bad_step} of epoch {epoch + 1} is nan or inf")
         if signal or due:
