@@ -14,7 +14,6 @@ from engine.evaluation.attack import make_noise, run_attack
 from engine.fast.frozen import FoldedModel, make_attack_model
 from engine.fast.precision import PLAIN, Arithmetic, choose_arithmetic
 from engine.networks import make_network, network_in
-from engine.training.metrics import EpochMetrics
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
 from methods import METHODS
@@ -178,10 +177,8 @@ def _robust_digits(splits: Splits, device: torch.device) -> torch.nn.Module:
     ball = {"epsilon": 16 / 255, "step_size": 4 / 255, "steps": 5}
     trainer = Trainer(network, [], METHODS["AT"](TrainConfig()), optimizer, **ball)
     for epoch in range(5):
-        for _ in trainer.epoch(
-            Batches(splits.train, 64, device=device, shuffle=True), epoch, 0.05, EpochMetrics(device)
-        ):
-            pass
+        for x, y in Batches(splits.train, 64, device=device, shuffle=True):
+            trainer.step(x, y, epoch)
     return network.eval().requires_grad_(False)
 
 

@@ -150,7 +150,7 @@ def time_epoch(config: Epoch) -> dict:
     loader = plain.loader(split, config.bs, workers=2)
     noise = [make_noise(x, 0, "PGD-10", "", k) for k, (x, _) in enumerate(judged)]
     shuffled = Batches(split, config.bs, device=device, shuffle=True, crop=4, flip=True)
-    judge = Validator(ours.student, judged, EPSILON, seed=0)
+    judge = Validator(ours.student, judged, EPSILON, seed=0, arithmetic=arithmetic)
 
     def plainly() -> None:
         for x, y in loader:
@@ -160,8 +160,10 @@ def time_epoch(config: Epoch) -> dict:
         plain.pgd_accuracy(reference.student, judged, noise=noise, **ball)
 
     def fast() -> None:
-        for _ in ours.epoch(shuffled, config.epoch, 0.001, EpochMetrics(device)):
-            pass
+        metrics = EpochMetrics(device)
+        ours.set_learning_rate(0.001)
+        for x, y in shuffled:
+            metrics.add(ours.step(x, y, config.epoch), y)
         judge()
 
     return {
@@ -177,9 +179,11 @@ def time_watching(config: Watching) -> dict:
     trainer, batches = trainer_of(config, "ours", device, arithmetic), [batch_of(config, device)] * 10
 
     def steps(teacher: bool) -> None:
-        for metrics in trainer.epoch(batches, config.epoch, 0.001, EpochMetrics(device, teacher=teacher)):
-            last = metrics
-        last.reliability()
+        metrics = EpochMetrics(device, teacher=teacher)
+        trainer.set_learning_rate(0.001)
+        for x, y in batches:
+            metrics.add(trainer.step(x, y, config.epoch), y)
+        metrics.reliability()
 
     figures = compare(partial(steps, False), partial(steps, True), 10 * config.bs, config.pairs, device)
     return {"machine": machine(device), "arithmetic": words, **figures}

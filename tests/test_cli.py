@@ -211,7 +211,7 @@ def test_a_recipe_sets_what_the_command_line_does_not(run, tmp_path):
 def test_other_training_conditions_are_pointed_out(run, tmp_path):
     save_network(tmp_path / "large.pth", image_size=32)
     ended = run("main.py", f"{DIGITS} --method RSLAD {TEACHER} --teacher_path large.pth --epsilon 16")
-    assert "was trained at --image_size 32, these are 16" in ended.out
+    assert "was trained at --image_size 32, not 16" in ended.out
     path = next(tmp_path.rglob("best_PGD10_acc_model.pth"))
     args = f"--dataset Digits --model_path {path} --limit_test 4 --attacks clean"
     assert "trained at epsilon 16/255" in run("main_eval.py", args).out
