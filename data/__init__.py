@@ -7,13 +7,14 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from data import cifar, digits, image_folder, tiny_imagenet
 from data.loader import Batches
-from data.splits import Split, Splits, chosen, fingerprint, hold_out, subset, take
+from data.splits import TEST_SUBSET_SEED, Split, Splits, chosen, fingerprint, hold_out, subset, take
 from utils.errors import UserError
 from utils.names import canonical
 
 __all__ = [
     "ALIASES",
     "DATASETS",
+    "TEST_SUBSET_SEED",
     "Batches",
     "Split",
     "Splits",

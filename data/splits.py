@@ -8,6 +8,8 @@ from torch import Tensor
 
 from utils.errors import UserError
 
+TEST_SUBSET_SEED = 0  # --limit_test selects the same images for every --seed
+
 
 class Split(NamedTuple):
     """Decoded images and their labels: ``images`` (N, C, H, W) uint8 in 0..255, ``labels`` (N,) int64."""

@@ -1,7 +1,7 @@
 """Which device a command runs on."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -44,13 +44,19 @@ def use_full_precision() -> None:
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """The same for a while; afterwards TF32 is allowed where it was before."""
-    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [place.allow_tf32 for place in places]
-    use_full_precision()
+def allow_tf32(enabled: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in convolutions and matrix products, and restore the previous setting afterwards."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    previous = [backend.allow_tf32 for backend in backends]
     try:
+        for backend in backends:
+            backend.allow_tf32 = enabled
         yield
     finally:
-        for place, allowed in zip(places, before, strict=True):
-            place.allow_tf32 = allowed
+        for backend, allowed in zip(backends, previous, strict=True):
+            backend.allow_tf32 = allowed
+
+
+def full_precision() -> AbstractContextManager[None]:
+    """Compute in strict float32 inside the context."""
+    return allow_tf32(False)

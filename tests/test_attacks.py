@@ -10,7 +10,7 @@ from tiny import TinyNet, part, tiny_from, tiny_problem, trained_on_stripes
 from attacks.libraries import advertorch_attacks, carlini_wagner_l2
 from attacks.objectives import cross_entropy, margin
 from attacks.pgd import gaussian, pgd, uniform, zero
-from attacks.suite import fgsm, linf, linf_until_fooled, pgd10
+from attacks.suite import fgsm, linf, pgd10
 from engine.training.trainer import Trainer
 from methods import METHODS, WITH_TEACHER
 from methods.losses import kl
@@ -265,7 +265,7 @@ def test_an_attack_that_ends_with_its_first_success_fools_what_one_that_remember
     net, x, y = trained_on_stripes()
     net, x = net.double(), x.double()
     noise = uniform(x, 1, torch.Generator().manual_seed(1))
-    x_adv = linf_until_fooled(objective, EPSILON, EPSILON / 4, 20)(net, x, y, noise)
+    x_adv = linf(objective, EPSILON, EPSILON / 4, 20, until_fooled=True)(net, x, y, noise)
     assert (x_adv - x).abs().max() <= EPSILON + 1e-15 and x_adv.min() >= 0 and x_adv.max() <= 1
     steps = [linf(objective, EPSILON, EPSILON / 4, k)(net, x, y, noise) for k in range(21)]
     stands = torch.stack([net(step).argmax(1) == y for step in steps])
@@ -285,9 +285,9 @@ def test_carlini_wagner_l2_equals_the_official_one(row):
     torch.testing.assert_close(x_adv, arrays["x_adv"], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("attack", [linf, linf_until_fooled])
-def test_the_start_is_the_image_plus_epsilon_times_the_noise_in_the_box(attack):
+@pytest.mark.parametrize("until_fooled", [False, True])
+def test_the_start_is_the_image_plus_epsilon_times_the_noise_in_the_box(until_fooled):
     student, _, x, y = tiny_problem()
     noise = uniform(x, 1)
-    x_adv = attack(cross_entropy, EPSILON, 0.0, 1)(student.eval(), x, y, noise)
+    x_adv = linf(cross_entropy, EPSILON, 0.0, 1, until_fooled=until_fooled)(student.eval(), x, y, noise)
     torch.testing.assert_close(x_adv, (x + EPSILON * noise).clamp(0, 1), rtol=0, atol=1e-15)

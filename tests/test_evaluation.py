@@ -23,7 +23,8 @@ from engine.checkpoint import BEST_PGD10, LAST
 from engine.distributed import EVALUATION_TIMEOUT, Processes, init
 from engine.evaluation.attack import AttackResult, make_noise, run_attack
 from engine.evaluation.figures import confusion, radius_curve
-from engine.evaluation.records import Record, make_result, read_evaluations, results_folder, results_path, worst_case
+from engine.evaluation.evaluate import make_result
+from engine.evaluation.records import Record, read_evaluations, results_folder, results_path, worst_case
 from engine.evaluation.run import make_conditions
 from engine.evaluation.sanity import SanityCheck, sanity_check, warn_of_masking
 from engine.evaluation.targets import EvalTarget, load_other_network
@@ -223,7 +224,7 @@ def test_an_attack_that_leaves_its_ball_makes_no_figure():
     net, images = some_images()
     batches = Batches(images, 10, device="cpu")
     far = Attack("far", {"epsilon": 0.1}, {"": lambda model, x, y, noise: (x + 0.2).clamp(0, 1)})
-    with pytest.raises(RuntimeError, match="far left its ball"):
+    with pytest.raises(RuntimeError, match="far: adversarial images are outside"):
         run_attack(net, batches, predict(net, batches), far, **SINGLE_PROCESS)
 
 
@@ -253,7 +254,7 @@ CHANGES = [{"bs": 7}, {"judge": "last"}, {"restarts": 2}, {"eps": 0.1}, {"steps"
 
 @pytest.mark.parametrize("change", [*CHANGES, {"protocol": "official"}], ids=str)
 def test_figures_under_other_conditions_are_kept_apart(tmp_path, change):
-    target = EvalTarget(save_network(tmp_path / "net.pth"), "small_resnet", None)
+    target = EvalTarget(save_network(tmp_path / "net.pth"), "small_resnet")
     _, images = some_images()
     first = make_conditions(target, images, EvalConfig())
     assert first == make_conditions(target, images, EvalConfig())
@@ -261,7 +262,7 @@ def test_figures_under_other_conditions_are_kept_apart(tmp_path, change):
 
 
 def test_figures_on_other_images_or_from_another_surrogate_are_kept_apart(tmp_path):
-    target = EvalTarget(save_network(tmp_path / "net.pth"), "small_resnet", None)
+    target = EvalTarget(save_network(tmp_path / "net.pth"), "small_resnet")
     _, images = some_images()
     other = Split(255 - images.images, images.labels)
     assert make_conditions(target, images, EvalConfig()) != make_conditions(target, other, EvalConfig())
@@ -438,7 +439,7 @@ def test_a_folder_gives_best_and_last_of_its_runs_side_by_side(run, tmp_path):
 def test_a_network_without_a_name_is_recognised_by_its_shapes(run, tmp_path):
     torch.save(build("vgg16", 10).state_dict(), tmp_path / "net.pt")
     ended = run("--dataset Digits --image_size 32 --model_path net.pt --limit_test 10 --attacks clean --no-pictures")
-    assert "net.pt: vgg16 on 10 test images" in ended.out
+    assert "net.pt: vgg16, 10 test images" in ended.out
 
 
 # Warnings.
@@ -462,7 +463,7 @@ def record_of(tmp_path, figures, **conditions):
     same = {"sha256": "0", "model": "m", "dataset": "d", "images": 1, "eps": 8 / 255, "restarts": 1, "seed": 0}
     record = Record(tmp_path / "net_eval", same | conditions)
     for title, figure in figures.items():
-        record.keep(title, {"n": 500, "bounded": False, "stages": {}, "parameters": CROSSING} | figure)
+        record.add(title, {"n": 500, "bounded": False, "stages": {}, "parameters": CROSSING} | figure)
     return record
 
 
@@ -470,9 +471,9 @@ def test_a_network_whose_gradients_vanish_is_called_out_and_an_honest_one_is_not
     net, x, y = trained_on_stripes()
     images = Split((255 * x).round().byte(), y)
     record = record_of(tmp_path, {})
-    assert warn_of_masking(record, 8 / 255, sanity_check(net, images, 8 / 255, "cpu", batch_size=50, seed=0)) == []
-    warnings = warn_of_masking(record, 8 / 255, sanity_check(Sure(net), images, 8 / 255, "cpu", batch_size=50, seed=0))
-    assert len(warnings) == 2 and "where nothing should" in warnings[0] and "flat" in warnings[1]
+    assert warn_of_masking(record, 8 / 255, sanity_check(net, images, 8 / 255, "cpu", batch_size=50)) == []
+    warnings = warn_of_masking(record, 8 / 255, sanity_check(Sure(net), images, 8 / 255, "cpu", batch_size=50))
+    assert len(warnings) == 2 and "expected 0 %" in warnings[0] and "flat" in warnings[1]
 
 
 def test_a_network_of_one_answer_is_called_untrained_and_not_masked(run, tmp_path):
@@ -486,17 +487,23 @@ def test_a_network_of_one_answer_is_called_untrained_and_not_masked(run, tmp_pat
     )
     ended = run(words)
     assert ended.status == 0, ended.err
-    assert "WARNING: reads every image as '3': hardly trained" in ended.out and "masking" not in ended.out
+    assert "WARNING: predicts class '3' for every image" in ended.out and "masking" not in ended.out
 
 
 @pytest.mark.parametrize(
     ("figures", "line"),
     [
-        ({"FGSM": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}}, "FGSM beats PGD-20 (30.00 < 40.00 %)"),
-        ({"Square": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}}, "Square beats PGD-20 (30.00 < 40.00 %)"),
+        ({"FGSM": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}}, "FGSM is stronger than PGD-20 (30.00 < 40.00 %)"),
+        (
+            {"Square": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}},
+            "Square is stronger than PGD-20 (30.00 < 40.00 %)",
+        ),
         # Cross entropy is a poor guide to the border between two classes; gradients that find it are not masked.
         ({"Square": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}, "C&W-inf-30": {"accuracy": 29.0}}, None),
-        ({"AutoAttack": {"accuracy": 30.0, "stages": {"FAB-T": 32.0, "Square": 30.0}}}, "Square turns 2.00 %"),
+        (
+            {"AutoAttack": {"accuracy": 30.0, "stages": {"FAB-T": 32.0, "Square": 30.0}}},
+            "Square is stronger than AutoAttack's gradient-based attacks (30.00 < 32.00 %)",
+        ),
         (  # two steps cannot cross the ball
             {"FGSM": {"accuracy": 30.0}, "PGD-2": {"accuracy": 40.0, "parameters": CROSSING | {"steps": 2}}},
             None,
@@ -621,7 +628,7 @@ def test_epsilon_zero_attacks_nothing(run, tmp_path):
         ("--model_path none", "none: cannot be read"),
         ("--model_path strange.pth", "--model: needed: strange.pth does not say which network it holds"),
         ("--model_path told.pth --model vgg16", "--model vgg16: told.pth holds a small_resnet; leave the flag out"),
-        ("--model_path net.pth --protocol blackbox", "--surrogate_path: needed by transfer_pgd, transfer_cw"),
+        ("--model_path net.pth --protocol blackbox", "--surrogate_path: required by transfer_pgd, transfer_cw"),
         ("--model_path net.pth --protocol blackbox --surrogate_path net7.pth", "net7.pth: made for 7 classes, not 10"),
         ("--model_path net.pth --natural_path net7.pth", "net7.pth: made for 7 classes, not 10"),
         ("--model_path net.pth --out /proc/none", "/proc/none/net_eval: cannot be written to"),

@@ -221,9 +221,9 @@ def test_a_full_gpu_in_an_evaluation_is_one_line(run, tmp_path, monkeypatch, cap
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("engine.evaluation.run.run_attack", full)
+    monkeypatch.setattr("engine.evaluation.evaluate.run_attack", full)
     ended = run_here(monkeypatch, capsys, "main_eval.py", f"--model_path {tmp_path} --attacks pgd --bs 7")
-    assert ended.status == 2 and ended.err.startswith("error: --bs 7: the GPU's memory is full")
+    assert ended.status == 2 and ended.err.startswith("error: --bs 7: CUDA out of memory; reduce --bs")
 
 
 def test_a_clock_that_jumps_changes_nothing(run, tmp_path, monkeypatch):

@@ -141,19 +141,20 @@ class AutocastModel:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def make_attack_model(network: nn.Module, x: Tensor) -> nn.Module:
-    """What the attacks of an evaluation climb: a float32 FoldedModel of a frozen network, laid out as its device likes.
+def make_attack_model(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
+    """Return the copy of a frozen network that the attacks of an evaluation use: a FoldedModel in ``dtype``.
 
-    Some images x (B, C, H, W) are read by both first: where the view's logits are not the network's to rounding, which
-    only a network of unusual code can bring about, the network itself is returned and a line says so.
+    The folding is verified in float32 on images x (B, C, H, W). If its logits differ from the network's by more than
+    rounding, which takes a network of unusual code, the network itself is returned and a warning is logged.
     """
-    view = FoldedModel(network, Arithmetic(channels_last=x.device.type == "cpu"))
+    arithmetic = Arithmetic(channels_last=x.device.type == "cpu")
+    folded = FoldedModel(network, arithmetic)
     with torch.no_grad():
-        expected, found = network(x), view(x)
-    if (found - expected).abs().max() <= ROUNDING * expected.abs().max():
-        return view
-    logger.warning("%s: cannot be folded faithfully and is attacked as it is", type(network).__name__)
-    return network
+        expected, logits = network(x), folded(x)
+    if not (logits - expected).abs().max() <= ROUNDING * expected.abs().max():
+        logger.warning("%s: cannot be folded faithfully and is attacked as it is", type(network).__name__)
+        return network
+    return folded if dtype is None else FoldedModel(network, Arithmetic(dtype, channels_last=True))
 
 
 class _CastInput(torch.autograd.Function):
