@@ -1,9 +1,11 @@
 """The attack loop: closed form on a linear model, ball and box, and the official attacks step by step."""
 
 import contextlib
+import sys
 
 import pytest
 import torch
+from commands import run_here
 from conftest import golden_arrays, golden_rows
 from tiny import TinyNet, part, tiny_from, tiny_problem, trained_on_stripes
 
@@ -11,6 +13,7 @@ from attacks.libraries import advertorch_attacks, carlini_wagner_l2
 from attacks.objectives import cross_entropy, margin
 from attacks.pgd import gaussian, pgd, uniform, zero
 from attacks.suite import fgsm, linf, pgd10
+from data import Split, Splits
 from engine.training.trainer import Trainer
 from methods import METHODS, WITH_TEACHER
 from methods.losses import kl
@@ -291,3 +294,40 @@ def test_the_start_is_the_image_plus_epsilon_times_the_noise_in_the_box(until_fo
     noise = uniform(x, 1)
     x_adv = linf(cross_entropy, EPSILON, 0.0, 1, until_fooled=until_fooled)(student.eval(), x, y, noise)
     torch.testing.assert_close(x_adv, (x + EPSILON * noise).clamp(0, 1), rtol=0, atol=1e-15)
+
+
+STAND_IN = """
+from pyautoattack import AutoAttack as Base
+
+class AutoAttack(Base):
+    def __init__(self, model, norm="Linf", eps=0.3, seed=None, verbose=True, version="standard", device="cuda"):
+        super().__init__(model, norm=norm, eps=eps, seed=seed, version=version, device=device)
+        self.attacks_to_run = ["apgd-ce", "apgd-t"]
+
+    def run_standard_evaluation(self, x, y, bs=250):
+        return {answer}
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "equal"), [("super().run_standard_evaluation(x, y, batch_size=bs)[0]", True), ("x", False)]
+)
+def test_autoattack_is_compared_with_the_authors_code_image_by_image(monkeypatch, capsys, tmp_path, answer, equal):
+    (tmp_path / "autoattack").mkdir()
+    (tmp_path / "autoattack" / "__init__.py").write_text(STAND_IN.replace("{answer}", answer))
+    net, x, y = trained_on_stripes()
+    test = Split((255 * x[:20]).round().byte(), y[:20])
+    monkeypatch.setattr("engine.load_model", lambda path: net)
+    monkeypatch.setattr("attacks.libraries.STANDARD", {"APGD-CE": "apgd-ce", "APGD-T": "apgd-t"})  # the others are slow
+    monkeypatch.setattr("data.load", lambda *_: Splits(test, test, tuple("abcdefghij"), True))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "autoattack", raising=False)
+    ended = run_here(monkeypatch, capsys, "scripts/compare_autoattack.py", f"{tmp_path} --bs 12 --device cpu")
+    monkeypatch.delitem(sys.modules, "autoattack")
+    assert ended.status == (0 if equal else 1), ended.err
+    assert ("20 of 20 images equal" in ended.out) == equal and " of 20 images equal; ours took" in ended.out
+
+
+def test_a_folder_without_autoattack_is_one_line(monkeypatch, capsys, tmp_path):
+    ended = run_here(monkeypatch, capsys, "scripts/compare_autoattack.py", str(tmp_path))
+    assert ended.status == 2 and ended.err.startswith(f"error: {tmp_path}: no package autoattack in it")

@@ -22,8 +22,8 @@ from engine.accuracy import predict
 from engine.checkpoint import BEST_PGD10, LAST
 from engine.distributed import EVALUATION_TIMEOUT, Processes, init
 from engine.evaluation.attack import AttackResult, make_noise, run_attack
-from engine.evaluation.figures import confusion, radius_curve
 from engine.evaluation.evaluate import make_result
+from engine.evaluation.figures import confusion, radius_curve
 from engine.evaluation.records import Record, read_evaluations, results_folder, results_path, worst_case
 from engine.evaluation.run import make_conditions
 from engine.evaluation.sanity import SanityCheck, sanity_check, warn_of_masking

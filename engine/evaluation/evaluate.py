@@ -83,10 +83,10 @@ def make_result(
     }
 
 
-def choose_attacks(names: str, protocol: str, flag: str = "--attacks") -> list[str]:
+def choose_attacks(names: str, protocol: str, classes: int | None = None, flag: str = "--attacks") -> list[str]:
     """Return the keys of the attacks in ``names``, separated by commas; all of the protocol if it is empty.
 
-    Raises UserError for an unknown name, and if the package of an attack is not installed.
+    Raises UserError for an unknown name, a package that is not installed, and too few ``classes`` for AutoAttack.
     """
     attacks = PROTOCOLS[protocol](Setting(0.0, 0))
     requested = [name.strip() for name in names.split(",") if name.strip()]
@@ -98,16 +98,10 @@ def choose_attacks(names: str, protocol: str, flag: str = "--attacks") -> list[s
         raise UserError(f"{flag}: AutoAttack and Square need a package: pip install pyautoattack")
     if "advertorch" in libraries and not _is_installed("advertorch"):
         raise UserError(f"{flag}: C&W L2 needs a package: pip install advertorch")
+    if "aa" in keys and classes and classes < AUTOATTACK_CLASSES:
+        others = ",".join(key for key in attacks if key != "aa")
+        raise UserError(f"{flag}: AutoAttack needs {AUTOATTACK_CLASSES} classes, not {classes}; choose from {others}")
     return keys
-
-
-def require_classes(keys: Sequence[str], classes: int, flag: str = "--attacks") -> None:
-    """Raise UserError if AutoAttack is chosen and the dataset has too few classes for it."""
-    if "aa" in keys and classes < AUTOATTACK_CLASSES:
-        raise UserError(
-            f"{flag}: AutoAttack needs {AUTOATTACK_CLASSES} classes, the dataset has {classes}; choose other attacks, "
-            "for example clean,fgsm,pgd,cw"
-        )
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

@@ -15,7 +15,7 @@ from engine.accuracy import predict
 from engine.checkpoint import BEST_PGD10, LAST
 from engine.device import choose_device, use_full_precision
 from engine.distributed import EVALUATION_TIMEOUT, Processes, destroy, init, local_gpu
-from engine.evaluation.evaluate import choose_attacks, choose_precision, require_classes, run_attacks
+from engine.evaluation.evaluate import choose_attacks, choose_precision, run_attacks
 from engine.evaluation.figures import draw_adversarial_examples, draw_confusions, draw_radii
 from engine.evaluation.records import Record, results_folder, sha256, worst_case
 from engine.evaluation.sanity import sanity_check, warn_of_constant_prediction, warn_of_masking
@@ -67,7 +67,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     seed_everything(config.seed)
     read = partial(load, config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
     splits = processes.rank0_first(read)
-    require_classes(keys, len(splits.classes))
+    choose_attacks(config.attacks, config.protocol, len(splits.classes))
     natural = load_other_network(config.natural_path, None, "--natural_path", config, splits, device)
     protocol = _protocol(config, splits, device)
     attacks, images = {key: protocol[key] for key in keys}, subset(splits.test, config.limit_test, TEST_SUBSET_SEED)

@@ -35,8 +35,8 @@ from utils.seed import derive_seed, seed_everything
 CROP_PADDING = 4  # pixels of zeros around a training image before the random crop, as in every official code
 
 
-def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
-    """Carry out the whole run that ``config`` describes; ``given`` names the fields that the user chose.
+def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> Path:
+    """Carry out the whole run that ``config`` describes and return its folder; ``given`` names the fields the user set.
 
     Raises UserError, before anything is written, for whatever the user can mend, and Stopped where a signal asked.
     """
@@ -45,7 +45,7 @@ def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
         logging.getLogger().setLevel(logging.ERROR)
     try:
         with Signals() as signals:
-            _train(config, given, processes, signals)
+            folder = _train(config, given, processes, signals)
     except torch.OutOfMemoryError as error:  # outside of the steps, which know what would fit
         raise UserError(f"--bs {config.bs}: the GPU's memory is full; a smaller one needs less") from error
     except RuntimeError as error:
@@ -53,6 +53,7 @@ def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
             raise UserError("torchrun: another process of this run has ended; --resume continues the run") from error
         raise
     destroy()  # only after success: others may be waiting for what will not come, and this would wait for them
+    return folder
 
 
 class Where(NamedTuple):
@@ -64,7 +65,7 @@ class Where(NamedTuple):
     processes: Processes
 
 
-def _train(config: TrainConfig, given: frozenset[str], processes: Processes, signals: Signals) -> None:
+def _train(config: TrainConfig, given: frozenset[str], processes: Processes, signals: Signals) -> Path:
     config, sources = resolve(config, given)
     _require_images_for_all(config, processes)
     device = processes.on_all_ranks(lambda: choose_device(config.device, local_gpu(config.gpu_id), config.threads))
@@ -79,7 +80,7 @@ def _train(config: TrainConfig, given: frozenset[str], processes: Processes, sig
             folder.restore(state)
             _finalize(config, read(), folder, device)
         logger.info("evaluate: %s", command_for(config, folder.path, len(state["classes"])))
-        return
+        return folder.path
     if config.lr_schedule == "piecewise" and config.milestones is None:
         usual = default_milestones(config.epochs)
         milestones = tuple(state["config"]["milestones"]) if state else usual
@@ -104,6 +105,7 @@ def _train(config: TrainConfig, given: frozenset[str], processes: Processes, sig
     if processes.is_rank0:
         _finalize(config, splits, folder, device)
         logger.info("evaluate: %s", command_for(config, folder.path, len(splits.classes)))
+    return folder.path
 
 
 def _make_fit(
