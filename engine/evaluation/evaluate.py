@@ -105,10 +105,7 @@ def choose_attacks(names: str, protocol: str, classes: int | None = None, flag: 
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return the precision of the attacks' copy of the network: "auto" is TF32 on a GPU, else float32.
-
-    Raises UserError for TF32 on a CPU.
-    """
+    """Replace "auto" by "tf32" on a GPU and "fp32" on a CPU. Raises UserError for "tf32" on a CPU."""
     if precision == "auto":
         return "tf32" if device.type == "cuda" else "fp32"
     if precision == "tf32" and device.type != "cuda":

@@ -62,15 +62,11 @@ class Record:
         rows, sections = [], []
         for evaluation in self.evaluations:
             conditions, results = evaluation["conditions"], evaluation["figures"]
+            identity = [conditions[key] for key in CONDITIONS]
             for title, result in results.items():
-                parameters = (result.get("parameters", {}).get(key, "") for key in PARAMETERS)
-                rows.append(
-                    [
-                        *(conditions[key] for key in CONDITIONS),
-                        *(title, result["accuracy"], result["n"], conditions["eps"]),
-                        *(*parameters, result["settings"], conditions["precision"]),
-                    ]
-                )
+                parameters = [result.get("parameters", {}).get(key, "") for key in PARAMETERS]
+                values = [title, result["accuracy"], result["n"], conditions["eps"], *parameters, result["settings"]]
+                rows.append([*identity, *values, conditions["precision"]])
             sections.append(_markdown(conditions, results))
         header = [*CONDITIONS, "attack", "accuracy", "n", "eps", *PARAMETERS, "settings", "precision"]
         write_csv(self.path.with_name("eval.csv"), header, rows)

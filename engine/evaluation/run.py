@@ -58,7 +58,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
         config = replace(config, judge="last")
     device = choose_device(config.device, local_gpu(config.gpu_id), config.threads)
     config = replace(config, precision=choose_precision(config.precision, device))
-    keys = select_attacks(config)
+    select_attacks(config)  # reports a bad flag before the data are read
     targets = find_targets(config)
     paths = [target.path for target in targets]
     config = infer_dataset(config, paths)
@@ -67,77 +67,71 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     seed_everything(config.seed)
     read = partial(load, config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
     splits = processes.rank0_first(read)
-    choose_attacks(config.attacks, config.protocol, len(splits.classes))
+    keys = select_attacks(config, len(splits.classes))
     natural = load_other_network(config.natural_path, None, "--natural_path", config, splits, device)
-    protocol = _protocol(config, splits, device)
-    attacks, images = {key: protocol[key] for key in keys}, subset(splits.test, config.limit_test, TEST_SUBSET_SEED)
+    setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge)
+    model, flag = config.surrogate_model, "--surrogate_model"
+    surrogate = load_other_network(config.surrogate_path, model, flag, config, splits, device)
+    setting = setting._replace(surrogate=surrogate, surrogate_name=config.surrogate_path)
+    protocol = PROTOCOLS[config.protocol](setting)
+    attacks = {key: protocol[key] for key in keys}
+    images = subset(splits.test, config.limit_test, TEST_SUBSET_SEED)
     for target in targets:
         target.load(config, splits)  # reports a bad file before the first attack
-    evaluations = [Evaluation(target, attacks, images, splits.classes, config, device) for target in targets]
-    results = {}
-    for evaluation in evaluations:
-        network = evaluation.target.load(config, splits).to(device)
-        results[evaluation.target.path] = evaluation.run(network, processes)
-        if processes.is_rank0:
-            evaluation.report(network, natural)
+    evaluations = [Evaluation(target, attacks, images, splits.classes, config) for target in targets]
+    results = {each.target.path: each.run(device, processes, splits, natural) for each in evaluations}
     logger.info("\n%s", comparison(results))
 
 
 class Evaluation:
-    """One network under all attacks.
+    """One network under all attacks. Raises UserError, before any attack, if results or state cannot be written."""
 
-    Raises UserError, before any attack, if results or state cannot be written.
-    """
-
-    def __init__(self, target: EvalTarget, attacks: dict[str, Attack], images: Split, classes, config, device):
-        self.target, self.attacks, self.images, self.classes = target, attacks, images, classes
-        self.config, self.device = config, device
-        conditions = make_conditions(target, images, config)
-        self.record = Record(
-            _folder_in(config.out, target.path) if config.out else results_folder(target.path), conditions
-        )
-        # The state of a file serves it under any name.
-        depends_on = {key: value for key, value in conditions.items() if key != "checkpoint"} | versions()
+    def __init__(self, target: EvalTarget, attacks: dict[str, Attack], images: Split, classes, config: EvalConfig):
+        self.target, self.attacks, self.images, self.classes, self.config = target, attacks, images, classes, config
+        conditions, folder = make_conditions(target, images, config), results_folder(target.path)
+        if config.out:  # below the checkpoint's whole path, which separates checkpoints of the same name
+            folder = Path(config.out, *[part for part in folder.parts if part not in ("..", folder.anchor)])
+        self.record = Record(folder, conditions)
         name = (conditions["sha256"] or target.path.name)[:12]
-        self.state = State(Path(config.state, name) if config.state else None, depends_on)
-        self.clean: Tensor | None = None
-        self.predicted: dict[str, Tensor] = {}
+        content = {key: value for key, value in conditions.items() if key != "checkpoint"}  # the file may be renamed
+        self.state = State(Path(config.state, name) if config.state else None, content | versions())
 
-    def run(self, network: nn.Module, processes: Processes) -> dict[str, dict]:
+    def run(self, device, processes: Processes, splits: Splits, natural: nn.Module | None) -> dict[str, dict]:
         """Return the results by title with their worst case; each is printed and written at once."""
-        target, config, results = self.target, self.config, {}
-        n = len(self.images.labels)
-        logger.info("%s: %s, %d test images of %s", target.path, target.name, n, config.dataset)
-        batches = partial(Batches, batch_size=config.bs, device=self.device)
-        self.clean = predict(network, batches(self.images))
-        options = {"precision": config.precision, "limit_aa": config.limit_aa}
-        options |= {"seed": config.seed, "state": self.state, "processes": processes}
-        inputs = network, self.attacks, self.images, self.clean
-        outcomes = run_attacks(*inputs, classes=self.classes, batches=batches, **options)
-        for key, predicted, result in outcomes:
+        target, config, images = self.target, self.config, self.images
+        network = target.load(config, splits).to(device)
+        message = "%s: %s, %d test images of %s"
+        logger.info(message, target.path, target.name, len(images.labels), config.dataset)
+        batches = partial(Batches, batch_size=config.bs, device=device)
+        options = {key: getattr(config, key) for key in ("precision", "limit_aa", "seed")}
+        options |= {"batches": batches, "classes": self.classes, "state": self.state, "processes": processes}
+        predicted, results = {"clean": predict(network, batches(images))}, {}
+        for key, classes, result in run_attacks(network, self.attacks, images, predicted["clean"], **options):
             title = self.attacks[key].title
-            self.predicted[key], results[title] = predicted, result
+            predicted[key], results[title] = classes, result
             _log(title, result)
             if processes.is_rank0:
                 self.record.add(title, result)
+        if processes.is_rank0:
+            self._report(network, natural, predicted, device)
         return results | worst_case(results)
 
-    def report(self, network: nn.Module, natural: nn.Module | None) -> None:
+    def _report(self, network: nn.Module, natural: nn.Module | None, predicted: dict[str, Tensor], device) -> None:
         """Write tables and figures, and warn if the results are not meaningful."""
         folder, config, images = self.record.path.parent, self.config, self.images
         self.record.write_tables()
         pgd, check = self.attacks.get("pgd"), None
-        constant = warn_of_constant_prediction(self.clean, self.classes)
+        constant = warn_of_constant_prediction(predicted["clean"], self.classes)
         if pgd and not constant:
-            check = sanity_check(network, images, config.eps, self.device, batch_size=config.bs)
+            check = sanity_check(network, images, config.eps, device, batch_size=config.bs)
         warn_of_masking(self.record, config.eps, check)
         if pgd and config.pictures:
             networks = {"/".join(self.target.path.parts[-2:]): network} | ({"natural": natural} if natural else {})
-            where = config.seed, self.device
+            where = config.seed, device
             draw_radii(networks, images, config.bs, *where, folder / "attacks.png")
             draw_adversarial_examples(network, pgd, images, self.classes, config.eps, *where, folder / "examples.png")
-            predictions = {"clean": self.clean, pgd.title: self.predicted["pgd"]}
-            draw_confusions(predictions, images.labels, self.classes, folder)
+            shown = {"clean": predicted["clean"], pgd.title: predicted["pgd"]}
+            draw_confusions(shown, images.labels, self.classes, folder)
         logger.info("results: %s", folder)
 
 
@@ -153,11 +147,6 @@ def make_conditions(target: EvalTarget, images: Split, config: EvalConfig) -> di
         "images": fingerprint(images),
         "surrogate": sha256(config.surrogate_path) if transfer else None,
     }
-
-
-def _folder_in(out: str, checkpoint: Path) -> Path:
-    """Folder of a checkpoint's results in ``--out``: its whole path separates checkpoints of the same name."""
-    return Path(out, *[part for part in results_folder(checkpoint).parts if part not in ("..", checkpoint.anchor)])
 
 
 def _log(title: str, result: dict) -> None:
@@ -182,18 +171,10 @@ def comparison(results: dict[Path, dict[str, dict]]) -> str:
     return text_table(["accuracy in %", "", *(f"{title} (n={result['n']})" for title, result in first.items())], rows)
 
 
-def select_attacks(config: EvalConfig) -> list[str]:
+def select_attacks(config: EvalConfig, classes: int | None = None) -> list[str]:
     """Keys of the attacks that the config requests; raises UserError if one cannot be run."""
-    keys = choose_attacks(config.attacks, config.protocol)
+    keys = choose_attacks(config.attacks, config.protocol, classes)
     transfer = [key for key in keys if key.startswith("transfer")]
     if transfer and not config.surrogate_path:
         raise UserError(f"--surrogate_path: required by {', '.join(transfer)}; without one: --attacks clean,square")
     return keys
-
-
-def _protocol(config: EvalConfig, splits: Splits, device: torch.device) -> dict[str, Attack]:
-    surrogate = load_other_network(
-        config.surrogate_path, config.surrogate_model, "--surrogate_model", config, splits, device
-    )
-    setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge)
-    return PROTOCOLS[config.protocol](setting._replace(surrogate=surrogate, surrogate_name=config.surrogate_path))

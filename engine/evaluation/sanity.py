@@ -52,10 +52,7 @@ def warn_of_constant_prediction(predicted: Tensor, classes: Sequence[str]) -> bo
     """Return, and log, whether the network predicts one class for all images, which no attack can change."""
     constant = len(predicted) > 1 and len(predicted.unique()) == 1
     if constant:
-        message = (
-            "WARNING: predicts class %r for every image; the network is hardly trained, its accuracies mean nothing"
-        )
-        logger.warning(message, classes[predicted[0]])
+        logger.warning("WARNING: predicts class %r for every image; the network is not trained", classes[predicted[0]])
     return constant
 
 
@@ -88,7 +85,9 @@ def _weaker_attacks_that_win(results: dict[str, dict]) -> Iterator[str]:
     gradient = {title: result for title, result in results.items() if title.startswith(GRADIENT_ATTACKS)}
     fgsm, black_box = results.get("FGSM"), {"Square": results.get("Square")}
     for title, result in gradient.items():
-        if fgsm and title.startswith("PGD-") and _crosses_ball(result["parameters"]) and _wins(fgsm, result):
+        path_length = result["parameters"]["steps"] * result["parameters"]["step_size"]
+        crosses_ball = path_length >= 2 * result["parameters"]["epsilon"]
+        if fgsm and title.startswith("PGD-") and crosses_ball and _wins(fgsm, result):
             yield f"FGSM is stronger than {title} ({_accuracies(fgsm, result)}), although it is a single step"
     autoattack = results.get("AutoAttack")
     if autoattack and autoattack["stages"]:
@@ -104,10 +103,6 @@ def _weaker_attacks_that_win(results: dict[str, dict]) -> Iterator[str]:
 
 def _accuracies(lower: dict, higher: dict) -> str:
     return f"{lower['accuracy']:.2f} < {higher['accuracy']:.2f} %"
-
-
-def _crosses_ball(parameters: dict) -> bool:
-    return parameters["steps"] * parameters["step_size"] >= 2 * parameters["epsilon"]
 
 
 def _wins(weaker: dict, stronger: dict) -> bool:

@@ -10,6 +10,8 @@ from utils.errors import UserError
 from utils.files import read_json, require_writable, write_text
 from utils.log import logger
 
+CONDITIONS = "conditions.json"
+
 
 class State:
     """Folder with the finished stages of one checkpoint; without a folder nothing is stored.
@@ -23,19 +25,21 @@ class State:
             return
         try:
             require_writable(folder)
-            if self._conditions_path.exists():
-                self._require_same({"precision": "fp32"} | read_json(self._conditions_path))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            path = folder / CONDITIONS
+            stored = {"precision": "fp32"} | read_json(path) if path.exists() else conditions
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(f"--state {folder}: cannot be used ({error}); choose another folder") from error
+        changes = [f"{key} {stored.get(key)} -> {new}" for key, new in conditions.items() if stored.get(key) != new]
+        if changes:
+            raise UserError(f"--state {folder}: of another evaluation ({', '.join(changes)}); choose another folder")
 
     def load(self, title: str, batch: int, stage: int, size: int) -> tuple[Tensor, Tensor] | None:
         """Return predicted classes and stages, (``size``,) int64 each, as passed to :meth:`save`.
 
         None if they were not saved, or, with a warning, if the file is damaged.
         """
-        if self.folder is None or not self._path(title, batch, stage).exists():
+        if self.folder is None or not (path := self._path(title, batch, stage)).exists():
             return None
-        path = self._path(title, batch, stage)
         try:
             saved = read_json(path)
             result = tuple(torch.tensor(saved[key], dtype=torch.int64) for key in ("predicted", "fooled_at"))
@@ -48,28 +52,15 @@ class State:
 
     def save(self, title: str, batch: int, stage: int, predicted: Tensor, fooled_at: Tensor) -> None:
         """Store the result of one stage on one batch."""
-        if self.folder is None:
-            return
-        if not self._conditions_path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self._conditions_path, json.dumps(self.conditions))
-        content = {"predicted": predicted.tolist(), "fooled_at": fooled_at.tolist()}
-        write_text(self._path(title, batch, stage), json.dumps(content))
-
-    @property
-    def _conditions_path(self) -> Path:
-        return self.folder / "conditions.json"
+        if self.folder is not None:
+            if not (self.folder / CONDITIONS).exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_text(self.folder / CONDITIONS, json.dumps(self.conditions))
+            content = {"predicted": predicted.tolist(), "fooled_at": fooled_at.tolist()}
+            write_text(self._path(title, batch, stage), json.dumps(content))
 
     def _path(self, title: str, batch: int, stage: int) -> Path:
         return self.folder / f"{title.replace(' ', '_')}-batch{batch}-stage{stage}.json"
-
-    def _require_same(self, theirs: dict) -> None:
-        ours = self.conditions
-        changes = [f"{key} {theirs.get(key)} -> {ours[key]}" for key in ours if theirs.get(key) != ours[key]]
-        if changes:
-            raise UserError(
-                f"--state {self.folder}: of another evaluation ({', '.join(changes)}); choose another folder"
-            )
 
 
 NO_STATE = State(None, {})

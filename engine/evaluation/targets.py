@@ -50,6 +50,8 @@ def find_targets(config: EvalConfig) -> list[EvalTarget]:
 
     Raises UserError if a file is missing, or holds an unknown network or another one than requested.
     """
+    if not all(map(str.strip, config.model_path)):
+        raise UserError("--model_path: an empty name; give a checkpoint or a folder")
     paths = _checkpoints(config.model_path)
     if paths:
         return [EvalTarget(path, network_in(path, config.model)) for path in paths]
@@ -109,18 +111,14 @@ def _metadata(path: Path) -> dict:
 def _checkpoints(arguments: tuple[str, ...]) -> list[Path]:
     """The files that ``--model_path`` names; a folder stands for the best and last checkpoints of its runs."""
     paths = []
-    for argument in arguments:
-        if not argument.strip():
-            raise UserError("--model_path: an empty name; give a checkpoint or a folder")
-        path = Path(argument)
-        paths += _checkpoints_in(path) if path.is_dir() else [path]
+    for path in map(Path, arguments):
+        if path.is_dir():
+            files = sorted(path.rglob(BEST_PGD10)) + sorted(path.rglob(LAST))
+            files = sorted(files, key=lambda file: file.parent)  # of each run the best, then the last
+            files = files or sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+            if not files:
+                raise UserError(f"--model_path {path}: no checkpoint in that folder ({', '.join(SUFFIXES)})")
+            paths += files
+        else:
+            paths.append(path)
     return list(dict.fromkeys(paths))
-
-
-def _checkpoints_in(folder: Path) -> list[Path]:
-    runs = sorted({file.parent for name in (BEST_PGD10, LAST) for file in folder.rglob(name)})
-    files = [run / name for run in runs for name in (BEST_PGD10, LAST) if (run / name).exists()]
-    files = files or sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
-    if not files:
-        raise UserError(f"--model_path {folder}: no checkpoint in that folder ({', '.join(SUFFIXES)})")
-    return files
