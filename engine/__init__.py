@@ -153,7 +153,8 @@ def train(config: TrainConfig) -> Path:
 
     from engine.training.run import train as run
 
-    return run(config, frozenset(spec.name for spec in fields(config) if getattr(config, spec.name) != spec.default))
+    changed = (spec.name for spec in fields(config) if getattr(config, spec.name) != spec.default)
+    return run(config, dict.fromkeys(changed, "flag"))
 
 
 def _require(condition: bool, message: str) -> None:

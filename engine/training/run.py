@@ -2,9 +2,11 @@
 
 import logging
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -35,8 +37,8 @@ from utils.seed import derive_seed, seed_everything
 CROP_PADDING = 4  # pixels of zeros around a training image before the random crop, as in every official code
 
 
-def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> Path:
-    """Carry out the whole run that ``config`` describes and return its folder; ``given`` names the fields the user set.
+def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Carry out the run that ``config`` describes, return its folder; ``given``: the fields the user set, and where.
 
     Raises UserError, before anything is written, for whatever the user can mend, and Stopped where a signal asked.
     """
@@ -65,7 +67,7 @@ class Where(NamedTuple):
     processes: Processes
 
 
-def _train(config: TrainConfig, given: frozenset[str], processes: Processes, signals: Signals) -> Path:
+def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, signals: Signals) -> Path:
     config, sources = resolve(config, given)
     _require_images_for_all(config, processes)
     device = processes.on_all_ranks(lambda: choose_device(config.device, local_gpu(config.gpu_id), config.threads))
