@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attacks.pgd import uniform
 from attacks.suite import Perturb
+from engine.device import allow_tf32
 from utils.errors import UserError
 
 
@@ -55,23 +56,26 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tenso
 
 
 def attack_and_verify(
-    attack_model, model, perturb: Perturb, x: Tensor, y: Tensor, noise: Tensor
+    attack_model, model, perturb: Perturb, x: Tensor, y: Tensor, noise: Tensor, *, tf32: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Perturb images with the fast ``attack_model`` and classify the result with ``model``.
+    """Perturb images with the fast ``attack_model`` and verify the result with ``model`` in strict float32.
 
     Returns adversarial images (B, C, H, W) and the logits (B, classes) of ``model`` for them. ``attack_model`` equals
-    ``model`` up to rounding. PGD stops for an image as soon as ``attack_model`` misclassifies it; if ``model`` still
-    classifies that image correctly, the attack is repeated on ``model`` itself.
+    ``model`` up to rounding; ``tf32`` allows it TF32. PGD stops for an image as soon as ``attack_model`` misclassifies
+    it; if ``model`` still classifies that image correctly, the attack is repeated on ``model`` in strict float32.
     """
-    x_adv = perturb(attack_model, x, y, noise)
-    with torch.no_grad():
+    with allow_tf32(tf32):
+        x_adv = perturb(attack_model, x, y, noise)
+    with allow_tf32(False), torch.no_grad():
         logits = model(x_adv)
-        correct = (logits.argmax(1) == y).nonzero()[:, 0]
-        if attack_model is model or not len(correct):
-            return x_adv, logits
+    correct = (logits.argmax(1) == y).nonzero()[:, 0]
+    if (attack_model is model and not tf32) or not len(correct):
+        return x_adv, logits
+    with allow_tf32(tf32), torch.no_grad():
         again = correct[attack_model(x_adv[correct]).argmax(1) != y[correct]]
-    if len(again):  # fooled only attack_model
-        x_adv[again] = perturb(model, x[again], y[again], noise[again])
-        with torch.no_grad():
-            logits[again] = model(x_adv[again])
+    if len(again):
+        with allow_tf32(False):
+            x_adv[again] = perturb(model, x[again], y[again], noise[again])
+            with torch.no_grad():
+                logits[again] = model(x_adv[again])
     return x_adv, logits

@@ -1,7 +1,7 @@
 """The device of a command, and how precisely it multiplies float32 numbers."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 

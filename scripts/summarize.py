@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run
 
 from attacks.suite import pgd10
 from data import load
-from engine.evaluation.figures import turned
+from engine.evaluation.figures import adversarial_examples
 from engine.evaluation.records import read_evaluations, results_path
 from models.weights import load_network
 from utils.cli import run_command
@@ -57,7 +57,7 @@ def draw(runs: dict[str, Path], picture: Path) -> None:
     splits = load(config.dataset, config.data_root, image_size=config.image_size)
     network = load_network(config.model, len(splits.classes), checkpoint, splits.image_size).eval()
     epsilon = config.epsilon / 255
-    clean, adversarial, words = turned(
+    clean, adversarial, words = adversarial_examples(
         network, pgd10(epsilon), splits.test, splits.classes, config.seed, count=EXAMPLES
     )
     draw_examples(right.subplots(3, EXAMPLES), clean, adversarial, words, epsilon)

@@ -253,7 +253,7 @@ BAD = [
     ("main.py", "--config missing.json", "--config missing.json: No such file"),
     ("main_tiny.py", "--image_size 32", "--image_size 32: Tiny_Image has 64x64 images"),
     ("main_tiny.py", "--data_root nowhere", "--data_root nowhere: no Tiny-ImageNet (no wnids.txt)"),
-    ("main_eval.py", "--dataset Digits", "--model_path: needed"),
+    ("main_eval.py", "--dataset Digits", "--model_path: required"),
     ("main_eval.py", "--dataset Digits --model_path missing.pth", "missing.pth: "),
     ("main_eval.py", "--dataset Digits --model resnet18 --model_path net.pth", "net.pth: weights of another"),
     ("main_eval.py", "--dataset Digits --model resnet18 --model_path named.pth", "holds a small_resnet"),

@@ -276,6 +276,6 @@ def test_cuda_out_of_memory_in_an_evaluation_is_one_line(train, tmp_path, monkey
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("engine.evaluation.run.run_attack", full)
+    monkeypatch.setattr("engine.evaluation.evaluate.run_attack", full)
     ended = run_here(monkeypatch, capsys, "main_eval.py", f"--model_path {tmp_path} --attacks pgd --bs 7")
     assert ended.status == 2 and "--bs 7" in ended.err and ended.err.count("\n") == 1

@@ -298,7 +298,7 @@ def test_with_either_judge_an_attack_has_the_same_parameters(monkeypatch, key):
     )
     monkeypatch.setattr(suite, "pgd", recording(last))
     net, _, x, y = tiny_problem()
-    for judge in suite.LINF:
+    for judge in ("every", "last"):
         launch(protocol_of("paper", judge=judge)[key], net, x, y)
     ((objective, ball),) = until_fooled
     assert tuple(ball.values()) == last[0].ball

@@ -38,8 +38,8 @@ from utils.seed import derive_seed, seed_everything
 CROP_PADDING = 4  # pixels of zeros around a training image before the random crop, as in every official code
 
 
-def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Train as ``config`` says; ``given`` maps the fields that the user set to their source, see :func:`resolve`.
+def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Train as ``config`` says and return the run's folder; ``given`` maps fields that the user set to their source.
 
     Raises UserError for mistakes of the user, most of them before anything is written, and Stopped on a signal.
     """
@@ -48,7 +48,7 @@ def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) 
         logging.getLogger().setLevel(logging.ERROR)
     try:
         with Signals() as signals:
-            _train(config, given, processes, signals)
+            folder = _train(config, given, processes, signals)
     except torch.OutOfMemoryError as error:
         message = f"CUDA out of memory; reduce --bs {config.bs}" + f" or --eval_bs {config.eval_bs}" * bool(
             config.eval_bs
@@ -61,6 +61,7 @@ def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) 
             raise UserError("torchrun: another process of this run has ended; --resume continues the run") from error
         raise
     destroy()  # only after success: it would wait for ranks that have failed
+    return folder
 
 
 class Compute(NamedTuple):
@@ -72,7 +73,7 @@ class Compute(NamedTuple):
     processes: Processes
 
 
-def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, signals: Signals) -> None:
+def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, signals: Signals) -> Path:
     config, sources = resolve(config, given)
     _check_processes(config, processes)
     device = processes.on_all_ranks(lambda: choose_device(config.device, local_gpu(config.gpu_id), config.threads))
@@ -87,7 +88,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
             folder.restore(state)
             _finalize(config, read(), folder, compute)
         logger.info("evaluate: %s", command_for(config, folder.path, len(state["classes"])))
-        return
+        return folder.path
     folder.config = config = _with_milestones(config, state)
     files = processes.on_all_ranks(lambda: find_teachers(config))
     splits = processes.rank0_first(read)
@@ -114,6 +115,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
         if processes.is_rank0:
             _finalize(config, splits, folder, compute)
             logger.info("evaluate: %s", command_for(config, folder.path, len(splits.classes)))
+    return folder.path
 
 
 def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
