@@ -240,7 +240,7 @@ def test_from_the_repository_the_last_line_names_the_script_as_users_type_it(mon
 
 def test_without_its_packages_a_script_says_in_one_line_what_brings_them(tmp_path):
     own = Path(sys.executable).parent.resolve() == (ROOT / ".venv" / "bin").resolve()  # activating it is of no use
-    for script in ("main.py", "main_tiny.py", "main_eval.py", "main_eval_tinyimagenet.py", "scripts/check_commands.py"):
+    for script in ("main.py", "main_tiny.py", "main_eval.py", "main_eval_tinyimagenet.py", "scripts/sweep.py"):
         bare = [sys.executable, "-S", "-E", str(ROOT / script)]  # an interpreter that finds no installed package
         line = "python main.py --method AT"
         ended = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True, timeout=60, input=line)

@@ -13,7 +13,6 @@ from engine.accuracy import predict
 from engine.evaluation.attack import make_noise, run_attack
 from engine.fast.frozen import make_attack_model
 from engine.networks import make_network, network_in
-from engine.training.metrics import EpochMetrics
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
 from methods import METHODS
@@ -104,8 +103,8 @@ def _train(splits, device: torch.device) -> torch.nn.Module:
     trainer = Trainer(network, [], METHODS["AT"](TrainConfig()), optimizer, **attack)
     batches = Batches(splits.train, 64, device=device, shuffle=True)
     for epoch in range(5):
-        for _ in trainer.epoch(batches, epoch, 0.05, EpochMetrics(device)):
-            pass
+        for x, y in batches:
+            trainer.step(x, y, epoch)
     return network.eval().requires_grad_(False)
 
 

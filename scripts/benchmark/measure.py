@@ -1,4 +1,4 @@
-"""Time two functions alternately, measure the ceilings of the hardware, count passes and arithmetic."""
+"""Time two functions alternately, measure the ceiling of the hardware, count arithmetic."""
 
 import platform
 import statistics
@@ -17,8 +17,7 @@ from utils.flags import at_least, check_values, flag
 from utils.log import logger
 
 WHERE, WHAT = "where", "what"
-SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product is the ceiling of the arithmetic
-COPIED = {"cuda": 2**30, "cpu": 2**27}  # bytes of the copy that is the ceiling of the memory
+SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product is the ceiling
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,12 @@ def timed(work: Callable, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def ceilings(device: torch.device) -> dict[str, float]:
-    """Speed of a large matrix product, in GFLOP/s by type, and of a large copy, in GB/s read and written."""
+def product_speeds(device: torch.device) -> dict[str, float]:
+    """GFLOP/s of a large matrix product by type."""
     speeds, side = {}, SIDE[device.type]
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        speeds[name] = 2 * side**3 / _fastest(lambda a=a, b=b: a @ b, device) / 1e9
-    source = torch.empty(COPIED[device.type], dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    speeds["copy"] = 2 * len(source) / _fastest(lambda: target.copy_(source), device) / 1e9
+        speeds[name] = 2 * side**3 / min(timed(lambda a=a, b=b: a @ b, device) for _ in range(5)) / 1e9
     return speeds
 
 
@@ -117,10 +113,6 @@ def machine(device: torch.device) -> str:
         lines = []
     names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
     return f"{', '.join(names) or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _fastest(work: Callable, device: torch.device) -> float:
-    return min(timed(work, device) for _ in range(5))
 
 
 def _synchronize(device: torch.device) -> None:

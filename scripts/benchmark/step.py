@@ -19,7 +19,7 @@ from engine.training.trainer import Trainer
 from methods import ALIASES, METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import build
 from scripts.benchmark import plain
-from scripts.benchmark.measure import WHAT, WHERE, Timing, ceilings, compare, gflop, machine
+from scripts.benchmark.measure import WHAT, WHERE, Timing, compare, gflop, machine, product_speeds
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.flags import at_least, between, flag
@@ -76,7 +76,7 @@ def time_step(config: Step) -> dict:
     if device.type == "cuda":
         logger.info("peak memory: reference %.0f MiB, ours %.0f MiB", peaks["reference"], peaks["ours"])
         result["peak_mib"] = peaks
-    ceiling, kind = ceilings(device), "fp32" if arithmetic.dtype is None else "bf16"
+    ceiling, kind = product_speeds(device), "fp32" if arithmetic.dtype is None else "bf16"
     rate, executed = (result["images_per_second"]["ours"] * counts[name] for name in SIDES)
     logger.info("GFLOP per image: reference %.1f, ours %.1f", *counts.values())
     line = (
