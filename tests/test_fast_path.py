@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import TinyNet, tiny_problem, trained_on_stripes
 
+from attacks.objectives import cross_entropy
 from attacks.pgd import gaussian, pgd
 from data import Split
 from data.loader import Batches
@@ -16,12 +17,18 @@ from engine.fast.precision import PLAIN, Arithmetic, choose_arithmetic
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods.losses import kl
 from models import build
-from scripts import plain
-from scripts.bench_evaluation import OBJECTIVES
+from scripts.benchmark import plain
 from utils.config import TrainConfig
 from utils.errors import UserError
 
+OBJECTIVES = {
+    "CE": lambda s, t, x, y: lambda z: cross_entropy(s(z), y),
+    "AdaAD": lambda s, t, x, y: lambda z: kl(t(z), s(z)),
+    "RSLAD": lambda s, t, x, y: lambda z: kl(t(x).detach(), s(z)),
+    "TRADES": lambda s, t, x, y: lambda z: kl(s(x).detach(), s(z)),
+}
 EPSILON = 8 / 255
 FAST = Arithmetic(channels_last=True)
 BF16 = Arithmetic(torch.bfloat16, channels_last=True)
