@@ -125,15 +125,15 @@ def listed(lines: Iterable[str]) -> list[Cost]:
     if not matches:
         raise UserError("standard input: has no command of main.py or main_tiny.py; --list of a script prints commands")
     configs = {None: TrainConfig, "_tiny": TinyTrainConfig}
-    words = [(configs[match[1]], shlex.split(match.string[match.end() :])) for match in matches]
-    return [Cost(resolve(*parse(kind, flags, description="", choices={}))[0]) for kind, flags in words]
+    commands = [(configs[match[1]], shlex.split(match.string[match.end() :])) for match in matches]
+    return [Cost(resolve(*parse(kind, flags, description="", choices={}))[0]) for kind, flags in commands]
 
 
-def cost(words: list[str]) -> None:
-    """Count the training of the flags ``words``, or with - those of standard input."""
-    config, given = parse(CostConfig, [word for word in words if word != "-"], description=__doc__, choices=CHOICES)
-    costs = listed(sys.stdin) if "-" in words else [Cost(resolve(config, given)[0], config.classes)]
-    if "-" not in words:
+def cost(argv: list[str]) -> None:
+    """Count the training of the flags in ``argv``, or with - those of standard input."""
+    config, given = parse(CostConfig, [word for word in argv if word != "-"], description=__doc__, choices=CHOICES)
+    costs = listed(sys.stdin) if "-" in argv else [Cost(resolve(config, given)[0], config.classes)]
+    if "-" not in argv:
         costs[0].log()
     total = sum(each.total for each in costs)
     logger.info("%d training%s: at most %.4g GFLOP", len(costs), "s"[: len(costs) - 1], total)

@@ -30,11 +30,11 @@ from utils.plots import draw_curves, draw_examples, save_figure
 EXAMPLES = 6
 
 
-def summarize(words: list[str]) -> None:
+def summarize(argv: list[str]) -> None:
     """Print the table and save the figure; raises UserError if a file is missing or damaged."""
-    if len(words) < 2 or not all("=" in word for word in words[1:]):
+    if len(argv) < 2 or not all("=" in word for word in argv[1:]):
         raise UserError("usage: python scripts/summarize.py OUT.png NAME=CHECKPOINT ...")
-    runs = {name: Path(path) for name, path in (word.split("=", 1) for word in words[1:])}
+    runs = {name: Path(path) for name, path in (word.split("=", 1) for word in argv[1:])}
     results = {name: read_evaluations(results_path(path))[-1]["figures"] for name, path in runs.items()}
     counts = {attack: result["n"] for row in results.values() for attack, result in row.items()}
     header = ["accuracy (%)", *(f"{attack} (n={n})" for attack, n in counts.items())]
@@ -49,10 +49,10 @@ def summarize(words: list[str]) -> None:
     draw_curves(left.subplots(), {name: _read_epochs(path.with_name("results.csv")) for name, path in runs.items()})
     _draw_predictions(right, *list(runs.items())[-1])
     try:
-        save_figure(figure, Path(words[0]))
+        save_figure(figure, Path(argv[0]))
     except (OSError, ValueError) as error:  # ValueError: the suffix is not one of an image format
-        raise UserError(f"{words[0]}: cannot be written ({error}); use another path, for example OUT.png") from error
-    logger.info("figure: %s", words[0])
+        raise UserError(f"{argv[0]}: cannot be written ({error}); use another path, for example OUT.png") from error
+    logger.info("figure: %s", argv[0])
 
 
 def _draw_predictions(figure, name: str, checkpoint: Path) -> None:

@@ -47,15 +47,15 @@ class Run:
         python, folder = os.environ.get("PYTHON", sys.executable), "" if Path.cwd() == ROOT else f"{ROOT}/"
         dataset, method, model, seed = names
         self.title, tiny = f"{dataset} {method} {model} seed {seed}", "tiny" in dataset.lower()
-        words = ["--dataset", dataset, "--method", method, "--model", model, "--seed", seed]
-        words += ["--root_path", options.root_path, "--resume", *threads, *flags]
-        self.train = [python, folder + ("main_tiny.py" if tiny else "main.py"), *words]
-        self.parsed = read_flags(TinyTrainConfig if tiny else TrainConfig, words)
+        argv = ["--dataset", dataset, "--method", method, "--model", model, "--seed", seed]
+        argv += ["--root_path", options.root_path, "--resume", *threads, *flags]
+        self.train = [python, folder + ("main_tiny.py" if tiny else "main.py"), *argv]
+        self.parsed = read_flags(TinyTrainConfig if tiny else TrainConfig, argv)
         values = {key: getattr(self.parsed.config, key) for key in REPEATED if key in self.parsed.given}
-        words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
-        words += shlex.split(options.eval)
-        self.evaluate = [python, folder + ("main_eval_tinyimagenet.py" if tiny else "main_eval.py"), *words]
-        self.eval_parsed = read_flags(TinyEvalConfig if tiny else EvalConfig, words) if options.eval else None
+        argv = [word for key, value in values.items() for word in (f"--{key}", str(value))]
+        argv += shlex.split(options.eval)
+        self.evaluate = [python, folder + ("main_eval_tinyimagenet.py" if tiny else "main_eval.py"), *argv]
+        self.eval_parsed = read_flags(TinyEvalConfig if tiny else EvalConfig, argv) if options.eval else None
         # The number identifies the flags after --: sweeps with different flags may share DIR.
         name = f"{self.title.translate(str.maketrans(' /:', '___'))}_{zlib.crc32(shlex.join(flags).encode())}"
         self.log = Path(options.root_path, "logs", f"{name}.log")
@@ -162,18 +162,18 @@ class Sweep:
         return f"{failed} (status {status}): {last} (log {log})" if status else None
 
 
-def read_flags(config_class: type, words: list[str]) -> Parsed:
+def read_flags(config_class: type, argv: list[str]) -> Parsed:
     """Parse the flags of a script that this one starts."""
-    if {"-h", "--help"} & set(words):
+    if {"-h", "--help"} & set(argv):
         raise UserError("--help after -- or in --eval: starts no run; use python main.py --help")
-    return parse(config_class, words, description="", choices={})
+    return parse(config_class, argv, description="", choices={})
 
 
-def read_options(words: list[str]) -> Namespace:
+def read_options(argv: list[str]) -> Namespace:
     """The options before ``--``."""
-    for k in reversed(range(1, len(words))):
-        if words[k - 1] == "--eval":  # its value looks like a flag
-            words[k - 1 : k + 1] = [f"--eval={words[k]}"]
+    for k in reversed(range(1, len(argv))):
+        if argv[k - 1] == "--eval":  # its value looks like a flag
+            argv[k - 1 : k + 1] = [f"--eval={argv[k]}"]
     parser = parser_for(__doc__)
     parser.add_argument("--datasets", default="CIFAR10", help='"A B"; Tiny_Image goes to main_tiny.py [CIFAR10]')
     parser.add_argument("--methods", default="AT", help='"A B" [AT]')
@@ -185,7 +185,7 @@ def read_options(words: list[str]) -> Namespace:
     parser.add_argument("--eval", default="", metavar="FLAGS", help="evaluate each finished run by main_eval.py")
     parser.add_argument("--list", action="store_true", help="print every run as one command, then exit")
     parser.add_argument("--only", type=int, metavar="I", help="only run I of that list, counted from 0")
-    return parser.parse_args(words)
+    return parser.parse_args(argv)
 
 
 def make_runs(options: Namespace, flags: list[str]) -> tuple[list[Run], int]:
@@ -219,11 +219,11 @@ def compare(runs: list[Run], out: Path) -> None:
     subprocess.run([runs[0].train[0], f"{ROOT}/scripts/compare.py", *folders, "--out", str(out), *protocol])
 
 
-def sweep(words: list[str]) -> int:
+def sweep(argv: list[str]) -> int:
     """List or execute the runs of a command line; return the exit status."""
-    end = words.index("--") if "--" in words else len(words)
-    options = read_options(words[:end])
-    runs, jobs = make_runs(options, words[end + 1 :])
+    end = argv.index("--") if "--" in argv else len(argv)
+    options = read_options(argv[:end])
+    runs, jobs = make_runs(options, argv[end + 1 :])
     if options.list:
         print(*(shlex.join(run.train) for run in runs), sep="\n")
         return 0

@@ -113,7 +113,7 @@ def calls(here, script=""):
 def wait_for(here, pattern, count=1):
     timeout = time.monotonic() + TIMEOUT
     while len(list(here.glob(pattern))) < count:
-        assert time.monotonic() < timeout, f"{pattern} did not come"
+        assert time.monotonic() < timeout, f"{pattern} did not appear"
         time.sleep(0.01)
 
 
@@ -163,7 +163,7 @@ def test_the_list_has_every_run_as_a_command_that_can_be_copied(here, capsys, mo
         ("--eval --model_path=x", "--eval --model_path: the sweep evaluates"),
     ],
 )
-def test_bad_input_is_found_before_the_first_run(here, words, message):
+def test_bad_input_is_reported_before_the_first_run(here, words, message):
     with pytest.raises(UserError, match=re.escape(message)):
         sweep(shlex.split(words))
     assert not list(here.iterdir())

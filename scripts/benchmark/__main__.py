@@ -31,18 +31,18 @@ BENCHMARKS = {
 }
 
 
-def benchmark(words: list[str]) -> None:
+def benchmark(argv: list[str]) -> None:
     """Run the benchmark that the first word names; raises UserError for an unknown name."""
-    if not words or words[0] not in BENCHMARKS:
+    if not argv or argv[0] not in BENCHMARKS:
         raise UserError(f"usage: python scripts/benchmark NAME [flags]; NAME is one of {', '.join(BENCHMARKS)}")
-    config_class, run = BENCHMARKS[words[0]]
-    config = parse(config_class, words[1:], description=run.__doc__, choices={}).config
+    config_class, run = BENCHMARKS[argv[0]]
+    config = parse(config_class, argv[1:], description=run.__doc__, choices={}).config
     if config.json:
         require_writable(Path(config.json).parent)
     use_full_precision()
     seed_everything(0)
     flags = {key: value for key, value in asdict(config).items() if key not in ("json", "profile")}
-    result = {"benchmark": words[0], "config": flags, "versions": versions(), **run(config)}
+    result = {"benchmark": argv[0], "config": flags, "versions": versions(), **run(config)}
     if config.json and os.environ.get("RANK", "0") == "0":
         write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
 

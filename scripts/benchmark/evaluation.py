@@ -18,7 +18,7 @@ from engine.training.validation import Validator
 from methods import METHODS
 from models import build
 from scripts.benchmark import plain
-from scripts.benchmark.measure import WHAT, Timing, compare, machine
+from scripts.benchmark.measure import WORKLOAD, Timing, compare, machine
 from utils.config import TrainConfig
 from utils.flags import at_least, between, flag
 from utils.log import logger
@@ -28,22 +28,22 @@ from utils.log import logger
 class Validation(Timing):
     """What is attacked."""
 
-    model_path: str = flag("", "checkpoint; default: a small_resnet, trained here on Digits", group=WHAT)
-    dataset: str = flag("Digits", "its dataset", group=WHAT)
-    data_root: str | None = flag(None, "folder of the dataset", group=WHAT)
-    image_size: int | None = flag(16, "height and width of the images, for Folder and Digits", group=WHAT)
-    limit_test: int = flag(320, "number of test images", group=WHAT, check=at_least(1))
+    model_path: str = flag("", "checkpoint; default: a small_resnet, trained here on Digits", group=WORKLOAD)
+    dataset: str = flag("Digits", "its dataset", group=WORKLOAD)
+    data_root: str | None = flag(None, "folder of the dataset", group=WORKLOAD)
+    image_size: int | None = flag(16, "height and width of the images, for Folder and Digits", group=WORKLOAD)
+    limit_test: int = flag(320, "number of test images", group=WORKLOAD, check=at_least(1))
     eps: float | None = flag(
-        None, "radius in [0, 1]; default: where half of the images are robust", group=WHAT, check=between(0, 1)
+        None, "radius in [0, 1]; default: at which half of the images are robust", group=WORKLOAD, check=between(0, 1)
     )
-    bs: int = flag(64, "batch size", group=WHAT, check=at_least(1))
+    bs: int = flag(64, "batch size", group=WORKLOAD, check=at_least(1))
 
 
 @dataclass(frozen=True)
 class Evaluation(Validation):
     """The same for an evaluation."""
 
-    attack: Literal["pgd", "aa"] = flag("pgd", "pgd: PGD-20, aa: AutoAttack", group=WHAT)
+    attack: Literal["pgd", "aa"] = flag("pgd", "pgd: PGD-20, aa: AutoAttack", group=WORKLOAD)
 
 
 def time_validation(config: Validation) -> dict:

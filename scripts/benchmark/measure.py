@@ -16,7 +16,7 @@ from engine.device import choose_device
 from utils.flags import at_least, check_values, flag
 from utils.log import logger
 
-WHERE, WHAT = "where", "what"
+EXECUTION, WORKLOAD = "execution", "workload"
 SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product is the ceiling
 
 
@@ -24,10 +24,10 @@ SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product is th
 class Timing:
     """Where and how often a benchmark measures."""
 
-    pairs: int = flag(5, "how often each side is timed", group=WHERE, check=at_least(1))
-    device: str = flag("auto", "auto, cpu, cuda or cuda:N", group=WHERE)
-    threads: int | None = flag(None, "CPU threads; default: PyTorch's choice", group=WHERE, check=at_least(1))
-    json: str = flag("", "file for the results", group=WHERE)
+    pairs: int = flag(5, "how often each side is timed", group=EXECUTION, check=at_least(1))
+    device: str = flag("auto", "auto, cpu, cuda or cuda:N", group=EXECUTION)
+    threads: int | None = flag(None, "CPU threads; default: PyTorch's choice", group=EXECUTION, check=at_least(1))
+    json: str = flag("", "file for the results", group=EXECUTION)
 
     def __post_init__(self):
         check_values(self)

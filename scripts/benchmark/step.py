@@ -19,7 +19,7 @@ from engine.training.trainer import Trainer
 from methods import ALIASES, METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import build
 from scripts.benchmark import plain
-from scripts.benchmark.measure import WHAT, WHERE, Timing, compare, gflop, machine, product_speeds
+from scripts.benchmark.measure import EXECUTION, WORKLOAD, Timing, compare, gflop, machine, product_speeds
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.flags import at_least, between, flag
@@ -34,39 +34,39 @@ SIDES = {"reference": plain.Trainer, "ours": Trainer}
 class Step(Timing):
     """What is trained, and how our side computes."""
 
-    method: str = flag("DGAD", "training method", group=WHAT)
-    model: str = flag("resnet18", "student", group=WHAT)
-    teacher_model: str = flag("wideresnet34_10", "teacher", group=WHAT)
-    bs: int = flag(16, "batch size", group=WHAT, check=at_least(1))
-    classes: int = flag(10, "number of classes", group=WHAT, check=at_least(2))
-    image_size: int = flag(32, "height and width of the images", group=WHAT, check=between(16, 1024))
-    epoch: int = flag(100, "epoch of the step, from 0; introspection begins at 60", group=WHAT, check=at_least(0))
-    precision: str = flag("auto", "precision of our side; the reference computes in fp32", group=WHAT)
-    compile: str = flag("auto", "compilation of our side: auto, off, on, graphs", group=WHAT)
-    profile: str = flag("", "write a trace of one step of our side to this file", group=WHERE)
+    method: str = flag("DGAD", "training method", group=WORKLOAD)
+    model: str = flag("resnet18", "student", group=WORKLOAD)
+    teacher_model: str = flag("wideresnet34_10", "teacher", group=WORKLOAD)
+    bs: int = flag(16, "batch size", group=WORKLOAD, check=at_least(1))
+    classes: int = flag(10, "number of classes", group=WORKLOAD, check=at_least(2))
+    image_size: int = flag(32, "height and width of the images", group=WORKLOAD, check=between(16, 1024))
+    epoch: int = flag(100, "epoch of the step, from 0; introspection begins at 60", group=WORKLOAD, check=at_least(0))
+    precision: str = flag("auto", "precision of our side; the reference computes in fp32", group=WORKLOAD)
+    compile: str = flag("auto", "compilation of our side: auto, off, on, graphs", group=WORKLOAD)
+    profile: str = flag("", "write a trace of one step of our side to this file", group=EXECUTION)
 
 
 @dataclass(frozen=True)
 class Scale(Step):
     """The same for a step that several processes share."""
 
-    processes: int = flag(2, "processes that share the batch", group=WHERE, check=at_least(2))
+    processes: int = flag(2, "processes that share the batch", group=EXECUTION, check=at_least(2))
 
 
 @dataclass(frozen=True)
 class Data(Timing):
     """An epoch of generated images of 32x32."""
 
-    images: int = flag(10_000, "number of images", group=WHAT, check=at_least(1))
-    bs: int = flag(128, "batch size", group=WHAT, check=at_least(1))
-    workers: int = flag(2, "processes of the DataLoader", group=WHAT, check=at_least(0))
+    images: int = flag(10_000, "number of images", group=WORKLOAD, check=at_least(1))
+    bs: int = flag(128, "batch size", group=WORKLOAD, check=at_least(1))
+    workers: int = flag(2, "processes of the DataLoader", group=WORKLOAD, check=at_least(0))
 
 
 def time_step(config: Step) -> dict:
     """One training step, from the attack to the optimizer, against a step of the official codes."""
     device = config.choose_device()
-    plainly, _ = choose_arithmetic(config.precision, "off", device)  # compiled operations cannot be counted
-    counts = {name: gflop(make_step(config, name, device, plainly)) / config.bs for name in SIDES}
+    eager, _ = choose_arithmetic(config.precision, "off", device)  # compiled code cannot be counted
+    counts = {name: gflop(make_step(config, name, device, eager)) / config.bs for name in SIDES}
     arithmetic, description = choose_arithmetic(config.precision, config.compile, device)
     logger.info("%s, %s", machine(device), description)
     steps, peaks = {}, {}
@@ -85,8 +85,8 @@ def time_step(config: Step) -> dict:
     logger.info(line, rate, executed, 100 * executed / ceiling[kind], kind, ceiling[kind])
     if config.profile:
         _profile(steps["ours"], config.profile, device)
-    about = {"machine": machine(device), "arithmetic": description, "gflop_per_image": counts, "ceilings": ceiling}
-    return about | result
+    setup = {"machine": machine(device), "arithmetic": description, "gflop_per_image": counts, "ceilings": ceiling}
+    return setup | result
 
 
 def time_scaling(config: Scale) -> dict:
