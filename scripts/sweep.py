@@ -52,7 +52,7 @@ class Run:
         self.train = [python, folder + ("main_tiny.py" if tiny else "main.py"), *argv]
         self.parsed = read_flags(TinyTrainConfig if tiny else TrainConfig, argv)
         values = {key: getattr(self.parsed.config, key) for key in REPEATED if key in self.parsed.given}
-        argv = [word for key, value in values.items() for word in (f"--{key}", str(value))]
+        argv = [word for key, value in values.items() if value is not None for word in (f"--{key}", str(value))]
         argv += shlex.split(options.eval)
         self.evaluate = [python, folder + ("main_eval_tinyimagenet.py" if tiny else "main_eval.py"), *argv]
         self.eval_parsed = read_flags(TinyEvalConfig if tiny else EvalConfig, argv) if options.eval else None
@@ -164,8 +164,8 @@ class Sweep:
 
 def read_flags(config_class: type, argv: list[str]) -> Parsed:
     """Parse the flags of a script that this one starts."""
-    if {"-h", "--help"} & set(argv):
-        raise UserError("--help after -- or in --eval: starts no run; use python main.py --help")
+    if {"-h", "--help", "--version"} & set(argv):
+        raise UserError("--help or --version after -- or in --eval: starts no run; use python main.py --help")
     return parse(config_class, argv, description="", choices={})
 
 
@@ -191,9 +191,11 @@ def read_options(argv: list[str]) -> Namespace:
 def make_runs(options: Namespace, flags: list[str]) -> tuple[list[Run], int]:
     """The runs, and how many are executed at a time; ``flags`` are those after ``--``."""
     gpus, lists = options.gpus.split(), (options.datasets, options.methods, options.models, options.seeds)
-    for name in sorted(read_flags(TrainConfig, flags).given & (RESERVED | ({"gpu_id"} if gpus else set()))):
-        raise UserError(f"--{name} after --: the sweep sets it; an option before -- chooses it")
-    for name in sorted(read_flags(EvalConfig, shlex.split(options.eval)).given & {"model_path", "out"}):
+    given = read_flags(TrainConfig, flags).given
+    for name in sorted(RESERVED | ({"gpu_id"} if gpus else set())):
+        if given.get(name) == "flag":  # a value of --config FILE is overridden
+            raise UserError(f"--{name} after --: the sweep sets it; an option before -- chooses it")
+    for name in sorted(read_flags(EvalConfig, shlex.split(options.eval)).given.keys() & {"model_path", "out"}):
         raise UserError(f"--eval --{name}: the sweep evaluates its own runs, in their folders; remove it")
     for gpu in gpus:
         read_flags(TrainConfig, ["--gpu_id", gpu])

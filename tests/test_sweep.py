@@ -156,7 +156,7 @@ def test_the_list_has_every_run_as_a_command_that_can_be_copied(here, capsys, mo
         ("-- --seed 3", "--seed after --"),
         ("-- --model=vgg16", "--model after --"),
         ("--gpus 0 -- --gpu_id 1", "--gpu_id after --"),
-        ("-- --epochs 2 --help", "--help after --"),
+        ("-- --epochs 2 --help", "--help or --version after --"),
         ("--eval '--attaks clean'", "--attaks"),
         ("--eval '--attacks clean,pdg'", "--attacks pdg: unknown name; nearest: pgd"),
         ("--eval '--attacks clean --out figures'", "--eval --out: the sweep evaluates"),
