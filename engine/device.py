@@ -1,7 +1,7 @@
 """The device of a command, and how precisely it multiplies float32 numbers."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 

@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from engine.training.run_folder import RunFolder
 from engine.training.settings import resolve
 from methods import WITHOUT_TEACHER
 from scripts.reproduce.beside import PUBLISHED, beside
-from scripts.reproduce.count import gflop_of
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
 from utils.errors import UserError
 from utils.flags import parse
@@ -192,26 +190,3 @@ def test_ours_stand_beside_theirs_with_their_spread_and_the_number_of_images(tmp
     assert lines[-1] == "accuracy in %; ours at scale short, images: Clean 500, AutoAttack 500"
     with pytest.raises(UserError, match="no_such_table"):
         beside(["no_such_table", str(tmp_path / "nothing")])
-
-
-def test_a_distillation_through_a_large_teacher_costs_more_than_one_beside_it():
-    words = "python main.py --dataset CIFAR10 --epochs 1 --model small_resnet --teacher_model resnet18 --method"
-    rslad, dgad = (gflop_of([*words.split(), method]) for method in ("RSLAD", "DGAD"))
-    assert dgad > 5 * rslad > 0
-
-
-def test_lists_made_elsewhere_are_counted_too(monkeypatch, capsys):
-    words = "--dataset CIFAR10 --epochs 1 --model small_resnet --teacher_model small_resnet --method AT"
-    lines = (
-        f"{name} {words}\n" for name in (".venv/bin/python main.py", "python /a/main_tiny.py", "python main_eval.py")
-    )
-    monkeypatch.setattr(sys, "stdin", StringIO("".join(lines)))
-    assert "2 trainings" in run_here(monkeypatch, capsys, "scripts/reproduce/count.py", "").out
-
-
-def test_a_listed_introspection_is_counted_from_the_epoch_that_its_command_names():
-    words = (
-        "python main.py --dataset CIFAR10 --epochs 6 --model small_resnet --teacher_model small_resnet --method IAD-I"
-    )
-    late, early = (gflop_of([*words.split(), "--IAD_begin", begin]) for begin in ("6", "2"))
-    assert early > late
