@@ -9,11 +9,10 @@ import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from math import comb
 from pathlib import Path
 from statistics import mean, stdev, variance
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -23,20 +22,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run
 from engine.checkpoint import BEST_PGD10, LAST
 from engine.evaluation.records import read_evaluations, results_folder
 from engine.training.run_folder import ALPHA_COLUMNS
-from engine.unused_fields import unused_fields
 from utils.cli import run_command
-from utils.config import METHOD, TrainConfig
 from utils.errors import UserError
 from utils.files import read_json, write_text
-from utils.flags import parser_for, spelling
+from utils.flags import parser_for
 from utils.log import logger
-from utils.plots import save_figure
+from utils.plots import name_points, save_figure
 from utils.tables import markdown_table, read_csv
 
 ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")  # from the weakest to the strongest
 KINDS = {"best": BEST_PGD10, "last": LAST}
 TEACHER, LONG = "teacher", "long"  # suffixes of runs in tables.csv
-FULL, WITHOUT_PCR = "MAP_ELS_PCR", "MAP_ELS_noPCR"  # rows of the ablation
+FULL = ("yes", "yes", "yes", "5")  # MAP, ELS, PCR and beta of DGAD as it is published
 NONE = "-"
 SHARED = (
     *("model", "dataset", "limit_train", "epochs", "bs"),
@@ -44,9 +41,9 @@ SHARED = (
 )
 
 DIFFERENCES = """Best checkpoints, row minus column in points; bold: more than twice its standard error,
-sqrt(s₁²/n₁ + s₂²/n₂) with the deviations s over n seeds. With three seeds each and no true difference, one pair in about
-nine would be bold. A seed decides the training images, the initial weights and the order of the batches; all runs share
-one teacher and the test images, whose randomness is in no deviation."""
+sqrt(s₁²/n₁ + s₂²/n₂) with the deviations s over n seeds. Of equal methods with three seeds each, about one pair in nine
+would be bold. A seed decides the training images, the initial weights and the order of the batches; all runs share one
+teacher and the test images, whose randomness is in no deviation."""
 
 
 class Run(NamedTuple):
@@ -137,9 +134,9 @@ def _read(folder: Path) -> Run:
     return Run(config, epochs, watched, results, conditions)
 
 
-def grouped(runs: Iterable[Run], key: Callable[[Run], str | None]) -> dict[str, list[Run]]:
+def grouped(runs: Iterable[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
     """Runs by the value of ``key``; runs with None are left out."""
-    groups: dict[str, list[Run]] = defaultdict(list)
+    groups = defaultdict(list)
     for run in runs:
         if (name := key(run)) is not None:
             groups[name].append(run)
@@ -167,15 +164,6 @@ def methods_page(methods: Mapping[str, Group], teachers: Group) -> str | None:
     if not methods:
         return None
     parts = ["# Every method under one setting", describe([run for group in methods.values() for run in group])]
-    own = defaultdict(list)
-    for method, group in methods.items():
-        unused = unused_fields(TrainConfig(method=method))
-        for spec in fields(TrainConfig):
-            value = group[0].config.get(spec.name, spec.default)
-            if spec.metadata["group"] == METHOD and spec.name not in {"method", *unused} and value != spec.default:
-                own[f"`{spelling(spec)} {value}`"].append(method)
-    listed = "; ".join(f"{setting} ({', '.join(names)})" for setting, names in own.items())
-    parts += [f"Flags of single methods that differ from their defaults: {listed}."] if own else []
     for kind in KINDS:
         rows = [[name, len(methods[name]), *cells(methods[name], kind)] for name in ranked(methods, kind)]
         rows += [["(the robust teacher)", len(teachers), *cells(teachers, kind)]] if teachers else []
@@ -240,38 +228,36 @@ def exceeds(some: Sequence[float], others: Sequence[float]) -> bool:
 
 
 def ablation_page(students: Sequence[Run]) -> str | None:
-    """DGAD's parts and its beta as Markdown; None without DGAD with all parts, or with nothing else."""
-    parts = grouped((run for run in students if run.config["method"] == "DGAD"), _ablation_row)
-    if FULL not in parts or len(parts) == 1:
+    """DGAD without its parts and with other beta as Markdown; None without DGAD itself, or with nothing else."""
+    rows = grouped((run for run in students if run.config["method"] == "DGAD"), _ablation_row)
+    full = rows.get(FULL)
+    if not full or len(rows) == 1:
         return None
-    full, switched = parts[FULL], [name for name in parts if not name.startswith("beta")]
-    betas = {float(name.removeprefix("beta")): parts[name] for name in parts if name not in switched}
-    betas |= {5.0: full} | ({0.0: parts[WITHOUT_PCR]} if WITHOUT_PCR in parts else {})
-    switched.sort(key=lambda name: (name.count("no"), name))
-    rows = [[*("no" if part.startswith("no") else "yes" for part in name.split("_")), parts[name]] for name in switched]
-    pages = ["# The parts of DGAD", describe([run for group in parts.values() for run in group])]
-    pages.append("Bold: more than two standard errors from DGAD with all its parts and beta 5.")
-    pages += [_against(full, ["MAP", "ELS", "PCR"], rows, kind) for kind in KINDS]
-    pages.append("## The weight of the consistency term (PCR)")
-    rows = [[f"{beta:g}", betas[beta]] for beta in sorted(betas)]
-    return "\n\n".join(pages + [_against(full, ["beta"], rows, kind) for kind in KINDS]) + "\n"
+    parts = ["# The parts of DGAD", describe([run for group in rows.values() for run in group])]
+    parts.append("Bold: more than two standard errors from DGAD with all its parts and beta 5 (the first row).")
+    for kind in KINDS:
+        lines, bold = [], set()
+        for number, (row, group) in enumerate(
+            sorted(rows.items(), key=lambda item: (item[0].count("no"), item[0] != FULL))
+        ):
+            lines.append([*row, len(group), *cells(group, kind)])
+            for column, attack in enumerate(ATTACKS, start=len(row) + 1):
+                ours, theirs = (accuracies(one, kind, attack) for one in (group, full))
+                if min(len(ours), len(theirs)) > 1 and exceeds(ours, theirs):
+                    bold.add((number, column))
+        header = ["MAP", "ELS", "PCR", "beta", "seeds", *ATTACKS]
+        parts += [f"## The {kind} checkpoint", markdown_table(header, lines, bold)]
+    return "\n\n".join(parts) + "\n"
 
 
-def _ablation_row(run: Run) -> str | None:
-    known = run.suffix.startswith(("MAP", "noMAP", "beta"))
-    return FULL if not run.suffix else run.suffix if known else None
-
-
-def _against(full: Group, header: list[str], rows: Sequence[list], kind: str) -> str:
-    """A table of rows that end with a group; accuracies that differ from the full method's are bold."""
-    lines = [[*names, len(group), *cells(group, kind)] for *names, group in rows]
-    bold = set()
-    for number, (*_, group) in enumerate(rows):
-        for column, attack in enumerate(ATTACKS, start=len(header) + 1):
-            ours, theirs = (accuracies(one, kind, attack) for one in (group, full))
-            if min(len(ours), len(theirs)) > 1 and exceeds(ours, theirs):
-                bold.add((number, column))
-    return f"The {kind} checkpoint:\n\n{markdown_table([*header, 'seeds', *ATTACKS], lines, bold)}"
+def _ablation_row(run: Run) -> tuple[str, ...] | None:
+    """The cells of MAP, ELS, PCR and beta, by the suffix of the run."""
+    if run.suffix.startswith("beta"):
+        return (*FULL[:3], run.suffix.removeprefix("beta"))
+    if not run.suffix.endswith("PCR"):
+        return None if run.suffix else FULL
+    parts = ["no" if part.startswith("no") else "yes" for part in run.suffix.split("_")]
+    return (*parts, "5" if parts[2] == "yes" else NONE)
 
 
 def tradeoff(runs: Sequence[Run]) -> Figure | None:
@@ -281,16 +267,17 @@ def tradeoff(runs: Sequence[Run]) -> Figure | None:
     if len(methods) < 2 or not all(ATTACKS[0] in run.results["best"] for group in methods.values() for run in group):
         return None
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    for number, (method, group) in enumerate(methods.items()):
+    points = []
+    for number, group in enumerate(methods.values()):
         values = [accuracies(group, "best", title) for title in (ATTACKS[0], attack)]
-        x, y = map(mean, values)
         xerr, yerr = (stdev(one) if len(one) > 1 else 0 for one in values)
+        points.append(tuple(map(mean, values)))
         color = plt.colormaps["turbo"]((number + 0.5) / len(methods))
-        axes.errorbar(x, y, xerr=xerr, yerr=yerr, fmt="o", capsize=2, elinewidth=0.8, color=color)
-        axes.annotate(method, (x, y), (4, 4), textcoords="offset points", fontsize="small")
+        axes.errorbar(*points[-1], xerr=xerr, yerr=yerr, fmt="o", capsize=2, elinewidth=0.8, color=color)
     axes.set(xlabel="clean accuracy (%)", ylabel=f"accuracy under {attack} (%)")
     axes.margins(0.12)
     axes.grid(alpha=0.3)
+    name_points(axes, points, list(methods))
     return figure
 
 

@@ -70,6 +70,14 @@ class Row(NamedTuple):
     note: str
 
 
+def load_tables() -> dict[str, list[Row]]:
+    """The rows of tables.csv by the name of their table."""
+    tables: dict[str, list[Row]] = {}
+    for line in _table("tables"):
+        tables.setdefault(line["table"], []).append(Row(**line))
+    return tables
+
+
 class Run(NamedTuple):
     """The commands of one row and seed, the folder of its evaluations, and the keys of the runs that come first."""
 
@@ -214,9 +222,7 @@ def reproduce(arguments: Sequence[str]) -> None:
     words = list(arguments)
     own, data = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     options = _parser().parse_args(own)
-    tables: dict[str, list[Row]] = {}
-    for line in _table("tables"):
-        tables.setdefault(line["table"], []).append(Row(**line))
+    tables = load_tables()
     wanted = (options.table or "").lower()
     names = [name for name in tables if name.lower() == wanted or name.lower().startswith(f"{wanted}-")]
     if not names:
