@@ -290,9 +290,8 @@ def overfitting(runs: Sequence[Run]) -> Figure | None:
     for number, (name, group) in enumerate(_long(runs).items()):
         rows, style = _mean_rows([run.epochs for run in group]), {"color": f"C{number}"}
         test = _points(rows, "PGD10_acc")
-        seeds = [
-            [float(row["PGD10_acc"]) for row in same] for same in zip(*(run.epochs for run in group), strict=False)
-        ]
+        epochs = ([row["PGD10_acc"] for row in same] for same in zip(*(run.epochs for run in group), strict=False))
+        seeds = [list(map(float, values)) for values in epochs if "" not in values]
         axes.plot(*test, label=f"{name}: test, PGD-10", **style)
         axes.fill_between(test[0], [min(one) for one in seeds], [max(one) for one in seeds], alpha=0.2, lw=0, **style)
         axes.plot(*max(zip(*test, strict=True), key=lambda point: point[1]), "o", **style)
