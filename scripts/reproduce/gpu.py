@@ -44,6 +44,7 @@ RESULTS, PARTS = "results.json", ("teacher.1", "teacher.2")
 TEACHER, SECOND, PROBE, STEP = "teacher", "standard", "probe", "step"  # two rows of the table GPU, and other pieces
 EVALUATION = "teacher evaluation"
 ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")
+BENCHMARK = "scripts/benchmark" if (ROOT / "scripts" / "benchmark").is_dir() else "scripts/benchmark.py"
 LEAST_AUTOATTACK = 40.0  # percent, of a teacher that is published
 COSTS = {"Natural": 0.2, "AT": 1.0, "AdaAD": 2.2, "AdaIAD": 2.2, "DGAD": 2.2, "DGAD-IAD": 2.2}  # epochs of AT; else 1.4
 MARGIN = 1.15  # of every estimate
@@ -222,7 +223,7 @@ class Session:
         """Benchmark training steps against the plain reference until a time of the clock."""
         path = self.work / "step.json"
         for flags in self.scale["steps"]:
-            words = ["scripts/benchmark.py", "step", *flags.split(), "--json", str(path)]
+            words = [BENCHMARK, "step", *flags.split(), "--json", str(path)]
             taken = [piece["seconds"] for key, piece in self.pieces.items() if key.startswith(STEP)]
             if time.monotonic() < until:
                 step = partial(lambda words: self.command(words) | {"benchmark": read_json(path)}, words)
