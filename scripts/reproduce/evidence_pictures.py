@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from engine.training.run_folder import ALPHA_COLUMNS
 from scripts.reproduce.evidence_runs import ATTACKS, LONG, Run, grouped, plain_methods, strongest
-from utils.plots import draw_trust
+from utils.plots import draw_reliability
 
 
 def tradeoff(runs: Sequence[Run]) -> Figure | None:
@@ -73,7 +73,7 @@ def reliability(runs: Sequence[Run]) -> Figure | None:
     if not watched:
         return None
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    draw_trust(axes, {f"{name}:": rows for name, rows in watched.items()})
+    draw_reliability(axes, {f"{name}:": rows for name, rows in watched.items()})
     axes.autoscale(axis="y")  # a few points of change are to be seen
     return figure
 
