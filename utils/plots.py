@@ -12,9 +12,7 @@ from utils.log import logger
 
 matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 matplotlib.rcParams["text.parse_math"] = False  # the name of a class or of a file may hold two dollars
@@ -55,7 +53,7 @@ def _draw_columns(axes, runs: Mapping[str, Rows], ylabel: str, **columns: str) -
                 look = {"color": f"C{number}", "marker": ".", "label": f"{name} {label}".strip()}
                 axes.plot(*zip(*points, strict=True), style, **look)
     axes.set(xlabel="epoch", ylabel=ylabel, ylim=(0, 100))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(handles=axes.get_lines(), fontsize="small")  # which may be none
 
@@ -122,7 +120,7 @@ def scatter(points: Sequence[Point], markers: Mapping[str, str], *, xlabel: str,
     axes.set(xlabel=xlabel, ylabel=ylabel, xmargin=0.15, ymargin=0.15)
     axes.grid(alpha=0.3)
     key = [Patch(color=color, label=shortened(group)) for group, color in colors.items()]
-    key += [Line2D([], [], color="0.4", marker=mark, ls="", label=shortened(kind)) for kind, mark in marks.items()]
+    key += [plt.Line2D([], [], color="0.4", marker=mark, ls="", label=shortened(kind)) for kind, mark in marks.items()]
     figure.legend(handles=key, loc="outside right upper", fontsize="small")
     name_points(axes, [(point.x, point.y) for point in points], [point.name for point in points])
     return figure
