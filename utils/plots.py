@@ -48,7 +48,7 @@ def _draw_columns(axes, runs: Mapping[str, Rows], ylabel: str, **columns: str) -
     """Draw two ``columns``, given with their labels, the first dashed. An epoch without a value has no point."""
     for number, (name, rows) in enumerate(runs.items()):
         for (column, label), style in zip(columns.items(), ("--", "-"), strict=True):
-            points = [(int(row["epoch"]), float(row[column])) for row in rows if row[column] not in (None, "")]
+            points = [(int(row["epoch"]), float(row[column])) for row in rows if row.get(column) not in (None, "")]
             if points:
                 look = {"color": f"C{number}", "marker": ".", "label": f"{name} {label}".strip()}
                 axes.plot(*zip(*points, strict=True), style, **look)
