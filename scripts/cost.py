@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run
 
 from data import dataset_name
 from engine.choices import CHOICES
-from engine.export.published import KNOWN
+from engine.export.robustbench import KNOWN
 from engine.training.trainer import Trainer
 from methods import ALIASES, METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import build

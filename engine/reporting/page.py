@@ -31,7 +31,7 @@ HIDDEN = {spec.name for spec in fields(TrainConfig) if not spec.metadata["affect
 INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # in HTML, even escaped
 INK = "#010203"  # replaced by the text colour of the page
 STYLE = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-STYLE |= {"svg.fonttype": "none", "svg.hashsalt": "runs", "legend.frameon": False}
+STYLE |= {"svg.fonttype": "none", "legend.frameon": False}
 METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # none of them
 TITLE = "title:"  # begins the id of a shape that shows a title under the pointer
 UNUSED = re.compile(r'(?<=<g) id="[^"]*"| xmlns(:\w+)?="[^"]*"|<style.*?</style>', re.DOTALL)  # in an embedded SVG

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
-from engine.export.published import KNOWN
+from engine.export.robustbench import KNOWN
 from engine.training.settings import resolve
 from models.teachers import architecture_of
 from scripts.check_commands import TRAINING
