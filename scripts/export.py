@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from engine.choices import CHOICES
@@ -33,10 +34,9 @@ TOLERANCE = 1e-4
 
 
 def export(config: ExportConfig) -> None:
-    """Write the checkpoint in every requested format. A failure before the last step changes no file of ``--out``.
+    """Write the checkpoint in every requested format; a failure before :func:`_move` changes no file of ``--out``.
 
-    The last step renames the finished files one after another: an interruption in between leaves some of them new and
-    the others unchanged. Raises UserError for bad input, RuntimeError if a format returns other logits.
+    Raises UserError for bad input and RuntimeError if a format returns other logits.
     """
     for name in ("model_path", "name", "out"):
         if not getattr(config, name):
@@ -57,8 +57,9 @@ def export(config: ExportConfig) -> None:
             for name in formats:
                 _require_same_logits(published.network, FORMATS[name](published, config, Path(folder)), images, name)
             _move(Path(folder), out)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written to ({error.strerror}); name another folder") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--out {out}: cannot be written to ({reason}); name another folder") from error
     logger.info("loaded back with the logits of %s: %s", config.model_path, ", ".join(formats))
     if missing := [title for title in RESULTS if title not in published.results]:
         script = "main_eval_tinyimagenet.py" if published.dataset == "Tiny_Image" else "main_eval.py"
@@ -78,7 +79,7 @@ def _require_same_logits(network: nn.Module, loaded: Classifier, images: Tensor,
 
 
 def _move(folder: Path, out: Path) -> None:
-    """Move all files of ``folder`` into ``out``. Raises UserError; nothing has changed if a path is blocked."""
+    """Move all files of ``folder`` into ``out``, one by one; raises UserError, before the first if a path is blocked."""
     targets = {file: out / file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()}
     moved = 0
     try:

@@ -31,7 +31,6 @@ KNOWN = {
     "Tiny_Image": Known(200, 64, 10_000),
     "Digits": Known(10, 32, 360),
 }
-EPSILON = 8 / 255  # RobustBench's for CIFAR and L-infinity
 RESULTS = {"Clean": "clean accuracy", "AutoAttack": "AutoAttack"}  # the published ones, and their names in a sentence
 # RobustBench's names.
 ARCHITECTURES = {
@@ -51,14 +50,8 @@ class ExportConfig:
     model_path: str = flag("", "checkpoint of any kind that main_eval.py reads", group=RUN)
     name: str = flag("", "public name: first author, year, first word of the title, as Name2026Word", group=RUN)
     out: str = flag("", "folder of the export; one folder per network", group=RUN)
-    dataset: str | None = flag(
-        None, "dataset it was trained on (default: what the checkpoint states, else CIFAR10)", group=RUN
-    )
-    model: str | None = flag(
-        None,
-        "network of the checkpoint (default: what the file states, else what its keys and shapes match)",
-        group=RUN,
-    )
+    dataset: str | None = flag(None, "dataset it was trained on (default: as the file states, else CIFAR10)", group=RUN)
+    model: str | None = flag(None, "network (default: as the file states, else by its keys and shapes)", group=RUN)
     format: tuple[str, ...] = flag((), "some of: robustbench hub torch_export (default: all)", group=RUN)
     title: str = flag("", "title", group=PAPER)
     authors: str = flag("", "authors, separated by commas", group=PAPER)
@@ -68,11 +61,7 @@ class ExportConfig:
 
 
 class Published(NamedTuple):
-    """A network in eval mode with its properties and results.
-
-    ``classes`` are names, () if the file has none. ``results`` maps titles of RESULTS to results of eval.json, computed
-    at ``epsilon`` in [0, 1].
-    """
+    """A network in eval mode, its class names, () if the file has none, and those of RESULTS in eval.json at ``eps``."""
 
     network: nn.Module
     model: str
@@ -80,17 +69,19 @@ class Published(NamedTuple):
     num_classes: int
     classes: tuple[str, ...]
     image_size: int
-    epsilon: float
+    eps: str
     results: dict[str, dict]
 
 
 def read(config: ExportConfig) -> Published:
-    """Load the checkpoint ``config.model_path`` and the results beside it.
-
-    Raises UserError where the file is unfit or contradicts the flags, and where its results are damaged.
-    """
+    """Load a checkpoint and its results; raises UserError if they are damaged, unsupported or contradict the flags."""
     path, metadata = config.model_path, read_metadata(config.model_path)
-    dataset = _dataset_of(config, metadata.get("dataset"))
+    stated, given = metadata.get("dataset"), config.dataset and dataset_name(config.dataset)
+    if stated and stated not in DATASETS:  # it becomes the name of a folder
+        raise UserError(f"{path}: states the unknown dataset {stated!r}: the file is damaged")
+    if stated and given not in (None, stated):
+        raise UserError(f"--dataset {given}: {path} was trained on {stated}; leave the flag out")
+    dataset = given or stated or "CIFAR10"
     name = network_in(path, config.model)
     if name.startswith(PREFIX):  # the starting point of a student that may be one of our networks
         name = recognise(path) or name
@@ -111,33 +102,22 @@ def read(config: ExportConfig) -> Published:
     return Published(network, name, dataset, num_classes, classes, image_size, *find_results(path, dataset))
 
 
-def _dataset_of(config: ExportConfig, stated: str | None) -> str:
-    given = config.dataset and dataset_name(config.dataset)
-    if stated and stated not in DATASETS:  # it becomes the name of a folder
-        raise UserError(f"{config.model_path}: states the unknown dataset {stated!r}: the file is damaged")
-    if stated and given not in (None, stated):
-        raise UserError(f"--dataset {given}: {config.model_path} was trained on {stated}; leave the flag out")
-    return given or stated or "CIFAR10"
-
-
-def find_results(path: str | Path, dataset: str) -> tuple[float, dict[str, dict]]:
-    """Return epsilon and the results of RESULTS in the newest evaluation that has most of them; {} if none has any.
+def find_results(path: str | Path, dataset: str) -> tuple[str, dict[str, dict]]:
+    """Return eps and the results of RESULTS in the newest evaluation that has most of them, which may be none.
 
     Evaluations of another file or on another dataset do not count. Raises UserError for a damaged eval.json.
     """
-    file, epsilon, best = results_path(path), EPSILON, {}
-    if not file.exists():
-        return epsilon, best
+    file, eps, best = results_path(path), "8/255", {}  # RobustBench's eps for CIFAR and L-infinity
     try:
-        for evaluation in read_evaluations(file):  # the newest is the last
+        for evaluation in read_evaluations(file) if file.exists() else ():  # the newest is the last
             conditions = evaluation["conditions"]
             results = {title: result for title, result in evaluation["figures"].items() if title in RESULTS}
             same = (conditions.get("sha256"), conditions.get("dataset")) == (sha256(path), dataset)
             if same and results and len(results) >= len(best):
-                epsilon, best = float(conditions["eps"]), results
+                eps, best = f"{255 * conditions['eps']:.4g}/255", results
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: damaged; delete it and evaluate the checkpoint again") from error
-    return epsilon, best
+    return eps, best
 
 
 def model_info(published: Published, config: ExportConfig) -> dict:
@@ -145,6 +125,7 @@ def model_info(published: Published, config: ExportConfig) -> dict:
     test_images = KNOWN[published.dataset].test_images if published.dataset in KNOWN else float("inf")
     subsets = {RESULTS[title]: result["n"] for title, result in published.results.items() if result["n"] < test_images}
     footnote = ", ".join(f"{name} on {n} test images" for name, n in subsets.items())
+    accuracy = {title: f"{result['accuracy']:.2f}" for title, result in published.results.items()}
     return {
         "link": config.link,
         "name": config.title,
@@ -154,20 +135,10 @@ def model_info(published: Published, config: ExportConfig) -> dict:
         "dataset": ROBUSTBENCH_DATASETS.get(published.dataset, published.dataset.lower()),
         "venue": config.venue,
         "architecture": ARCHITECTURES[published.model],
-        "eps": per_255(published.epsilon),
-        "clean_acc": percent(published.results.get("Clean")),
+        "eps": published.eps,
+        "clean_acc": accuracy.get("Clean", ""),
         "reported": config.reported,
-        "autoattack_acc": percent(published.results.get("AutoAttack")),
+        "autoattack_acc": accuracy.get("AutoAttack", ""),
         "footnote": footnote and f"{footnote[0].upper()}{footnote[1:]}.",
         "unreliable": False,
     }
-
-
-def percent(result: dict | None) -> str:
-    """Return the accuracy of a result as text; "" for none."""
-    return f"{result['accuracy']:.2f}" if result else ""
-
-
-def per_255(epsilon: float) -> str:
-    """Return an epsilon in [0, 1] as text."""
-    return f"{255 * epsilon:.4g}/255"
