@@ -1,8 +1,7 @@
-"""Export a checkpoint for RobustBench, for the Hugging Face Hub, and as a PyTorch program.
+"""Export a checkpoint: python scripts/export.py --model_path CHECKPOINT --name Name2026Word --out DIR
 
-python scripts/export.py --model_path CHECKPOINT --name Name2026Word --out DIR
-
-Each format is loaded back and must return the checkpoint's logits on random images before any file is put into DIR.
+The formats are for RobustBench, the Hugging Face Hub, and PyTorch without this code. Each is loaded back and must
+return the checkpoint's logits on random images before any file is put into DIR.
 """
 
 import re
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from engine.choices import CHOICES
-from engine.export.formats import FORMATS, Classifier
+from engine.export.formats import FORMATS
 from engine.export.robustbench import RESULTS, ExportConfig, read
 from utils.cli import run_command
 from utils.errors import UserError
@@ -27,7 +26,6 @@ from utils.log import logger
 from utils.names import canonical
 from utils.seed import seed_everything
 
-CHECKED_IMAGES = 4
 # Of the largest logit. The same weights in another order of operations differ by the rounding of float32 through some
 # seventy layers, about 1e-5; another weight or normalization changes the first digits.
 TOLERANCE = 1e-4
@@ -46,8 +44,7 @@ def export(config: ExportConfig) -> None:
     formats = [canonical(name, FORMATS, {}, "--format") for name in config.format] or list(FORMATS)
     seed_everything(0)  # unused stages that are missing from the file are initialized equally in every export
     published, out = read(config), Path(config.out)
-    size = published.image_size
-    images = torch.rand(CHECKED_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(4, 3, published.image_size, published.image_size)
     with torch.no_grad():
         if not published.network(images).isfinite().all():
             raise UserError(f"{config.model_path}: its logits are nan or inf on random images: the file is damaged")
@@ -65,12 +62,11 @@ def export(config: ExportConfig) -> None:
         script = "main_eval_tinyimagenet.py" if published.dataset == "Tiny_Image" else "main_eval.py"
         flags = " --data_root DIR" * (published.dataset == "Folder") + f" --model {config.model}" * bool(config.model)
         command = f"python {script} --dataset {published.dataset}{flags} --model_path {config.model_path}"
-        logger.info(
-            "no result for %s; evaluate, then export again: %s", " and ".join(missing), f"{command} --attacks clean,aa"
-        )
+        message = "no result for %s; evaluate, then export again: %s --attacks clean,aa"
+        logger.info(message, " and ".join(missing), command)
 
 
-def _require_same_logits(network: nn.Module, loaded: Classifier, images: Tensor, name: str) -> None:
+def _require_same_logits(network: nn.Module, loaded: nn.Module, images: Tensor, name: str) -> None:
     for batch in (images, images[:1]):  # a program was traced with another batch size
         with torch.no_grad():
             expected, logits = network(batch), loaded(batch)
@@ -79,7 +75,7 @@ def _require_same_logits(network: nn.Module, loaded: Classifier, images: Tensor,
 
 
 def _move(folder: Path, out: Path) -> None:
-    """Move all files of ``folder`` into ``out``, one by one; raises UserError, before the first if a path is blocked."""
+    """Move all files of ``folder`` into ``out``, one by one; raises UserError, before the first for a blocked path."""
     targets = {file: out / file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()}
     moved = 0
     try:
@@ -93,10 +89,10 @@ def _move(folder: Path, out: Path) -> None:
             moved += 1
             logger.info("%s", target)
     except OSError as error:
-        raise UserError(
-            f"--out {out}: {target} cannot be written ({error.strerror}); {moved} of {len(targets)} files "
-            "were replaced, the others are unchanged: export again"
-        ) from error
+        message = (
+            f"{target} cannot be written ({error.strerror}); {moved} of {len(targets)} files are new: export again"
+        )
+        raise UserError(f"--out {out}: {message}") from error
 
 
 if __name__ == "__main__":

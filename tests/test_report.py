@@ -96,7 +96,6 @@ def test_the_page_shows_every_run_and_result(tree):
     assert list(one).index("PGD-20best") + 1 == list(one).index("PGD-20last")
     assert {"AT/a", "DGAD/b", "AT/a, last: clean 90.00, robust 30.00"} <= set(document.texts)  # titles of shapes
     assert document.tags.count("svg") == 6 and document.tags.count("img") == 1
-    assert ("title", "epoch 1") in [pair for _, *pair in document.attributes] or "epoch 1" in str(document.attributes)
 
 
 def test_a_run_shows_only_the_settings_that_made_it(tmp_path):
@@ -105,7 +104,9 @@ def test_a_run_shows_only_the_settings_that_made_it(tmp_path):
         run = make_run(tmp_path / method, method)
         (run / "config.json").write_text(json.dumps(asdict(TrainConfig(method=method))))
         texts = read(tmp_path / method).texts
-        shown[method] = {key: texts[texts.index(key) + 1] for key in ("lr_max", "alp_beta", "temp") if key in texts}
+        shown[method] = {
+            key: texts[texts.index(f"{key} ") + 1] for key in ("lr_max", "alp_beta", "temp") if f"{key} " in texts
+        }
     assert shown == {"AT": {"lr_max": "0.1"}, "DGAD": {"lr_max": "0.1", "alp_beta": "1.0"}}
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from engine.export.robustbench import ARCHITECTURES, RESULTS, ExportConfig, Published, model_info
 from models.hub import load_folder, save_folder
@@ -15,13 +15,9 @@ from models.weights import load_network
 from utils.files import write_atomically, write_text
 from utils.tables import markdown_table
 
-Classifier = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [0, 1] -> logits (B, C)
-
 CARD = """---
 pipeline_tag: image-classification
-tags:
-- adversarial-robustness
-- pytorch_model_hub_mixin
+tags: [adversarial-robustness, pytorch_model_hub_mixin]
 ---
 
 # {name}
@@ -38,8 +34,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from models.hub import PublishedNetwork
 
-class Network(PublishedNetwork, PyTorchModelHubMixin):
-    pass
+class Network(PublishedNetwork, PyTorchModelHubMixin): ...
 
 network = Network.from_pretrained("USER/{name}")  # or the path of this folder
 logits = network(torch.rand(1, 3, {image_size}, {image_size}))
@@ -63,7 +58,7 @@ def model_card(published: Published, config: ExportConfig) -> str:
     )
 
 
-def export_robustbench(published: Published, config: ExportConfig, folder: Path) -> Classifier:
+def export_robustbench(published: Published, config: ExportConfig, folder: Path) -> nn.Module:
     """Write <Name>.pt, a bare state dict, and model_info/<dataset>/Linf/<Name>.json."""
     info, path = model_info(published, config), folder / f"{config.name}.pt"
     info_path = folder / "model_info" / info["dataset"] / "Linf" / f"{config.name}.json"
@@ -73,14 +68,14 @@ def export_robustbench(published: Published, config: ExportConfig, folder: Path)
     return load_network(published.model, published.num_classes, path, published.image_size).eval()
 
 
-def export_hub(published: Published, config: ExportConfig, folder: Path) -> Classifier:
+def export_hub(published: Published, config: ExportConfig, folder: Path) -> nn.Module:
     """Write hub/: model.safetensors, config.json and README.md."""
     save_folder(published.network, folder / "hub", published.model, published.num_classes, published.image_size)
     write_text(folder / "hub" / "README.md", model_card(published, config))
     return load_folder(folder / "hub")
 
 
-def export_program(published: Published, config: ExportConfig, folder: Path) -> Classifier:
+def export_program(published: Published, config: ExportConfig, folder: Path) -> nn.Module:
     """Write <Name>.pt2, a program of torch.export for any batch size."""
     path, dynamic = folder / f"{config.name}.pt2", ({0: torch.export.Dim("batch")},)
     example = torch.rand(2, 3, published.image_size, published.image_size)  # a batch of one would be traced as fixed

@@ -1,7 +1,6 @@
 """A checkpoint with its kept results, as RobustBench publishes networks: weights and model_info."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
@@ -9,9 +8,7 @@ from torch import nn
 from data import DATASETS, dataset_name
 from engine.evaluation.records import read_evaluations, results_path, sha256
 from engine.networks import network_in
-from models import MODELS
-from models.robustbench import DATASETS as ROBUSTBENCH_DATASETS
-from models.robustbench import PREFIX
+from models import MODELS, robustbench
 from models.weights import DEEPMIND_TWINS, load_network, read_metadata, read_state_dict, recognise
 from utils.errors import UserError
 from utils.flags import flag
@@ -61,7 +58,7 @@ class ExportConfig:
 
 
 class Published(NamedTuple):
-    """A network in eval mode, its class names, () if the file has none, and those of RESULTS in eval.json at ``eps``."""
+    """A network in eval mode, its class names, () if the file has none, and its RESULTS in eval.json at ``eps``."""
 
     network: nn.Module
     model: str
@@ -83,7 +80,7 @@ def read(config: ExportConfig) -> Published:
         raise UserError(f"--dataset {given}: {path} was trained on {stated}; leave the flag out")
     dataset = given or stated or "CIFAR10"
     name = network_in(path, config.model)
-    if name.startswith(PREFIX):  # the starting point of a student that may be one of our networks
+    if name.startswith(robustbench.PREFIX):  # the starting point of a student that may be one of our networks
         name = recognise(path) or name
     if name not in MODELS:
         raise UserError(f"{path}: holds {name}, which is not one of our networks; RobustBench has it already")
@@ -102,11 +99,8 @@ def read(config: ExportConfig) -> Published:
     return Published(network, name, dataset, num_classes, classes, image_size, *find_results(path, dataset))
 
 
-def find_results(path: str | Path, dataset: str) -> tuple[str, dict[str, dict]]:
-    """Return eps and the results of RESULTS in the newest evaluation that has most of them, which may be none.
-
-    Evaluations of another file or on another dataset do not count. Raises UserError for a damaged eval.json.
-    """
+def find_results(path: str, dataset: str) -> tuple[str, dict[str, dict]]:
+    """Return eps and results of the newest evaluation of this file, on ``dataset``, that has most of RESULTS."""
     file, eps, best = results_path(path), "8/255", {}  # RobustBench's eps for CIFAR and L-infinity
     try:
         for evaluation in read_evaluations(file) if file.exists() else ():  # the newest is the last
@@ -132,7 +126,7 @@ def model_info(published: Published, config: ExportConfig) -> dict:
         "authors": config.authors,
         "additional_data": False,
         "number_forward_passes": 1,
-        "dataset": ROBUSTBENCH_DATASETS.get(published.dataset, published.dataset.lower()),
+        "dataset": robustbench.DATASETS.get(published.dataset, published.dataset.lower()),
         "venue": config.venue,
         "architecture": ARCHITECTURES[published.model],
         "eps": published.eps,

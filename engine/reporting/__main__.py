@@ -1,8 +1,7 @@
 """One HTML page of many runs: python -m engine.reporting RUNS... [--out FILE] [--watch SECONDS]
 
-RUNS are run folders, or trees of them. The page shows a table of all runs with every evaluated accuracy, accuracy per
-epoch, clean against robust accuracy, and images. It is one file that loads nothing from a network; --watch writes it
-again while runs are training, and the opened page reloads itself.
+RUNS are run folders, or trees of them. The page shows every run with its results, figures and images; it is one
+file that loads nothing from a network. --watch writes it again while runs are training; the opened page reloads.
 """
 
 import math
@@ -18,8 +17,6 @@ from utils.files import write_text
 from utils.flags import parser_for
 from utils.log import logger
 
-MIN_SECONDS = 1  # between two pages
-
 
 def report(arguments: list[str]) -> None:
     """Write the page once, or until interrupted; raises UserError for bad arguments."""
@@ -28,8 +25,8 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--out", metavar="FILE", help="file of the page [default: report.html in the first of RUNS]")
     parser.add_argument("--watch", metavar="SECONDS", type=float, help="write the page every SECONDS until interrupted")
     args = parser.parse_args(arguments)
-    if args.watch is not None and not MIN_SECONDS <= args.watch < math.inf:
-        raise UserError(f"--watch {args.watch:g}: must be a number of at least {MIN_SECONDS}")
+    if args.watch is not None and not 1 <= args.watch < math.inf:
+        raise UserError(f"--watch {args.watch:g}: must be a number of at least 1")
     out = Path(args.out or Path(args.runs[0]) / "report.html")
     runs = write(args.runs, out, args.watch)
     logger.info("%s: %d runs, %d of them with problems", out, len(runs), sum(bool(run.problems) for run in runs))

@@ -8,7 +8,6 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from engine.reporting.runs import NONE, Run
+from engine.reporting.runs import NONE, Evaluation, Run
 from engine.reporting.tables import CLEAN, shared_attack, teacher_of
 from engine.unused_fields import unused_fields
 from methods import METHODS
@@ -32,7 +31,6 @@ INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uf
 INK = "#010203"  # replaced by the text colour of the page
 STYLE = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
 STYLE |= {"svg.fonttype": "none", "legend.frameon": False}
-METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # none of them
 TITLE = "title:"  # begins the id of a shape that shows a title under the pointer
 UNUSED = re.compile(r'(?<=<g) id="[^"]*"| xmlns(:\w+)?="[^"]*"|<style.*?</style>', re.DOTALL)  # in an embedded SVG
 
@@ -46,8 +44,8 @@ def render(runs: Sequence[Run], reload_seconds: float | None = None) -> str:
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     columns, rows = _table(runs)
-    attack = shared_attack(entry.accuracies for run in runs for entry in run.evaluations)
-    evaluated = [_evaluated_points(run, attack) for run in runs]
+    attack = shared_attack(_accuracies(entry) for run in runs for entry in run.evaluations)
+    training, evaluated = [_training_points(run) for run in runs], [_evaluated_points(run, attack) for run in runs]
     page = environment.get_template("page.html.j2").render(
         nonce=secrets.token_hex(16),
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
@@ -55,15 +53,12 @@ def render(runs: Sequence[Run], reload_seconds: float | None = None) -> str:
         columns=columns,
         runs=runs,
         rows=rows,
-        curves={
-            "PGD-10": _svg(partial(_draw_epochs, runs=runs, column="PGD10_acc")),
-            "clean": _svg(partial(_draw_epochs, runs=runs, column="clean_acc")),
-        },
+        curves={"PGD-10": _svg(_draw_epochs, runs, "PGD10_acc"), "clean": _svg(_draw_epochs, runs, "clean_acc")},
         scatters={
-            "PGD-10, in training": _svg(partial(_draw_points, runs=runs, points=map(_training_points, runs))),
-            f"{attack}, evaluated": _svg(partial(_draw_points, runs=runs, points=evaluated)),
+            "PGD-10, in training": _svg(_draw_points, runs, training),
+            f"{attack}, evaluated": _svg(_draw_points, runs, evaluated),
         },
-        draw=lambda run: _svg(partial(draw_curves, runs={"": run.epochs})),
+        draw=lambda run: _svg(draw_curves, {"": run.epochs}),
         images=sum(len(image) for run in runs for image in run.images.values()) <= MAX_IMAGES,
         color=_color,
         settings=_settings,
@@ -94,17 +89,14 @@ def _table(runs: Sequence[Run]) -> tuple[dict[Column, bool], list[dict[Column, l
 def _training_cells(run: Run) -> dict[Column, Line]:
     """Return the cells that every run has."""
     config = {key: f"{value:g}" if isinstance(value, float) else value for key, value in run.config.items()}
-    cells = {("epochs", "done of all"): (f"{len(run.epochs)} of {config.get('epochs', '?')}", "")}
-    cells |= {(key, ""): (config.get(key), "") for key in ("method", "model", "dataset", "seed")}
-    cells["teacher", ""] = teacher_of(config), ""
-    cells["epsilon", "in training, /255"] = config.get("epsilon"), ""
+    cells = {("epochs", "done of all"): f"{len(run.epochs)} of {config.get('epochs', '?')}"}
+    cells |= {(key, ""): config.get(key) for key in ("method", "model", "dataset", "seed")}
+    cells |= {("teacher", ""): teacher_of(config), ("epsilon", "in training, /255"): config.get("epsilon")}
     for title, column in {"best clean": "clean_acc", "best PGD-10": "PGD10_acc"}.items():
-        best = max(((row[column], -row["epoch"]) for row in run.epochs if row.get(column) is not None), default=None)
-        cells[title, "in training"] = (f"{best[0]:.2f}", f"epoch {-best[1]}") if best else (None, "")
-    cells |= {(title, "in training"): (f"{cost:.0f}", "") for title, cost in run.costs.items()}
-    return {
-        column: (NONE if text in (None, "") else str(text), title, False) for column, (text, title) in cells.items()
-    }
+        accuracies = [row[column] for row in run.epochs if row.get(column) is not None]
+        cells[title, "in training"] = f"{max(accuracies):.2f}" if accuracies else None
+    cells |= {(title, "in training"): f"{cost:.0f}" for title, cost in run.costs.items()}
+    return {column: (NONE if text in (None, "") else str(text), "", False) for column, text in cells.items()}
 
 
 def _settings(run: Run) -> dict[str, object]:
@@ -123,10 +115,14 @@ def _training_points(run: Run) -> Points:
 
 def _evaluated_points(run: Run, attack: str | None) -> Points:
     """Return the accuracies of the newest evaluation, under ``attack``, of each checkpoint that has not changed."""
-    evaluated = {entry.kind: entry.accuracies for entry in run.evaluations if not entry.outdated}
+    evaluated = {entry.kind: _accuracies(entry) for entry in run.evaluations if not entry.outdated}
     return {
         kind: (a[CLEAN], a[attack]) for kind, a in evaluated.items() if kind in KINDS and {CLEAN, attack} <= a.keys()
     }
+
+
+def _accuracies(entry: Evaluation) -> dict[str, float]:
+    return {attack: result["accuracy"] for attack, result in entry.results.items()}
 
 
 def _draw_epochs(axes, runs: Sequence[Run], column: str) -> None:
@@ -152,15 +148,16 @@ def _color(number: int) -> str:
     return matplotlib.colors.to_hex(colorsys.hls_to_rgb(number * 0.381966 % 1, 0.5, 0.65))
 
 
-def _svg(draw: Callable) -> Markup:
-    """Return what ``draw(axes)`` draws as an element of the page, in its colours; empty without a line."""
+def _svg(draw: Callable, *args: object) -> Markup:
+    """Return what ``draw(axes, *args)`` draws as an element of the page, in its colours; empty without a line."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
-        draw(axes)
+        draw(axes, *args)
         axes.grid(alpha=0.2)
-        figure.savefig(buffer, format="svg", transparent=True, metadata=METADATA)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(f'<g id="{TITLE}([^"]*)">', r"<g><title>\1</title>", svg)  # which matplotlib has escaped

@@ -30,42 +30,32 @@ CONDITIONS |= {"surrogate": "surrogate", "images": "images"}
 FORMATS = {"eps": lambda eps: f"{255 * eps:.4g}/255", "surrogate": lambda sha256: sha256[:8], "images": "{:08x}".format}
 NONE, MISSING = "-", "missing"
 MAX_BYTES, MAX_NUMBER = 2**24, 1e9  # larger files are not read, larger numbers in a table are damage
-PNG = b"\x89PNG\r\n\x1a\n"
 DAMAGE = (AttributeError, KeyError, RuntimeError, TypeError, ValueError, csv.Error)  # RuntimeError: a loop of links
 
-Rows = list[dict[str, float | None]]
+Rows = list[dict[str, float | None]]  # None: an empty cell
 
 
 class Evaluation(NamedTuple):
     """Results of one checkpoint under one set of conditions: an entry of eval.json.
 
-    ``checkpoint`` is a file name; ``outdated``: that file has changed since. ``labels`` are the conditions as text by
-    title. ``results[attack]`` holds ``accuracy`` in percent, ``n`` and how they were computed.
+    ``checkpoint`` is a file name, ``kind`` best, best clean, last or that name; ``labels`` are the conditions as text;
+    ``outdated``: the checkpoint has changed since. ``results[attack]`` holds ``accuracy`` in percent, ``n`` and others.
     """
 
     checkpoint: str
+    kind: str
     conditions: dict[str, Any]
     labels: dict[str, str]
     results: dict[str, dict]
     outdated: bool
-
-    @property
-    def kind(self) -> str:
-        """Best, best clean or last; for another checkpoint its file name without suffix."""
-        return KINDS.get(self.checkpoint, Path(self.checkpoint).stem)
-
-    @property
-    def accuracies(self) -> dict[str, float]:
-        """Accuracy in percent by attack."""
-        return {attack: result["accuracy"] for attack, result in self.results.items()}
 
 
 class Run(NamedTuple):
     """The contents of one run folder; what is missing or damaged is empty.
 
     ``name`` is its path below the searched folders. ``epochs`` are the rows of results.csv, ``reliability`` those of
-    reliability.csv, None for an empty cell. ``evaluations`` of a checkpoint end with the newest. ``images`` are PNG
-    files and ``problems`` messages, both by file path inside the folder.
+    reliability.csv. ``evaluations`` of a checkpoint end with the newest. ``images`` are PNG files and ``problems``
+    messages, both by file path inside the folder. ``costs`` are speed and memory of the training by title of COSTS.
     """
 
     name: str
@@ -76,15 +66,7 @@ class Run(NamedTuple):
     evaluations: list[Evaluation]
     images: dict[str, bytes]
     problems: dict[str, str]
-
-    @property
-    def costs(self) -> dict[str, float]:
-        """Median training speed of the epochs and peak GPU memory, as far as results.csv has them."""
-        costs = {}
-        for title, (column, summarize) in COSTS.items():
-            if values := [row[column] for row in self.epochs if row.get(column) is not None]:
-                costs[title] = summarize(values)
-        return costs
+    costs: dict[str, float]
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
@@ -134,16 +116,19 @@ def read_run(folder: Path, name: str = "") -> Run:
             problems[file] = "damaged"
         return default
 
-    config, tables = read(CONFIG, _read_config, {}), {}
+    config, tables = read(CONFIG, _read_config, {}), []
     for file in (RESULTS, RELIABILITY):
-        tables[file], damaged = read(file, _read_rows, ([], 0))
+        rows, damaged = read(file, _read_rows, ([], 0))
+        tables.append(rows)
         if damaged:
             problems[file] = f"{damaged} damaged rows left out"
     evaluated = [path.parent.name for path in sorted(folder.glob(f"*/{EVALUATIONS}"))]
     evaluations = [entry for sub in evaluated for entry in read(f"{sub}/{EVALUATIONS}", _read_evaluations, [])]
     files = ["reliability.png", *(f"{sub}/{image}" for sub in evaluated for image in IMAGES)]
     images = {file: content for file in files if (content := read(file, _read_image, b""))}
-    return Run(name, folder, config, tables[RESULTS], tables[RELIABILITY], evaluations, images, problems)
+    columns = {title: [row[column] for row in tables[0] if row.get(column)] for title, (column, _) in COSTS.items()}
+    costs = {title: COSTS[title][1](values) for title, values in columns.items() if values}
+    return Run(name, folder, config, *tables, evaluations, images, problems, costs)
 
 
 def _read_config(path: Path) -> dict:
@@ -185,7 +170,8 @@ def _read_evaluations(path: Path) -> list[Evaluation]:
         labels = {t: NONE if value in (None, "") else FORMATS.get(t, str)(value) for t, value in values.items()}
         status = checkpoint.stat() if checkpoint.is_file() else None
         outdated = bool(status) and _digest(checkpoint, status.st_mtime_ns, status.st_size) != digest
-        evaluations.append(Evaluation(checkpoint.name, conditions, labels, results, outdated))
+        kind = KINDS.get(checkpoint.name, checkpoint.stem)
+        evaluations.append(Evaluation(checkpoint.name, kind, conditions, labels, results, outdated))
     return evaluations
 
 
@@ -196,6 +182,6 @@ def _digest(path: Path, modified: int, size: int) -> str:
 
 def _read_image(path: Path) -> bytes:
     content = path.read_bytes()
-    if not content.startswith(PNG):
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError("not a PNG")
     return content

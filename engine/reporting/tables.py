@@ -29,7 +29,7 @@ class Accuracy(NamedTuple):
 
     percent: float
     n: int
-    basis: str
+    basis: tuple
 
 
 class Row(NamedTuple):
@@ -51,18 +51,19 @@ def read_rows(paths: Iterable[str], protocol: str) -> list[Row]:
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; name run folders, trees of them, or checkpoints")
-        found = {}
-        for run in read_runs([path]) if path.is_dir() else [read_run(path.parent)]:
-            _require_sound(run)
-            for entry in run.evaluations:
-                if entry.labels["protocol"] != protocol or (path.is_file() and entry.checkpoint != path.name):
-                    continue
-                if entry.outdated:
-                    logger.warning(
-                        "%s has changed since its evaluation, which is left out", run.path / entry.checkpoint
-                    )
-                else:
-                    found[run.path.resolve(), json.dumps(entry.conditions, sort_keys=True)] = _row(run, entry)
+        runs = read_runs([path]) if path.is_dir() else [read_run(path.parent)]
+        for run in runs:
+            for file, message in run.problems.items():
+                if message != MISSING and Path(file).name in (CONFIG, EVALUATIONS):
+                    raise UserError(f"{run.path / file}: {message}")
+        found, entries = {}, [(run, entry) for run in runs for entry in run.evaluations]
+        for run, entry in entries:
+            if entry.labels["protocol"] != protocol or (path.is_file() and entry.checkpoint != path.name):
+                continue
+            if entry.outdated:
+                logger.warning("%s has changed since its evaluation, which is left out", run.path / entry.checkpoint)
+            else:
+                found[run.path.resolve(), json.dumps(entry.conditions, sort_keys=True)] = _row(run, entry)
         if not found:
             command = "python main_eval.py --model_path PATH" + f" --protocol {protocol}" * (protocol != "paper")
             raise UserError(f"{path}: no evaluation by protocol {protocol}; evaluate a checkpoint with: {command}")
@@ -70,34 +71,20 @@ def read_rows(paths: Iterable[str], protocol: str) -> list[Row]:
     return list(rows.values())
 
 
-def _require_sound(run: Run) -> None:
-    for file, message in run.problems.items():
-        if message != MISSING and Path(file).name in (CONFIG, EVALUATIONS):
-            raise UserError(f"{run.path / file}: {message}")
-
-
 def _row(run: Run, entry: Evaluation) -> Row:
-    config, conditions = run.config, entry.conditions
-    labels = {
-        "dataset": entry.labels["dataset"],
-        "method": config.get("method", run.path / entry.checkpoint),
-        "student": entry.labels["student"],
-        "teacher": teacher_of(config),
-        **{key: config.get(key) for key in ("seed", "precision", "desc_str")},
-        "checkpoint": entry.kind,
-        **entry.labels,
-        "run": run.path,
-    }
+    config = run.config
+    labels = dict.fromkeys(("dataset", "method", "student", "teacher", "seed", "checkpoint"))  # the order of columns
+    labels |= {"method": config.get("method", run.path / entry.checkpoint), "teacher": teacher_of(config)}
+    labels |= {"checkpoint": entry.kind} | {key: config.get(key) for key in ("seed", "precision", "desc_str")}
+    labels |= entry.labels | {"run": run.path}
     labels = {title: NONE if value in (None, "") else str(value) for title, value in labels.items()}
-    family = [
-        {key: value for key, value in config.items() if key not in REPEATED},
-        {key: value for key, value in conditions.items() if key not in ("seed", "sha256")},
-    ]
+    settings = {key: value for key, value in config.items() if key not in REPEATED}
+    conditions = {key: value for key, value in entry.conditions.items() if key not in ("seed", "sha256")}
     accuracies = {
         title: Accuracy(result["accuracy"], result["n"], _basis(entry.results, title))
         for title, result in entry.results.items()
     }
-    return Row(labels, accuracies, run.costs, json.dumps(family, sort_keys=True))
+    return Row(labels, accuracies, run.costs, json.dumps([settings, conditions], sort_keys=True))
 
 
 def teacher_of(config: Mapping) -> str:
@@ -107,13 +94,12 @@ def teacher_of(config: Mapping) -> str:
     return " + ".join(str(config[key]) for key in keys if key in config) or NONE
 
 
-def _basis(results: Mapping[str, Mapping], title: str) -> str:
+def _basis(results: Mapping[str, Mapping], title: str) -> tuple:
     """Return which images an accuracy is over, since attacks may run on a subset, and of the worst case the attacks."""
-    bounded = [result for result in results.values() if result.get("bounded")]
-    attacks = bounded if title == WORST else [results[title]]
+    attacks = [result for result in results.values() if result.get("bounded")] if title == WORST else [results[title]]
     correct = zip(*(str(result.get("correct", "")) for result in attacks), strict=False)
-    left_out = [number for number, marks in enumerate(correct) if NOT_ATTACKED in marks]
-    return json.dumps([results[title].get("settings") if title == WORST else None, left_out])
+    left_out = tuple(number for number, marks in enumerate(correct) if NOT_ATTACKED in marks)
+    return left_out, results[title].get("settings") if title == WORST else None
 
 
 def shown_columns(rows: Sequence[Row]) -> list[str]:
@@ -124,9 +110,7 @@ def shown_columns(rows: Sequence[Row]) -> list[str]:
     return shown if len(unique) == len(rows) else [*shown, "run"]
 
 
-def comparison_table(
-    rows: Sequence[Row], shown: Sequence[str]
-) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
+def comparison_table(rows: Sequence[Row], shown: Sequence[str]) -> tuple[list[str], list[list[str]], set]:
     """Return header, cells (a line per row, then one per family) and (row, column) of the best accuracies."""
     titles = list(dict.fromkeys(title for row in rows for title in row.accuracies))
     counts = {title: {row.accuracies[title].n for row in rows if title in row.accuracies} for title in titles}
