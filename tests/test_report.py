@@ -88,7 +88,7 @@ def test_the_page_shows_every_run_and_result(tree):
     names = ["run", "method", "model", "teacher", "dataset", "seed"]
     assert [one[name][-12:] for name in names] == ["■ AT/a", "AT", "small_resnet", "-", "Digits", "42"]
     assert (one["epochsdone of all"], one["epsilonin training, /255"]) == ("3 of 4", "8")
-    assert (one["best cleanin training"], one["best PGD-10in training"]) == ("90.00", "40.00")
+    assert (one["best cleanin training"], one["best PGD-10in training"]) == ("90.00 (epoch 3)", "40.00 (epoch 1)")
     assert (one["images/sin training"], one["peak memory (MiB)in training"]) == ("1002", "504")
     assert (one["PGD-20best"], one["PGD-20last"], one["AutoAttackbest"]) == ("41.50 (n=20)", "28.25 (n=20)", "-")
     expected = ("resnet18", "0.5", "42.00 (n=5)")
@@ -170,7 +170,7 @@ def test_a_damaged_file_is_reported_and_the_rest_is_read(tree, file, content):
     (tree / "AT/a" / file).write_text(content, encoding="latin-1")
     one, other = read_runs([tree])
     assert re.fullmatch("damaged(; .*)?|1 damaged rows left out", one.problems[file])
-    assert other.evaluations[0].accuracies["PGD-20"] == 44 and not other.problems
+    assert other.evaluations[0].results["PGD-20"]["accuracy"] == 44 and not other.problems
 
 
 def test_unfinished_and_incomplete_runs_are_shown(tmp_path):

@@ -93,8 +93,8 @@ def _training_cells(run: Run) -> dict[Column, Line]:
     cells |= {(key, ""): config.get(key) for key in ("method", "model", "dataset", "seed")}
     cells |= {("teacher", ""): teacher_of(config), ("epsilon", "in training, /255"): config.get("epsilon")}
     for title, column in {"best clean": "clean_acc", "best PGD-10": "PGD10_acc"}.items():
-        accuracies = [row[column] for row in run.epochs if row.get(column) is not None]
-        cells[title, "in training"] = f"{max(accuracies):.2f}" if accuracies else None
+        best = max(((row[column], -row["epoch"]) for row in run.epochs if row.get(column) is not None), default=None)
+        cells[title, "in training"] = f"{best[0]:.2f} (epoch {-best[1]})" if best else None
     cells |= {(title, "in training"): f"{cost:.0f}" for title, cost in run.costs.items()}
     return {column: (NONE if text in (None, "") else str(text), "", False) for column, text in cells.items()}
 
