@@ -1,15 +1,25 @@
-"""Data sets of a few generated images, in the layouts of the published ones."""
+"""Small generated datasets in the layouts of the published ones, and objects whose unpickling executes code."""
 
 import hashlib
 import pickle
+from itertools import product
 
 import numpy as np
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+MARKER = "code-was-executed"
+
+
+class Bomb:
+    """Creates the file MARKER in the working directory when it is unpickled."""
+
+    def __reduce__(self):
+        return open, (MARKER, "x")
+
 
 def cifar_files(root, dataset, monkeypatch, names=("plane", "car", "bird"), labels=(2, 0, 1)):
-    """Write an image per label into each of the published pickles, and put their checksums in the place of the real."""
+    """Write one image per label into each of the published pickles, and make torchvision expect their checksums."""
     folder = root / dataset.base_folder
     folder.mkdir(parents=True, exist_ok=True)
     key = "labels" if dataset is CIFAR10 else "fine_labels"
@@ -20,21 +30,28 @@ def cifar_files(root, dataset, monkeypatch, names=("plane", "car", "bird"), labe
 
     for number, attribute in enumerate(("train_list", "test_list")):
         table = []
-        for place, (name, _) in enumerate(getattr(dataset, attribute)):
+        for index, (name, _) in enumerate(getattr(dataset, attribute)):
             shape = (len(labels), 3072)
-            pixels = np.random.default_rng(10 * number + place).integers(0, 256, shape, dtype=np.uint8)
+            pixels = np.random.default_rng(10 * number + index).integers(0, 256, shape, dtype=np.uint8)
             table.append([name, write(name, {"data": pixels, key: list(labels)})])
         monkeypatch.setattr(dataset, attribute, table)
     meta = write(dataset.meta["filename"], {dataset.meta["key"]: list(names)})
     monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": meta})
-    monkeypatch.setattr(dataset, "url", "http://127.0.0.1:9/nothing-listens-here.tar.gz")
+    monkeypatch.setattr(dataset, "url", "http://127.0.0.1:9/no-server.tar.gz")
     return folder
 
 
+def image_folder(root, names="abcd", parts=("train", "test"), size=(32, 32)):
+    """Write the layout of ``--dataset Folder``: two images for each part and class."""
+    for part, (k, name), n in product(parts, enumerate(names), range(2)):
+        (root / part / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (60 * k, 90 * n, 0)).save(root / part / name / f"{n}.png")
+
+
 def tiny_imagenet_files(root, classes=200):
-    """Write Tiny-ImageNet's own layout with one training and one validation image a class."""
+    """Write the layout of Tiny-ImageNet with one training and one validation image per class; wnids.txt is unsorted."""
     noise = np.random.default_rng(0)
-    wnids = [f"n{k:08d}" for k in range(classes)]
+    wnids = [f"n{k:08d}" for k in reversed(range(classes))]
     (root / "val" / "images").mkdir(parents=True)
     lines = []
     for k, wnid in enumerate(wnids):

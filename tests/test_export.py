@@ -276,7 +276,7 @@ def test_files_that_cannot_be_exported(network, out, tmp_path):
     (tmp_path / "text.pth").write_text("no checkpoint")
     cases = {
         "text": (None, "not a PyTorch checkpoint", {}),
-        "absent": (None, "absent.pth: cannot be read", {}),
+        "absent": (None, r"absent.pth: cannot be read \(No such file", {}),
         "unknown": ({"net": other}, "--model: ", {}),
         "named": ({"net": other}, "another network", {"model": "small_resnet", "dataset": "Folder"}),
         "zoo": ({"net": other, "model": "robustbench:Doe2020"}, "zoo.pth: holds robustbench:Doe2020", {}),

@@ -9,7 +9,7 @@ from data import DATASETS, dataset_name
 from engine.evaluation.records import read_evaluations, results_path, sha256
 from engine.networks import network_in
 from models import MODELS, robustbench
-from models.weights import DEEPMIND_TWINS, load_network, read_metadata, read_state_dict, recognise
+from models.weights import DEEPMIND_LAYOUTS, identify_architecture, load_network, read_metadata, read_state_dict
 from utils.errors import UserError
 from utils.flags import flag
 
@@ -81,7 +81,7 @@ def read(config: ExportConfig) -> Published:
     dataset = given or stated or "CIFAR10"
     name = network_in(path, config.model)
     if name.startswith(robustbench.PREFIX):  # the starting point of a student that may be one of our networks
-        name = recognise(path) or name
+        name = identify_architecture(path) or name
     if name not in MODELS:
         raise UserError(f"{path}: holds {name}, which is not one of our networks; RobustBench has it already")
     matrices = [value for value in read_state_dict(path).values() if value.ndim == 2]
@@ -94,7 +94,7 @@ def read(config: ExportConfig) -> Published:
     image_size = metadata.get("image_size", known.image_size)
     network = load_network(name, num_classes, path, image_size).eval()
     if "init_conv.weight" in network.state_dict():
-        name = DEEPMIND_TWINS.get(name, name)
+        name = DEEPMIND_LAYOUTS.get(name, name)
     classes = tuple(map(str, metadata.get("classes", ())))
     return Published(network, name, dataset, num_classes, classes, image_size, *find_results(path, dataset))
 
