@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
 
 from engine.choices import CHOICES
-from engine.export.published import KNOWN
+from engine.export.robustbench import KNOWN
 from engine.training.settings import resolve
 from engine.training.trainer import Trainer
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
