@@ -56,7 +56,7 @@ def load_model(path: str | Path, model: str | None = None, num_classes: int | No
     """
     from engine.networks import network_in
     from models.robustbench import PREFIX
-    from models.teachers import load_from_zoo
+    from models.teachers import load_robustbench
     from models.weights import load_network, read_metadata, read_state_dict
     from utils.errors import UserError
 
@@ -66,7 +66,7 @@ def load_model(path: str | Path, model: str | None = None, num_classes: int | No
     if num_classes is None:  # the classifier is the last matrix
         num_classes = next((len(value) for value in reversed(read_state_dict(path).values()) if value.ndim == 2), 0)
     if name.startswith(PREFIX):
-        return load_from_zoo(name, metadata.get("dataset", "CIFAR10"), num_classes, path).eval()
+        return load_robustbench(name, metadata.get("dataset", "CIFAR10"), num_classes, path).eval()
     image_size = metadata.get("image_size", 32)
     try:
         return load_network(name, num_classes, path, image_size).eval()
