@@ -1,83 +1,84 @@
-"""One table and one picture of evaluated runs: python scripts/compare.py RUNS... [--out DIR] [--protocol paper]
+"""One table and one figure of evaluated runs: python scripts/compare.py RUNS... [--out DIR] [--protocol paper]
 
-RUNS are run folders, trees of them, or checkpoints. Every evaluation kept under them is a row; runs that differ in
-nothing but the seed are summed up below by mean and sample standard deviation. The table is printed and written to
-DIR as comparison.csv, .md and .tex; comparison.png shows robust against clean accuracy.
+RUNS are run folders, trees of them, or checkpoints. Every evaluation is a row; below, runs that differ only in the seed
+are averaged, with the sample standard deviation. The table is printed and written to DIR as comparison.csv, .md and
+.tex; comparison.png shows robust against clean accuracy.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
 
+from matplotlib.figure import Figure
+
 from attacks.suite import PROTOCOLS
-from engine.reporting.tables import CLEAN, Row, Table, gather, point_names, shared_attack, shown_columns, tabulate
+from engine.reporting.tables import CLEAN, Row, comparison_table, read_rows, shared_attack, shown_columns
 from utils.cli import run_command
 from utils.errors import UserError
 from utils.files import write_text
 from utils.flags import parser_for
 from utils.log import logger
-from utils.plots import Point, save_figure, scatter
+from utils.plots import Point, save_figure, scatter, shortened
 from utils.tables import latex_table, markdown_table, text_table, write_csv
 
 MARKERS = {"best": "o", "best clean": "^", "last": "s"}  # by kind of checkpoint
 
 
 def compare(arguments: Sequence[str]) -> None:
-    """Print the table and write the files. Raises UserError before anything is written."""
+    """Print the table and write the files. Raises UserError for bad input, before anything is written."""
     parser = parser_for(__doc__)
     parser.add_argument("runs", metavar="RUNS", nargs="+", help="run folders, trees of them, or checkpoints")
     parser.add_argument("--out", metavar="DIR", default="comparison", help="folder of the files [default: comparison]")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="whose evaluations [default: paper]")
-    asked = parser.parse_args(arguments)
-    rows = gather(asked.runs, asked.protocol)
-    shown = shown_columns(rows)
-    table = tabulate(rows, shown)
-    write(Path(asked.out), table, f"accuracy in %, protocol {asked.protocol}", picture(rows, shown))
-    logger.info("\n%s\n\nfiles: %s", text_table(table.header, table.cells), Path(asked.out) / "comparison.*")
-
-
-def write(folder: Path, table: Table, title: str, drawn: Figure | None) -> None:
-    """Write comparison.csv, .md, .tex and .png. Raises UserError where the folder does not take them."""
-    header, cells, bold = table
-    tex = f"% {title}; needs \\usepackage{{booktabs}}\n{latex_table(header, cells, bold)}\n"
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="evaluations to show [default: paper]")
+    args = parser.parse_args(arguments)
+    rows, folder = read_rows(args.runs, args.protocol), Path(args.out)
+    shown, caption = shown_columns(rows), f"accuracy in %, protocol {args.protocol}"
+    header, cells, bold = comparison_table(rows, shown)
+    figure = draw(rows, shown)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(folder / "comparison.csv", header, cells)
-        write_text(folder / "comparison.md", f"{markdown_table(header, cells, bold)}\n\n{title}\n")
-        write_text(folder / "comparison.tex", tex)
-        if drawn:
-            save_figure(drawn, folder / "comparison.png")
+        write_text(folder / "comparison.md", f"{markdown_table(header, cells, bold)}\n\n{caption}\n")
+        latex = f"% {caption}; needs \\usepackage{{booktabs}}\n{latex_table(header, cells, bold)}\n"
+        write_text(folder / "comparison.tex", latex)
+        if figure:
+            save_figure(figure, folder / "comparison.png")
         else:
-            (folder / "comparison.png").unlink(missing_ok=True)  # one of an earlier call would seem to belong here
+            (folder / "comparison.png").unlink(missing_ok=True)  # of an earlier comparison
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written to ({error.strerror}); name another folder") from error
+    logger.info("\n%s\n\nfiles: %s", text_table(header, cells), folder / "comparison.*")
 
 
-def picture(rows: Sequence[Row], shown: Sequence[str]) -> Figure | None:
-    """Robust against clean accuracy of the rows that have both; None, and a warning, where there are none."""
-    attack = shared_attack(rows)
+def draw(rows: Sequence[Row], shown: Sequence[str]) -> Figure | None:
+    """Draw robust against clean accuracy of the rows that have both; None, and a warning, if none has."""
+    attack = shared_attack({title: accuracy.percent for title, accuracy in row.accuracies.items()} for row in rows)
     drawn = [row for row in rows if {CLEAN, attack} <= row.accuracies.keys()]
     if len(drawn) < len(rows):
-        lacking = f"{CLEAN} and {attack}" if attack else f"{CLEAN} and an attack"
-        logger.warning("comparison.png shows %d of %d rows: the others lack %s", len(drawn), len(rows), lacking)
+        missing = f"{CLEAN} or {attack or 'an attack'}"
+        logger.warning("comparison.png shows %d of %d rows; the others have no %s", len(drawn), len(rows), missing)
     if not drawn:
         return None
     points = []
-    for row, name in zip(drawn, point_names(drawn, shown), strict=True):
-        clean, robust = row.accuracies[CLEAN].percent, row.accuracies[attack].percent
-        points.append(Point(clean, robust, row.labels["method"], row.labels["checkpoint"], name))
-    xlabel = f"clean accuracy (%), {_images(drawn, CLEAN)}"
-    ylabel = f"robust accuracy under {attack} (%), {_images(drawn, attack)}"
+    for row in drawn:
+        alike = [other.labels for other in drawn if _look(other) == _look(row)]
+        differing = [title for title in shown if len({labels[title] for labels in alike}) > 1]
+        name = ", ".join(f"{title} {shortened(row.labels[title])}" for title in differing)
+        points.append(Point(row.accuracies[CLEAN].percent, row.accuracies[attack].percent, *_look(row), name))
+    xlabel, ylabel = f"clean accuracy (%), {_n(drawn, CLEAN)}", f"accuracy under {attack} (%), {_n(drawn, attack)}"
     return scatter(points, MARKERS, xlabel=xlabel, ylabel=ylabel)
 
 
-def _images(rows: Iterable[Row], title: str) -> str:
-    counts = sorted({row.accuracies[title].n for row in rows})
-    return f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]} to {counts[-1]}"
+def _look(row: Row) -> tuple[str, str]:
+    """Return what sets colour and marker of a row's point."""
+    return row.labels["method"], row.labels["checkpoint"]
+
+
+def _n(rows: Sequence[Row], title: str) -> str:
+    counts = {row.accuracies[title].n for row in rows}
+    return f"n={min(counts)}" + (f" to {max(counts)}" if len(counts) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def test_in_the_repository_the_command_names_the_script_without_a_path(monkeypat
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it(tmp_path):
     own = Path(sys.executable).parent.resolve() == (ROOT / ".venv" / "bin").resolve()
     command = "activate" if (ROOT / ".venv").exists() and not own else "setup.sh"
-    for script in ("main.py", "main_eval.py", "main_tiny.py", "main_eval_tinyimagenet.py"):
+    for script in ("main.py", "main_eval.py", "main_tiny.py", "main_eval_tinyimagenet.py", "scripts/sweep.py"):
         bare = [sys.executable, "-S", "-E", str(ROOT / script)]  # finds no installed package
         ended = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 1), ended.stderr

@@ -1,4 +1,4 @@
-"""Tables for documents, and the comparison of evaluated runs."""
+"""Tables in every format, and the comparison of evaluated runs."""
 
 import hashlib
 import json
@@ -8,78 +8,83 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
-from commands import run_here
 from PIL import Image
 
-from engine.reporting.tables import gather, point_names, shared_attack, shown_columns
-from scripts.compare import picture
-from utils.plots import name_points
-from utils.tables import latex_table, markdown_table, read_csv, text_table
+from engine.reporting.tables import read_rows, shared_attack, shown_columns
+from scripts.compare import compare, draw
+from utils.errors import UserError
+from utils.plots import name_points, save_curves
+from utils.tables import latex_table, markdown_table, read_csv, text_table, write_csv
 
 HEADER = ["network", "Clean (n=20)"]
 ROWS = [["a_b|c", "46.50"], ["d", "47.00 ± 0.71"], ["e", "-"]]
 
 BEST, LAST = "best_PGD10_acc_model.pth", "last_epoch_model.pth"
-SAME = {"images": 1, "image_size": 16, "steps": None, "restarts": 1, "judge": "every"}
-FIGURES = {"Clean": 90, "PGD-20": 50, "AutoAttack": 40}
+RESULTS = {"Clean": 90, "PGD-20": 50, "AutoAttack": 40}
 
 
-def test_columns_of_numbers_stand_on_the_right_in_every_form():
+def test_columns_of_numbers_are_aligned_right():
     text = text_table(HEADER, ROWS).splitlines()
-    assert text[2] == f"{'a_b|c':7}  {'46.50':>12}"
-    assert len({len(line) for line in text}) == 1
+    assert re.fullmatch(r"a_b\|c {9,}46.50", text[2]) and len({len(line) for line in text}) == 1
     assert markdown_table(HEADER, ROWS).splitlines()[1] == "| --- | ---: |"
     assert latex_table(HEADER, ROWS).startswith("\\begin{tabular}{lr}\n")
 
 
-def test_a_bar_in_a_cell_makes_no_column_in_markdown():
-    table = markdown_table(HEADER, ROWS, bold={(0, 1)}).splitlines()
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {3}
+def test_cells_cannot_break_a_table():
+    table = markdown_table(HEADER, [*ROWS, ["x\ny\x1b[31m\ud800", "1"]], bold={(0, 1)}).splitlines()
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [3] * 6
     assert table[2] == r"| a_b\|c | **46.50** |"
-
-
-def test_latex_takes_every_character_for_text():
-    assert latex_table(["C&W"], [["%_&#${}~^\\"], ["[x]"], ["1 ± 2"]], bold={(2, 0)}).splitlines() == [
-        r"\begin{tabular}{l}",
-        r"\toprule",
-        r"C\&W \\",
-        r"\midrule",
-        r"\%\_\&\#\$\{\}\textasciitilde{}\textasciicircum{}\textbackslash{} \\",
-        r"{[}x] \\",
-        r"\textbf{1 $\pm$ 2} \\",
-        r"\bottomrule",
-        r"\end{tabular}",
+    latex = latex_table(["C&W"], [["%_&#${}~^\\"], ["[x]"], ["1 ± 2"]], bold={(2, 0)})
+    assert [line.split() for line in latex.splitlines()] == [
+        [r"\begin{tabular}{l}"],
+        [r"\toprule"],
+        [r"C\&W", r"\\"],
+        [r"\midrule"],
+        [r"\%\_\&\#\$\{\}\textasciitilde{}\^{}\textbackslash{}", r"\\"],
+        [r"{[}x]", r"\\"],
+        [r"\textbf{1", r"$\pm$", r"2}", r"\\"],
+        [r"\bottomrule"],
+        [r"\end{tabular}"],
     ]
 
 
+def test_csv_text_is_no_formula(tmp_path):
+    cells = ["=1+1", "@x", "+cmd", "-1+cmd", "-", "-1.5", "-1e-05", "plain", "\ud800"]
+    write_csv(tmp_path / "a.csv", ["cell"], [[cell] for cell in cells])
+    read = [row["cell"] for row in read_csv(tmp_path / "a.csv")]
+    assert read == ["'=1+1", "'@x", "'+cmd", "'-1+cmd", "-", "-1.5", "-1e-05", "plain", "?"]
+
+
 @pytest.fixture
-def compare(monkeypatch, capsys, tmp_path):
-    """Run the script inside an empty folder."""
+def run(monkeypatch, tmp_path):
+    """Compare inside an empty folder; return the table's rows."""
     monkeypatch.chdir(tmp_path)
-    return lambda words: run_here(monkeypatch, capsys, "scripts/compare.py", words)
+
+    def run(arguments):
+        compare(arguments.split())
+        return read_csv("comparison/comparison.csv")
+
+    return run
 
 
-def keep(run, figures=None, checkpoint=BEST, n=20, details=None, **conditions):
-    """Keep one more evaluation of a run's checkpoint; ``n`` is a number of images, or one for each attack.
-
-    ``details`` holds by attack what its figure has in addition.
-    """
-    figures = figures or FIGURES
-    counts = n if isinstance(n, dict) else dict.fromkeys(figures, n)
-    about = {"checkpoint": checkpoint, "sha256": "ab" * 32, "model": "small_resnet", "dataset": "Digits"}
-    about |= {"protocol": "paper", "eps": 8 / 255, "seed": 42} | SAME | conditions
-    kept = {title: {"accuracy": accuracy, "n": counts[title], "settings": ""} for title, accuracy in figures.items()}
-    kept = {title: figure | (details or {}).get(title, {}) for title, figure in kept.items()}
-    place = run / f"{Path(checkpoint).stem}_eval" / "eval.json"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    before = json.loads(place.read_text())["evaluations"] if place.exists() else []
-    entry = {"conditions": about, "versions": {}, "figures": kept}
-    place.write_text(json.dumps({"evaluations": [*before, entry]}))
-    return place
+def make_evaluation(run, results=None, checkpoint=BEST, n=20, details=None, **conditions):
+    """Add an evaluation of a run's checkpoint; ``n`` images, or one number per attack; ``details`` per attack."""
+    results = results or RESULTS
+    n = n if isinstance(n, dict) else dict.fromkeys(results, n)
+    entry = {"checkpoint": checkpoint, "sha256": "ab" * 32, "model": "small_resnet", "dataset": "Digits"}
+    entry |= {"protocol": "paper", "eps": 8 / 255, "seed": 42, "images": 1, "image_size": 16, "steps": None}
+    entry |= {"restarts": 1, "judge": "every"} | conditions
+    results = {title: {"accuracy": accuracy, "n": n[title], "settings": ""} for title, accuracy in results.items()}
+    results = {title: result | (details or {}).get(title, {}) for title, result in results.items()}
+    path = run / f"{Path(checkpoint).stem}_eval" / "eval.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    earlier = json.loads(path.read_text())["evaluations"] if path.exists() else []
+    path.write_text(json.dumps({"evaluations": [*earlier, {"conditions": entry, "figures": results}]}))
+    return path
 
 
-def trained(run, method, seed=42, **settings):
-    """A run's folder with its settings, as training leaves it."""
+def make_run(run, method, seed=42, **settings):
+    """Make a run's folder with its settings, as training does."""
     run.mkdir(parents=True)
     config = {"method": method, "model": "small_resnet", "teacher_model": "resnet18", "std_teacher_model": "vgg16"}
     config |= {"dataset": "Digits", "seed": seed, "desc_str": "", "root_path": str(run.parent)} | settings
@@ -87,21 +92,20 @@ def trained(run, method, seed=42, **settings):
     return run
 
 
-def cells(path="comparison/comparison.csv"):
-    return [list(row.values()) for row in read_csv(path)]
+def cells(rows):
+    return [list(row.values()) for row in rows]
 
 
-def in_bold():
+def bold():
     return re.findall(r"\*\*(.+?)\*\*", Path("comparison/comparison.md").read_text())
 
 
-def test_one_table_in_four_forms(compare, tmp_path):
-    keep(trained(tmp_path / "runs/a", "AT"), {"Clean": 95, "PGD-20": 47.5})
-    run = trained(tmp_path / "runs/b", "DGAD")
-    keep(run, {"Clean": 90, "PGD-20": 55, "AutoAttack": 50})
-    keep(run, {"Clean": 95, "PGD-20": 52.5, "AutoAttack": 51.25}, LAST)
-    ended = compare("runs")
-    assert ended.status == 0, ended.err
+def test_one_table_in_four_formats(run, tmp_path, caplog):
+    caplog.set_level("INFO")
+    make_evaluation(make_run(tmp_path / "runs/a", "AT"), {"Clean": 95, "PGD-20": 47.5})
+    other = make_run(tmp_path / "runs/b", "DGAD")
+    make_evaluation(other, {"Clean": 90, "PGD-20": 55, "AutoAttack": 50})
+    make_evaluation(other, {"Clean": 95, "PGD-20": 52.5, "AutoAttack": 51.25}, LAST)
     header = ["method", "student", "teacher", "seed", "checkpoint"]
     header += ["Clean (n=20)", "PGD-20 (n=20)", "AutoAttack (n=20)"]
     rows = [
@@ -109,58 +113,49 @@ def test_one_table_in_four_forms(compare, tmp_path):
         ["DGAD", "small_resnet", "resnet18", "42", "best", "90.00", "55.00", "50.00"],
         ["DGAD", "small_resnet", "resnet18", "42", "last", "95.00", "52.50", "51.25"],
     ]
-    assert cells() == rows
-    assert text_table(header, rows) in ended.out
-    best = {(0, 5), (2, 5), (1, 6), (2, 7)}  # of each column, and both where two are equally good
+    assert cells(run("runs")) == rows
+    assert text_table(header, rows) in caplog.text
+    best = {(0, 5), (2, 5), (1, 6), (2, 7)}  # of each column, and both of two equal ones
     assert Path("comparison/comparison.md").read_text().startswith(markdown_table(header, rows, best))
-    assert latex_table(header, rows, best) in Path("comparison/comparison.tex").read_text()
-    with Image.open("comparison/comparison.png") as picture:
-        assert picture.format == "PNG"
+    latex = Path("comparison/comparison.tex").read_text()
+    assert latex_table(header, rows, best) in latex and latex.startswith("% ") and "booktabs" in latex.splitlines()[0]
+    with Image.open("comparison/comparison.png") as figure:
+        assert figure.format == "PNG"
 
 
-def test_the_latex_file_is_balanced_and_has_as_many_cells_in_every_row(compare, tmp_path):
-    keep(tmp_path / "odd_{name}&100%/run#1", {"Clean": 90, "C&W-inf-30": 45})
-    keep(trained(tmp_path / "b", "AT"), {"Clean": 90, "C&W-inf-30": 44})
-    assert compare(". --out out").status == 0
-    lines = Path("out/comparison.tex").read_text().splitlines()
-    assert lines[0].startswith("%") and "booktabs" in lines[0]
-    rows = [line for line in lines if line.endswith(r"\\")]
-    assert [len(re.findall(r"(?<!\\)&", row)) for row in rows] == [6] * 3
-    align = re.fullmatch(r"\\begin\{tabular\}\{([lr]+)\}", lines[1])[1]
-    assert len(align) == 7
-    plain = re.sub(r"\\[{}%#&_]", "", "\n".join(lines[1:]))
-    assert plain.count("{") == plain.count("}") and not re.search(r"[%#]", plain)
+def test_training_speed_and_peak_memory_are_shown_where_known(run, tmp_path):
+    for seed, speed in ((1, 100), (2, 140)):
+        path = make_run(tmp_path / f"runs/{seed}", "AT", seed)
+        make_evaluation(path, {"Clean": 90})
+        table = f"epoch,images_per_s,peak_memory_mib\n1,10,4000\n2,{speed},5000\n3,{speed},4500\n4,,\n"
+        (path / "results.csv").write_text(table)
+    make_evaluation(make_run(tmp_path / "runs/3", "DGAD"), {"Clean": 90})
+    costs = [(row["images/s"], row["peak memory (MiB)"]) for row in run("runs")]
+    assert costs == [("100", "5000"), ("140", "5000"), ("-", "-"), ("120 ± 28", "5000 ± 0")]
 
 
-def test_runs_that_differ_in_their_seed_alone_are_summed_up_below(compare, tmp_path):
+def test_runs_that_differ_only_in_the_seed_are_averaged_below(run, tmp_path):
     for seed, accuracy in ((1, 44), (2, 46), (3, 51)):
-        keep(trained(tmp_path / f"runs/{seed}", "DGAD", seed), {"Clean": 90, "PGD-20": accuracy})
-    keep(trained(tmp_path / "runs/4", "DGAD", 4, alp_beta=5.0))
-    keep(trained(tmp_path / "runs/5", "DGAD", 5, std_teacher_path="another file"))
-    keep(trained(tmp_path / "runs/6", "DGAD", 6), eps=4 / 255)
-    assert compare("runs").status == 0
-    rows = cells()
-    assert [row[3] for row in rows] == ["1", "2", "3", "4", "5", "6", "mean ± sd (3 seeds)"]
-    assert list(read_csv("comparison/comparison.csv")[0])[4:6] == ["checkpoint", "eps"]
+        make_evaluation(make_run(tmp_path / f"runs/{seed}", "DGAD", seed), {"Clean": 90, "PGD-20": accuracy})
+    make_evaluation(make_run(tmp_path / "runs/4", "DGAD", 4, alp_beta=5.0))
+    make_evaluation(make_run(tmp_path / "runs/5", "DGAD", 5, std_teacher_path="another file"))
+    make_evaluation(make_run(tmp_path / "runs/6", "DGAD", 6), eps=4 / 255)
+    rows = run("runs")
+    assert [row["seed"] for row in rows] == ["1", "2", "3", "4", "5", "6", "mean ± sd (3 seeds)"]
     # mean (44 + 46 + 51) / 3 = 47, deviations -3, -1, 4: sqrt((9 + 1 + 16) / 2) = 3.6056
-    assert rows[-1][4:] == ["best", "8/255", "90.00 ± 0.00", "47.00 ± 3.61", "-"]
+    assert cells(rows)[-1][4:] == ["best", "8/255", "90.00 ± 0.00", "47.00 ± 3.61", "-"]
 
 
 @pytest.mark.parametrize(("key", "one", "other"), [("precision", "fp32", "bf16"), ("desc_str", "", "other code")])
-def test_families_of_another_precision_or_word_of_the_user_are_told_apart(compare, tmp_path, key, one, other):
+def test_families_of_another_precision_or_description_are_distinguished(run, tmp_path, key, one, other):
     for seed in (1, 2, 3):
-        keep(trained(tmp_path / f"runs/a{seed}", "AT", seed, **{key: one}), {"Clean": 80 + seed})
-        keep(trained(tmp_path / f"runs/b{seed}", "AT", seed, **{key: other}), {"Clean": 90 + seed})
-    assert compare("runs").status == 0
-    rows = read_csv("comparison/comparison.csv")
+        make_evaluation(make_run(tmp_path / f"runs/a{seed}", "AT", seed, **{key: one}), {"Clean": 80 + seed})
+        make_evaluation(make_run(tmp_path / f"runs/b{seed}", "AT", seed, **{key: other}), {"Clean": 90 + seed})
+    rows = run("runs")
     means = [[row[key], row["Clean (n=20)"]] for row in rows if row["seed"] == "mean ± sd (3 seeds)"]
     assert means == [[one or "-", "82.00 ± 1.00"], [other, "92.00 ± 1.00"]]
     assert {row[key] for row in rows[:6]} == {one or "-", other}
     assert {"precision", "desc_str", "run"} & rows[0].keys() == {key}
-    keep(trained(tmp_path / "alike/1", "AT", **{key: other}))
-    keep(trained(tmp_path / "alike/2", "DGAD", **{key: other}))
-    assert compare("alike").status == 0
-    assert key not in read_csv("comparison/comparison.csv")[0]
 
 
 OTHER = {
@@ -175,199 +170,165 @@ OTHER = {
 
 
 @pytest.mark.parametrize("column", OTHER)
-def test_figures_under_other_conditions_are_neither_rivals_nor_averaged(compare, tmp_path, column):
-    keep(trained(tmp_path / "runs/1", "AT", 1), {"Clean": 80})
-    keep(trained(tmp_path / "runs/2", "AT", 2), {"Clean": 82})
-    keep(trained(tmp_path / "runs/3", "AT", 3), {"Clean": 99}, **OTHER[column])
-    assert compare("runs").status == 0
-    rows = read_csv("comparison/comparison.csv")
+def test_accuracies_under_other_conditions_are_neither_rivals_nor_averaged(run, tmp_path, column):
+    make_evaluation(make_run(tmp_path / "runs/1", "AT", 1), {"Clean": 80})
+    make_evaluation(make_run(tmp_path / "runs/2", "AT", 2), {"Clean": 82})
+    make_evaluation(make_run(tmp_path / "runs/3", "AT", 3), {"Clean": 99}, **OTHER[column])
+    rows = run("runs")
     assert [row["Clean (n=20)"] for row in rows] == ["80.00", "82.00", "99.00", "81.00 ± 1.41"]
     assert rows[0][column] == rows[1][column] == rows[3][column] != rows[2][column]  # the reason is shown
-    assert in_bold() == ["82.00"]
-    keep(tmp_path / "runs/1", {"Clean": 98}, **OTHER[column])
-    assert compare("runs").status == 0
-    assert in_bold() == ["82.00", "99.00"]
+    assert bold() == ["82.00"]
+    make_evaluation(tmp_path / "runs/1", {"Clean": 98}, **OTHER[column])
+    run("runs")
+    assert bold() == ["82.00", "99.00"]
 
 
-def test_figures_over_other_numbers_of_images_are_no_rivals(compare, tmp_path):
-    for run, accuracy, n in (("a", 40, 20), ("b", 41, 20), ("c", 90, 3)):
-        keep(trained(tmp_path / "runs" / run, "AT"), {"Clean": accuracy}, n=n)
-    assert compare("runs").status == 0
-    assert in_bold() == ["41.00 (n=20)"]
+def test_accuracies_on_other_numbers_of_images_are_neither_rivals_nor_averaged(run, tmp_path):
+    for seed, accuracy, n in ((1, 40, 20), (2, 41, 20), (3, 90, 3)):
+        one, results = make_run(tmp_path / f"runs/{seed}", "AT", seed), {"Clean": 90, "PGD-20": accuracy}
+        make_evaluation(one, results, n={"Clean": 9, "PGD-20": n})
+    rows = run("runs")
+    assert list(rows[0])[-2:] == ["Clean (n=9)", "PGD-20"]
+    assert [row["PGD-20"] for row in rows] == ["40.00 (n=20)", "41.00 (n=20)", "90.00 (n=3)", "-"]
+    assert rows[-1]["Clean (n=9)"] == "90.00 ± 0.00" and bold() == ["90.00", "90.00", "41.00 (n=20)", "90.00"]
 
 
-def test_parts_of_the_images_that_seeds_choose_differently_are_compared_with_their_like_alone(compare, tmp_path):
-    """AutoAttack on 2 of 4 images; those of the third run are others, as another seed chooses them."""
-    for seed, chosen, accuracy in ((1, "10--", 50), (2, "11--", 100), (3, "--00", 0)):
-        details = {"Clean": {"correct": "1111", "bounded": True}, "AutoAttack": {"correct": chosen, "bounded": True}}
+def test_accuracies_on_other_subsets_of_the_images_are_neither_rivals_nor_averaged(run, tmp_path):
+    """AutoAttack on 2 of 4 images; the third run's evaluation seed chose others."""
+    for seed, correct, accuracy in ((1, "10--", 50), (2, "11--", 100), (3, "--00", 0)):
+        details = {"Clean": {"correct": "1111", "bounded": True}, "AutoAttack": {"correct": correct, "bounded": True}}
         details["worst case"] = {"settings": "over Clean, AutoAttack"}
-        figures = {"Clean": 100, "AutoAttack": accuracy, "worst case": accuracy}
+        results = {"Clean": 100, "AutoAttack": accuracy, "worst case": accuracy}
         n = {"Clean": 4, "AutoAttack": 2, "worst case": 2}
-        keep(trained(tmp_path / f"runs/{seed}", "AT", seed), figures, n=n, details=details, seed=seed)
-    assert compare("runs").status == 0
-    assert cells()[-1][-3:] == ["100.00 ± 0.00", "-", "-"]
-    assert in_bold() == ["100.00", "100.00", "100.00", "100.00", "100.00"]  # clean of all, the others of the second
+        make_evaluation(make_run(tmp_path / f"runs/{seed}", "AT", seed), results, n=n, details=details, seed=seed)
+    assert cells(run("runs"))[-1][-3:] == ["100.00 ± 0.00", "-", "-"]
+    assert bold() == ["100.00"] * 5  # clean of all, the others of the second
 
 
-def test_the_worst_case_over_other_attacks_is_neither_a_rival_nor_averaged(compare, tmp_path):
-    over = {"few": "over FGSM, PGD-20", "more": "over FGSM, PGD-20, AutoAttack"}
-    for seed, (attacks, accuracy) in enumerate((("few", 60), ("few", 62), ("more", 40), ("more", 41)), start=1):
-        details = {"worst case": {"settings": over[attacks]}, "Clean": {"settings": f"as {attacks} say it"}}
-        figures = {"Clean": 90 + seed, "worst case": accuracy}
-        keep(trained(tmp_path / f"runs/{attacks}/{seed}", "AT", seed), figures, details=details)
-    assert compare("runs").status == 0
-    assert cells()[-1][-2:] == ["92.50 ± 1.29", "-"]  # Clean is the same figure whatever is said of it
-    assert in_bold() == ["62.00", "94.00", "41.00"]
-    assert compare("runs/more").status == 0
-    assert cells()[-1][-2:] == ["93.50 ± 0.71", "40.50 ± 0.71"]
-    assert in_bold() == ["94.00", "41.00"]
+def test_the_worst_case_over_other_attacks_is_neither_a_rival_nor_averaged(run, tmp_path):
+    attacks = {"few": "over FGSM, PGD-20", "more": "over FGSM, PGD-20, AutoAttack"}
+    for seed, (name, accuracy) in enumerate((("few", 60), ("few", 62), ("more", 40), ("more", 41)), start=1):
+        details = {"worst case": {"settings": attacks[name]}, "Clean": {"settings": name}}
+        results = {"Clean": 90 + seed, "worst case": accuracy}
+        make_evaluation(make_run(tmp_path / f"runs/{name}/{seed}", "AT", seed), results, details=details)
+    assert cells(run("runs"))[-1][-2:] == ["92.50 ± 1.29", "-"]
+    assert bold() == ["62.00", "94.00", "41.00"]
+    assert cells(run("runs/more"))[-1][-2:] == ["93.50 ± 0.71", "40.50 ± 0.71"]
 
 
-def test_an_evaluation_with_the_seed_of_its_run_is_summed_up_and_two_of_one_run_are_no_two_seeds(compare, tmp_path):
+def test_several_evaluations_of_a_run_are_not_several_seeds(run, tmp_path):
     for seed in (1, 2):
-        keep(trained(tmp_path / f"each/{seed}", "AT", seed), seed=seed)
-        run = trained(tmp_path / f"both/{seed}", "AT", seed)
-        keep(run, {"Clean": 90 + seed}, seed=7)
-        keep(run, {"Clean": 80 + seed}, seed=8)
-    keep(trained(tmp_path / "one/1", "AT", 1), seed=7)
-    keep(tmp_path / "one/1", seed=8)
-    assert compare("each").status == 0
-    assert [row[3] for row in cells()] == ["1", "2", "mean ± sd (2 seeds)"]
-    assert compare("both").status == 0
-    assert [row[-1] for row in cells()][-2:] == ["91.50 ± 0.71", "81.50 ± 0.71"]
-    assert compare("one").status == 0
-    assert [row[3] for row in cells()] == ["1", "1"]
+        make_evaluation(make_run(tmp_path / f"each/{seed}", "AT", seed), seed=seed)
+        both = make_run(tmp_path / f"both/{seed}", "AT", seed)
+        make_evaluation(both, {"Clean": 90 + seed}, seed=7)
+        make_evaluation(both, {"Clean": 80 + seed}, seed=8)
+    make_evaluation(make_run(tmp_path / "one/1", "AT", 1), seed=7)
+    make_evaluation(tmp_path / "one/1", seed=8)
+    assert [row["seed"] for row in run("each")] == ["1", "2", "mean ± sd (2 seeds)"]
+    assert [row[-1] for row in cells(run("both"))][-2:] == ["91.50 ± 0.71", "81.50 ± 0.71"]
+    assert [row["seed"] for row in run("one")] == ["1", "1"]
 
 
-def test_figures_over_different_numbers_of_images_say_so_and_are_not_averaged(compare, tmp_path):
-    for seed, n in ((1, 20), (2, 3)):
-        keep(trained(tmp_path / f"runs/{seed}", "AT", seed), n={"Clean": 20, "PGD-20": 20, "AutoAttack": n})
-    assert compare("runs").status == 0
-    assert list(read_csv("comparison/comparison.csv")[0])[-2:] == ["PGD-20 (n=20)", "AutoAttack"]
-    assert [row[-2:] for row in cells()] == [
-        ["50.00", "40.00 (n=20)"],
-        ["50.00", "40.00 (n=3)"],
-        ["50.00 ± 0.00", "-"],
-    ]
-
-
-def test_columns_appear_where_rows_differ_and_figures_compete_on_one_data_set_and_epsilon(compare, tmp_path):
-    run = trained(tmp_path / "runs/a", "AT")
-    keep(run, {"Clean": 90, "PGD-20": 60}, eps=4 / 255)
-    keep(run, {"Clean": 90, "PGD-20": 40})
-    keep(trained(tmp_path / "runs/b", "AKD2"), {"Clean": 80, "PGD-20": 45})
-    keep(trained(tmp_path / "runs/c", "Natural"), {"Clean": 99, "PGD-20": 0}, dataset="CIFAR10", images=2)
-    assert compare("runs").status == 0
-    rows = read_csv("comparison/comparison.csv")
+def test_columns_are_shown_where_rows_differ(run, tmp_path):
+    one = make_run(tmp_path / "runs/a", "AT")
+    make_evaluation(one, {"Clean": 90, "PGD-20": 60}, eps=4 / 255)
+    make_evaluation(one, {"Clean": 90, "PGD-20": 40})
+    make_evaluation(make_run(tmp_path / "runs/b", "AKD2"), {"Clean": 80, "PGD-20": 45})
+    make_evaluation(make_run(tmp_path / "runs/c", "Natural"), {"Clean": 99, "PGD-20": 0}, dataset="CIFAR10")
+    rows = run("runs")
     assert list(rows[0])[:7] == ["dataset", "method", "student", "teacher", "seed", "checkpoint", "eps"]
-    assert "images" not in rows[0]  # the data set says that they are others
     assert [row["eps"] for row in rows] == ["4/255", "8/255", "8/255", "8/255"]
     assert [row["teacher"] for row in rows] == ["-", "-", "resnet18 + vgg16", "-"]
-    assert in_bold() == ["90.00", "45.00"]
+    assert bold() == ["90.00", "45.00"]
 
 
-def test_runs_that_nothing_else_tells_apart_are_shown_with_their_folders(compare, tmp_path):
-    keep(trained(tmp_path / "runs/a", "AT", alp_beta=1.0), {"Clean": 90})
-    keep(trained(tmp_path / "runs/b", "AT", alp_beta=5.0), {"Clean": 91})
-    assert compare("runs").status == 0
-    assert [row["run"] for row in read_csv("comparison/comparison.csv")] == ["runs/a", "runs/b"]
-    keep(trained(tmp_path / "copies/a", "AT"))
-    keep(trained(tmp_path / "copies/b", "AT"))
-    assert compare("copies").status == 0
-    assert [row["run"] for row in read_csv("comparison/comparison.csv")] == ["copies/a", "copies/b"]
+def test_rows_that_are_otherwise_equal_show_their_folder(run, tmp_path):
+    make_evaluation(make_run(tmp_path / "runs/a", "AT", alp_beta=1.0), {"Clean": 90})
+    make_evaluation(make_run(tmp_path / "runs/b", "AT", alp_beta=5.0), {"Clean": 91})
+    assert [row["run"] for row in run("runs")] == ["runs/a", "runs/b"]
 
 
-def test_an_evaluation_is_one_row_however_often_it_is_named_and_the_newest_of_its_conditions(compare, tmp_path):
-    run = trained(tmp_path / "runs/a", "AT")
-    (run / BEST).write_bytes(b"weights")
-    digest = hashlib.sha256(b"weights").hexdigest()
-    keep(run, {"Clean": 80}, sha256=digest)
-    keep(run, {"Clean": 90}, sha256=digest)
-    assert compare(f"runs/a/{BEST} runs {run}").status == 0
-    assert [row[-1] for row in cells()] == ["90.00"]
+def test_the_newest_of_equal_evaluations_is_one_row(run, tmp_path):
+    one = make_run(tmp_path / "runs/a", "AT")
+    (one / BEST).write_bytes(b"weights")
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    make_evaluation(one, {"Clean": 80}, sha256=sha256)
+    make_evaluation(one, {"Clean": 90}, sha256=sha256)
+    assert [row["Clean (n=20)"] for row in run(f"runs/a/{BEST} runs {one}")] == ["90.00"]
 
 
-def test_figures_of_an_overwritten_checkpoint_are_left_out(compare, tmp_path):
-    run = trained(tmp_path / "runs/a", "AT")
-    keep(run, {"Clean": 80})
-    keep(run, {"Clean": 90}, LAST)
-    (run / BEST).write_bytes(b"another network")
-    ended = compare("runs")
-    assert ended.status == 0
-    assert [row[-1] for row in cells()] == ["90.00"]
-    assert f"runs/a/{BEST} has changed since it was evaluated" in ended.out
+def test_results_of_an_overwritten_checkpoint_are_left_out(run, tmp_path, caplog):
+    one = make_run(tmp_path / "runs/a", "AT")
+    make_evaluation(one, {"Clean": 80})
+    make_evaluation(one, {"Clean": 90}, LAST)
+    (one / BEST).write_bytes(b"another network")
+    assert [row["Clean (n=20)"] for row in run("runs")] == ["90.00"]
+    assert f"runs/a/{BEST} has changed since its evaluation" in caplog.text
 
 
-def test_a_checkpoint_without_settings_is_named_by_its_path(compare, tmp_path):
-    keep(tmp_path / "some", checkpoint="net.pth")
-    assert compare("some").status == 0
-    assert cells()[0][:5] == ["some/net.pth", "small_resnet", "-", "-", "net"]
+def test_a_checkpoint_without_settings_is_named_by_its_path(run, tmp_path):
+    make_evaluation(tmp_path / "some", checkpoint="net.pth")
+    assert cells(run("some"))[0][:5] == ["some/net.pth", "small_resnet", "-", "-", "net"]
 
 
-def test_a_protocol_chooses_its_evaluations(compare, tmp_path):
-    run = trained(tmp_path / "runs/a", "AT")
-    keep(run, {"Clean": 90, "PGD-10": 50}, protocol="official")
-    keep(run, {"Clean": 89, "PGD-20": 40})
-    assert compare("runs --protocol official").status == 0
-    assert list(read_csv("comparison/comparison.csv")[0])[-2:] == ["Clean (n=20)", "PGD-10 (n=20)"]
-    assert cells()[0][-2:] == ["90.00", "50.00"]
+def test_the_protocol_selects_evaluations(run, tmp_path):
+    one = make_run(tmp_path / "runs/a", "AT")
+    make_evaluation(one, {"Clean": 90, "PGD-10": 50}, protocol="official")
+    make_evaluation(one, {"Clean": 89, "PGD-20": 40})
+    (row,) = run("runs --protocol official")
+    assert list(row.items())[-2:] == [("Clean (n=20)", "90.00"), ("PGD-10 (n=20)", "50.00")]
 
 
-def test_the_picture_shows_the_strongest_attack_that_the_rows_share(tmp_path):
-    keep(
-        trained(tmp_path / "a", "AT"), {"Clean": 90, "PGD-20": 50, "C&W-inf-30": 45, "AutoAttack": 44, "worst case": 1}
-    )
-    keep(trained(tmp_path / "b", "DGAD"), {"Clean": 91, "PGD-20": 51, "C&W-inf-30": 46, "worst case": 1})
-    rows = gather([str(tmp_path)], "paper")
-    assert [shared_attack(rows), shared_attack(rows[:1])] == ["C&W-inf-30", "AutoAttack"]
-    keep(tmp_path / "other", {"Clean": 90, "FGSM": 60, "PGD-10": 50, "worst case": 49}, protocol="official")
-    assert shared_attack(gather([str(tmp_path)], "official")) == "PGD-10"
-    keep(trained(tmp_path / "c", "MART"), {"Clean": 92, "PGD-20": 52, "PGD-TRADES-20": 60}, LAST, n=30)
-    rows = gather([str(tmp_path)], "paper")
-    drawn = picture(rows, shown_columns(rows))
-    (axes,) = drawn.axes
-    assert axes.get_xlabel() == "clean accuracy (%), n=20 to 30"
-    assert axes.get_ylabel() == "robust accuracy under PGD-20 (%), n=20 to 30"
-    assert [tuple(float(line.get_data()[k][0]) for k in (0, 1)) for line in axes.lines] == [
-        (90, 50),
-        (91, 51),
-        (92, 52),
-    ]
-    assert [line.get_marker() for line in axes.lines] == ["o", "o", "s"]
-    assert len({line.get_color() for line in axes.lines}) == 3
-    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["AT", "DGAD", "MART", "best", "last"]
-    plt.close(drawn)
-
-
-def test_without_an_attack_there_is_no_picture_not_even_an_old_one(compare, tmp_path):
-    keep(trained(tmp_path / "a", "AT"))
-    keep(trained(tmp_path / "b", "AT"), {"Clean": 90})
-    assert compare("a").status == 0 and Path("comparison/comparison.png").exists()
-    ended = compare("b")
-    assert ended.status == 0 and "lack Clean and an attack" in ended.out
-    assert not Path("comparison/comparison.png").exists() and cells()[0][-1] == "90.00"
-
-
-def test_a_point_is_named_by_what_colour_and_marker_do_not_tell(tmp_path):
-    keep(trained(tmp_path / "a", "AT"), model="resnet18")
+def test_the_figure_shows_the_strongest_attack_that_most_rows_have(tmp_path):
+    assert shared_attack([{"Clean": 9, "A": 5, "B": 3, "worst case": 1}, {"Clean": 9, "A": 5}]) == "A"
+    assert shared_attack([{"Clean": 9, "A": 5, "B": 3}, {"A": 5}]) == "B"
+    make_evaluation(make_run(tmp_path / "a", "AT"), {"Clean": 90, "PGD-20": 50, "AutoAttack": 44, "worst case": 1})
     for seed in (1, 2):
-        keep(trained(tmp_path / f"b{seed}", "DGAD", seed))
-    keep(tmp_path / "b2", checkpoint=LAST)
-    rows = gather([str(tmp_path)], "paper")
-    assert point_names(rows, shown_columns(rows)) == ["", "seed 1", "seed 2", ""]
+        make_evaluation(make_run(tmp_path / f"b{seed}", "DGAD", seed), {"Clean": 91, "PGD-20": 50 + seed})
+    make_evaluation(make_run(tmp_path / "c", "MART"), {"Clean": 92, "PGD-20": 53, "PGD-TRADES-20": 60}, LAST, n=30)
+    rows = read_rows([str(tmp_path)], "paper")
+    figure = draw(rows, shown_columns(rows))
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "clean accuracy (%), n=20 to 30"
+    assert axes.get_ylabel() == "accuracy under PGD-20 (%), n=20 to 30"
+    points = [tuple(float(line.get_data()[k][0]) for k in (0, 1)) for line in axes.lines]
+    assert points == [(90, 50), (91, 51), (91, 52), (92, 53)]
+    assert [line.get_marker() for line in axes.lines] == ["o", "o", "o", "s"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["AT", "DGAD", "MART", "best", "last"]
+    assert {text.get_text() for text in axes.texts} == {"seed 1", "seed 2"}  # colour and marker name the others
+    plt.close(figure)
 
 
-def test_names_in_the_picture_cover_neither_each_other_nor_points():
+def test_without_an_attack_there_is_no_figure(run, tmp_path, caplog):
+    make_evaluation(make_run(tmp_path / "a", "AT"))
+    make_evaluation(make_run(tmp_path / "b", "AT"), {"Clean": 90})
+    run("a")
+    assert Path("comparison/comparison.png").exists()
+    run("b")
+    assert "have no Clean or an attack" in caplog.text
+    assert not Path("comparison/comparison.png").exists()
+
+
+def test_names_in_the_figure_cover_neither_each_other_nor_points():
     figure, axes = plt.subplots(layout="constrained")
     points = [(80 + k % 3 / 10, 50 + k // 3 / 10) for k in range(9)] + [(90, 0)]
     axes.plot(*zip(*points, strict=True), "o")
     name_points(axes, points, [f"resnet18, seed {k}" for k in range(9)] + [""])
     figure.draw_without_rendering()
     boxes = [plt.Text.get_window_extent(text) for text in axes.texts]
-    assert len(boxes) > 1  # no room for some of nine points that all but coincide
+    assert len(boxes) > 1  # some of nine points that nearly coincide
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
     assert not any(box.contains(*pixel) for box in boxes for pixel in axes.transData.transform(points))
     plt.close(figure)
+
+
+def test_curves_show_only_validated_epochs(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("utils.plots.save_figure", lambda figure, path: drawn.append(figure))
+    rows = [{"epoch": 1, "clean_acc": None, "PGD10_acc": ""}, {"epoch": "2", "clean_acc": "50", "PGD10_acc": 40.0}]
+    save_curves(rows, tmp_path / "curves.png")
+    assert [line.get_xydata().tolist() for line in drawn[0].axes[0].lines] == [[[2, 50]], [[2, 40]]]
+    plt.close(drawn[0])
 
 
 BAD = {
@@ -375,33 +336,32 @@ BAD = {
     "runs --protocol whitebox": "--protocol",
     "runs --protocl paper": "--protocl .*did you mean --protocol[?]",
     "runs nowhere": "nowhere: no such file or folder",
-    "runs empty": "empty: nothing there was evaluated by protocol paper; .* python main_eval.py --model_path PATH",
-    f"runs empty/{BEST}": f"empty/{BEST}: nothing there was evaluated",
-    "runs --protocol official": "runs: nothing there .* --model_path PATH --protocol official",
+    "runs empty": "empty: no evaluation by protocol paper; .* python main_eval.py --model_path PATH",
+    f"runs empty/{BEST}": f"empty/{BEST}: no evaluation by",
+    "runs --protocol official": "runs: no evaluation .* --model_path PATH --protocol official",
     "runs torn": "torn/best_PGD10_acc_model_eval/eval.json: ",
     "runs strange": "strange/best_PGD10_acc_model_eval/eval.json: damaged",
     "runs numberless": "numberless/best_PGD10_acc_model_eval/eval.json: damaged",
-    "runs unsettled": "unsettled/config.json: damaged",
+    "runs unreadable": "unreadable/config.json: damaged",
     "runs --out file": "--out file: cannot be written to",
     "runs --out file/deeper": "--out file/deeper: cannot be written to",
     "runs --out taken": "--out taken: cannot be written to",
 }
 
 
-@pytest.mark.parametrize("words", BAD)
-def test_bad_input_is_one_line_and_writes_nothing(compare, tmp_path, words):
-    keep(trained(tmp_path / "runs/a", "AT"))
-    keep(trained(tmp_path / "runs/b", "DGAD"))
-    trained(tmp_path / "empty", "AT").joinpath(BEST).touch()
-    torn = keep(tmp_path / "torn")
+@pytest.mark.parametrize("arguments", BAD)
+def test_bad_input_is_one_error_and_writes_nothing(run, tmp_path, arguments):
+    make_evaluation(make_run(tmp_path / "runs/a", "AT"))
+    make_evaluation(make_run(tmp_path / "runs/b", "DGAD"))
+    make_run(tmp_path / "empty", "AT").joinpath(BEST).touch()
+    torn = make_evaluation(tmp_path / "torn")
     torn.write_text(torn.read_text()[:-20])
-    keep(tmp_path / "strange").write_text('{"evaluations": [{"figures": {}}]}')
-    keep(tmp_path / "numberless", {"Clean": None})
-    keep(trained(tmp_path / "unsettled", "AT")).parents[1].joinpath("config.json").write_text("{")
+    make_evaluation(tmp_path / "strange").write_text('{"evaluations": [{"figures": {}}]}')
+    make_evaluation(tmp_path / "numberless", {"Clean": None})
+    make_evaluation(make_run(tmp_path / "unreadable", "AT")).parents[1].joinpath("config.json").write_text("{")
     (tmp_path / "file").touch()
     (tmp_path / "taken/comparison.csv").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
-    ended = compare(words)
-    assert ended.status == 2
-    assert re.fullmatch(f"error: .*{BAD[words]}.*\n", ended.err), ended.err
-    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UserError, match=BAD[arguments]) as raised:
+        run(arguments)
+    assert "\n" not in str(raised.value) and sorted(tmp_path.rglob("*")) == before

@@ -6,7 +6,7 @@ from tiny import TinyNet, tiny_problem, trained_on_stripes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attacks.objectives import cross_entropy
-from attacks.suite import linf_until_fooled
+from attacks.suite import linf
 from data import Split
 from data.loader import Batches
 from engine.accuracy import attack_and_verify, evaluate
@@ -206,7 +206,7 @@ def test_any_module_can_be_a_student():
 
 def test_the_float32_network_decides_which_images_are_fooled():
     net, x, y = trained_on_stripes(n=200)
-    attack = linf_until_fooled(cross_entropy, 8 / 255, 2 / 255, 10)
+    attack = linf(cross_entropy, 8 / 255, 2 / 255, 10, until_fooled=True)
     noise = 2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 1
     bias = torch.nn.functional.one_hot(torch.tensor(0), 10)
 

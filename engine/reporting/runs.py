@@ -1,214 +1,187 @@
-"""Everything that the folders of runs tell, whatever state they are in: of runs that go on, ended, or were damaged.
+"""The reader of run folders: settings, epochs, evaluations and images of runs that are training, finished or damaged.
 
-A fault is kept beside what could be read, and ends nothing. Of a run's folder only regular files inside it are read:
-no link leads out of it.
+A file that cannot be read is a problem of its run and never an exception. Only regular files inside a run's folder are
+read: no link is followed out of it.
 """
 
 import csv
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST, STATES
-from engine.evaluation.records import read_evaluations, sha256
-from engine.reporting.tables import CONDITIONS, KINDS
+from engine.evaluation.records import is_plain, read_evaluations, sha256
 from utils.errors import UserError
+from utils.files import read_json
 
-SETTINGS, RESULTS, FIGURES = "config.json", "results.csv", "eval.json"
-PICTURES = ("examples.png", "attacks.png", "confusion.png")  # of an evaluation, in this order
-MARKS = {RESULTS, BEST_PGD10, BEST_CLEAN, LAST, STATES}  # a folder with any of them is a run's
-LARGEST_TEXT, LARGEST_PICTURE = 2**26, 2**22  # bytes
-MOST_EPOCHS, LARGEST_NUMBER = 1e6, 1e9  # beyond them a table is damaged
-PNG = b"\x89PNG\r\n\x1a\n"
-DAMAGE = (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError, csv.Error)
+CONFIG, RESULTS, RELIABILITY, EVALUATIONS = "config.json", "results.csv", "reliability.csv", "eval.json"
+IMAGES = ("examples.png", "attacks.png", "confusion.png")  # of an evaluation, in this order
+RUN_FILES = {CONFIG, RESULTS, BEST_PGD10, BEST_CLEAN, LAST, STATES}  # a folder with any of them may be a run
+KINDS = {BEST_PGD10: "best", BEST_CLEAN: "best clean", LAST: "last"}
+# Title -> column of results.csv, and how its epochs are summarized.
+COSTS = {"images/s": ("images_per_s", median), "peak memory (MiB)": ("peak_memory_mib", max)}
+# Title -> condition of an evaluation, and how it is shown.
+CONDITIONS = {"dataset": "dataset", "student": "model", "protocol": "protocol", "eps": "eps", "evaluation seed": "seed"}
+CONDITIONS |= {"image size": "image_size", "steps": "steps", "restarts": "restarts", "judged": "judge", "batch": "bs"}
+CONDITIONS |= {"surrogate": "surrogate", "images": "images"}
+FORMATS = {"eps": lambda eps: f"{255 * eps:.4g}/255", "surrogate": lambda sha256: sha256[:8], "images": "{:08x}".format}
+NONE, MISSING = "-", "missing"
+MAX_BYTES, MAX_NUMBER = 2**24, 1e9  # larger files are not read, larger numbers in a table are damage
+DAMAGE = (AttributeError, KeyError, RuntimeError, TypeError, ValueError, csv.Error)  # RuntimeError: a loop of links
+
+Rows = list[dict[str, float | None]]  # None: an empty cell
 
 
-class Figure(NamedTuple):
-    """Accuracy in percent over n images under one attack.
+class Evaluation(NamedTuple):
+    """Results of one checkpoint under one set of conditions: an entry of eval.json.
 
-    ``checkpoint`` is best, best clean, last or a file's name; ``conditions`` are those of the evaluation, as text;
-    ``outdated`` where the checkpoint has changed since.
+    ``checkpoint`` is a file name, ``kind`` best, best clean, last or that name; ``labels`` are the conditions as text;
+    ``outdated``: the checkpoint has changed since. ``results[attack]`` holds ``accuracy`` in percent, ``n`` and others.
     """
 
-    attack: str
     checkpoint: str
-    percent: float
-    n: int
-    conditions: dict[str, str]
-    settings: str
+    kind: str
+    conditions: dict[str, Any]
+    labels: dict[str, str]
+    results: dict[str, dict]
     outdated: bool
 
 
-class SurveyedRun(NamedTuple):
-    """What one run's folder tells.
+class Run(NamedTuple):
+    """The contents of one run folder; what is missing or damaged is empty.
 
-    ``name`` is its path below what was asked for; ``settings`` are those of config.json, {} where there are none;
-    ``epochs`` the rows of results.csv as numbers, None where a cell is empty; ``pictures`` PNG files by their place in
-    the folder; ``faults`` a line for everything that could not be read.
+    ``name`` is its path below the searched folders. ``epochs`` are the rows of results.csv, ``reliability`` those of
+    reliability.csv. ``evaluations`` of a checkpoint end with the newest. ``images`` are PNG files and ``problems``
+    messages, both by file path inside the folder. ``costs`` are speed and memory of the training by title of COSTS.
     """
 
     name: str
-    settings: dict[str, Any]
-    epochs: list[dict[str, float | None]]
-    figures: list[Figure]
-    pictures: dict[str, bytes]
-    faults: list[str]
+    path: Path
+    config: dict[str, str | float | bool | None]
+    epochs: Rows
+    reliability: Rows
+    evaluations: list[Evaluation]
+    images: dict[str, bytes]
+    problems: dict[str, str]
+    costs: dict[str, float]
 
 
-def survey(words: Sequence[str]) -> list[SurveyedRun]:
-    """All runs in folders and trees of them, each once, in the order of their names.
+def read_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Return all runs in the given run folders and trees of them, each once, sorted by path.
 
-    Raises UserError for a word that is no folder.
+    Raises UserError for a path that is no folder.
     """
-    for word in words:
-        if not Path(word).is_dir():
-            raise UserError(f"{word}: no such folder; name run folders, or trees of them")
-    roots = [Path(word).resolve() for word in words]
-    folders = sorted({folder for root in roots for folder in _runs_below(root)})
-    base = Path(os.path.commonpath(roots))
-    return [read_run(folder, str(folder.relative_to(base)) if folder != base else base.name) for folder in folders]
+    paths = list(map(Path, paths))
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder; name run folders, or trees of them")
+    folders = {folder.resolve(): folder for path in paths for folder in _find_folders(path)}
+    base = Path(os.path.commonpath([*(path.resolve() for path in paths), *folders]))
+    names = {real: real.name if real == base else str(real.relative_to(base)) for real in folders}
+    runs = [read_run(folders[real], names[real]) for real in sorted(folders)]
+    return [run for run in runs if any(run[2:])]  # other programs, too, write a config.json
 
 
-def _runs_below(root: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(root):  # follows no links
-        folder = Path(place)
-        if FIGURES in files and folder != root:
-            yield folder.parent
-        if MARKS & {*folders, *files} or (SETTINGS in files and _may_be_of_a_run(folder / SETTINGS)):
-            yield folder
+def _find_folders(root: Path) -> Iterator[Path]:
+    for path, folders, files in os.walk(root):  # follows no links
+        if EVALUATIONS in files:
+            yield Path(path).parent
+        if RUN_FILES & {*folders, *files}:
+            yield Path(path)
         folders[:] = [name for name in folders if name != STATES]
 
 
-def _may_be_of_a_run(path: Path) -> bool:
-    """Whether a config.json, which other programs write too, is a run's, or was not written to its end."""
-    try:
-        settings = json.loads(_text(path)) if path.is_file() else {}
-    except (OSError, *DAMAGE):
-        return True
-    return isinstance(settings, dict) and "method" in settings
+def read_run(folder: Path, name: str = "") -> Run:
+    """Read one run folder; raises nothing."""
+    problems = {} if os.path.lexists(folder / CONFIG) else {CONFIG: MISSING}
 
-
-def read_run(folder: Path, name: str) -> SurveyedRun:
-    """What the folder of one run tells; raises nothing."""
-    reader = _Reader(folder)
-    if not os.path.lexists(folder / SETTINGS):
-        reader.faults.append(f"{SETTINGS}: not there")
-    settings = reader.read(SETTINGS, _settings) or {}
-    epochs, bad = reader.read(RESULTS, _rows) or ([], 0)
-    reader.faults += [f"{RESULTS}: damaged rows left out: {bad}"] * bool(bad)
-    evaluated = [path.parent.name for path in sorted(folder.glob(f"*/{FIGURES}"))]
-    figures = [figure for inner in evaluated for figure in reader.read(f"{inner}/{FIGURES}", _figures) or []]
-    places = ["reliability.png", *(f"{inner}/{picture}" for inner in evaluated for picture in PICTURES)]
-    pictures = {place: content for place in places if (content := reader.read(place, _picture))}
-    return SurveyedRun(name, settings, epochs, figures, pictures, reader.faults)
-
-
-class _Reader:
-    """Reads files of one folder, none outside of it, and notes what it cannot read."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.faults = folder, []
-
-    def read(self, place: str, read: Callable[[Path], Any]) -> Any:
-        """What ``read`` makes of a file; None where there is none, or a fault."""
-        path = self.folder / place
-        if not os.path.lexists(path):
-            return None
+    def read(file: str, parse: Callable[[Path], Any], default: Any) -> Any:
+        path = folder / file
         try:
-            if not (path.resolve().is_relative_to(self.folder.resolve()) and path.is_file()):
-                raise UserError("no file of this folder")
-            return read(path)
+            if not os.path.lexists(path):
+                return default
+            if not (path.resolve().is_relative_to(folder.resolve()) and path.is_file()):
+                raise UserError("not a file of this folder")
+            if path.stat().st_size > MAX_BYTES:
+                raise UserError(f"larger than {MAX_BYTES >> 20} MiB")
+            return parse(path)
         except UserError as error:
-            self.faults.append(f"{place}: {str(error).removeprefix(f'{path}: ')}")
+            problems[file] = str(error).removeprefix(f"{path}: ")
         except OSError as error:
-            self.faults.append(f"{place}: cannot be read ({error.strerror})")
+            problems[file] = f"cannot be read ({error.strerror})"
         except DAMAGE:
-            self.faults.append(f"{place}: damaged")
-        return None
+            problems[file] = "damaged"
+        return default
+
+    config, tables = read(CONFIG, _read_config, {}), []
+    for file in (RESULTS, RELIABILITY):
+        rows, damaged = read(file, _read_rows, ([], 0))
+        tables.append(rows)
+        if damaged:
+            problems[file] = f"{damaged} damaged rows left out"
+    evaluated = [path.parent.name for path in sorted(folder.glob(f"*/{EVALUATIONS}"))]
+    evaluations = [entry for sub in evaluated for entry in read(f"{sub}/{EVALUATIONS}", _read_evaluations, [])]
+    files = ["reliability.png", *(f"{sub}/{image}" for sub in evaluated for image in IMAGES)]
+    images = {file: content for file in files if (content := read(file, _read_image, b""))}
+    columns = {title: [row[column] for row in tables[0] if row.get(column)] for title, (column, _) in COSTS.items()}
+    costs = {title: COSTS[title][1](values) for title, values in columns.items() if values}
+    return Run(name, folder, config, *tables, evaluations, images, problems, costs)
 
 
-def _text(path: Path) -> str:
-    if path.stat().st_size > LARGEST_TEXT:
-        raise UserError(f"{path}: larger than {LARGEST_TEXT >> 20} MiB")
-    return path.read_text(encoding="utf-8", errors="replace")
+def _read_config(path: Path) -> dict:
+    """Return the settings of a run, lists as text; {} for a file of another program."""
+    config = {}
+    for key, value in read_json(path).items():
+        values = value if isinstance(value, list) else [value]
+        if not all(map(is_plain, values)):
+            raise ValueError(f"{key} is not a setting")
+        config[key] = " ".join(map(str, values)) if isinstance(value, list) else value
+    return config if "method" in config else {}
 
 
-def _settings(path: Path) -> dict:
-    return {key: _plain(value) for key, value in json.loads(_text(path)).items()}
-
-
-def _plain(value) -> Any:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return value if value is None or isinstance(value, int | float) else str(value)
-
-
-def _rows(path: Path) -> tuple[list[dict[str, float | None]], int]:
-    """The rows of a table of epochs, and how many could not be read."""
-    table = csv.DictReader(_text(path).splitlines())
+def _read_rows(path: Path) -> tuple[Rows, int]:
+    """Return the rows of a table of epochs, and the number of damaged ones."""
+    table = csv.DictReader(path.read_text(encoding="utf-8", errors="replace").splitlines())
     if "epoch" not in (table.fieldnames or ()):
-        raise ValueError("no table of epochs")
-    rows, bad = [], 0
+        raise ValueError("not a table of epochs")
+    rows, damaged = [], 0
     for cells in table:
         try:
-            row = {key: None if cell == "" else _number(cell) for key, cell in cells.items()}
-            if not (row["epoch"] % 1 == 0 and 0 <= row["epoch"] < MOST_EPOCHS):
-                raise ValueError(row["epoch"])
-            rows.append(row)
-        except DAMAGE:
-            bad += 1
-    return rows, bad
+            row = {key: None if cell == "" else float(cell) for key, cell in cells.items()}
+            if not all(abs(value) < MAX_NUMBER for value in row.values() if value is not None):
+                raise ValueError("not a number of a run")
+            rows.append(row | {"epoch": int(cells["epoch"])})
+        except (TypeError, ValueError):
+            damaged += 1
+    return rows, damaged
 
 
-def _number(cell: str) -> float:
-    value = float(cell)
-    if not abs(value) < LARGEST_NUMBER:
-        raise ValueError(cell)
-    return value
-
-
-def _figures(path: Path) -> list[Figure]:
-    """Figures of all evaluations in a file, those of the newest last."""
-    _text(path)  # refuses one that is too large
-    found = []
+def _read_evaluations(path: Path) -> list[Evaluation]:
+    evaluations = []
     for entry in read_evaluations(path):
-        conditions = entry["conditions"]
-        checkpoint = path.parent.with_name(Path(conditions["checkpoint"]).name)
-        known = {title: (conditions.get(key), words) for title, (key, words) in CONDITIONS.items()}
-        about = {title: words(value) for title, (value, words) in known.items() if value not in (None, "")}
-        outdated = checkpoint.is_file() and _digest(checkpoint) != conditions["sha256"]
-        for attack, figure in entry["figures"].items():
-            kind, percent = KINDS.get(checkpoint.name, checkpoint.stem), _percent(figure["accuracy"])
-            details = {"protocol": str(conditions["protocol"])} | about
-            found.append(
-                Figure(attack, kind, percent, int(figure["n"]), details, str(figure.get("settings", "")), outdated)
-            )
-    return found
+        conditions, results = entry["conditions"], entry["figures"]
+        checkpoint, digest = path.parents[1] / conditions["checkpoint"], conditions["sha256"]
+        if not all(0 <= result["accuracy"] <= 100 for result in results.values()):
+            raise ValueError("not a percentage")
+        values = {title: conditions.get(key) for title, key in CONDITIONS.items()}
+        labels = {t: NONE if value in (None, "") else FORMATS.get(t, str)(value) for t, value in values.items()}
+        status = checkpoint.stat() if checkpoint.is_file() else None
+        outdated = bool(status) and _digest(checkpoint, status.st_mtime_ns, status.st_size) != digest
+        kind = KINDS.get(checkpoint.name, checkpoint.stem)
+        evaluations.append(Evaluation(checkpoint.name, kind, conditions, labels, results, outdated))
+    return evaluations
 
 
-def _percent(value) -> float:
-    if not 0 <= value <= 100:
-        raise ValueError(value)
-    return float(value)
-
-
-def _digest(path: Path) -> str:
-    metadata = path.stat()
-    return _digest_of(path, metadata.st_mtime_ns, metadata.st_size)
-
-
-@cache  # a page that is written again and again reads no unchanged checkpoint twice
-def _digest_of(path: Path, changed: int, size: int) -> str:
+@cache  # --watch reads no unchanged checkpoint twice
+def _digest(path: Path, modified: int, size: int) -> str:
     return sha256(path)
 
 
-def _picture(path: Path) -> bytes:
-    if path.stat().st_size > LARGEST_PICTURE:
-        raise UserError(f"{path}: larger than {LARGEST_PICTURE >> 20} MiB, not shown")
+def _read_image(path: Path) -> bytes:
     content = path.read_bytes()
-    if not content.startswith(PNG):
-        raise ValueError("no PNG")
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise ValueError("not a PNG")
     return content

@@ -1,247 +1,142 @@
-"""Evaluated runs side by side: the evaluations kept under folders as the rows of one table."""
+"""The comparison table: a row per evaluation, then the means of runs that differ only in the seed."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
-from engine.evaluation.records import NOT_ATTACKED, WORST, is_plain, read_evaluations, results_path, sha256
+from engine.evaluation.records import NOT_ATTACKED, WORST
+from engine.reporting.runs import CONFIG, COSTS, EVALUATIONS, MISSING, NONE, Evaluation, Run, read_run, read_runs
 from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.files import read_json
 from utils.log import logger
-from utils.plots import shortened
-from utils.tables import Cell
 
-CLEAN, NONE = "Clean", "-"
-KINDS = {BEST_PGD10: "best", BEST_CLEAN: "best clean", LAST: "last"}
-STRONGEST = ("AutoAttack", "C&W-inf", "PGD-20")
-
-# Settings of a run that have a column of their own, which tells apart families alike in all others.
-SETTINGS = ("precision", "desc_str")
-
-# Title of a column -> the condition of an evaluation that it shows, and how.
-CONDITIONS: dict[str, tuple[str, Callable]] = {
-    "eps": ("eps", lambda eps: f"{255 * eps:.4g}/255"),
-    "evaluation seed": ("seed", str),
-    "image size": ("image_size", str),
-    "steps": ("steps", str),
-    "restarts": ("restarts", str),
-    "judged": ("judge", str),
-    "batch": ("bs", str),
-    "surrogate": ("surrogate", lambda digest: digest[:8]),
-    "images": ("images", lambda fingerprint: f"{fingerprint:08x}"),
-}
-
-# Figures are compared with those of rows that agree in these columns: the same attacks on the same images.
-COMPARABLE = ("dataset", "images", "image size", "eps", "judged", "restarts", "steps", "surrogate")
-
+CLEAN = "Clean"
 ALWAYS_SHOWN = {"method", "student", "teacher", "seed", "checkpoint"}
-# Columns shown only where rows that differ in them are alike in these others (None: in all that are shown), since the
-# others explain the difference.
-IF_NEEDED = {"images": {"dataset", "evaluation seed", "image size"}, "run": None, "sha256": None}
-
-# Settings in which the same run may differ. The teachers' files are none, since they may hold different teachers, nor
-# is the user's word, since it may stand for other code.
-PLACES = {spec.name for spec in fields(TrainConfig) if not spec.metadata["affects_result"]}
-PLACES -= {"teacher_path", "std_teacher_path", "desc_str"}
+# Accuracies are compared between rows that agree in these columns: the same attacks on the same images.
+COMPARABLE = ("dataset", "images", "image size", "eps", "judged", "restarts", "steps", "surrogate")
+# Settings in which repetitions of a run may differ. Other teacher files or other code (desc_str) are no repetition.
+REPEATED = {"seed", *(spec.name for spec in fields(TrainConfig) if not spec.metadata["affects_result"])}
+REPEATED -= {"teacher_path", "std_teacher_path", "desc_str"}
 
 
 class Accuracy(NamedTuple):
-    """Accuracy in percent over n images; accuracies with the same n and basis are over the same images and attacks."""
+    """Accuracy in percent over n images; accuracies of equal ``basis`` are over the same images and attacks."""
 
     percent: float
     n: int
-    basis: str
+    basis: tuple
 
 
 class Row(NamedTuple):
-    """One evaluation: cells by title of column, accuracies by attack, and all that runs of other seeds share."""
+    """One evaluation: labels by column title, accuracies by attack, costs of the run, and what other seeds share."""
 
     labels: dict[str, str]
     accuracies: dict[str, Accuracy]
+    costs: dict[str, float]
     family: str
 
 
-class Table(NamedTuple):
-    """The text of every cell, and which cells hold the best figures."""
+def read_rows(paths: Iterable[str], protocol: str) -> list[Row]:
+    """Return a row per evaluation by ``protocol`` in run folders, trees of them, or of checkpoints.
 
-    header: list[str]
-    cells: list[list[str]]
-    bold: set[Cell]
-
-
-def gather(words: Iterable[str], protocol: str) -> list[Row]:
-    """Rows of all evaluations by a protocol that are kept under files and folders, each once.
-
-    Raises UserError for a word that does not exist or has none under it, and for a damaged file.
+    The newest of equal conditions counts; results of overwritten checkpoints are left out. Raises UserError for a
+    missing path, one without evaluations, and a damaged config.json or eval.json.
     """
-    found: dict[Path, list[Row]] = {}
-    for word in words:
-        path = Path(word)
+    rows: dict[tuple[Path, str], Row] = {}
+    for path in map(Path, paths):
         if not path.exists():
-            raise UserError(f"{word}: no such file or folder; name run folders, trees of them, or checkpoints")
-        places = sorted(path.rglob("eval.json")) if path.is_dir() else [results_path(path)]
-        places = {place.resolve(): place for place in places if place.exists()}
-        found |= {real: read_rows(place, protocol) for real, place in places.items() if real not in found}
-        if not any(found[real] for real in places):
-            flag = "" if protocol == "paper" else f" --protocol {protocol}"
-            raise UserError(
-                f"{word}: nothing there was evaluated by protocol {protocol}; "
-                f"this evaluates a checkpoint: python main_eval.py --model_path PATH{flag}"
-            )
-    return [row for rows in found.values() for row in rows]
-
-
-def read_rows(place: Path, protocol: str) -> list[Row]:
-    """Rows of the evaluations in one file; those of a checkpoint that was overwritten since are left out.
-
-    Raises UserError where the file, or the config.json beside the checkpoint, is damaged.
-    """
-    evaluations, folder = read_evaluations(place), place.parent.parent
-    rows, outdated = {}, set()
-    try:
-        kept = [entry for entry in evaluations if entry["conditions"]["protocol"] == protocol]
-        paths = {folder / entry["conditions"]["checkpoint"] for entry in kept}
-        digests = {path: sha256(path) for path in paths if path.is_file()}
-        for entry in kept:
-            conditions, path = entry["conditions"], folder / entry["conditions"]["checkpoint"]
-            if digests.get(path, conditions["sha256"]) == conditions["sha256"]:
-                # The newest of equal conditions, which stands last, remains.
-                rows[json.dumps(conditions, sort_keys=True)] = _row(path, conditions, entry["figures"])
+            raise UserError(f"{path}: no such file or folder; name run folders, trees of them, or checkpoints")
+        runs = read_runs([path]) if path.is_dir() else [read_run(path.parent)]
+        for run in runs:
+            for file, message in run.problems.items():
+                if message != MISSING and Path(file).name in (CONFIG, EVALUATIONS):
+                    raise UserError(f"{run.path / file}: {message}")
+        found, entries = {}, [(run, entry) for run in runs for entry in run.evaluations]
+        for run, entry in entries:
+            if entry.labels["protocol"] != protocol or (path.is_file() and entry.checkpoint != path.name):
+                continue
+            if entry.outdated:
+                logger.warning("%s has changed since its evaluation, which is left out", run.path / entry.checkpoint)
             else:
-                outdated.add(path)
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{place}: damaged; delete it and evaluate the checkpoint again") from error
-    for path in outdated:
-        logger.warning("%s has changed since it was evaluated: figures of the earlier one are left out", path)
+                found[run.path.resolve(), json.dumps(entry.conditions, sort_keys=True)] = _row(run, entry)
+        if not found:
+            command = "python main_eval.py --model_path PATH" + f" --protocol {protocol}" * (protocol != "paper")
+            raise UserError(f"{path}: no evaluation by protocol {protocol}; evaluate a checkpoint with: {command}")
+        rows |= found
     return list(rows.values())
 
 
-def _row(checkpoint: Path, conditions: dict, figures: dict) -> Row:
-    config = _config_beside(checkpoint)
-    labels = {
-        "dataset": conditions["dataset"],
-        "method": config.get("method", str(checkpoint)),
-        "student": conditions["model"],
-        "teacher": teacher_of(config),
-        "seed": _cell(config.get("seed")),
-        "checkpoint": KINDS.get(checkpoint.name, checkpoint.stem),
-        **{key: _cell(config.get(key)) for key in SETTINGS},
-        **{title: _cell(conditions.get(key), words) for title, (key, words) in CONDITIONS.items()},
-        "run": str(checkpoint.parent),
-        "sha256": _cell(conditions["sha256"], lambda digest: digest[:8]),
-    }
-    shared = [
-        {key: value for key, value in config.items() if key not in PLACES | {"seed"}},
-        {key: value for key, value in conditions.items() if key not in ("seed", "sha256")},
-    ]
+def _row(run: Run, entry: Evaluation) -> Row:
+    config = run.config
+    labels = dict.fromkeys(("dataset", "method", "student", "teacher", "seed", "checkpoint"))  # the order of columns
+    labels |= {"method": config.get("method", run.path / entry.checkpoint), "teacher": teacher_of(config)}
+    labels |= {"checkpoint": entry.kind} | {key: config.get(key) for key in ("seed", "precision", "desc_str")}
+    labels |= entry.labels | {"run": run.path}
+    labels = {title: NONE if value in (None, "") else str(value) for title, value in labels.items()}
+    settings = {key: value for key, value in config.items() if key not in REPEATED}
+    conditions = {key: value for key, value in entry.conditions.items() if key not in ("seed", "sha256")}
     accuracies = {
-        title: Accuracy(float(one["accuracy"]), int(one["n"]), _basis(figures, title)) for title, one in figures.items()
+        title: Accuracy(result["accuracy"], result["n"], _basis(entry.results, title))
+        for title, result in entry.results.items()
     }
-    return Row(labels, accuracies, json.dumps(shared, sort_keys=True))
+    return Row(labels, accuracies, run.costs, json.dumps([settings, conditions], sort_keys=True))
 
 
-def _config_beside(checkpoint: Path) -> dict:
-    """The settings of the run that a checkpoint comes from; {} where they are not kept."""
-    path = checkpoint.with_name("config.json")
-    if not path.exists():
-        return {}
-    try:
-        config = read_json(path)
-        for value in config.values():
-            if isinstance(value, dict) or (isinstance(value, list) and not all(map(is_plain, value))):
-                raise ValueError("no settings of a run")
-        return config if "method" in config else {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged; without it the checkpoint is shown by its path: delete it") from error
-
-
-def teacher_of(config: dict) -> str:
-    """The names of the teachers that a run's method learns from; a dash for none."""
-    method = config.get("method")
-    keys = [] if method in WITHOUT_TEACHER else ["teacher_model"]
-    keys += ["std_teacher_model"] if method in WITH_TWO_TEACHERS else []
+def teacher_of(config: Mapping) -> str:
+    """Return the names of the teachers that a run's method uses; a dash for none."""
+    keys = [] if config.get("method") in WITHOUT_TEACHER else ["teacher_model"]
+    keys += ["std_teacher_model"] if config.get("method") in WITH_TWO_TEACHERS else []
     return " + ".join(str(config[key]) for key in keys if key in config) or NONE
 
 
-def _cell(value, words: Callable = str) -> str:
-    return NONE if value in (None, "") else words(value)
-
-
-def _basis(figures: dict, title: str) -> str:
-    """Which of an evaluation's images a figure is over and, for the worst case, over which attacks.
-
-    AutoAttack may meet a part of the images, which another seed chooses differently.
-    """
-    bounded = [figure for figure in figures.values() if figure.get("bounded")]
-    over = bounded if title == WORST else [figures[title]]
-    met = zip(*(figure.get("correct", "") for figure in over), strict=False)
-    left_out = [number for number, marks in enumerate(met) if NOT_ATTACKED in marks]
-    return json.dumps([figures[title].get("settings") if title == WORST else None, left_out])
+def _basis(results: Mapping[str, Mapping], title: str) -> tuple:
+    """Return which images an accuracy is over, since attacks may run on a subset, and of the worst case the attacks."""
+    attacks = [result for result in results.values() if result.get("bounded")] if title == WORST else [results[title]]
+    correct = zip(*(str(result.get("correct", "")) for result in attacks), strict=False)
+    left_out = tuple(number for number, marks in enumerate(correct) if NOT_ATTACKED in marks)
+    return left_out, results[title].get("settings") if title == WORST else None
 
 
 def shown_columns(rows: Sequence[Row]) -> list[str]:
-    """Titles of the columns before the figures: those that always stand, and those in which rows differ.
-
-    Fingerprint of the images, folder and content of a checkpoint are shown only where nothing else tells rows apart.
-    """
+    """Return the titles of the columns to show: the usual ones, and those in which rows differ."""
     differing = {title for title in rows[0].labels if len({row.labels[title] for row in rows}) > 1}
-    shown = [title for title in rows[0].labels if title in ALWAYS_SHOWN | (differing - IF_NEEDED.keys())]
-    for title, others in IF_NEEDED.items():
-        known = [name for name in shown if others is None or name in others]
-        if _distinct(rows, [*known, title]) > _distinct(rows, known):
-            shown.append(title)
-    return shown
+    shown = [title for title in rows[0].labels if title in ALWAYS_SHOWN | differing - {"run"}]
+    unique = {tuple(row.labels[title] for title in shown) for row in rows}
+    return shown if len(unique) == len(rows) else [*shown, "run"]
 
 
-def _distinct(rows: Iterable[Row], shown: Sequence[str]) -> int:
-    """How many rows can be told apart by these columns and the numbers of images."""
-    sizes = [[(title, accuracy.n) for title, accuracy in row.accuracies.items()] for row in rows]
-    return len({(*(row.labels[title] for title in shown), *size) for row, size in zip(rows, sizes, strict=True)})
-
-
-def tabulate(rows: Sequence[Row], shown: Sequence[str]) -> Table:
-    """A line for each evaluation and, below, one for each family of runs that differ in their seed alone."""
+def comparison_table(rows: Sequence[Row], shown: Sequence[str]) -> tuple[list[str], list[list[str]], set]:
+    """Return header, cells (a line per row, then one per family) and (row, column) of the best accuracies."""
     titles = list(dict.fromkeys(title for row in rows for title in row.accuracies))
     counts = {title: {row.accuracies[title].n for row in rows if title in row.accuracies} for title in titles}
-    agreed = {title for title in titles if len(counts[title]) == 1}
-    header = [*shown, *(f"{title} (n={min(counts[title])})" if title in agreed else title for title in titles)]
+    common = {title: f" (n={min(n)})" for title, n in counts.items() if len(n) == 1}
+    costs = [title for title in COSTS if any(title in row.costs for row in rows)]
     cells = []
     for members in [*([row] for row in rows), *families(rows)]:
-        figures = [_figure([row.accuracies.get(title) for row in members], title in agreed) for title in titles]
-        cells.append([*(_label(members, title) for title in shown), *figures])
-    bold = {(number, len(shown) + column) for column, title in enumerate(titles) for number in best(rows, title)}
-    return Table(header, cells, bold)
+        cells.append([_label(members, title) for title in shown])
+        for title in titles:
+            accuracies = [row.accuracies.get(title) for row in members]
+            alike = None not in accuracies and len({(accuracy.n, accuracy.basis) for accuracy in accuracies}) == 1
+            text = _mean([accuracy.percent for accuracy in accuracies], 2) if alike else NONE
+            cells[-1].append(text if title in common or not alike else f"{text} (n={accuracies[0].n})")
+        cells[-1] += [_mean([row.costs.get(title) for row in members], 0) for title in costs]
+    bold = {(number, len(shown) + column) for column, title in enumerate(titles) for number in _best(rows, title)}
+    return [*shown, *(title + common.get(title, "") for title in titles), *costs], cells, bold
 
 
 def families(rows: Iterable[Row]) -> list[list[Row]]:
-    """Groups of two or more rows that differ in the seed of their runs, and perhaps in that of their evaluations.
-
-    Where a seed stands in a group more than once, the group is parted by the seed of the evaluations.
-    """
-    parts = []
-    for group in _grouped(rows, lambda row: row.family):
-        parts += [group] if _seeds_differ(group) else _grouped(group, lambda row: row.labels["evaluation seed"])
-    return [part for part in parts if len(part) > 1 and _seeds_differ(part)]
-
-
-def _grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> list[list[Row]]:
-    groups: dict[str, list[Row]] = {}
+    """Return groups of rows that differ only in the seed; several evaluations of a run are in different groups."""
+    groups, evaluations = defaultdict(list), Counter()
     for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return list(groups.values())
-
-
-def _seeds_differ(group: Sequence[Row]) -> bool:
-    seeds = {row.labels["seed"] for row in group}
-    return NONE not in seeds and len(seeds) == len(group)
+        run = row.family, row.labels["seed"]
+        groups[row.family, evaluations[run]].append(row)
+        evaluations[run] += 1
+    return [group for group in groups.values() if len(group) > 1 and group[0].labels["seed"] != NONE]
 
 
 def _label(members: Sequence[Row], title: str) -> str:
@@ -251,55 +146,27 @@ def _label(members: Sequence[Row], title: str) -> str:
     return values.pop() if len(values) == 1 else NONE
 
 
-def _figure(accuracies: Sequence[Accuracy | None], agreed: bool) -> str:
-    """One row's figure, or mean and deviation of several where all have one over the same images and attacks."""
-    if None in accuracies or len({(accuracy.n, accuracy.basis) for accuracy in accuracies}) > 1:
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    if None in values:
         return NONE
-    percents = [accuracy.percent for accuracy in accuracies]
-    deviation = f" ± {stdev(percents):.2f}" if len(percents) > 1 else ""
-    return f"{mean(percents):.2f}{deviation}" + ("" if agreed else f" (n={accuracies[0].n})")
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def best(rows: Sequence[Row], title: str) -> list[int]:
-    """Numbers of the rows with the best figure of an attack among the comparable; none where there is no rival."""
-    contests: dict[tuple, dict[int, float]] = {}
+def _best(rows: Sequence[Row], title: str) -> list[int]:
+    """Return the numbers of the rows with the highest accuracy among comparable ones; none without a rival."""
+    contests = defaultdict(list)
     for number, row in enumerate(rows):
-        if title in row.accuracies:
-            percent, n, basis = row.accuracies[title]
-            rivals = contests.setdefault((n, basis, *(row.labels[name] for name in COMPARABLE)), {})
-            rivals[number] = round(percent, 2)
-    contested = [rivals for rivals in contests.values() if len(rivals) > 1]
-    return [number for rivals in contested for number in rivals if rivals[number] == max(rivals.values())]
+        if accuracy := row.accuracies.get(title):
+            key = (accuracy.n, accuracy.basis, *(row.labels[name] for name in COMPARABLE))
+            contests[key].append((round(accuracy.percent, 2), number))
+    rivals = [contest for contest in contests.values() if len(contest) > 1]
+    return [number for contest in rivals for percent, number in contest if percent == max(contest)[0]]
 
 
-def shared_attack(rows: Iterable[Row]) -> str | None:
-    """The attack that most rows have beside their clean accuracy; of several the strongest, by name, then by mean."""
-    percents: dict[str, list[float]] = {}
-    for row in rows:
-        for title in row.accuracies.keys() - {CLEAN, WORST} if CLEAN in row.accuracies else ():
-            percents.setdefault(title, []).append(row.accuracies[title].percent)
-
-    def rank(title: str) -> tuple:
-        known = [place for place, name in enumerate(STRONGEST) if title.startswith(name)]
-        return -len(percents[title]), *(known or [len(STRONGEST)]), mean(percents[title]), title
-
-    return min(percents, key=rank, default=None)
-
-
-def point_names(rows: Sequence[Row], shown: Iterable[str]) -> list[str]:
-    """What tells each row from those of the same method and kind of checkpoint, as one text; "" for nothing.
-
-    A value without letters says nothing without the title of its column.
-    """
-    names = []
-    for row in rows:
-        alike = [other.labels for other in rows if _look(other) == _look(row)]
-        told = [title for title in shown if len({labels[title] for labels in alike}) > 1]
-        cells = [(title, row.labels[title]) for title in told]
-        words = (shortened(cell) if any(map(str.isalpha, cell)) else f"{title} {cell}" for title, cell in cells)
-        names.append(", ".join(words))
-    return names
-
-
-def _look(row: Row) -> tuple[str, str]:
-    return row.labels["method"], row.labels["checkpoint"]
+def shared_attack(evaluations: Iterable[Mapping[str, float]]) -> str | None:
+    """Return the attack that most evaluations have beside clean accuracy, of several that of the lowest mean."""
+    percents = defaultdict(list)
+    for accuracies in evaluations:
+        for title in accuracies.keys() - {CLEAN, WORST} if CLEAN in accuracies else ():
+            percents[title].append(accuracies[title])
+    return min(percents, key=lambda title: (-len(percents[title]), mean(percents[title]), title), default=None)
