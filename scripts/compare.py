@@ -1,7 +1,7 @@
 """One table and one figure of evaluated runs: python scripts/compare.py RUNS... [--out DIR] [--protocol paper]
 
-RUNS are run folders, trees of them, or checkpoints. Every evaluation is a row; the last rows are means ± sample standard
-deviations over seeds. DIR gets the table as comparison.csv, .md, .tex, and comparison.png: robust against clean accuracy.
+RUNS are run folders, trees of them, or checkpoints. Every evaluation is a row; the last rows are means ± standard
+deviations over seeds. DIR gets comparison.csv, .md, .tex (the table) and .png (robust against clean accuracy).
 """
 
 import sys
