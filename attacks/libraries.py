@@ -1,4 +1,4 @@
-"""What other libraries attack better than we would: AutoAttack, Square and C&W L2, as stages of an evaluation."""
+"""Attacks of other libraries as stages of an evaluation: AutoAttack, Square and C&W L2."""
 
 import sys
 
@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 AUTOATTACK_CLASSES = 4  # the DLR loss compares the logits of four classes
-STANDARD = {"APGD-CE": "apgd-ce", "APGD-T": "apgd-t", "FAB-T": "fab-t", "Square": "square"}  # in their order
-TARGETS = 9  # other classes that the standard version aims at
+STANDARD = {"APGD-CE": "apgd-ce", "APGD-T": "apgd-t", "FAB-T": "fab-t", "Square": "square"}  # in execution order
+TARGET_CLASSES = 9  # of the targeted attacks in the standard version
 
 
 def autoattack_stages(epsilon: float, seed: int) -> dict:
-    """AutoAttack, standard version, L-infinity (Croce & Hein, ICML 2020), one stage per attack, in its order.
+    """AutoAttack, standard version, L-infinity (Croce & Hein, ICML 2020): one stage per attack, in their order.
 
-    The authors' own code does the work: ``pyautoattack`` on PyPI, or their git package ``autoattack`` where only that
-    is installed. Each stage meets the images that the stages before it left standing, so the stages in turn equal one
-    call of theirs on the same batch.
+    Runs the authors' code: ``pyautoattack`` from PyPI, or their git package ``autoattack`` if only that is installed.
+    Each stage attacks the images that are still classified correctly, so all stages together equal one call of theirs
+    on the same batch.
     """
     return {title: _stage(name, epsilon, seed) for title, name in STANDARD.items()}
 
 
 def square_stage(epsilon: float, seed: int) -> dict:
-    """Square alone (Andriushchenko et al., ECCV 2020): score-based, 5,000 queries an image, no gradient."""
+    """Square only (Andriushchenko et al., ECCV 2020): score-based, 5,000 queries per image, no gradient."""
     return {"Square": _stage(STANDARD["Square"], epsilon, seed)}
 
 
@@ -39,16 +39,16 @@ def _stage(name: str, epsilon: float, seed: int):
             batch_size = {"batch_size": len(x)}
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
-        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(TARGETS, classes - 1)
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(TARGET_CLASSES, classes - 1)
         attack.attacks_to_run = [name]
-        found = attack.run_standard_evaluation(x, y, **batch_size)
-        return found[0] if isinstance(found, tuple) else found  # pyautoattack returns its predictions too
+        result = attack.run_standard_evaluation(x, y, **batch_size)
+        return result[0] if isinstance(result, tuple) else result  # pyautoattack also returns predictions
 
     return perturb
 
 
 def carlini_wagner_l2(model, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Tensor:
-    """C&W L2 of advertorch with the constants of the official DGAD script; it knows no epsilon and draws nothing."""
+    """C&W L2 of advertorch with the constants of the official DGAD script; it has no epsilon and no randomness."""
     attacks = advertorch_attacks()
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
@@ -59,8 +59,8 @@ def carlini_wagner_l2(model, x: Tensor, y: Tensor, noise: Tensor | None = None) 
 
 
 def advertorch_attacks():
-    """The module ``advertorch.attacks``; its release 0.2.3 imports a function that PyTorch has dropped: put it back."""
-    import torch.autograd.gradcheck  # noqa: F401  (the attribute of that name is a function that hides the module)
+    """Import ``advertorch.attacks``; its release 0.2.3 needs ``zero_gradients``, which PyTorch has removed."""
+    import torch.autograd.gradcheck  # noqa: F401  (the attribute torch.autograd.gradcheck is a function)
 
     module = sys.modules["torch.autograd.gradcheck"]
     if not hasattr(module, "zero_gradients"):

@@ -1,4 +1,4 @@
-"""What evaluation climbs: functions of logits (B, C) and labels (B,) that return losses (B,)."""
+"""Objectives that attacks maximize: functions of logits (B, C) and labels (B,) that return losses (B,)."""
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,8 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 def margin(logits: Tensor, y: Tensor, confidence: float = 50.0) -> Tensor:
     """Negative C&W margin of every image, (B,): ``-max(z_y - max_{c != y} z_c + confidence, 0)``.
 
-    With a confidence of 50 the clamp is out of reach of ordinary logits, so that an image already fooled is pushed on.
-    Source: Carlini & Wagner (S&P 2017), loss f6, as attack_model by the L-infinity attack of the IAD code.
+    With a confidence of 50 ordinary logits never reach the clamp, so the gradient of a misclassified image is not zero.
+    Source: Carlini & Wagner (S&P 2017), loss f6, as in the L-infinity attack of the IAD code.
     """
     of_label = logits.gather(1, y[:, None]).squeeze(1)
     others = logits.scatter(1, y[:, None], -torch.inf).amax(1)

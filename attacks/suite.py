@@ -1,28 +1,28 @@
-"""The named attacks of an evaluation, and the protocols that they make up."""
+"""The named attacks of an evaluation, and the protocols that consist of them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from attacks.libraries import autoattack_stages, carlini_wagner_l2, square_stage
+from attacks.libraries import STANDARD, autoattack_stages, carlini_wagner_l2, square_stage
 from attacks.objectives import cross_entropy, margin
 from attacks.pgd import pgd, pgd_until_fooled
 
 # Network in eval mode, images (B, C, H, W) in [0, 1], labels (B,), noise uniform in [-1, 1] of the images' shape
-# -> adversarial images. The caller draws, so that the start of an image depends on nothing that was attacked before.
+# -> adversarial images. The caller draws the noise, so the start of an image does not depend on other attacks.
 Perturb = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
-TRADES_STEP = 0.003  # of RSLAD's and TRADES' evaluations, whatever epsilon
+TRADES_STEP = 0.003  # step size in the evaluations of RSLAD and TRADES, for any epsilon
 BLACK_BOX_QUERIES = 5000
 
 
 class Attack(NamedTuple):
-    """One attack of a protocol: its column, what is printed and kept beside its number, and what it does to images.
+    """One attack of a protocol: title of its column, parameters to report, and its stages.
 
-    ``stages`` run in turn, each on the images that the network still classifies correctly: the restarts of PGD, the
-    four attacks of AutoAttack. ``every_image`` attacks the images too that are misclassified before any attack, and
-    judges by the result alone, as the official scripts do. An attack that is not ``bounded`` leaves the ball.
+    ``stages`` run in order, each on the images that the network still classifies correctly: the restarts of PGD, the
+    four attacks of AutoAttack. ``every_image`` also attacks images that are misclassified clean and counts only the
+    final prediction, as the official scripts do. ``bounded`` is False if the attack may leave the epsilon ball.
     """
 
     title: str
@@ -33,13 +33,16 @@ class Attack(NamedTuple):
 
     @property
     def settings(self) -> str:
-        """The parameters in words."""
-        return ", ".join(_WORDS[key](value) for key, value in self.parameters.items()) or "no attack"
+        """The parameters as text."""
+        return ", ".join(_TEXT[key](value) for key, value in self.parameters.items()) or "no attack"
 
 
 class Setting(NamedTuple):
-    """What a protocol is asked for: ``epsilon`` in [0, 1]; ``steps`` of PGD where not the protocol's own; when an image
-    counts as fooled (a key of LINF); a ``surrogate`` network for transfer, and what to call it.
+    """Parameters of a protocol.
+
+    ``epsilon`` is in [0, 1]; ``steps`` replaces the protocol's number of PGD steps; ``judge`` is "every" if an image
+    counts as fooled when any step fools the network, "last" if only the last step counts; ``surrogate`` is the network
+    for transfer attacks, ``surrogate_name`` its name in reports.
     """
 
     epsilon: float
@@ -52,7 +55,7 @@ class Setting(NamedTuple):
 
 
 def fgsm(epsilon: float) -> Perturb:
-    """One step of length epsilon from the image itself (Goodfellow et al., ICLR 2015)."""
+    """One step of length epsilon from the clean image (Goodfellow et al., ICLR 2015)."""
 
     def perturb(model, x, y, noise):
         return pgd(lambda z: cross_entropy(model(z), y), x, x, epsilon=epsilon, step_size=epsilon, steps=1)
@@ -60,38 +63,25 @@ def fgsm(epsilon: float) -> Perturb:
     return perturb
 
 
-def linf(objective, epsilon: float, step_size: float, steps: int) -> Perturb:
-    """PGD on ``objective(logits, y) -> (B,)`` from a uniform start in the ball, clamped to [0, 1]; every step taken."""
+def linf(objective, epsilon: float, step_size: float, steps: int, *, until_fooled: bool = False) -> Perturb:
+    """PGD on ``objective(logits, y) -> (B,)`` from a uniform start in the ball, clamped to [0, 1].
+
+    ``until_fooled`` stops for each image at its first success; otherwise all steps are taken.
+    """
+    ball = {"epsilon": epsilon, "step_size": step_size, "steps": steps}
 
     def perturb(model, x, y, noise):
-        start = _start(x, noise, epsilon)
-        return pgd(lambda z: objective(model(z), y), x, start, epsilon=epsilon, step_size=step_size, steps=steps)
+        start = (x + epsilon * noise).clamp(0, 1)
+        if until_fooled:
+            return pgd_until_fooled(model, objective, x, y, start, **ball)
+        return pgd(lambda z: objective(model(z), y), x, start, **ball)
 
     return perturb
-
-
-def linf_until_fooled(objective, epsilon: float, step_size: float, steps: int) -> Perturb:
-    """The same attack as :func:`linf`, judged at every step: it ends for each image with its first success."""
-
-    def perturb(model, x, y, noise):
-        start = _start(x, noise, epsilon)
-        return pgd_until_fooled(model, objective, x, y, start, epsilon=epsilon, step_size=step_size, steps=steps)
-
-    return perturb
-
-
-# When an image counts as fooled: once the network misclassifies it at any step, or where it does so after the last one.
-LINF = {"every": linf_until_fooled, "last": linf}
-_JUDGED = {"every": "at every step", "last": "after the last step"}
-
-
-def _start(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
-    return (x + epsilon * noise).clamp(0, 1)
 
 
 def pgd10(epsilon: float) -> Perturb:
-    """The PGD-10 by which epochs are compared: cross entropy, steps of epsilon / 4, uniform start, until fooled."""
-    return linf_until_fooled(cross_entropy, epsilon, epsilon / 4, 10)
+    """PGD-10 of the validation: cross entropy, steps of epsilon / 4, uniform start, until fooled."""
+    return linf(cross_entropy, epsilon, epsilon / 4, 10, until_fooled=True)
 
 
 def pgd20(setting: Setting) -> Attack:
@@ -100,7 +90,7 @@ def pgd20(setting: Setting) -> Attack:
 
 
 def paper_protocol(setting: Setting) -> dict[str, Attack]:
-    """The attacks that the papers report; steps are 2/255 long at epsilon 8/255, PGD-TRADES' 0.003."""
+    """The attacks that the papers report; the step size is 2/255 at epsilon 8/255, 0.003 for PGD-TRADES."""
     return {
         **_deterministic(setting),
         "pgd": pgd20(setting),
@@ -111,7 +101,7 @@ def paper_protocol(setting: Setting) -> dict[str, Attack]:
 
 
 def official_protocol(setting: Setting) -> dict[str, Attack]:
-    """The attacks of the official DGAD evaluation script, judged as there (its C&W is L2 and unbounded)."""
+    """The attacks of the official DGAD evaluation script; only the last step counts (its C&W is L2 and unbounded)."""
     setting = setting._replace(judge="last")
     cw = {"library": "advertorch", "iterations": 1000, "initial_const": 0.1, "confidence": 0.01, "norm": "L2"}
     return {
@@ -123,13 +113,13 @@ def official_protocol(setting: Setting) -> dict[str, Attack]:
 
 
 def blackbox_protocol(setting: Setting) -> dict[str, Attack]:
-    """What is found without the network's gradients: on a surrogate and carried over, and by queries of its scores."""
+    """Attacks without gradients of the network: transferred from a surrogate, and by queries of its scores."""
     epsilon = setting.epsilon
 
     def transferred(title: str, objective, steps: int) -> Attack:
         perturb = linf(objective, epsilon, epsilon / 4, steps)
         parameters = {"surrogate": setting.surrogate_name, **_parameters(setting, epsilon / 4, steps)}
-        stages = _repeated(_from(setting.surrogate, perturb), setting.restarts)
+        stages = _restarts(lambda model, *batch: perturb(setting.surrogate, *batch), setting)
         return Attack(f"transfer {title}-{steps}", parameters, stages, every_image=setting.judge == "last")
 
     square = {"library": "AutoAttack", "epsilon": epsilon, "queries": BLACK_BOX_QUERIES}
@@ -151,10 +141,11 @@ def _deterministic(setting: Setting) -> dict[str, Attack]:
 
 
 def _pgd_attack(title: str, objective, setting: Setting, step_size: float, steps: int) -> Attack:
-    perturb = LINF[setting.judge](objective, setting.epsilon, step_size, steps)
-    parameters = _parameters(setting, step_size, steps) | {"judged": _JUDGED[setting.judge]}
-    stages = _repeated(perturb, setting.restarts)
-    return Attack(f"{title}-{steps}", parameters, stages, every_image=setting.judge == "last")
+    until_fooled = setting.judge == "every"
+    perturb = linf(objective, setting.epsilon, step_size, steps, until_fooled=until_fooled)
+    parameters = _parameters(setting, step_size, steps)
+    parameters["judged"] = "at every step" if until_fooled else "after the last step"
+    return Attack(f"{title}-{steps}", parameters, _restarts(perturb, setting), every_image=not until_fooled)
 
 
 def _autoattack(setting: Setting) -> Attack:
@@ -162,12 +153,8 @@ def _autoattack(setting: Setting) -> Attack:
     return Attack("AutoAttack", parameters, autoattack_stages(setting.epsilon, setting.seed))
 
 
-def _from(surrogate: nn.Module, perturb: Perturb) -> Perturb:
-    return lambda model, x, y, noise: perturb(surrogate, x, y, noise)
-
-
-def _repeated(perturb: Perturb, restarts: int) -> dict[str, Perturb]:
-    return {f"start {k + 1}": perturb for k in range(restarts)}
+def _restarts(perturb: Perturb, setting: Setting) -> dict[str, Perturb]:
+    return {f"start {k + 1}": perturb for k in range(setting.restarts)}
 
 
 def _parameters(setting: Setting, step_size: float, steps: int) -> dict:
@@ -175,23 +162,19 @@ def _parameters(setting: Setting, step_size: float, steps: int) -> dict:
     return sizes | {"start": "uniform", "restarts": setting.restarts}
 
 
-def _of_255(value: float) -> str:
-    return f"{255 * value:.4g}/255"
-
-
-_WORDS = {
-    "epsilon": lambda value: f"epsilon {_of_255(value)}",
+_TEXT = {
+    "epsilon": lambda value: f"epsilon {255 * value:.4g}/255",
     "steps": lambda value: "1 step" if value == 1 else f"{value} steps",
-    "step_size": lambda value: f"step {_of_255(value)}",
+    "step_size": lambda value: f"step size {255 * value:.4g}/255",
     "start": lambda value: "no random start" if value == "none" else f"{value} start",
-    "restarts": lambda value: "1 start" if value == 1 else f"{value} starts",
-    "judged": lambda value: f"judged {value}",
+    "restarts": lambda value: "1 restart" if value == 1 else f"{value} restarts",
+    "judged": lambda value: f"success counted {value}",
     "library": str,
-    "version": lambda value: f"{value}: APGD-CE, APGD-T, FAB-T, Square",
+    "version": lambda value: f"{value}: {', '.join(STANDARD)}",
     "iterations": lambda value: f"{value} iterations",
     "initial_const": lambda value: f"constant {value}",
     "confidence": lambda value: f"confidence {value}",
-    "norm": lambda value: f"{value}, no bound",
+    "norm": lambda value: f"{value}, unbounded",
     "queries": lambda value: f"{value} queries",
-    "surrogate": lambda value: f"from {value}",
+    "surrogate": lambda value: f"transferred from {value}",
 }

@@ -1,0 +1,192 @@
+"""The Python API: load a checkpoint, evaluate any network under attack, train. Imports happen on use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from utils.config import TrainConfig
+
+__all__ = ["Accuracy", "Report", "evaluate", "load_model", "train"]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Accuracy(NamedTuple):
+    """Accuracy in percent on ``n`` images under one attack; ``correct`` is "1" or "0" per image ("" for a summary)."""
+
+    accuracy: float
+    n: int
+    settings: str
+    correct: str = ""
+
+
+class Report(dict[str, Accuracy]):
+    """Accuracies by title of the attack; "worst case" counts the images that are robust to all of them."""
+
+    def __init__(self, results: dict[str, dict]):
+        fields = Accuracy._fields
+        rows = ([result[key] for key in fields if key in result] for result in results.values())
+        super().__init__({title: Accuracy(*row) for title, row in zip(results, rows, strict=True)})
+        self.results = results
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<19} {row.accuracy:6.2f} %  (n {row.n}; {row.settings})" for name, row in self.items())
+
+    def to_dict(self) -> dict[str, dict]:
+        """Return what eval.json holds of each attack, as plain values."""
+        return self.results
+
+
+def load_model(path: str | Path, model: str | None = None, num_classes: int | None = None) -> nn.Module:
+    """Load a checkpoint of any supported layout: a network in eval mode, images (B, 3, H, W) in [0, 1] to logits.
+
+    Args:
+        path: File, or folder with a ``model.safetensors``; relative to the working directory or to this repository.
+        model: Name of the network; default: from the file's metadata, else recognized by keys and shapes.
+        num_classes: Default: from the file.
+
+    Raises utils.errors.UserError if the file is missing, damaged or does not fit.
+    """
+    from engine.networks import network_in
+    from models.robustbench import PREFIX
+    from models.teachers import load_robustbench
+    from models.weights import load_network, read_metadata, read_state_dict
+    from utils.errors import UserError
+
+    path = Path(path) if Path(path).exists() else ROOT / path
+    path = path / "model.safetensors" if path.is_dir() else path
+    name, metadata = network_in(path, model, "model"), read_metadata(path)
+    if num_classes is None:  # the classifier is the last matrix
+        num_classes = next((len(value) for value in reversed(read_state_dict(path).values()) if value.ndim == 2), 0)
+    if name.startswith(PREFIX):
+        return load_robustbench(name, metadata.get("dataset", "CIFAR10"), num_classes, path).eval()
+    image_size = metadata.get("image_size", 32)
+    try:
+        return load_network(name, num_classes, path, image_size).eval()
+    except UserError:
+        if (name, image_size) != ("presnet18", 32):
+            raise
+        return load_network(name, num_classes, path, 64).eval()  # its classifier depends on the image size
+
+
+def evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    eps: float = 8 / 255,
+    attacks: str = "clean,pgd,aa",
+    *,
+    steps: int | None = None,
+    restarts: int = 1,
+    batch_size: int = 200,
+    seed: int = 42,
+    device: torch.device | str | None = None,
+    precision: str = "auto",
+) -> Report:
+    """Evaluate a network under attack, as ``main_eval.py`` does with the flags of the same names.
+
+    Args:
+        model: Maps images to logits (B, classes). Its mode, device and ``requires_grad`` are restored afterwards.
+        images: (N, C, H, W) float32 in [0, 1].
+        labels: (N,) integers from 0.
+        eps: Radius of the L-infinity ball, in [0, 1].
+        attacks: Keys of protocol paper, separated by commas: clean fgsm pgd pgd_trades cw aa; all if empty.
+        steps: Steps of the attack ``pgd``; default: 20.
+        restarts: Random restarts of PGD and C&W-inf.
+        batch_size: Images per batch.
+        seed: Seed of the attack starts.
+        device: Default: the model's device.
+        precision: Of the attacks: "fp32", "tf32" on a GPU, "bf16", or "auto" for TF32 on a GPU and fp32 on a CPU;
+            predictions are always verified in strict float32.
+
+    Raises ValueError if an argument is invalid or the logits are not finite.
+    """
+    import torch
+
+    from attacks.suite import PROTOCOLS, Setting
+    from data import Split
+    from engine.accuracy import predict
+    from engine.device import full_precision
+    from engine.evaluation.evaluate import choose_attacks, choose_precision, run_attacks
+    from engine.evaluation.records import worst_case
+    from utils.errors import UserError
+
+    _require(0 <= eps <= 1, f"eps: must be in [0, 1], not {eps:g}; divide by 255")
+    _require_images(images, labels)
+    device = torch.device(device or next(model.parameters(), images).device)
+    whole = Split(images.to(device), labels.to(device, torch.int64))
+
+    def batches(part: Split) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(part.images.split(batch_size), part.labels.split(batch_size), strict=True))
+
+    try:
+        precision = choose_precision(precision, device)
+        with _frozen(model, device), full_precision(), torch.no_grad():
+            shape = model(whole.images[:1]).shape
+            _require(len(shape) == 2, f"model: must return logits (B, classes), not a tensor of shape {tuple(shape)}")
+            allowed = 0 <= int(labels.min()) <= int(labels.max()) < shape[1]
+            _require(allowed, f"labels: must be between 0 and {shape[1] - 1}, the model has {shape[1]} classes")
+            protocol = PROTOCOLS["paper"](Setting(eps, seed, steps, restarts))
+            chosen = {key: protocol[key] for key in choose_attacks(attacks, "paper", shape[1], "attacks")}
+            clean, classes = predict(model, batches(whole)), list(map(str, range(shape[1])))
+            options = {"batches": batches, "classes": classes, "precision": precision, "seed": seed}
+            outcomes = run_attacks(model, chosen, whole, clean, **options)
+            results = {chosen[key].title: result for key, _, result in outcomes}
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return Report(results | worst_case(results))
+
+
+def train(config: TrainConfig) -> Path:
+    """Train as ``main.py`` does and return the run's folder; a recipe fills in the fields that have their default.
+
+    Raises utils.errors.UserError for everything that the user can fix.
+    """
+    from dataclasses import fields
+
+    from engine.training.run import train as run
+
+    changed = (spec.name for spec in fields(config) if getattr(config, spec.name) != spec.default)
+    return run(config, dict.fromkeys(changed, "flag"))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_images(images: Tensor, labels: Tensor) -> None:
+    import torch
+
+    for name, value in (("images", images), ("labels", labels)):
+        _require(isinstance(value, torch.Tensor), f"{name}: must be a tensor, not {type(value).__name__}")
+    shape = tuple(images.shape)
+    _require(images.dtype == torch.float32, f"images: must be float32, not {images.dtype}")
+    _require(len(shape) == 4 and shape[0] > 0, f"images: must have shape (N, C, H, W) with N > 0, not {shape}")
+    low, high = float(images.min()), float(images.max())
+    _require(0 <= low <= high <= 1, f"images: must be in [0, 1], not in [{low:g}, {high:g}]")
+    integers = not (labels.is_floating_point() or labels.is_complex())
+    _require(integers and labels.shape == shape[:1], f"labels: must be an integer tensor of shape ({shape[0]},)")
+
+
+@contextmanager
+def _frozen(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep a model on ``device``, in eval mode with constant parameters; restore all three afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    origin = next((parameter.device for parameter in model.parameters()), device)
+    try:
+        yield model.to(device).eval().requires_grad_(False)
+    finally:
+        model.to(origin)
+        for module, training in modes:
+            module.training = training
+        for parameter in trainable:
+            parameter.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Accuracy of a network as a count over images, clean and under attack."""
+"""Accuracy of a network: correctly classified images, clean and under attack."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from attacks.pgd import uniform
 from attacks.suite import Perturb
+from engine.device import allow_tf32
 from utils.errors import UserError
 
 
 class Score(NamedTuple):
-    """Mean cross entropy and accuracy in percent over ``n`` images."""
+    """Mean cross entropy and accuracy (percent) over ``n`` images."""
 
     loss: float
     accuracy: float
@@ -21,9 +22,9 @@ class Score(NamedTuple):
 
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], perturb: Perturb | None = None) -> Score:
-    """Score ``model`` in eval mode, on clean images or on those that ``perturb`` makes of them.
+    """Score ``model`` in eval mode on clean images, or on adversarial images made by ``perturb``.
 
-    Sums over images, never means over batches, so that a short last batch has no more weight than its images.
+    Means are over images, not over batches, so a smaller last batch counts by its images.
     """
     model.eval()
     loss = correct = 0
@@ -39,39 +40,42 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], perturb
 
 
 def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Classes (N,) int64 that ``model`` predicts for clean images, on the CPU; leaves it in eval mode.
+    """Return the classes (N,) int64 that ``model`` predicts for clean images, on the CPU; leaves it in eval mode.
 
-    Raises UserError where a logit is nan or inf.
+    Raises UserError if a logit is nan or inf.
     """
     model.eval()
-    found = []
+    classes = []
     for x, _ in batches:
         with torch.no_grad():
             logits = model(x)
         if not logits.isfinite().all():
-            raise UserError("--model_path: the network's logits are nan or inf on clean images: its file is damaged")
-        found.append(logits.argmax(1).cpu())
-    return torch.cat(found)
+            raise UserError("--model_path: the network's logits are nan or inf on clean images: the file is damaged")
+        classes.append(logits.argmax(1).cpu())
+    return torch.cat(classes)
 
 
 def attack_and_verify(
-    attack_model, model, perturb: Perturb, x: Tensor, y: Tensor, noise: Tensor
+    attack_model, model, perturb: Perturb, x: Tensor, y: Tensor, noise: Tensor, *, tf32: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Perturb images with the fast ``attack_model`` and verify the result with ``model``.
+    """Perturb images with the fast ``attack_model`` and verify the result with ``model`` in strict float32.
 
     Returns adversarial images (B, C, H, W) and the logits (B, classes) of ``model`` for them. ``attack_model`` equals
-    ``model`` up to rounding. PGD stops for an image as soon as ``attack_model`` misclassifies it; where ``model`` still
-    classifies that image correctly, the attack is repeated on ``model`` itself.
+    ``model`` up to rounding; ``tf32`` allows it TF32. PGD stops for an image as soon as ``attack_model`` misclassifies
+    it; if ``model`` still classifies that image correctly, the attack is repeated on ``model`` in strict float32.
     """
-    x_adv = perturb(attack_model, x, y, noise)
-    with torch.no_grad():
+    with allow_tf32(tf32):
+        x_adv = perturb(attack_model, x, y, noise)
+    with allow_tf32(False), torch.no_grad():
         logits = model(x_adv)
-        held = (logits.argmax(1) == y).nonzero()[:, 0]
-        if attack_model is model or not len(held):
-            return x_adv, logits
-        early = held[attack_model(x_adv[held]).argmax(1) != y[held]]
-    if len(early):
-        x_adv[early] = perturb(model, x[early], y[early], noise[early])
-        with torch.no_grad():
-            logits[early] = model(x_adv[early])
+    correct = (logits.argmax(1) == y).nonzero()[:, 0]
+    if (attack_model is model and not tf32) or not len(correct):
+        return x_adv, logits
+    with allow_tf32(tf32), torch.no_grad():
+        again = correct[attack_model(x_adv[correct]).argmax(1) != y[correct]]
+    if len(again):
+        with allow_tf32(False):
+            x_adv[again] = perturb(model, x[again], y[again], noise[again])
+            with torch.no_grad():
+                logits[again] = model(x_adv[again])
     return x_adv, logits

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running code."""
+"""Checkpoints: written completely or not at all, and loaded without executing code."""
 
 import sys
 import zipfile
@@ -12,14 +12,14 @@ from utils.files import write_atomically
 
 # Files and folders of a run; the names of the checkpoints are those of the official codes.
 BEST_PGD10, BEST_CLEAN, LAST = "best_PGD10_acc_model.pth", "best_clean_acc_model.pth", "last_epoch_model.pth"
-STATES = "resume"  # folder of the states that --resume continues from
+STATES = "resume"  # folder of the resume states
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors, numbers, text, lists and dicts to ``path``; the same content gives the same bytes."""
+    """Write tensors, numbers, strings, lists and dicts to ``path``; equal content gives equal bytes."""
 
     def write(temporary: Path) -> None:
-        # Through a file object: given a path, torch writes its (temporary) name into the archive.
+        # To a file object: given a path, torch writes its (temporary) name into the archive.
         with open(temporary, "wb") as file:
             torch.save(_interned(content), file)
 
@@ -27,8 +27,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def _interned(value):
-    """Copy the containers so that equal texts are one object: pickle writes each object once, and a restored run
-    would otherwise save other bytes than one that was never interrupted.
+    """Copy containers so that equal strings are one object. Pickle stores each object once, so the bytes of a resumed
+    run would differ otherwise.
     """
     if isinstance(value, str):
         return sys.intern(value)
@@ -38,18 +38,18 @@ def _interned(value):
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours onto the CPU, whatever device wrote it.
+    """Load a checkpoint of this project to the CPU, saved on any device.
 
-    Raises UserError where the file is missing, damaged, or holds anything but data.
+    Raises UserError if the file is missing or damaged, or contains anything but data.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            broken = archive.testzip()
-        if broken:
-            raise ValueError(f"wrong checksum of {broken}")
+        with zipfile.ZipFile(path) as archive:  # torch.load does not verify checksums
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"wrong checksum of {damaged}")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises five kinds for a damaged file
+    except Exception as error:  # torch raises five types for a damaged file
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from error

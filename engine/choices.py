@@ -1,4 +1,4 @@
-"""The names that flags take, as help text."""
+"""The names that flags accept, for their help."""
 
 import textwrap
 
@@ -7,14 +7,14 @@ from methods import METHODS
 from models import MODELS
 
 
-def _listed(table) -> str:
+def _one_of(table) -> str:
     return textwrap.fill("one of: " + ", ".join(table), width=90)
 
 
-# Field of a config -> what its help adds.
+# Field of a config -> text appended to its help.
 CHOICES = {
-    "dataset": _listed(DATASETS),
-    "model": _listed(MODELS),
+    "dataset": _one_of(DATASETS),
+    "model": _one_of(MODELS),
     "teacher_model": "any --model, or a published one: python -m models.teachers lists them",
-    "method": _listed(METHODS),
+    "method": _one_of(METHODS),
 }

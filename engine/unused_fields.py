@@ -1,4 +1,4 @@
-"""Which settings of a run its method does not use."""
+"""Settings that a method does not use."""
 
 from dataclasses import fields
 
@@ -7,11 +7,11 @@ from utils.config import METHOD, TrainConfig
 
 TEACHER = {"teacher_model", "teacher_path", "no_teacher_check"}
 SECOND_TEACHER = {"std_teacher_model", "std_teacher_path"}
-INNER_ATTACK = {"step_size", "num_steps", "attack_bn"}  # epsilon is also that of the PGD-10 that judges an epoch
+INNER_ATTACK = {"step_size", "num_steps", "attack_bn"}  # epsilon is also the radius of the validation's PGD-10
 
 
 def unused_fields(config: TrainConfig) -> set[str]:
-    """Names of the fields that the run's method makes no use of, whatever their value."""
+    """Return the names of the fields that have no effect with the config's method."""
     unused = {spec.name for spec in fields(config) if spec.metadata["group"] == METHOD and spec.name != "method"}
     unused -= fields_read(config.method, config)
     unused |= TEACHER if config.method in WITHOUT_TEACHER else set()

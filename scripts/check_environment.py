@@ -1,11 +1,10 @@
-"""Says whether this interpreter can run the project: exit status 0, else one line that says what is wrong.
+"""Check whether this interpreter can run the project; if it cannot, print the reason in one line.
 
-Status 1 is something that pip can mend, status 2 an interpreter too old. Needs nothing but the standard library.
+Exit status: 0 it can, 1 pip can fix it, 2 the interpreter is too old. Needs only the standard library.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import re
 import sys
@@ -19,36 +18,27 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.match(r"[\d.]+", version)[0].strip(".").split("."))
 
 
-def complaint() -> str | None:
-    """What is wrong with this environment, or None."""
+def problem() -> str | None:
+    """The first problem of this environment, or None."""
     for line in REQUIREMENTS.read_text(encoding="utf-8").split():
-        name, least = line.split(">=")
+        name, minimum = line.split(">=")
         try:
-            found = importlib.metadata.version(name)
+            installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             return f"{name} is not installed"
-        if numbers(found) < numbers(least):
-            return f"{name} {found} is installed, {least} or later is needed"
-    return mismatch()
-
-
-def mismatch() -> str | None:
-    """What importing torch and torchvision together says."""
+        if numbers(installed) < numbers(minimum):
+            return f"{name} {installed} is installed, but {minimum} or later is required"
     try:
-        importlib.import_module("torch")
-        importlib.import_module("torchvision")
+        import torch  # noqa: F401
+        import torchvision  # noqa: F401
     except Exception as error:  # a torchvision built for another torch fails in several ways
-        versions = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision"))
-        reason = str(error).splitlines()[0]
-        return f"{versions} do not match ({reason}): pip install --upgrade torch torchvision brings a matching pair"
+        pair = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision"))
+        return f"{pair} do not match ({str(error).splitlines()[0]}): pip install --upgrade torch torchvision"
     return None
 
 
 if __name__ == "__main__":
     if sys.version_info < (3, 10):  # noqa: UP036  (any interpreter may run this file)
-        print(f"Python {sys.version.split()[0]} is too old: 3.10 is needed; PYTHON=... names another", file=sys.stderr)
+        sys.stderr.write(f"Python {sys.version.split()[0]} is too old: 3.10 is required; set PYTHON to another\n")
         sys.exit(2)
-    wrong = complaint()
-    if wrong:
-        print(wrong, file=sys.stderr)
-        sys.exit(1)
+    sys.exit(problem())  # a text goes to stderr, with status 1

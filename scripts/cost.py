@@ -1,179 +1,145 @@
-"""What a training costs, counted before it begins: python scripts/cost.py [flags]
+"""Count what trainings cost before they start: python scripts/cost.py [flags of main.py] [--rate R]
+With - it reads commands of main.py and main_tiny.py from standard input, one per line, and ignores other lines:
+  bash scripts/sweep.sh --list OPTIONS | python scripts/cost.py - [--rate R]
 
-A step is carried out on tensors that have a shape and no content, and its multiplications and additions are counted, as
-scripts/benchmark.py counts them. Hours are that count over --rate: no speed is assumed.
+It executes a training step on tensors without content and counts multiplications and additions. The result is an upper
+bound: validation costs less for images that are fooled early. Hours are this count divided by --rate.
 """
 
+import math
+import re
+import shlex
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
 
-from data import dataset_name
 from engine.choices import CHOICES
 from engine.export.robustbench import KNOWN
+from engine.training.settings import resolve
 from engine.training.trainer import Trainer
-from methods import ALIASES, METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import build
-from scripts.measure import gflop, passes
+from models.teachers import architecture_of
+from scripts.benchmark.measure import gflop
 from utils.cli import run_command
-from utils.config import TrainConfig
+from utils.config import ATTACK, METHOD, NETWORKS, TinyTrainConfig, TrainConfig
 from utils.errors import UserError
-from utils.flags import above, at_least, between, check_values, flag, parse
+from utils.flags import above, at_least, flag, parse
 from utils.log import logger
-from utils.names import canonical
 
 TRAIN_IMAGES = {"CIFAR10": 50_000, "CIFAR100": 50_000, "Tiny_Image": 100_000, "Digits": 1437}
-IMAGES = 2  # counted on, since BatchNorm in train mode takes no single one everywhere
-# Of an image that is scored after an epoch and that nothing fools: a clean pass, ten steps of two, and what they found
-# on both copies of the network.
-JUDGING_PASSES = 23
-EPSILON, STEP_SIZE = 8 / 255, 2 / 255  # no count depends on them
-TRAINING, DATA, SPEED = "training", "data", "speed"
+IMAGES = 2  # in the counted step; BatchNorm in train mode needs more than one
+VALIDATION_PASSES = 23  # a clean forward, ten PGD steps of two passes, and a forward of the network and of its copy
+COMMAND = re.compile(r"\S*python\S* (?:\S*/)?main(_tiny)?\.py ")
+COST = "cost"
 
 
 @dataclass(frozen=True)
+class CostConfig(TrainConfig):
+    """A training, and what main.py does not need to know of it."""
+
+    classes: int | None = flag(None, "number of classes; default: the dataset's", group=COST, check=at_least(2))
+    rate: float | None = flag(None, "GFLOP/s of training, as scripts/benchmark step prints", group=COST, check=above(0))
+
+
 class Cost:
-    """Whose cost is counted."""
+    """GFLOP of a training with resolved names; raises UserError if the size of the data is unknown."""
 
-    method: str = flag("DGAD", "training method", group=TRAINING)
-    model: str = flag("resnet18", "student", group=TRAINING)
-    teacher_model: str = flag("wideresnet34_10", "teacher", group=TRAINING)
-    std_teacher_model: str = flag("resnet18", "second teacher of AKD2 and IAD-II", group=TRAINING)
-    iad_begin: int | None = flag(
-        None,
-        "first epoch with introspection (the method's when not given)",
-        name="IAD_begin",
-        group=TRAINING,
-        check=at_least(0),
-    )
-    num_steps: int = flag(10, "steps of the attack", group=TRAINING, check=at_least(1))
-    epochs: int = flag(200, "passes over the training set", group=TRAINING, check=at_least(1))
-    runs: int = flag(1, "how many such runs, of several seeds for example", group=TRAINING, check=at_least(1))
-    dataset: str = flag("CIFAR10", "data set: how many images, of what size and classes", group=DATA)
-    train_images: int | None = flag(
-        None, "training images (the data set's when not given)", group=DATA, check=at_least(1)
-    )
-    test_images: int | None = flag(
-        None, "images that judge an epoch (the data set's when not given)", group=DATA, check=at_least(1)
-    )
-    classes: int | None = flag(None, "classes (the data set's when not given)", group=DATA, check=at_least(2))
-    image_size: int | None = flag(
-        None, "side of the images (the data set's when not given)", group=DATA, check=between(16, 1024)
-    )
-    rate: float | None = flag(
-        None,
-        "GFLOP/s that training reaches on your hardware, as scripts/benchmark.py step prints it",
-        group=SPEED,
-        check=above(0),
-    )
+    def __init__(self, config: TrainConfig, classes: int | None = None):
+        known = KNOWN.get(config.dataset)
+        available = TRAIN_IMAGES.get(config.dataset, math.inf) - config.val_size
+        tested = min(config.limit_test or math.inf, known.test_images if known else math.inf)
+        sizes = {
+            "--limit_train": min(config.limit_train or math.inf, available),
+            "--limit_test": config.val_size or tested,
+            "--image_size": config.image_size or (known and known.image_size) or math.inf,
+            "--classes": classes or (known and known.classes) or math.inf,
+        }
+        if missing := " ".join(name for name, size in sizes.items() if size == math.inf):
+            raise UserError(f"--dataset {config.dataset}: its size is unknown before it is read; give {missing}")
+        self.images, self.validation_images, image_size, classes = sizes.values()
+        self.epochs, self.validations = config.epochs, math.ceil(config.epochs / config.eval_every)
+        teachers = 0 if config.method in WITHOUT_TEACHER else 2 if config.method in WITH_TWO_TEACHERS else 1
+        teachers = (config.teacher_model, config.std_teacher_model)[:teachers]
+        names = (config.model, *(architecture_of(name, config.dataset) for name in teachers))
+        self.forward = {name: count_forward(name, classes, image_size) for name in names}
+        self.validation = VALIDATION_PASSES * self.forward[config.model]
+        # Only these fields decide the count, so that runs which differ in others are counted once.
+        counted = {spec.name for spec in fields(TrainConfig) if spec.metadata["group"] in (NETWORKS, METHOD, ATTACK)}
+        values = {name: getattr(config, name) for name in counted if not name.endswith("path")}
+        self.begin, self.first, self.later = count_steps(TrainConfig(**values), names, classes, image_size)
 
-    def __post_init__(self):
-        check_values(self)
+    @property
+    def total(self) -> float:
+        """GFLOP of the whole training."""
+        begin = min(self.begin, self.epochs)
+        steps = begin * self.first + (self.epochs - begin) * self.later
+        return self.images * steps + self.validation_images * self.validations * self.validation
 
-
-class Counted(NamedTuple):
-    """One training step: passes through each network, and arithmetic in GFLOP an image."""
-
-    passes: dict[str, int]
-    gflop: float
-
-
-def cost(config: Cost) -> None:
-    """Log the count of a step, of an epoch's scores and of the whole training, and the hours where a rate is given.
-
-    Raises UserError for an unknown name, and where the size of the data is not known.
-    """
-    config = _resolved(config)
-    for name in _names(config):
-        logger.info("%s, one forward pass of an image: %.4g GFLOP", name, count_forward(config, name))
-    first, later, begin = count_training(config)
-    judged = JUDGING_PASSES * count_forward(config, config.model)
-    trained = begin * first.gflop + (config.epochs - begin) * later.gflop
-    total = config.runs * (config.train_images * trained + config.test_images * config.epochs * judged)
-    _tell_step("a training image", first)
-    if later != first:
-        _tell_step(f"from epoch {begin} on", later)
-    logger.info("a judged image, at most: %.4g GFLOP", judged)
-    data = f"{config.train_images:,} training and {config.test_images:,} judged images"
-    logger.info("%d run(s) of %d epochs, %s: at most %.4g GFLOP", config.runs, config.epochs, data, total)
-    if config.rate:
-        logger.info("at %g GFLOP/s: %.4g hours", config.rate, total / config.rate / 3600)
-    else:
-        logger.info("--rate turns this into hours; scripts/benchmark.py step prints what your hardware reaches")
+    def log(self) -> None:
+        """Log the parts."""
+        for name, work in self.forward.items():
+            logger.info("%s, one forward pass of an image: %.4g GFLOP", name, work)
+        logger.info("training step, per image: %.4g GFLOP", self.first)
+        if self.later != self.first:
+            logger.info("training step from epoch %d on, per image: %.4g GFLOP", self.begin + 1, self.later)
+        logger.info("validation, per image: at most %.4g GFLOP", self.validation)
+        images = f"{self.images:,} training and {self.validation_images:,} validation images"
+        logger.info("%d epochs, %s", self.epochs, images)
 
 
-def count_forward(config: Cost, name: str) -> float:
-    """GFLOP of a network's forward pass for one image; its gradient to the image costs as much again."""
+@cache
+def count_forward(name: str, classes: int, image_size: int) -> float:
+    """GFLOP of a network's forward pass per image; its gradient to the image costs as much again."""
     with torch.device("meta"), torch.no_grad():
-        network = build(name, config.classes, config.image_size).eval()
-        return gflop(lambda: network(_images(config))) / IMAGES
+        network = build(name, classes, image_size).eval()
+        return gflop(lambda: network(torch.rand(IMAGES, 3, image_size, image_size))) / IMAGES
 
 
-def count_training(config: Cost) -> tuple[Counted, Counted, int]:
-    """A step before and from the epoch at which introspection begins, and how many epochs of the run lie before it.
+@cache
+def count_steps(config: TrainConfig, names: tuple[str, ...], classes: int, image_size: int) -> tuple:
+    """The epoch, from 0, at which introspection begins, and GFLOP of a training step per image before and from it.
 
-    Both are equal, and all epochs lie before it, for a method without introspection.
+    For a method without introspection the epoch is infinite.
     """
     with torch.device("meta"):
-        trainer = _trainer(config)
-        begin = getattr(trainer.method, "keywords", {}).get("begin", config.epochs)
-        first, later = (_counted(trainer, config, epoch) for epoch in (0, begin))
-    return first, later, min(begin, config.epochs)
+        student, *teachers = (build(name, classes, image_size) for name in names)
+        teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
+        method, optimizer = METHODS[config.method](config), torch.optim.SGD(student.parameters(), lr=1e-3)
+        attack = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": config.num_steps, "attack_bn": config.attack_bn}
+        trainer = Trainer(student, teachers, method, optimizer, **attack)
+        x, y = torch.rand(IMAGES, 3, image_size, image_size), torch.randint(classes, (IMAGES,))
+        begin = getattr(method, "keywords", {}).get("begin", math.inf)
+        return begin, *(gflop(lambda epoch=epoch: trainer.step(x, y, epoch)) / IMAGES for epoch in (0, begin))
 
 
-def _resolved(config: Cost) -> Cost:
-    config = replace(
-        config,
-        method=canonical(config.method, METHODS, ALIASES, "--method"),
-        dataset=dataset_name(config.dataset),
-    )
-    known = KNOWN.get(config.dataset)
-    sizes = {"train_images": TRAIN_IMAGES.get(config.dataset)}
-    for name in ("test_images", "classes", "image_size"):
-        sizes[name] = getattr(known, name, None)
-    sizes = {name: getattr(config, name) or size for name, size in sizes.items()}
-    missing = [f"--{name}" for name, size in sizes.items() if size is None]
-    if missing:
-        raise UserError(f"--dataset {config.dataset}: has no size of its own; give {' '.join(missing)}")
-    return replace(config, **sizes)
+def listed(lines: Iterable[str]) -> list[Cost]:
+    """Costs of the commands of main.py and main_tiny.py among the lines; raises UserError if there are none."""
+    matches = [match for line in lines if (match := COMMAND.match(line))]
+    if not matches:
+        raise UserError("standard input: has no command of main.py or main_tiny.py; --list of a script prints commands")
+    configs = {None: TrainConfig, "_tiny": TinyTrainConfig}
+    commands = [(configs[match[1]], shlex.split(match.string[match.end() :])) for match in matches]
+    return [Cost(resolve(*parse(kind, flags, description="", choices={}))[0]) for kind, flags in commands]
 
 
-def _names(config: Cost) -> list[str]:
-    """The networks of a step: the student, then its teachers."""
-    names = [config.model, config.teacher_model, config.std_teacher_model]
-    return names[: 1 if config.method in WITHOUT_TEACHER else 3 if config.method in WITH_TWO_TEACHERS else 2]
-
-
-def _trainer(config: Cost) -> Trainer:
-    student, *teachers = (build(name, config.classes, config.image_size) for name in _names(config))
-    teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
-    method = METHODS[config.method](TrainConfig(iad_begin=config.iad_begin))
-    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
-    return Trainer(student, teachers, method, optimizer, epsilon=EPSILON, step_size=STEP_SIZE, steps=config.num_steps)
-
-
-def _counted(trainer: Trainer, config: Cost, epoch: int) -> Counted:
-    guides = {f"teacher {k}": view for k, view in enumerate(trainer.teachers)}
-    networks = {"student": trainer.student, "student's view": trainer.student_eval, **guides}
-    x, y = _images(config), torch.randint(config.classes, (IMAGES,))
-    counts = {}
-    work = gflop(lambda: counts.update(passes(networks, lambda: trainer.step(x, y, epoch))))
-    return Counted(counts, work / IMAGES)
-
-
-def _images(config: Cost) -> torch.Tensor:
-    return torch.rand(IMAGES, 3, config.image_size, config.image_size)
-
-
-def _tell_step(title: str, step: Counted) -> None:
-    shown = ", ".join(f"{name} {count}" for name, count in step.passes.items())
-    logger.info("%s: %s; %.4g GFLOP", title, shown, step.gflop)
+def cost(argv: list[str]) -> None:
+    """Count the training of the flags in ``argv``, or with - those of standard input."""
+    config, given = parse(CostConfig, [word for word in argv if word != "-"], description=__doc__, choices=CHOICES)
+    costs = listed(sys.stdin) if "-" in argv else [Cost(resolve(config, given)[0], config.classes)]
+    if "-" not in argv:
+        costs[0].log()
+    total = sum(each.total for each in costs)
+    logger.info("%d training%s: at most %.4g GFLOP", len(costs), "s"[: len(costs) - 1], total)
+    if config.rate:
+        logger.info("at %g GFLOP/s: %.4g hours", config.rate, total / config.rate / 3600)
 
 
 if __name__ == "__main__":
-    run_command(lambda: cost(parse(Cost, description=__doc__, choices=CHOICES).config))
+    run_command(lambda: cost(sys.argv[1:]))

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Finds or makes an environment that can run the project, and prints its interpreter (all else goes to stderr).
-#   bash scripts/setup.sh                      an activated environment, else .venv, made and filled where needed
-#   PYTHON=python3.12 bash scripts/setup.sh    another interpreter: used as it is if it has everything, else for an
-#                                              environment of its own, .venv-3.12
+# Find or create an environment with all required packages; print the path of its interpreter (the log goes to stderr).
+#   bash scripts/setup.sh                      the activated environment, else .venv, created if it does not exist
+#   PYTHON=python3.12 bash scripts/setup.sh    this interpreter if it has all packages, else .venv-3.12
 set -euo pipefail
 cd "$(dirname "$0")/.."
 check() { "$1" scripts/check_environment.py; }
 
 activated=${VIRTUAL_ENV:-}
-[ "${CONDA_DEFAULT_ENV:-base}" = base ] || activated=${activated:-${CONDA_PREFIX:-}}  # conda's base is nobody's project
+[ "${CONDA_DEFAULT_ENV:-base}" = base ] || activated=${activated:-${CONDA_PREFIX:-}} # never install into conda's base
 environment=.venv
 if [ -n "${PYTHON:-}" ]; then
   if check "$PYTHON" 2>/dev/null; then
@@ -25,9 +24,9 @@ if [ ! -x "$environment/bin/python" ]; then
   "$base" -m venv "$environment" >&2
 fi
 python=$(cd "$environment" && pwd)/bin/python
-if ! missing=$(check "$python" 2>&1); then
-  echo "$python: $missing; installing requirements.txt (PyTorch is large: a few minutes)" >&2
+if ! problem=$(check "$python" 2>&1); then
+  echo "$python: $problem; installing requirements.txt (PyTorch is large: a few minutes)" >&2
   "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt >&2
-  check "$python" || { echo "setup failed: the line above says why" >&2; exit 1; }
+  check "$python" || { echo "setup failed, see the line above" >&2; exit 1; }
 fi
 echo "$python"

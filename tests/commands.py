@@ -1,4 +1,4 @@
-"""Run an entry script as a user would, in this process or in one of its own."""
+"""Run an entry script as a user does, in this process or in a new one."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def run_apart(script: str, words: str, folder) -> Ended:
 
 
 class Nursery:
-    """Runs scripts in processes of their own, one at a time, which are forked from one that has imported everything."""
+    """Runs scripts one at a time, each in a process forked from one that has imported everything."""
 
     def __init__(self):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -52,14 +52,15 @@ class Nursery:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
 
-    def start(self, folder, script: str, words: str) -> int:
-        """Start a script in ``folder``; return its process's number. What it says goes to output.txt there."""
+    def start(self, folder, script: str, words: str, **variables: str) -> int:
+        """Start a script in ``folder`` with environment variables; return its pid. Its output goes to output.txt."""
         folder.mkdir(exist_ok=True)
-        print(json.dumps([str(folder), str(ROOT / script), words.split()]), file=self.process.stdin, flush=True)
+        run = [str(folder), str(ROOT / script), shlex.split(words), variables]
+        print(json.dumps(run), file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
 
     def wait(self) -> int:
-        """The status with which the script ends."""
+        """The exit status of the script."""
         return int(self.process.stdout.readline())
 
     def close(self) -> None:

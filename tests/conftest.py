@@ -1,7 +1,9 @@
 """Fixtures and helpers that several test files share; the reader of the values recorded from the official codes."""
 
 import json
+import logging
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +39,35 @@ def nursery():
     nursery = Nursery()
     yield nursery
     nursery.close()
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path, caplog):
+    """``train(args)`` does what ``python main.py ARGS`` does, in an empty folder, and returns the log.
+
+    With ``error``, it must raise a UserError whose single line matches.
+    """
+    import engine.training.run
+    from utils.config import TrainConfig
+    from utils.errors import UserError
+    from utils.flags import parse
+
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+
+    def start(args: str, error: str | None = None) -> str:
+        caplog.clear()
+        handlers = logging.getLogger().handlers[:]
+        parsed = parse(TrainConfig, shlex.split(args), description="", choices={})
+        try:
+            if error is None:
+                engine.training.run.train(*parsed)
+            else:
+                with pytest.raises(UserError, match=error) as raised:
+                    engine.training.run.train(*parsed)
+                assert "\n" not in str(raised.value)
+        finally:
+            logging.getLogger().handlers[:] = handlers  # without the run's log file
+        return "\n".join(caplog.messages)
+
+    return start

@@ -1,7 +1,7 @@
-"""A process that has imported everything and forks a run for each line it reads, to save the seconds of imports.
+"""A process that has imported everything and forks a run for each line it reads, which saves the imports of each run.
 
-A line is a folder, a script and the words of its command line, as JSON; what it says goes to output.txt in the folder.
-Prints each child's pid, then the status it ended with.
+A line is JSON: a folder, a script, the words of its command line, and environment variables. The output of the run goes
+to output.txt in the folder. The process prints each child's pid, then its exit status.
 """
 
 import json
@@ -16,11 +16,13 @@ sys.path.insert(0, str(ROOT))
 import matplotlib.pyplot  # noqa: E402, F401
 import sklearn.datasets  # noqa: E402, F401
 
+import engine.evaluation.run  # noqa: E402
 import engine.training.run  # noqa: E402, F401
 
 
-def child(folder: str, script: str, words: list[str]) -> None:
+def child(folder: str, script: str, words: list[str], variables: dict[str, str]) -> None:
     os.chdir(folder)
+    os.environ.update(variables)
     log = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -28,8 +30,8 @@ def child(folder: str, script: str, words: list[str]) -> None:
     status = 0
     try:
         runpy.run_path(script, run_name="__main__")
-    except SystemExit as ended:
-        status = ended.code or 0
+    except SystemExit as exit:
+        status = exit.code or 0
     finally:
         sys.stdout.flush()
         os._exit(status)

@@ -153,7 +153,7 @@ def test_in_the_repository_the_command_names_the_script_without_a_path(monkeypat
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it(tmp_path):
     own = Path(sys.executable).parent.resolve() == (ROOT / ".venv" / "bin").resolve()
     command = "activate" if (ROOT / ".venv").exists() and not own else "setup.sh"
-    for script in ("main.py", "main_eval.py", "main_tiny.py", "main_eval_tinyimagenet.py"):
+    for script in ("main.py", "main_eval.py", "main_tiny.py", "main_eval_tinyimagenet.py", "scripts/sweep.py"):
         bare = [sys.executable, "-S", "-E", str(ROOT / script)]  # finds no installed package
         ended = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 1), ended.stderr
@@ -211,7 +211,7 @@ def test_a_recipe_sets_what_the_command_line_does_not(run, tmp_path):
 def test_other_training_conditions_are_pointed_out(run, tmp_path):
     save_network(tmp_path / "large.pth", image_size=32)
     ended = run("main.py", f"{DIGITS} --method RSLAD {TEACHER} --teacher_path large.pth --epsilon 16")
-    assert "was trained at --image_size 32, these are 16" in ended.out
+    assert "was trained at --image_size 32, not 16" in ended.out
     path = next(tmp_path.rglob("best_PGD10_acc_model.pth"))
     args = f"--dataset Digits --model_path {path} --limit_test 4 --attacks clean"
     assert "trained at epsilon 16/255" in run("main_eval.py", args).out
@@ -253,7 +253,7 @@ BAD = [
     ("main.py", "--config missing.json", "--config missing.json: No such file"),
     ("main_tiny.py", "--image_size 32", "--image_size 32: Tiny_Image has 64x64 images"),
     ("main_tiny.py", "--data_root nowhere", "--data_root nowhere: no Tiny-ImageNet (no wnids.txt)"),
-    ("main_eval.py", "--dataset Digits", "--model_path: needed"),
+    ("main_eval.py", "--dataset Digits", "--model_path: required"),
     ("main_eval.py", "--dataset Digits --model_path missing.pth", "missing.pth: "),
     ("main_eval.py", "--dataset Digits --model resnet18 --model_path net.pth", "net.pth: weights of another"),
     ("main_eval.py", "--dataset Digits --model resnet18 --model_path named.pth", "holds a small_resnet"),

@@ -1,36 +1,32 @@
-"""What a training costs: counts that agree with the papers' algorithms, and hours that follow from them alone."""
+"""What a training costs: counts that agree with the papers' algorithms, and totals that follow from them."""
 
-import re
+import io
 
 import pytest
 import torch
-from commands import run_here
+import torch.nn.functional as F
 
 from data import Split
 from data.loader import Batches
 from engine.training.validation import Validator
 from methods import METHODS
 from models import build
-from scripts.measure import gflop
+from scripts.benchmark.measure import gflop
+from scripts.cost import Cost, cost
+from utils.config import TrainConfig
+from utils.errors import UserError
 
-SMALL = "--model small_resnet --teacher_model small_resnet --std_teacher_model small_resnet --num_steps 10"
-NUMBER = r"([\d.e+]+)"
 
-
-@pytest.fixture
-def cost(monkeypatch, capsys):
-    return lambda words: run_here(monkeypatch, capsys, "scripts/cost.py", f"{SMALL} {words}")
+def count(method="AT", classes=None, **fields):
+    networks = {"model": "small_resnet", "teacher_model": "small_resnet", "std_teacher_model": "small_resnet"}
+    return Cost(TrainConfig(method=method, **(networks | fields)), classes)
 
 
 @pytest.fixture(scope="module")
 def forward():
-    """GFLOP of the small network's forward pass for one CIFAR image."""
+    """GFLOP of the small network's forward pass per CIFAR image."""
     network = build("small_resnet", 10, 32).eval()
     return gflop(lambda: network(torch.rand(1, 3, 32, 32)))
-
-
-def number(pattern, text):
-    return float(re.search(pattern, text)[1])
 
 
 @pytest.mark.parametrize(
@@ -38,79 +34,75 @@ def number(pattern, text):
     ("method", "updates", "others"),
     [("Natural", 1, 0), ("AT", 1, 20), ("RSLAD", 2, 21), ("DGAD", 2, 42), ("AdaIAD", 2, 41)],
 )
-def test_a_step_costs_what_its_passes_cost(cost, forward, method, updates, others):
-    out = cost(f"--method {method}").out
+def test_a_step_costs_what_its_passes_cost(forward, method, updates, others):
     # An update is a forward and two backward passes. The first layer's gradient to the image is not needed: 2 % of
     # the network at most.
-    assert number(rf"a training image: .*; {NUMBER} GFLOP", out) == pytest.approx(
-        (3 * updates + others) * forward, rel=0.02
-    )
+    counted = count(method)
+    assert counted.first == pytest.approx((3 * updates + others) * forward, rel=0.02)
+    assert counted.forward == {"small_resnet": pytest.approx(forward)}
 
 
-def test_an_image_that_nothing_fools_is_judged_at_the_cost_that_is_counted(cost):
+@pytest.mark.parametrize("groups", [1, 4])
+def test_both_gradients_of_a_strided_convolution_cost_as_much_as_its_forward(groups):
+    x, weight = torch.rand(2, 8, 9, 9, requires_grad=True), torch.rand(12, 8 // groups, 3, 3, requires_grad=True)
+    definition = 2 * (2 * 12 * 4 * 4) * (8 // groups * 9) / 1e9
+    assert gflop(lambda: F.conv2d(x, weight, stride=2, groups=groups)) == definition
+    y = F.conv2d(x, weight, stride=2, groups=groups).sum()
+    assert gflop(lambda: torch.autograd.grad(y, x, retain_graph=True)) == definition
+    assert gflop(y.backward) == 2 * definition
+
+
+def test_an_image_that_is_never_fooled_costs_the_counted_validation():
     network = build("small_resnet", 10, 32).eval()
     images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         labels = network(images / 255).argmax(1)
-    ball = 0.0  # without extent, so that what is classified correctly stays so
-    judge = Validator(network, Batches(Split(images, labels), 4, device=torch.device("cpu")), ball, seed=0)
-    work = gflop(judge) / 4
-    assert number(rf"judged image, at most: {NUMBER} GFLOP", cost("").out) == pytest.approx(work, rel=1e-3)  # 4 digits
+    validator = Validator(network, Batches(Split(images, labels), 4, device=torch.device("cpu")), 0.0, seed=0)
+    assert count().validation == pytest.approx(gflop(validator) / 4)
 
 
-def test_a_run_is_its_images_times_its_epochs_and_hours_are_work_over_rate(cost):
-    # Four digits are printed.
-    sizes = "--train_images 1000 --test_images 100 --epochs 7"
-    out = cost(f"--method AT {sizes} --runs 3 --rate 50").out
-    trained, judged = number(rf"training image: .*; {NUMBER} GFLOP", out), number(rf"at most: {NUMBER} GFLOP", out)
-    total = number(rf"judged images: at most {NUMBER} GFLOP", out)
-    assert total == pytest.approx(3 * 7 * (1000 * trained + 100 * judged), rel=2e-3)
-    assert number(rf"at 50 GFLOP/s: {NUMBER} hours", out) == pytest.approx(total / 50 / 3600, rel=2e-3)
-    assert "hours" in cost(f"--method AT {sizes}").out and "GFLOP/s:" not in cost(f"--method AT {sizes}").out
+def test_a_total_is_images_times_epochs():
+    counted = count(limit_train=1000, limit_test=100, epochs=7)
+    assert counted.total == pytest.approx(7 * (1000 * counted.first + 100 * counted.validation))
+    fewer = count(limit_train=1000, val_size=50, epochs=7, eval_every=3)  # validated after epochs 3, 6 and 7
+    assert fewer.total == pytest.approx(7 * 1000 * fewer.first + 3 * 50 * fewer.validation)
 
 
-def test_introspection_is_counted_from_the_epoch_on_in_which_it_begins(cost):
-    ended = {
-        epochs: cost(f"--method IAD-I --train_images 1000 --test_images 1 --epochs {epochs}") for epochs in (60, 70)
-    }
-    first = number(rf"training image: .*; {NUMBER} GFLOP", ended[60].out)
-    later = number(rf"from epoch 60 on: .*; {NUMBER} GFLOP", ended[60].out)
-    totals = {epochs: number(rf"judged images: at most {NUMBER} GFLOP", one.out) for epochs, one in ended.items()}
-    assert later > first
-    assert totals[60] == pytest.approx(60 * 1000 * first, rel=2e-3)
-    assert totals[70] == pytest.approx(60 * 1000 * first + 10 * 1000 * later, rel=2e-3)
-
-
-def test_introspection_begins_where_it_is_asked_to(cost):
-    words = "--method IAD-I --train_images 1000 --test_images 1 --epochs 10"
-    never, always = (cost(f"{words} --IAD_begin {begin}").out for begin in (10, 0))
-    totals = [number(rf"judged images: at most {NUMBER} GFLOP", out) for out in (never, always)]
-    assert totals[0] < totals[1]
+def test_introspection_is_counted_from_its_first_epoch_on():
+    short, long = (count("IAD-I", limit_train=1000, limit_test=1, epochs=epochs) for epochs in (60, 70))
+    assert short.begin == 60 and short.later > short.first
+    assert short.total == pytest.approx(60 * (1000 * short.first + short.validation))
+    assert long.total - short.total == pytest.approx(10 * (1000 * short.later + short.validation))
+    assert count("IAD-I", iad_begin=0, epochs=10).total > count("IAD-I", iad_begin=10, epochs=10).total
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_can_be_counted(cost, method):
-    ended = cost(f"--method {method} --num_steps 1 --image_size 16 --rate 100")
-    assert ended.status == 0 and "hours" in ended.out
+def test_every_method_can_be_counted(method):
+    assert count(method, num_steps=1, image_size=16).total > 0
+
+
+def test_commands_of_standard_input_are_added_up(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    flags = "--dataset Digits --image_size 16 --model small_resnet --method AT --epochs 2"
+    lines = f"# a comment\npython main.py {flags}\n.venv/bin/python /a/main_tiny.py {flags} --seed 2 --resume\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines + "python main_eval.py --model_path x\n"))
+    cost(["-", "--rate", "50"])
+    total = 2 * count(dataset="Digits", image_size=16, epochs=2).total
+    assert f"2 trainings: at most {total:.4g} GFLOP" in caplog.text
+    assert f"at 50 GFLOP/s: {total / 50 / 3600:.4g} hours" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("words", "message"),
     [
         ("--method DGADD", "--method DGADD"),
-        ("--dataset Folder --classes 5", "give --train_images --test_images --image_size"),
+        ("--dataset Folder --classes 5", "give --limit_train --limit_test --image_size"),
         ("--rate 0", "--rate 0.0"),
-        ("--teacher_model wide", "--model wide"),
+        ("--teacher_model wide", "--teacher_model wide"),
+        ("-", "standard input: has no command"),
     ],
 )
-def test_bad_input_is_one_line(cost, words, named):
-    ended = cost(words)
-    assert ended.status == 2 and named in ended.err and len(ended.err.splitlines()) == 1
-
-
-def test_each_network_of_a_step_is_counted_alone(cost, forward):
-    out = cost("--method DGAD --teacher_model mobilenetV2").out
-    assert number(rf"small_resnet, one forward pass of an image: {NUMBER} GFLOP", out) == pytest.approx(
-        forward, rel=1e-3
-    )
-    assert out.count("one forward pass") == 2 and "mobilenetV2, one forward pass" in out
+def test_bad_input_is_a_user_error(monkeypatch, words, message):
+    monkeypatch.setattr("sys.stdin", io.StringIO("nothing\n"))
+    with pytest.raises(UserError, match=message):
+        cost(words.split())

@@ -1,7 +1,8 @@
-"""What an evaluation is trusted for: its counts, what it keeps when interrupted, its warnings, its reports."""
+"""Evaluation: how images are counted, what an interruption keeps, warnings, reports, one line per bad input."""
 
 import csv
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -22,10 +23,12 @@ from engine.accuracy import predict
 from engine.checkpoint import BEST_PGD10, LAST
 from engine.distributed import EVALUATION_TIMEOUT, Processes, init
 from engine.evaluation.attack import AttackResult, make_noise, run_attack
+from engine.evaluation.evaluate import choose_precision, make_result
 from engine.evaluation.figures import confusion, radius_curve
-from engine.evaluation.records import Record, make_result, read_evaluations, results_folder, results_path, worst_case
+from engine.evaluation.records import Record, read_evaluations, results_folder, results_path, worst_case
 from engine.evaluation.run import make_conditions
 from engine.evaluation.sanity import SanityCheck, sanity_check, warn_of_masking
+from engine.evaluation.state import State
 from engine.evaluation.targets import EvalTarget, load_other_network
 from engine.fast.frozen import FoldedModel, make_attack_model
 from models import build
@@ -33,13 +36,12 @@ from utils.config import EvalConfig
 from utils.errors import UserError
 from utils.progress import Bar
 
-SINGLE_PROCESS = {"seed": 3}
 DIGITS = "--dataset Digits --image_size 16 --no-pictures"
 
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """Evaluate inside an empty folder and see that it ends with the status that it should."""
+    """Evaluate in an empty folder and check the exit status."""
     monkeypatch.chdir(tmp_path)
 
     def start(words, status=0):
@@ -58,246 +60,225 @@ def save_network(path, seed=0, classes=10, **metadata):
 
 
 class FirstPixel(nn.Module):
-    """Predicts as class the first pixel's value modulo ten."""
+    """Predicts the first pixel's value modulo ten."""
 
     def forward(self, x):
         return nn.functional.one_hot((255 * x[:, 0, 0, 0]).round().long() % 10, 10).float()
 
 
+class Function(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.forward = forward
+
+
 def some_images(n=30):
-    """Images as bytes, with the labels that a network predicts for four of five of them."""
-    net = FirstPixel()
+    """Images (n, 3, 8, 8) and labels of which FirstPixel predicts all but every fifth."""
     images = torch.randint(256, (n, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    labels = net(images / 255).argmax(1)
+    labels = FirstPixel()(images / 255).argmax(1)
     labels[::5] = (labels[::5] + 1) % 10
-    return net, Split(images, labels)
+    return Split(images, labels)
+
+
+def attacked(attack, images, net=None, batch_size=10, **options):
+    """Result of an attack on FirstPixel."""
+    net = net or FirstPixel()
+    batches = Batches(images, batch_size, device="cpu")
+    return run_attack(net, batches, predict(net, batches), attack, **{"seed": 3} | options)
+
+
+def recording(seen, function=lambda x: x):
+    """An attack's function that keeps its arguments."""
+    return lambda model, x, y, noise: seen.append((model, len(x), noise)) or function(x)
+
+
+def shifted(x):
+    return (x + 1 / 255) % 1
 
 
 # Counting.
 
 
-def test_what_is_misclassified_clean_counts_as_fooled_and_is_not_attacked():
-    net, images = some_images()
+def test_images_misclassified_clean_count_as_fooled_and_are_not_attacked():
+    seen = []
+    result = attacked(Attack("any", {"epsilon": 1.0}, {"": recording(seen)}), some_images())
+    assert [n for _, n, _ in seen] == [8, 8, 8]
+    assert result.fooled_at.tolist() == [0, 2, 2, 2, 2] * 6
+
+
+def test_an_attack_on_every_image_counts_only_the_final_prediction():
+    images = some_images()
+    first = {"": lambda model, x, y, noise: x[:1].expand_as(x)}  # replaces each image by the first of its batch
+    result = attacked(Attack("any", {"epsilon": 1.0}, first, every_image=True), images)
+    clean = FirstPixel()(images.images / 255).argmax(1)
+    assert torch.equal(result.predicted, clean[torch.arange(30) // 10 * 10])
+    assert torch.equal(result.fooled_at == 2, result.predicted == images.labels)
+
+
+def test_a_stage_attacks_only_images_that_earlier_stages_did_not_fool():
     seen = []
 
-    def harmless(model, x, y, noise):
-        seen.append(len(x))
-        return x
+    def fooling(*numbers):
+        def change(x):
+            x = x.clone()
+            x[list(numbers)] = shifted(x[list(numbers)])
+            return x
 
-    batches = Batches(images, 10, device="cpu")
-    outcome = run_attack(
-        net, batches, predict(net, batches), Attack("any", {"epsilon": 1.0}, {"": harmless}), **SINGLE_PROCESS
-    )
-    assert seen == [8, 8, 8]
-    assert outcome.fooled_at.tolist() == [0, 2, 2, 2, 2] * 6
+        return recording(seen, change)
 
-
-def test_an_attack_on_every_image_is_judged_by_its_result_alone():
-    net, images = some_images()
-    right = net(images.images / 255).argmax(1)
-    batches = Batches(images, 10, device="cpu")
-    # Gives for each image the first of the batch, whatever it was.
-    first = Attack("any", {"epsilon": 1.0}, {"": lambda model, x, y, noise: x[:1].expand_as(x)}, every_image=True)
-    outcome = run_attack(net, batches, predict(net, batches), first, **SINGLE_PROCESS)
-    assert torch.equal(outcome.predicted, right[torch.arange(30) // 10 * 10])
-    assert torch.equal(outcome.fooled_at == 2, outcome.predicted == images.labels)
+    stages = {"a": fooling(0, 1), "b": fooling(0), "c": fooling()}
+    result = attacked(Attack("any", {"epsilon": 1.0}, stages), some_images(10))
+    assert [n for _, n, _ in seen] == [8, 6, 5]
+    assert result.fooled_at.tolist() == [0, 1, 1, 2, 4, 0, 4, 4, 4, 4]
 
 
-def test_stages_meet_only_what_the_stages_before_left_standing():
-    net, images = some_images(10)
-    met = []
-
-    def turns(*numbers):
-        def perturb(model, x, y, noise):
-            met.append(len(x))
-            x_adv = x.clone()
-            x_adv[list(numbers), 0, 0, 0] = (x[list(numbers), 0, 0, 0] + 0.01) % 1
-            return x_adv
-
-        return perturb
-
-    stages = {"a": turns(0, 1), "b": turns(0), "c": turns()}
-    batches = Batches(images, 10, device="cpu")
-    outcome = run_attack(net, batches, predict(net, batches), Attack("any", {"epsilon": 1.0}, stages), **SINGLE_PROCESS)
-    assert met == [8, 6, 5]
-    assert outcome.fooled_at.tolist() == [0, 1, 1, 2, 4, 0, 4, 4, 4, 4]
+def test_an_image_fooled_from_one_start_stays_fooled():
+    stages = {"start 1": recording([], shifted), "start 2": recording([])}
+    result = attacked(Attack("any", {"epsilon": 1.0}, stages, every_image=True), some_images(10))
+    assert set(result.fooled_at[1:5].tolist()) == {1}
 
 
-def test_an_images_start_depends_on_no_other_attack_and_on_no_other_process():
-    net, images = some_images(40)
-    seen = []
+def test_the_noise_of_an_image_depends_on_no_other_image_attack_or_process():
+    images, seen = some_images(40), []
+    attack = Attack("any", {"epsilon": 1.0}, {"": recording(seen)})
+    attacked(attack, images)
+    whole = make_noise(torch.zeros(10, 3, 8, 8), 3, "any", "", 0)
+    assert torch.equal(seen[0][2], whole[[1, 2, 3, 4, 6, 7, 8, 9]])  # images 0 and 5 are misclassified clean
 
-    def noting(model, x, y, noise):
-        seen.append(noise)
-        return x
-
-    attack = Attack("any", {"epsilon": 1.0}, {"": noting}, every_image=True)
-    batches = Batches(images, 10, device="cpu")
-    clean = predict(net, batches)
-    run_attack(net, batches, clean, attack, **SINGLE_PROCESS)
-
-    class Share(Processes):
+    class OneOfTwo(Processes):
         def all_reduce_sum(self, values):
             return values
 
     for rank in range(2):
-        run_attack(net, batches, clean, attack, seed=3, processes=Share(rank, 2))
-    alone, shared = seen[:4], seen[4:]
-    assert len(shared) == 4
-    assert all(torch.equal(alone[k], shared[place]) for place, k in enumerate([0, 2, 1, 3]))
+        attacked(attack, images, processes=OneOfTwo(rank, 2))
+    assert len(seen) == 8
+    assert all(torch.equal(seen[k][2], seen[4 + position][2]) for position, k in enumerate([0, 2, 1, 3]))
 
 
-def test_every_draw_is_one_of_its_own():
+def test_noise_differs_by_seed_attack_stage_and_batch():
     x = torch.zeros(2, 3, 4, 4)
-    about = {"seed": 1, "title": "PGD-20", "stage": "start 1", "batch": 0}
-    changed = [{}, {"seed": 2}, {"title": "C&W-inf-30"}, {"stage": "start 2"}, {"batch": 1}]
-    draws = [make_noise(x, **about | change) for change in changed]
-    assert torch.equal(draws[0], make_noise(x, **about))
-    assert all(not torch.equal(draws[0], other) for other in draws[1:])
-    assert -1 <= draws[0].min() < -0.9 and 0.9 < draws[0].max() <= 1
+    same = {"seed": 1, "title": "PGD-20", "stage": "start 1", "batch": 0}
+    changed = [{"seed": 2}, {"title": "C&W-inf-30"}, {"stage": "start 2"}, {"batch": 1}]
+    noise = make_noise(x, **same)
+    assert torch.equal(noise, make_noise(x, **same))
+    assert all(not torch.equal(noise, make_noise(x, **same | change)) for change in changed)
+    assert -1 <= noise.min() < -0.9 and 0.9 < noise.max() <= 1
 
 
-def test_an_image_keeps_its_draw_when_others_have_fallen():
-    net, images = some_images(10)
-    seen = []
-
-    def noting(model, x, y, noise):
-        seen.append(noise)
-        return x
-
-    batches = Batches(images, 10, device="cpu")
-    run_attack(net, batches, predict(net, batches), Attack("any", {}, {"": noting}), **SINGLE_PROCESS)
-    whole = make_noise(torch.zeros(10, 3, 8, 8), 3, "any", "", 0)
-    assert torch.equal(seen[0], whole[[1, 2, 3, 4, 6, 7, 8, 9]])  # 0 and 5 are misclassified clean
-
-
-def test_the_network_judges_what_is_found_on_its_copy():
-    net, images = some_images(10)
-    batches = Batches(images, 10, device="cpu")
-    tried = []
-
-    class Elsewhere(nn.Module):  # misclassifies everything
-        def forward(self, x):
-            return net(x).roll(1, 1)
+@pytest.mark.parametrize("tf32", [False, True])
+def test_the_network_verifies_what_its_copy_finds(tf32):
+    net, seen = FirstPixel(), []
+    copy = Function(lambda x: net(x).roll(1, 1))  # misclassifies everything
 
     def until_fooled(model, x, y, noise):
-        tried.append((type(model), len(x)))
-        fooled = model(x).argmax(1) != y
-        x_adv = x.clone()
-        x_adv[~fooled, 0, 0, 0] = (x_adv[~fooled, 0, 0, 0] + 1 / 255) % 1
-        return x_adv
+        seen.append((model, len(x), torch.backends.cudnn.allow_tf32))
+        correct = model(x).argmax(1) == y
+        return torch.where(correct[:, None, None, None], shifted(x), x)
 
     attack = Attack("any", {"epsilon": 1.0}, {"": until_fooled})
-    outcome = run_attack(net, batches, predict(net, batches), attack, **SINGLE_PROCESS, attack_model=Elsewhere())
-    # The copy ended the attack on every image at once; on the network itself it goes on and succeeds.
-    assert tried == [(Elsewhere, 8), (FirstPixel, 8)]
-    assert outcome.fooled_at.tolist() == [0, 1, 1, 1, 1] * 2
+    result = attacked(attack, some_images(10), net, attack_model=copy, tf32=tf32)
+    # On the copy the attack stopped at once; it is repeated on the network itself, in strict float32.
+    assert seen == [(copy, 8, tf32), (net, 8, False)]
+    assert result.fooled_at.tolist() == [0, 1, 1, 1, 1] * 2
 
 
-def test_a_copy_that_computes_something_else_is_not_climbed(monkeypatch, caplog):
+def test_a_copy_that_computes_something_else_is_not_used(monkeypatch, caplog):
     net, x, _ = trained_on_stripes(n=20)
     assert type(make_attack_model(net, x)) is FoldedModel
+    bf16 = make_attack_model(net, x, torch.bfloat16)
+    assert bf16.dtype == torch.bfloat16 and 0 < (bf16(x) - net(x)).abs().max() < 0.05 * net(x).abs().max()
 
     class Wrong(FoldedModel):
         def forward(self, x):
             return super().forward(x) * 1.01
 
     monkeypatch.setattr("engine.fast.frozen.FoldedModel", Wrong)
-    assert make_attack_model(net, x) is net
+    assert make_attack_model(net, x) is net and make_attack_model(net, x, torch.bfloat16) is net
     assert "cannot be folded faithfully" in caplog.text
 
 
-def test_a_network_of_nan_is_refused():
-    net, images = some_images()
+def test_precision_of_the_attacks_by_device():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [choose_precision("auto", device) for device in (cpu, cuda)] == ["fp32", "tf32"]
+    assert [choose_precision(name, cpu) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+    with pytest.raises(UserError, match="--precision tf32: requires a GPU"):
+        choose_precision("tf32", cpu)
+
+
+def test_a_network_with_nan_logits_is_refused():
     with pytest.raises(UserError, match="nan or inf"):
-        predict(lambda_of(lambda x: net(x) * float("nan")), Batches(images, 10, device="cpu"))
+        predict(Function(lambda x: x.flatten(1) * torch.nan), Batches(some_images(), 10, device="cpu"))
 
 
-def lambda_of(forward):
-    module = nn.Identity()
-    module.forward = forward
-    return module
+def test_an_attack_that_leaves_its_ball_gives_no_result():
+    far = Attack("far", {"epsilon": 0.1}, {"": recording([], lambda x: (x + 0.2).clamp(0, 1))})
+    with pytest.raises(RuntimeError, match="far: adversarial images are outside"):
+        attacked(far, some_images())
 
 
-def test_an_attack_that_leaves_its_ball_makes_no_figure():
-    net, images = some_images()
-    batches = Batches(images, 10, device="cpu")
-    far = Attack("far", {"epsilon": 0.1}, {"": lambda model, x, y, noise: (x + 0.2).clamp(0, 1)})
-    with pytest.raises(RuntimeError, match="far left its ball"):
-        run_attack(net, batches, predict(net, batches), far, **SINGLE_PROCESS)
-
-
-def test_an_image_that_fell_at_one_start_stays_fallen():
-    net, images = some_images(10)
-    batches = Batches(images, 10, device="cpu")
-    turn = lambda model, x, y, noise: (x + 1 / 255) % 1  # noqa: E731
-    stages = {"start 1": turn, "start 2": lambda model, x, y, noise: x}
-    attack = Attack("any", {"epsilon": 1.0}, stages, every_image=True)
-    outcome = run_attack(net, batches, predict(net, batches), attack, **SINGLE_PROCESS)
-    assert set(outcome.fooled_at[1:5].tolist()) == {1}
-
-
-def test_what_stands_after_each_stage_and_of_each_class_by_hand():
-    outcome = AttackResult(torch.tensor([0, 1, 2, 3, 0]), torch.tensor([3, 3, 1, 2, 0]))
-    attack = Attack("any", {}, {"a": None, "b": None})
-    labels = torch.tensor([0, 1, 1, 1, 1])
-    attacked = torch.tensor([True, True, False, True, True, True])
-    figure = make_result(attack, outcome, labels, attacked, 1.0, ["cat", "dog", "frog"])
-    assert figure["stages"] == {"a": 60.0, "b": 40.0}
-    assert (figure["accuracy"], figure["n"], figure["correct"]) == (40.0, 5, "11-000")
-    assert figure["per_class"] == {"cat": 100.0, "dog": 25.0}
+def test_accuracy_after_each_stage_and_per_class():
+    result = AttackResult(torch.tensor([0, 1, 2, 3, 0]), torch.tensor([3, 3, 1, 2, 0]))
+    attack, labels = Attack("any", {}, {"a": None, "b": None}), torch.tensor([0, 1, 1, 1, 1])
+    chosen = torch.tensor([True, True, False, True, True, True])
+    entry = make_result(attack, result, labels, chosen, 1.0, ["cat", "dog", "frog"])
+    assert entry["stages"] == {"a": 60.0, "b": 40.0}
+    assert (entry["accuracy"], entry["n"], entry["correct"]) == (40.0, 5, "11-000")
+    assert entry["per_class"] == {"cat": 100.0, "dog": 25.0}
 
 
 CHANGES = [{"bs": 7}, {"judge": "last"}, {"restarts": 2}, {"eps": 0.1}, {"steps": 3}, {"seed": 1}]
 
 
-@pytest.mark.parametrize("change", [*CHANGES, {"protocol": "official"}], ids=str)
-def test_figures_under_other_conditions_are_kept_apart(tmp_path, change):
-    target = EvalTarget(save_network(tmp_path / "net.pth"), "small_resnet", None)
-    _, images = some_images()
-    first = make_conditions(target, images, EvalConfig())
-    assert first == make_conditions(target, images, EvalConfig())
-    assert first != make_conditions(target, images, EvalConfig(**change))
-
-
-def test_figures_on_other_images_or_from_another_surrogate_are_kept_apart(tmp_path):
-    target = EvalTarget(save_network(tmp_path / "net.pth"), "small_resnet", None)
-    _, images = some_images()
-    other = Split(255 - images.images, images.labels)
-    assert make_conditions(target, images, EvalConfig()) != make_conditions(target, other, EvalConfig())
-    paths = [str(save_network(tmp_path / f"{seed}.pth", seed)) for seed in (1, 2)]
-    blackbox = [EvalConfig(protocol="blackbox", surrogate_path=path) for path in paths]
+def test_results_under_other_conditions_are_kept_apart(tmp_path):
+    target, images = EvalTarget(save_network(tmp_path / "net.pth"), "small_resnet"), some_images()
+    conditions = make_conditions(target, images, EvalConfig())
+    assert conditions == make_conditions(target, images, EvalConfig())
+    for change in (*CHANGES, {"protocol": "official"}, {"precision": "bf16"}):
+        assert conditions != make_conditions(target, images, EvalConfig(**change)), change
+    assert conditions != make_conditions(target, Split(255 - images.images, images.labels), EvalConfig())
+    surrogates = [str(save_network(tmp_path / f"{seed}.pth", seed)) for seed in (1, 2)]
+    blackbox = [EvalConfig(protocol="blackbox", surrogate_path=path) for path in surrogates]
     assert make_conditions(target, images, blackbox[0]) != make_conditions(target, images, blackbox[1])
 
 
-def test_a_surrogate_stands_still(tmp_path):
-    save_network(tmp_path / "net.pth")
-    splits = load("Digits", image_size=16)
-    surrogate = load_other_network(
-        str(tmp_path / "net.pth"), None, "--surrogate_model", EvalConfig(), splits, torch.device("cpu")
+def test_results_and_states_without_a_precision_are_of_float32(tmp_path):
+    conditions = {"checkpoint": "net.pth", "eps": 0.1}
+    entry = {"accuracy": 50.0, "n": 2, "bounded": True, "correct": "10"}
+    (tmp_path / "eval.json").write_text(
+        json.dumps({"evaluations": [{"conditions": conditions, "figures": {"PGD-20": entry}}]})
     )
+    assert Record(tmp_path, conditions | {"precision": "fp32"}).results == {"PGD-20": entry}
+    assert Record(tmp_path, conditions | {"precision": "bf16"}).results == {}
+    (tmp_path / "conditions.json").write_text(json.dumps(conditions))
+    State(tmp_path, conditions | {"precision": "fp32"})
+    with pytest.raises(UserError, match=r"of another evaluation \(precision fp32 -> bf16\)"):
+        State(tmp_path, conditions | {"precision": "bf16"})
+
+
+def test_a_surrogate_is_in_eval_mode_with_constant_parameters(tmp_path):
+    path = str(save_network(tmp_path / "net.pth"))
+    arguments = EvalConfig(), load("Digits", image_size=16), torch.device("cpu")
+    surrogate = load_other_network(path, None, "--surrogate_model", *arguments)
     assert not surrogate.training and not any(p.requires_grad for p in surrogate.parameters())
 
 
-def test_restarts_only_lower_the_figure():
+def test_restarts_only_lower_the_accuracy():
     net, x, y = trained_on_stripes()
-    batches = Batches(Split((255 * x).round().byte(), y), 100, device="cpu")
-    figures = []
+    images, robust = Split((255 * x).round().byte(), y), []
     for restarts in (1, 3):
         attack = pgd20(Setting(16 / 255, 0, steps=2, restarts=restarts))
-        outcome = run_attack(net, batches, predict(net, batches), attack, **SINGLE_PROCESS)
-        figures.append(outcome.fooled_at > restarts)
-    assert (figures[1] <= figures[0]).all() and figures[1].sum() < figures[0].sum()
+        robust.append(attacked(attack, images, net, batch_size=100).fooled_at > restarts)
+    assert (robust[1] <= robust[0]).all() and robust[1].sum() < robust[0].sum()
 
 
-def test_the_worst_case_is_over_images_that_met_every_attack_in_the_ball():
-    figures = {
+def test_the_worst_case_is_over_images_that_every_bounded_attack_attacked():
+    results = {
         "a": {"correct": "11110", "bounded": True},
         "b": {"correct": "01111", "bounded": True},
         "c": {"correct": "--101", "bounded": True},
-        "outside the ball": {"correct": "00000", "bounded": False},
+        "unbounded": {"correct": "00000", "bounded": False},
     }
-    worst = worst_case(figures)["worst case"]
+    worst = worst_case(results)["worst case"]
     assert (worst["accuracy"], worst["n"]) == (pytest.approx(100 / 3), 3)
     assert worst["settings"] == "over a, b, c"
 
@@ -311,102 +292,80 @@ def test_the_official_protocol_attacks_every_image():
 # Interruptions, several processes, several checkpoints.
 
 
-def figures_in(path):
+def results_in(path):
     (evaluation,) = read_evaluations(path)
-    return {title: (figure["accuracy"], figure.get("correct")) for title, figure in evaluation["figures"].items()}
+    return {title: (result["accuracy"], result.get("correct")) for title, result in evaluation["figures"].items()}
 
 
-@pytest.mark.parametrize("pieces", [1, 3, 6])
-def test_an_interrupted_evaluation_keeps_its_figures_and_continues_to_the_same_end(run, tmp_path, monkeypatch, pieces):
+@pytest.mark.parametrize("stages", [1, 3, 6])
+def test_an_interrupted_evaluation_continues_to_the_same_results(run, tmp_path, monkeypatch, stages):
     for name in ("whole", "parts"):
         save_network(tmp_path / name / "net.pth")
-    words = f"{DIGITS} --limit_test 60 --bs 20 --eps 0.02 --restarts 2 --attacks fgsm,pgd"  # 3 and 6 pieces
+    words = f"{DIGITS} --limit_test 60 --bs 20 --eps 0.02 --restarts 2 --attacks fgsm,pgd"  # 3 and 6 stages
     run(f"{words} --model_path whole/net.pth")
 
     def interrupted(bar, advance=Bar.advance):
         interrupted.done += 1
-        if interrupted.done > 3 + pieces:
+        if interrupted.done > 3 + stages:
             raise KeyboardInterrupt
         advance(bar)
 
     interrupted.done = 0
     with monkeypatch.context() as patch:
         patch.setattr("utils.progress.Bar.advance", interrupted)
-        run(f"{words} --model_path parts/net.pth --state state", status=130 if pieces < 6 else 0)
-    kept = read_evaluations(results_path("parts/net.pth"))[-1]["figures"]
-    assert "FGSM" in kept
-
-    attack_model = []
-
-    def climb(*where, **ball):
-        attack_model.append(1)
-        return pgd_until_fooled(*where, **ball)
-
-    monkeypatch.setattr("attacks.suite.pgd_until_fooled", climb)
+        run(f"{words} --model_path parts/net.pth --state state", status=130 if stages < 6 else 0)
+    assert "FGSM" in read_evaluations(results_path("parts/net.pth"))[-1]["figures"]
+    repeated = []
+    pgd = lambda *batch, **ball: repeated.append(1) or pgd_until_fooled(*batch, **ball)  # noqa: E731
+    monkeypatch.setattr("attacks.suite.pgd_until_fooled", pgd)
     run(f"{words} --model_path parts/net.pth --state state")
-    assert figures_in(results_path("parts/net.pth")) == figures_in(results_path("whole/net.pth"))
-    # A piece that was finished is not done again; one more was done than the bar had shown.
-    assert len(attack_model) == max(0, 6 - pieces - 1)
+    assert results_in(results_path("parts/net.pth")) == results_in(results_path("whole/net.pth"))
+    assert len(repeated) == max(0, 6 - stages - 1)  # one more stage was saved than the bar had shown
 
 
-def test_the_state_of_another_evaluation_is_refused(run, tmp_path):
-    save_network(tmp_path / "net.pth")
-    words = f"{DIGITS} --model_path net.pth --limit_test 20 --attacks fgsm --state state"
-    run(words)
-    ended = run(f"{words} --eps 0.1", status=2)
-    assert "of another evaluation (eps 0.031" in ended.err and ended.err.count("\n") == 1
-
-
-def test_processes_of_torchrun_share_the_images_and_one_of_them_writes(run, tmp_path):
-    for name in ("alone", "shared"):
-        save_network(tmp_path / name / "net.pth")
-    words = f"{DIGITS} --limit_test 50 --bs 10 --eps 0.02 --attacks clean,pgd,aa --limit_aa 12"
-    run(f"{words} --model_path alone/net.pth")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    ended = subprocess.run(
-        [*launch, str(ROOT / "main_eval.py"), *words.split(), "--model_path", "shared/net.pth"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert figures_in(results_path(tmp_path / "shared/net.pth")) == figures_in(results_path(tmp_path / "alone/net.pth"))
-    assert ended.stdout.count("PGD-20  ") == 1
-
-
-def test_a_damaged_table_of_figures_is_not_written_over(run, tmp_path):
-    place = results_path(save_network(tmp_path / "net.pth"))
-    place.parent.mkdir()
-    for damage in ('{"evaluations": [{', '{"evaluations": [{}]}', "[]"):
-        place.write_text(damage)
-        ended = run(f"{DIGITS} --model_path net.pth --limit_test 20 --attacks clean", status=2)
-        assert "eval.json: damaged" in ended.err and ended.err.count("\n") == 1
-        assert place.read_text() == damage
-
-
-def test_a_damaged_piece_of_a_state_is_done_again(run, tmp_path):
-    save_network(tmp_path / "net.pth")
-    words = f"{DIGITS} --model_path net.pth --limit_test 20 --attacks fgsm --state state"
-    run(words)
-    before = figures_in(results_path("net.pth"))
-    (piece,) = Path("state").rglob("FGSM*")
-    piece.write_text("{")
-    run(words)
-    assert figures_in(results_path("net.pth")) == before and len(piece.read_text()) > 1
-
-
-def test_the_state_of_a_file_serves_it_under_another_name(run, tmp_path):
+def test_a_state_is_of_one_evaluation_and_checkpoint_under_any_name(run, tmp_path):
     save_network(tmp_path / "net.pth")
     words = f"{DIGITS} --limit_test 20 --attacks fgsm --state state --model_path"
     run(f"{words} net.pth")
+    before = results_in(results_path("net.pth"))
+    for change, message in (("--eps 0.1", "eps 0.031"), ("--precision bf16", "precision fp32 -> bf16")):
+        ended = run(f"{words} net.pth {change}", status=2)
+        assert f"of another evaluation ({message}" in ended.err and ended.err.count("\n") == 1
+    (stage,) = Path("state").rglob("FGSM*")
+    stage.write_text("{")
     (tmp_path / "net.pth").rename(tmp_path / "moved.pth")
-    run(f"{words} moved.pth")
+    assert f"{stage} is damaged; this stage runs again" in run(f"{words} moved.pth").out
+    assert results_in(results_path("moved.pth")) == before and len(stage.read_text()) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_processes_of_torchrun_share_the_images_and_one_of_them_writes(run, tmp_path):
+    for name in ("single", "shared"):
+        save_network(tmp_path / name / "net.pth")
+    words = f"{DIGITS} --limit_test 50 --bs 10 --eps 0.02 --attacks clean,pgd,aa --limit_aa 12"
+    run(f"{words} --model_path single/net.pth")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launch, str(ROOT / "main_eval.py"), *words.split(), "--model_path", "shared/net.pth"]
+    settings = {"cwd": tmp_path, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "timeout": 300}
+    ended = subprocess.run(command, capture_output=True, text=True, **settings)
+    assert ended.returncode == 0, ended.stderr
+    assert results_in(results_path(tmp_path / "shared/net.pth")) == results_in(results_path("single/net.pth"))
+    assert ended.stdout.count("PGD-20  ") == 1
+
+
+@pytest.mark.parametrize("damage", ['{"evaluations": [{', '{"evaluations": [{}]}', "[]"])
+def test_a_damaged_file_of_results_is_not_overwritten(tmp_path, damage):
+    (tmp_path / "eval.json").write_text(damage)
+    with pytest.raises(UserError, match=r"eval.json: damaged"):
+        Record(tmp_path, {})
+    assert (tmp_path / "eval.json").read_text() == damage
 
 
 def test_processes_wait_for_the_longest_attack(monkeypatch):
     given = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert init(EVALUATION_TIMEOUT) == Processes(0, 1)  # Slurm sets WORLD_SIZE without torchrun
     monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *a, **options: given.update(options))
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
@@ -415,16 +374,10 @@ def test_processes_wait_for_the_longest_attack(monkeypatch):
     assert given["timeout"].days >= 7
 
 
-def test_a_shell_of_slurm_is_one_process(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert init(EVALUATION_TIMEOUT) == Processes(0, 1)
-
-
 def test_a_folder_gives_best_and_last_of_its_runs_side_by_side(run, tmp_path):
     metadata = {"model": "small_resnet", "dataset": "Digits", "image_size": 16}
-    for seed, name in enumerate((BEST_PGD10, LAST)):
+    for seed, name in enumerate((BEST_PGD10, LAST, "best_clean_acc_model.pth")):
         save_network(tmp_path / "runs/AT/net" / name, seed, **metadata)
-    save_network(tmp_path / "runs/AT/net/best_clean_acc_model.pth", 2, **metadata)
     save_network(tmp_path / "runs/DGAD/net" / LAST, 3, **metadata)
     ended = run("--dataset Digits --model_path runs --limit_test 20 --attacks clean,fgsm --no-pictures")
     rows = ended.out.splitlines()[-2:]
@@ -435,70 +388,63 @@ def test_a_folder_gives_best_and_last_of_its_runs_side_by_side(run, tmp_path):
         assert entry["conditions"]["checkpoint"] == name
 
 
-def test_a_network_without_a_name_is_recognised_by_its_shapes(run, tmp_path):
+def test_a_network_without_a_name_is_recognized_and_attacked_on_the_same_images_for_every_seed(run, tmp_path):
     torch.save(build("vgg16", 10).state_dict(), tmp_path / "net.pt")
-    ended = run("--dataset Digits --image_size 32 --model_path net.pt --limit_test 10 --attacks clean --no-pictures")
-    assert "net.pt: vgg16 on 10 test images" in ended.out
+    for seed in (0, 1):
+        words = f"--dataset Digits --model_path net.pt --limit_test 10 --attacks clean --no-pictures --seed {seed}"
+        assert "net.pt: vgg16, 10 test images" in run(words).out
+    evaluations = read_evaluations(results_path("net.pt"))
+    assert len(evaluations) == 2 and len({entry["conditions"]["images"] for entry in evaluations}) == 1
 
 
 # Warnings.
 
-
-class Sure(nn.Module):
-    """A network whose softmax saturates in float32, so that its cross entropy has no gradient."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        return 1e4 * self.network(x)
+STEPS = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 20}
 
 
-CROSSING = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 20}
-
-
-def record_of(tmp_path, figures, **conditions):
+def record_of(tmp_path, results, **conditions):
     same = {"sha256": "0", "model": "m", "dataset": "d", "images": 1, "eps": 8 / 255, "restarts": 1, "seed": 0}
-    record = Record(tmp_path / "net_eval", same | conditions)
-    for title, figure in figures.items():
-        record.keep(title, {"n": 500, "bounded": False, "stages": {}, "parameters": CROSSING} | figure)
+    record = Record(tmp_path / "net_eval", same | {"precision": "fp32"} | conditions)
+    for title, result in results.items():
+        record.add(title, {"n": 500, "bounded": False, "stages": {}, "parameters": STEPS} | result)
     return record
 
 
-def test_a_network_whose_gradients_vanish_is_called_out_and_an_honest_one_is_not(tmp_path):
+def test_a_network_whose_gradients_vanish_is_reported_and_another_is_not(tmp_path):
     net, x, y = trained_on_stripes()
-    images = Split((255 * x).round().byte(), y)
-    record = record_of(tmp_path, {})
-    assert warn_of_masking(record, 8 / 255, sanity_check(net, images, 8 / 255, "cpu", batch_size=50, seed=0)) == []
-    warnings = warn_of_masking(record, 8 / 255, sanity_check(Sure(net), images, 8 / 255, "cpu", batch_size=50, seed=0))
-    assert len(warnings) == 2 and "where nothing should" in warnings[0] and "flat" in warnings[1]
+    images, record = Split((255 * x).round().byte(), y), record_of(tmp_path, {})
+    saturated = Function(lambda x: 1e4 * net(x))  # its cross entropy has no gradient in float32
+    warnings = [
+        warn_of_masking(record, 8 / 255, sanity_check(network, images, 8 / 255, "cpu", batch_size=50))
+        for network in (net, saturated)
+    ]
+    assert warnings[0] == []
+    assert len(warnings[1]) == 2 and "expected 0 %" in warnings[1][0] and "flat" in warnings[1][1]
 
 
-def test_a_network_of_one_answer_is_called_untrained_and_not_masked(run, tmp_path):
+def test_a_constant_prediction_is_reported_as_untrained_and_not_as_masking(run, tmp_path):
     net = build("small_resnet", 10, 16)
     with torch.no_grad():
         net.linear.weight.zero_()
         net.linear.bias.copy_(torch.eye(10)[3])
     torch.save({"net": net.state_dict()}, tmp_path / "net.pth")
-    words = (
-        "--dataset Digits --image_size 16 --model_path net.pth --limit_test 40 --attacks clean,fgsm,pgd --no-pictures"
-    )
-    ended = run(words)
-    assert ended.status == 0, ended.err
-    assert "WARNING: reads every image as '3': hardly trained" in ended.out and "masking" not in ended.out
+    ended = run(f"{DIGITS} --model_path net.pth --limit_test 40 --attacks clean,fgsm,pgd")
+    assert "WARNING: predicts class '3' for every image" in ended.out and "masking" not in ended.out
 
 
 @pytest.mark.parametrize(
-    ("figures", "line"),
+    ("results", "line"),
     [
-        ({"FGSM": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}}, "FGSM beats PGD-20 (30.00 < 40.00 %)"),
-        ({"Square": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}}, "Square beats PGD-20 (30.00 < 40.00 %)"),
-        # Cross entropy is a poor guide to the border between two classes; gradients that find it are not masked.
+        ({"FGSM": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}}, "FGSM is stronger than PGD-20 (30.00 < 40.00 %)"),
+        ({"Square": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}}, "Square is stronger than PGD-20 (30.00 < 40"),
+        # Another gradient attack finds the adversarial examples, so gradients are not masked.
         ({"Square": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}, "C&W-inf-30": {"accuracy": 29.0}}, None),
-        ({"AutoAttack": {"accuracy": 30.0, "stages": {"FAB-T": 32.0, "Square": 30.0}}}, "Square turns 2.00 %"),
+        (
+            {"AutoAttack": {"accuracy": 30.0, "stages": {"FAB-T": 32.0, "Square": 30.0}}},
+            "AutoAttack's Square is strong",
+        ),
         (  # two steps cannot cross the ball
-            {"FGSM": {"accuracy": 30.0}, "PGD-2": {"accuracy": 40.0, "parameters": CROSSING | {"steps": 2}}},
+            {"FGSM": {"accuracy": 30.0}, "PGD-2": {"accuracy": 40.0, "parameters": STEPS | {"steps": 2}}},
             None,
         ),
         ({"FGSM": {"accuracy": 30.0, "n": 100}, "PGD-20": {"accuracy": 40.0}}, None),  # not the same images
@@ -507,32 +453,27 @@ def test_a_network_of_one_answer_is_called_untrained_and_not_masked(run, tmp_pat
         ({"FGSM": {"accuracy": 50.0}, "PGD-20": {"accuracy": 40.0}}, None),
     ],
 )
-def test_a_weaker_attack_that_wins_is_called_out(tmp_path, figures, line):
-    warnings = warn_of_masking(record_of(tmp_path, figures), 8 / 255, None)
+def test_a_weaker_attack_that_wins_is_reported(tmp_path, results, line):
+    warnings = warn_of_masking(record_of(tmp_path, results), 8 / 255, None)
     assert [line in warning for warning in warnings] == [True] * (line is not None)
 
 
 def test_attacks_of_different_protocols_on_the_same_images_are_compared(tmp_path):
     record_of(tmp_path, {"PGD-20": {"accuracy": 40.0}}, protocol="paper")
-    blackbox = record_of(tmp_path, {"Square": {"accuracy": 30.0}}, protocol="blackbox")
-    assert len(warn_of_masking(blackbox, 8 / 255, None)) == 1
-    elsewhere = record_of(tmp_path, {"Square": {"accuracy": 30.0}}, protocol="blackbox", images=2)
-    assert warn_of_masking(elsewhere, 8 / 255, None) == []
-
-
-def test_a_steady_loss_is_flat_and_a_growing_one_is_not(tmp_path):
-    record = record_of(tmp_path, {})
-    assert len(warn_of_masking(record, 8 / 255, SanityCheck(1.0, 1.005, 0.0))) == 1
-    assert warn_of_masking(record, 8 / 255, SanityCheck(1.0, 2.0, 0.0)) == []
+    for images, warnings in ((1, 1), (2, 0)):
+        record = record_of(tmp_path, {"Square": {"accuracy": 30.0}}, protocol="blackbox", images=images)
+        assert len(warn_of_masking(record, 8 / 255, None)) == warnings
+    for loss, warnings in ((1.005, 1), (2.0, 0)):
+        assert len(warn_of_masking(record, 8 / 255, SanityCheck(1.0, loss, 0.0))) == warnings
 
 
 # Reports.
 
 
-def test_reports_say_all_that_makes_a_figure(run, tmp_path):
+def test_reports_contain_all_that_a_result_depends_on(run, tmp_path):
     path = save_network(tmp_path / "net.pth")
     words = "--dataset Digits --image_size 16 --model_path net.pth --natural_path net.pth --limit_test 40"
-    run(f"{words} --attacks clean,fgsm,pgd --eps 0.02 --restarts 2")
+    out = run(f"{words} --attacks clean,fgsm,pgd --eps 0.02 --restarts 2").out
     folder = results_folder(path)
     assert {file.name for file in folder.iterdir()} == {
         *("eval.json", "eval.csv", "eval.md", "attacks.png", "examples.png"),
@@ -540,42 +481,39 @@ def test_reports_say_all_that_makes_a_figure(run, tmp_path):
     }
     (evaluation,) = read_evaluations(folder / "eval.json")
     assert evaluation["conditions"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    figure = evaluation["figures"]["PGD-20"]
-    assert figure["versions"]["torch"] == torch.__version__ and "git" in figure["versions"]
+    assert evaluation["conditions"]["precision"] == "fp32"
+    result = evaluation["figures"]["PGD-20"]
+    settings = "n 40; epsilon 5.1/255, 20 steps, step size 1.275/255, uniform start, 2 restarts"
+    assert f"PGD-20              {result['accuracy']:6.2f} %  ({settings}" in out
+    assert result["versions"]["torch"] == torch.__version__ and "git" in result["versions"]
     expected = {"epsilon": 0.02, "steps": 20, "step_size": 0.005, "start": "uniform", "restarts": 2}
-    assert figure["parameters"] == expected | {"judged": "at every step"}
-    assert figure["accuracy"] == pytest.approx(100 * figure["correct"].count("1") / 40) and figure["n"] == 40
+    assert result["parameters"] == expected | {"judged": "at every step"}
+    assert result["accuracy"] == pytest.approx(100 * result["correct"].count("1") / 40) and result["n"] == 40
     with open(folder / "eval.csv", newline="") as file:
         rows = {row["attack"]: row for row in csv.DictReader(file)}
-    assert float(rows["PGD-20"]["accuracy"]) == figure["accuracy"] and rows["PGD-20"]["restarts"] == "2"
+    assert float(rows["PGD-20"]["accuracy"]) == result["accuracy"] and rows["PGD-20"]["restarts"] == "2"
     assert f"| small_resnet | {evaluation['figures']['Clean']['accuracy']:.2f} |" in (folder / "eval.md").read_text()
     for name in ("attacks.png", "examples.png", "confusion.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     with open(folder / "confusion_PGD-20.csv", newline="") as file:
         counts = [[int(cell) for cell in row[1:]] for row in list(csv.reader(file))[1:]]
     assert sum(map(sum, counts)) == 40
-    assert sum(counts[k][k] for k in range(10)) == figure["correct"].count("1")
+    assert sum(counts[k][k] for k in range(10)) == result["correct"].count("1")
 
 
-def test_confusion_counts_by_true_and_read_class():
+def test_confusion_counts_by_true_and_predicted_class():
     counts = confusion(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 1]), 3)
     assert counts.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
 
 
-def test_what_falls_at_one_radius_has_fallen_at_every_larger_one(monkeypatch):
-    net, images = some_images()
-    turned = (images.images[:, 0, 0, 0] < 254) & (images.labels == net(images.images / 255).argmax(1))
+def test_an_image_fooled_at_one_radius_is_fooled_at_every_larger_one(monkeypatch):
+    def only_at_four(setting):
+        change = shifted if abs(255 * setting.epsilon - 4) < 0.1 else lambda x: x
+        return Attack("PGD-20", {"epsilon": 1.0}, {"": recording([], change)})
 
-    def at_four(setting):
-        def perturb(model, x, y, noise):
-            return (x + 1 / 255).clamp(0, 1) if abs(255 * setting.epsilon - 4) < 0.1 else x
-
-        return Attack("PGD-20", {"epsilon": setting.epsilon}, {"": perturb})
-
-    monkeypatch.setattr("engine.evaluation.figures.pgd20", at_four)
-    curve = radius_curve(net, images, 30, 0, "cpu")
-    assert turned.any()
-    assert curve[:4] == [80.0] * 4 and len(set(curve[4:])) == 1 and curve[4] < 80
+    monkeypatch.setattr("engine.evaluation.figures.pgd20", only_at_four)
+    curve = radius_curve(FirstPixel(), some_images(), 30, 0, "cpu")
+    assert curve[:4] == [80.0] * 4 and curve[4:] == [0.0] * len(curve[4:])
 
 
 def test_accuracy_against_radius_starts_clean_and_never_rises():
@@ -589,20 +527,18 @@ def test_accuracy_against_radius_starts_clean_and_never_rises():
 def test_blackbox_protocol(run, tmp_path):
     save_network(tmp_path / "net.pth")
     save_network(tmp_path / "other.pth", seed=1)
-    ended = run(
-        f"{DIGITS} --model_path net.pth --limit_test 20 --eps 0.4 --protocol blackbox --surrogate_path other.pth"
-    )
-    figures = read_evaluations(results_path(tmp_path / "net.pth"))[0]["figures"]
-    assert list(figures) == ["Clean", "transfer PGD-20", "transfer C&W-inf-30", "Square", "worst case"]
-    assert figures["Square"]["accuracy"] <= figures["Clean"]["accuracy"]
-    assert "from other.pth, epsilon 102/255, 20 steps" in ended.out and "5000 queries" in ended.out
+    words = "--limit_test 20 --eps 0.4 --protocol blackbox --surrogate_path other.pth"
+    out = run(f"{DIGITS} --model_path net.pth {words}").out
+    results = results_in(results_path("net.pth"))
+    assert list(results) == ["Clean", "transfer PGD-20", "transfer C&W-inf-30", "Square", "worst case"]
+    assert results["Square"][0] <= results["Clean"][0]
+    assert "transferred from other.pth, epsilon 102/255, 20 steps" in out and "5000 queries" in out
 
 
-def test_epsilon_zero_attacks_nothing(run, tmp_path):
+def test_epsilon_zero_changes_no_prediction(run, tmp_path):
     save_network(tmp_path / "net.pth")
     run(f"{DIGITS} --model_path net.pth --limit_test 40 --eps 0 --attacks clean,fgsm,pgd,pgd_trades,cw")
-    figures = figures_in(results_path(tmp_path / "net.pth"))
-    assert len({accuracy for accuracy, _ in figures.values()}) == 1
+    assert len({accuracy for accuracy, _ in results_in(results_path("net.pth")).values()}) == 1
 
 
 # Bad input.
@@ -611,23 +547,25 @@ def test_epsilon_zero_attacks_nothing(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("--model_path net7.pth", "net7.pth: has 7 classes, not 10; choose the --dataset it was trained on"),
-        ("--model_path net.pth --attacks ,", "--attacks ,: names no attack"),
-        ("--model_path net.pth --attacks pgdd", "--attacks pgdd: unknown name; nearest: pgd"),
-        ("--model_path net.pth --eps 1.5", "--eps 1.5: must be between 0 and 1"),
-        ("--model_path net.pth --eps -0.1", "--eps -0.1: must be between 0 and 1"),
-        ("--model_path net.pth --limit_test 0", "--limit_test 0: must be a number of at least 1"),
-        ("--model_path empty", "--model_path empty: no checkpoint in that folder"),
-        ("--model_path none", "none: cannot be read"),
-        ("--model_path strange.pth", "--model: needed: strange.pth does not say which network it holds"),
-        ("--model_path told.pth --model vgg16", "--model vgg16: told.pth holds a small_resnet; leave the flag out"),
-        ("--model_path net.pth --protocol blackbox", "--surrogate_path: needed by transfer_pgd, transfer_cw"),
-        ("--model_path net.pth --protocol blackbox --surrogate_path net7.pth", "net7.pth: has 7 classes, not 10"),
-        ("--model_path net.pth --natural_path net7.pth", "net7.pth: has 7 classes, not 10"),
-        ("--model_path net.pth --out /proc/none", "/proc/none/net_eval: cannot be written to"),
-        ("--model_path net.pth --out net.pth", "net.pth/net_eval: cannot be written to"),
-        ("--model_path net.pth --state net.pth", "--state net.pth/"),
-        ("--model_path net.pth --restarts 0", "--restarts 0: must be between 1 and 1000"),
+        ("net7.pth", "net7.pth: has 7 classes, not 10"),
+        ("net.pth --attacks ,", "--attacks ,: names no attack"),
+        ("net.pth --attacks pgdd", "--attacks pgdd: unknown name; nearest: pgd"),
+        ("net.pth --eps 1.5", "--eps 1.5: must be between 0 and 1"),
+        ("net.pth --eps -0.1", "--eps -0.1: must be between 0 and 1"),
+        ("net.pth --precision tf32", "--precision tf32: requires a GPU"),
+        ("net.pth --limit_test 0", "--limit_test 0: must be a number of at least 1"),
+        ("''", "--model_path: an empty name"),
+        ("empty", "--model_path empty: no checkpoint in that folder"),
+        ("none", "none: cannot be read"),
+        ("strange.pth", "--model: "),
+        ("told.pth --model vgg16", "--model vgg16: told.pth holds a small_resnet"),
+        ("net.pth --protocol blackbox", "--surrogate_path: required by transfer_pgd, transfer_cw"),
+        ("net.pth --protocol blackbox --surrogate_path net7.pth", "net7.pth: has 7 classes, not 10"),
+        ("net.pth --natural_path net7.pth", "net7.pth: has 7 classes, not 10"),
+        ("net.pth --out /proc/none", "/proc/none/net_eval: cannot be written to"),
+        ("net.pth --out net.pth", "net.pth/net_eval: cannot be written to"),
+        ("net.pth --state net.pth", "--state net.pth/"),
+        ("net.pth --restarts 0", "--restarts 0: must be between 1 and 1000"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(run, tmp_path, words, line):
@@ -637,6 +575,6 @@ def test_bad_input_is_one_line_and_nothing_is_written(run, tmp_path, words, line
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(768, 10)).state_dict(), tmp_path / "strange.pth")
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    ended = run(f"{DIGITS} {words}", status=2)
+    ended = run(f"{DIGITS} --model_path {words}", status=2)
     assert ended.err.startswith("error: ") and ended.err.count("\n") == 1 and line in ended.err, ended.err
     assert sorted(tmp_path.rglob("*")) == before

@@ -21,7 +21,7 @@ from engine.training.validation import Validator
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from methods.losses import kl
 from models import build
-from scripts import plain
+from scripts.benchmark import plain
 from utils.config import TrainConfig
 from utils.errors import UserError
 

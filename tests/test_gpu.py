@@ -11,7 +11,7 @@ from engine.fast.precision import PLAIN, Arithmetic, choose_arithmetic
 from engine.training.trainer import Trainer
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import build
-from scripts import plain
+from scripts.benchmark import plain
 from utils.config import TrainConfig
 
 pytestmark = [

@@ -1,27 +1,28 @@
-"""What --log_reliability tells of the teacher: the truth, without another forward, and the same after interruptions."""
+"""--log_reliability: correct counts, without another forward pass, and the same after interruptions."""
 
-import csv
-import os
-import signal
+import shutil
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from commands import SMALL, run_here
+from commands import SMALL
 from PIL import Image
+from run_files import files_of, folder_of, rows_of
 from test_distributed import torchrun
-from test_faults import files_of, seen
+from test_resume import Killed, kill_at
 from test_trainer import trainer_of
 from tiny import tiny_problem
 
-from engine.distributed import Processes, Shard
+from engine.checkpoint import save_checkpoint
+from engine.distributed import Processes
 from engine.training.metrics import EpochMetrics
+from engine.training.trainer import Trainer
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from methods.losses import Step
 from models import build
 from utils.plots import draw_alpha
 
-# Which of the teacher's logits a method computes, on clean and on adversarial images, before and from introspection on.
+# Images whose teacher logits a method computes, before and after the start of introspection.
 COMPUTED = {
     "ARD": ("clean", "clean"),
     "IAD-I": ("clean", "clean adv"),
@@ -41,205 +42,183 @@ def test_every_method_with_a_teacher_is_listed():
 
 @pytest.mark.parametrize("name", COMPUTED)
 @pytest.mark.parametrize("epoch", [0, 60])
-def test_a_step_returns_the_teachers_logits_that_it_computes_anyway(name, epoch):
+def test_a_step_returns_the_teacher_logits_that_it_computes(name, epoch):
     student, teacher, x, y = tiny_problem()
-    seen_by_teacher = []
+    forwards = []
     trainer = trainer_of(name, student, teacher)
     method = trainer.method
 
-    def watched(live, *rest):
-        guide, others = rest[0], rest[1:]
-
-        def counting(images):
-            logits = guide(images)
+    def counted(student, teacher, *rest):
+        def forward(images):
+            logits = teacher(images)
             if not torch.is_grad_enabled():
-                seen_by_teacher.append((images, logits))
+                forwards.append((images, logits))
             return logits
 
-        return method(live, counting, *others)
+        return method(student, forward, *rest)
 
-    trainer.method = watched
-    outcome = trainer.step(x, y, epoch)
-    words = COMPUTED[name][epoch >= 60].split()
-    found = {"clean": outcome.t_clean, "adv": outcome.t_adv}
-    assert [key for key, logits in found.items() if logits is not None] == words
-    assert len(seen_by_teacher) == len(words), "no forward for the record alone"
-    for images, logits in seen_by_teacher:
+    trainer.method = counted
+    result = trainer.step(x, y, epoch)
+    expected = COMPUTED[name][epoch >= 60].split()
+    returned = {"clean": result.t_clean, "adv": result.t_adv}
+    assert [key for key, logits in returned.items() if logits is not None] == expected
+    assert len(forwards) == len(expected), "no forward pass for logging only"
+    for images, logits in forwards:
         kind = "clean" if torch.equal(images, x) else "adv"
-        assert torch.equal(found[kind], logits)
+        assert torch.equal(returned[kind], logits)
         torch.testing.assert_close(logits, teacher(images))
 
 
-def outcome_of(probabilities, labels):
-    """A step whose teacher gives these probabilities of the label, in two classes, on adversarial images."""
+def step_of(probabilities, labels):
+    """A step whose teacher gives the labels, of two classes, these probabilities on adversarial images."""
     alpha = torch.tensor(probabilities, dtype=torch.float64)
-    of_label = torch.nn.functional.one_hot(labels, 2).bool()
-    logits = torch.where(of_label, alpha[:, None].log(), (1 - alpha)[:, None].log())
-    return Step(torch.tensor(1.0), t_clean=of_label * 1.0, t_adv=logits)
+    is_label = torch.nn.functional.one_hot(labels, 2).bool()
+    logits = torch.where(is_label, alpha[:, None].log(), (1 - alpha)[:, None].log())
+    return Step(torch.tensor(1.0), t_clean=is_label * 1.0, t_adv=logits)
 
 
-def test_alpha_is_counted_in_twenty_parts_and_one_falls_into_the_last():
+def test_alpha_has_twenty_bins_and_one_belongs_to_the_last():
     y = torch.tensor([0, 1, 0, 1, 0, 1])
     metrics = EpochMetrics("cpu", teacher=True)
-    metrics.add(outcome_of([0.0, 0.049, 0.051, 0.52, 0.999, 1.0], y), y, Shard(slice(0, 6), 6, 1.0))
-    found = metrics.reliability()
-    assert (found.n, found.clean_acc, found.adv_acc) == (6, 100, 50)
-    assert found.alpha == [2, 1, *[0] * 8, 1, *[0] * 8, 2]
+    metrics.add(step_of([0.0, 0.049, 0.051, 0.52, 0.999, 1.0], y), y)
+    assert metrics.reliability() == (6, 100, 50, [2, 1, *[0] * 8, 1, *[0] * 8, 2])
 
 
-def test_an_epochs_shares_weigh_every_image_equally_and_a_state_continues_them():
+def test_all_images_weigh_equally_and_a_state_continues_the_sums():
     y = torch.tensor([0, 1, 0, 1])
-    outcome = outcome_of([0.9, 0.2, 0.3, 0.7], y)
-    one = Step(outcome.loss, t_clean=outcome.t_clean[:1], t_adv=outcome.t_adv[:1])
-    whole = EpochMetrics("cpu", teacher=True)
-    parts = EpochMetrics("cpu", teacher=True)
-    for step, n in ((outcome, 4), (one, 1)):
-        whole.add(step, y[:n], Shard(slice(0, n), n, 1.0))
-        parts.add(step, y[:n], Shard(slice(0, n), n, 1.0))
+    step = step_of([0.9, 0.2, 0.3, 0.7], y)
+    whole, parts = (EpochMetrics("cpu", teacher=True) for _ in range(2))
+    for part, n in ((step, 4), (Step(step.loss, t_clean=step.t_clean[:1], t_adv=step.t_adv[:1]), 1)):
+        whole.add(part, y[:n])
+        parts.add(part, y[:n])
         parts = EpochMetrics("cpu", state=parts.state(), teacher=True)
-    assert whole.reliability() == parts.reliability()
-    assert whole.reliability().adv_acc == 60 and whole.state() == parts.state()
+    assert whole.reliability() == parts.reliability() and whole.state() == parts.state()
+    assert whole.reliability().teacher_adv_acc == 60
 
 
-def test_a_tally_without_the_flag_keeps_and_saves_nothing_of_it():
+def test_without_the_flag_nothing_of_the_teacher_is_counted():
     y = torch.tensor([0, 1])
     metrics = EpochMetrics("cpu")
-    metrics.add(outcome_of([0.9, 0.2], y), y, Shard(slice(0, 2), 2, 1.0))
+    metrics.add(step_of([0.9, 0.2], y), y)
     assert metrics.reliability() is None
     assert metrics.state().keys() == {"batches", "images", "loss", "clean", "adv"}
-    late = EpochMetrics("cpu", state=metrics.state(), teacher=True)  # the flag was given in the middle of an epoch
-    late.add(outcome_of([0.9, 0.2], y), y, Shard(slice(0, 2), 2, 1.0))
-    assert (late.reliability().n, late.reliability().adv_acc) == (2, 50)
+    later = EpochMetrics("cpu", state=metrics.state(), teacher=True)  # the flag was given in the middle of an epoch
+    later.add(step_of([0.9, 0.2], y), y)
+    assert later.reliability().n == 2 and later.reliability().teacher_adv_acc == 50
 
 
-def test_the_parts_of_several_processes_add_up_to_the_whole():
+class WithoutCommunication(Processes):
+    def all_reduce_sum(self, values):
+        return values
+
+
+def test_the_sums_of_all_ranks_add_up_to_those_of_one_process():
     y = torch.tensor([0, 1, 0, 1, 1])
-    outcome = outcome_of([0.9, 0.2, 0.3, 0.7, 0.6], y)
+    step = step_of([0.9, 0.2, 0.3, 0.7, 0.6], y)
     whole = EpochMetrics("cpu", teacher=True)
-    whole.add(outcome, y, Shard(slice(0, 5), 5, 1.0))
+    whole.add(step, y)
     total = 0
     for rank in range(2):
-        part = Processes(rank, 2).shard(5)
-        metrics = EpochMetrics("cpu", teacher=True)
-        logits = {key: getattr(outcome, key)[part.rows] for key in ("t_clean", "t_adv")}
-        metrics.add(Step(outcome.loss, **logits), y[part.rows], part)
+        processes = WithoutCommunication(rank, 2)
+        rows = processes.shard(5).rows
+        metrics = EpochMetrics("cpu", processes, teacher=True)
+        metrics.add(Step(step.loss, t_clean=step.t_clean[rows], t_adv=step.t_adv[rows]), y)
         total = total + torch.tensor(metrics.state()["alpha"])
     assert total.tolist() == whole.reliability().alpha
-    second = EpochMetrics("cpu", Processes(1, 2), whole.state(), teacher=True)
-    assert not second.sums["alpha"].any() and not second.sums["t_adv"], "the first process alone goes on with the sums"
+    rank1 = EpochMetrics("cpu", Processes(1, 2), whole.state(), teacher=True)
+    assert not rank1.sums["alpha"].any() and not rank1.sums["t_adv"], "only rank 0 continues saved sums"
 
 
-def test_a_shared_run_counts_what_one_process_does(run, tmp_path):
-    words = distil("DGAD", "--epochs 1 --log_reliability --precision fp32")
-    words = words.replace("--limit_train 48", "--limit_train 50")  # a last batch of two
-    assert run(f"{words} --root_path alone").status == 0
-    shared = torchrun(2, "main.py", f"{words} --root_path shared", tmp_path)
-    _, err = shared.communicate(timeout=120)
-    assert shared.returncode == 0, err
-    (one,), (two,) = rows_of(tmp_path / "alone"), rows_of(tmp_path / "shared")
-    assert one["n"] == two["n"] == "50" and one["teacher_clean_acc"] == two["teacher_clean_acc"]
-    counts = [[int(cell) for key, cell in row.items() if key.startswith("alpha_")] for row in (one, two)]
-    assert sum(counts[0]) == sum(counts[1]) == 50
-    # The attacks' signs may differ by rounding, which moves an image or two to the next part.
-    assert sum(abs(a - b) for a, b in zip(*counts, strict=True)) <= 8
+# Runs.
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def distill(train, tmp_path):
+    """``distill(method, args)`` trains with small teachers."""
     torch.manual_seed(0)
-    torch.save({"net": build("small_resnet", 10, 16).state_dict()}, tmp_path / "teacher.pth")
-    return lambda words: run_here(monkeypatch, capsys, "main.py", words)
+    save_checkpoint(tmp_path / "teacher.pth", {"net": build("small_resnet", 10, 16).state_dict()})
+    return lambda method, args: train(args_of(method, args))
 
 
-def distil(method, *more):
+def args_of(method, args):
     teachers = "--teacher_model small_resnet --teacher_path teacher.pth --no_teacher_check --std_teacher_model "
     teachers += "small_resnet" + " --std_teacher_path teacher.pth" * (method in WITH_TWO_TEACHERS)
-    words = [SMALL, f"--method {method} --lr_schedule constant --device cpu --threads 1", teachers, *more]
-    return " ".join(words)
+    return f"{SMALL} --method {method} --lr_schedule constant --device cpu --threads 1 {teachers} {args}"
 
 
-def rows_of(root):
-    (path,) = root.rglob("reliability.csv")
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+def alphas(row):
+    return [int(cell) for key, cell in row.items() if key.startswith("alpha_")]
 
 
-def test_a_run_writes_a_row_an_epoch_and_a_picture(run, tmp_path):
-    assert run(distil("IAD-I", "--epochs 3 --IAD_begin 1 --log_reliability")).status == 0
-    rows = rows_of(tmp_path)
-    assert [(row["epoch"], row["n"]) for row in rows] == [("0", "48"), ("1", "48"), ("2", "48")]
+def test_a_run_writes_a_row_per_epoch_and_a_figure(distill, tmp_path):
+    distill("IAD-I", "--epochs 3 --IAD_begin 1 --log_reliability")
+    rows = rows_of(tmp_path, "reliability.csv")
+    assert [(row["epoch"], row["n"]) for row in rows] == [("1", "48"), ("2", "48"), ("3", "48")]
     assert all(0 <= float(row["teacher_clean_acc"]) <= 100 for row in rows)
-    assert rows[0]["teacher_adv_acc"] == rows[0]["alpha_0.00"] == ""  # no introspection yet
-    for row in rows[1:]:
-        counts = [int(cell) for key, cell in row.items() if key.startswith("alpha_")]
-        assert len(counts) == 20 and sum(counts) == 48
-    with Image.open(next(tmp_path.rglob("reliability.png"))) as picture:
-        assert picture.format == "PNG"
+    assert rows[0]["teacher_adv_acc"] == rows[0]["alpha_0.00"] == ""  # before introspection
+    assert all(len(alphas(row)) == 20 and sum(alphas(row)) == 48 for row in rows[1:])
+    with Image.open(next(tmp_path.rglob("reliability.png"))) as image:
+        assert image.format == "PNG"
 
 
-def test_the_flag_changes_nothing_else_of_a_run(run, tmp_path):
-    assert run(distil("DGAD", "--epochs 2 --root_path plain")).status == 0
-    assert run(distil("DGAD", "--epochs 2 --root_path watched --log_reliability")).status == 0
-    plain, watched = files_of(tmp_path / "plain"), files_of(tmp_path / "watched")
-    added = {name.rsplit("/", 1)[1] for name in watched.keys() - plain.keys()}
-    assert added == {"reliability.csv", "reliability.png"}
-    others = [name for name in plain if "resume/" not in name and not name.endswith("config.json")]
-    assert all(plain[name] == watched[name] for name in others) and len(others) >= 4
-
-
-def test_two_epochs_and_two_more_are_four_and_a_run_may_go_on_without(run, tmp_path):
-    assert run(distil("DGAD", "--epochs 4 --root_path whole --log_reliability")).status == 0
-    assert run(distil("DGAD", "--epochs 2 --root_path parts --log_reliability")).status == 0
-    assert run(distil("DGAD", "--epochs 3 --root_path parts --resume")).status == 0
-    assert len(rows_of(tmp_path / "parts")) == 2
-    assert run(distil("DGAD", "--epochs 4 --root_path parts --resume --log_reliability")).status == 0
-    whole, parts = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
+def test_the_flag_changes_nothing_else_of_a_run_and_may_change_on_resuming(distill, tmp_path):
+    distill("DGAD", "--epochs 2 --root_path plain")
+    distill("DGAD", "--epochs 2 --root_path logged --log_reliability")
+    plain, logged = (files_of(folder_of(tmp_path / name)) for name in ("plain", "logged"))
+    assert logged.keys() - plain.keys() == {"reliability.csv", "reliability.png"}
+    others = [name for name in plain if "resume/" not in name and name != "config.json"]
+    assert all(plain[name] == logged[name] for name in others) and len(others) >= 4
+    distill("DGAD", "--epochs 3 --root_path logged --resume")
+    distill("DGAD", "--epochs 4 --root_path logged --resume --log_reliability")
+    distill("DGAD", "--epochs 4 --root_path whole --log_reliability")
+    whole, parts = (rows_of(tmp_path / name, "reliability.csv") for name in ("whole", "logged"))
     assert parts == [whole[0], whole[1], whole[3]]
 
 
-def test_a_run_killed_within_an_epoch_ends_with_the_same_bytes(nursery, tmp_path):
-    torch.manual_seed(0)
-    torch.save({"net": build("small_resnet", 10, 16).state_dict()}, tmp_path / "teacher.pth")
-    words = distil("DGAD", "--epochs 3 --save_minutes 0 --resume --log_reliability").replace("--bs 16", "--bs 4")
-    words = words.replace("teacher.pth", str(tmp_path / "teacher.pth"))
-    nursery.start(tmp_path / "whole", "main.py", words)
-    assert nursery.wait() == 0
-    for epoch in (0, 1):
-        pid = nursery.start(tmp_path / "parts", "main.py", words)
-        seen(lambda epoch=epoch: any((tmp_path / "parts").rglob(f"resume/{epoch:04d}-00000[5-9].pth")))
-        os.kill(pid, signal.SIGKILL)
-        assert nursery.wait() == -signal.SIGKILL
-    nursery.start(tmp_path / "parts", "main.py", words)
-    assert nursery.wait() == 0
-    assert "resuming after epoch" in (tmp_path / "parts/output.txt").read_text()
-    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
-    assert len(rows_of(tmp_path / "parts")) == 3
+def test_a_run_killed_in_an_epoch_ends_with_the_same_bytes(distill, tmp_path, monkeypatch):
+    args = "--epochs 2 --save_minutes 0 --resume --log_reliability"
+    distill("DGAD", args)
+    whole = files_of(folder_of(tmp_path))
+    shutil.rmtree(tmp_path / "tuned_models")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, Trainer, "step", 5)
+        distill("DGAD", args)
+    assert "resuming after epoch 1 of 2 and 1 of 3 batches" in distill("DGAD", args)
+    assert files_of(folder_of(tmp_path)) == whole
 
 
-def test_a_method_that_returns_no_logits_of_its_teacher_is_named_in_place_of_a_picture(run, tmp_path, monkeypatch):
-    made = METHODS["RSLAD"]
-    hidden = {"t_clean": None, "t_adv": None}
-    monkeypatch.setitem(METHODS, "RSLAD", lambda c: lambda *given: made(c)(*given)._replace(**hidden))
-    ended = run(distil("RSLAD", "--epochs 1 --log_reliability"))
-    assert ended.status == 0 and "no reliability.png: RSLAD returns no logits" in ended.out
+@pytest.mark.dist
+@pytest.mark.slow
+def test_two_processes_count_what_one_does(distill, tmp_path):
+    args = "--epochs 1 --log_reliability --precision fp32 --limit_train 50"  # a last batch of two
+    distill("DGAD", f"{args} --root_path one")
+    run = torchrun(2, "main.py", args_of("DGAD", f"{args} --root_path two"), tmp_path)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    (one,), (two,) = (rows_of(tmp_path / name, "reliability.csv") for name in ("one", "two"))
+    assert one["n"] == two["n"] == "50" and one["teacher_clean_acc"] == two["teacher_clean_acc"]
+    assert sum(alphas(one)) == sum(alphas(two)) == 50
+    # The signs of the attack may differ by rounding, which moves an image or two to the next bin.
+    assert sum(abs(a - b) for a, b in zip(alphas(one), alphas(two), strict=True)) <= 8
+
+
+def test_a_method_that_returns_no_teacher_logits_is_named_instead_of_a_figure(distill, tmp_path, monkeypatch):
+    rslad, hidden = METHODS["RSLAD"], {"t_clean": None, "t_adv": None}
+    monkeypatch.setitem(METHODS, "RSLAD", lambda config: lambda *args: rslad(config)(*args)._replace(**hidden))
+    assert "no reliability.png: RSLAD returns no logits" in distill("RSLAD", "--epochs 1 --log_reliability")
     assert not list(tmp_path.rglob("reliability.png"))
 
 
 @pytest.mark.parametrize("method", ["AT", "Natural"])
-def test_a_method_without_a_teacher_has_none_to_watch(run, tmp_path, method):
-    ended = run(f"{SMALL} --method {method} --log_reliability")
-    assert ended.status == 2
-    assert ended.err == f"error: --log_reliability: {method} has no teacher to watch; leave it out\n"
+def test_a_method_without_a_teacher_is_an_error(train, tmp_path, method):
+    error = f"^--log_reliability: {method} has no teacher; leave the flag out$"
+    train(f"{SMALL} --method {method} --log_reliability", error=error)
     assert not (tmp_path / "tuned_models").exists()
 
 
-def test_the_map_of_alpha_shows_shares_of_each_epoch():
+def test_the_figure_of_alpha_shows_shares_of_each_epoch():
     columns = ["alpha_0.00", "alpha_0.50"]
-    rows = [
-        {"epoch": 0, "n": 4, columns[0]: None, columns[1]: None},
-        {"epoch": 1, "n": 4, columns[0]: 1, columns[1]: 3},
-    ]
+    rows = [{"epoch": 1, "n": 4} | dict.fromkeys(columns), {"epoch": 2, "n": 4, columns[0]: 1, columns[1]: 3}]
     figure, axes = plt.subplots()
     draw_alpha(axes, rows, columns)
     (mesh,) = axes.collections

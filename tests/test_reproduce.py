@@ -1,217 +1,167 @@
-"""The scripts of published tables: what they list fits together, what is finished is skipped, ours beside theirs."""
+"""The tables of published results: their commands fit together, finished ones are skipped, ours are beside theirs."""
 
-import csv
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
-from io import StringIO
 from pathlib import Path
 
 import pytest
 from commands import run_here
-from conftest import ROOT
 
 from engine.training.run_folder import RunFolder
 from engine.training.settings import resolve
 from methods import WITHOUT_TEACHER
-from scripts.reproduce.beside import PUBLISHED, beside
-from scripts.reproduce.count import gflop_of
+from scripts.reproduce.reproduce import Planner, Run, Runner, _table, load_tables, show
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
-from utils.errors import UserError
 from utils.flags import parse
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="shell scripts")
-REPRODUCE = ROOT / "scripts" / "reproduce"
-TABLES = sorted(
-    path.stem for path in REPRODUCE.glob("*.sh") if 'source "$(dirname "$0")/table_setting.sh"' in path.read_text()
-)
+TABLES = load_tables()
+SCRIPT = "scripts/reproduce/reproduce.py"
 TRAINING = {"main.py": TrainConfig, "main_tiny.py": TinyTrainConfig}
-EVALUATING = {"main_eval.py": EvalConfig, "main_eval_tinyimagenet.py": TinyEvalConfig}
+EVALUATION = {"main_eval.py": EvalConfig, "main_eval_tinyimagenet.py": TinyEvalConfig}
 
 
-def listed(script, out, *options, data=()):
-    """Commands that a script lists: each a list of words without the interpreter."""
-    command = ["bash", str(REPRODUCE / f"{script}.sh"), "--list", *options, str(out), *data]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    lines = [line for line in ended.stdout.splitlines() if not line.startswith("#")]
-    assert lines and all(line.startswith("python ") for line in lines)
-    return [shlex.split(line)[1:] for line in lines]
+def planned(out, scale, tables, seeds=(), data=(), teacher=None):
+    planner = Planner(out, scale, seeds, teacher, data)
+    return planner, {name: planner.plan(TABLES[name], ["*"]) for name in tables}
 
 
-@pytest.mark.parametrize("script", [*TABLES, "methods_cpu", "ablation_cpu", "overfitting_cpu"])
-def test_listed_commands_fit_together(tmp_path, script):
-    for scale in ("full", "short", "smoke"):
-        folders, rows = set(), set()
-        for name, *words in listed(script, tmp_path, "--scale", scale):
-            if name in TRAINING:
-                config, given = parse(TRAINING[name], words, description="", choices={})
-                config, _ = resolve(config, given)
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("scale", ["full", "short", "smoke"])
+def test_the_commands_of_a_table_fit_together(tmp_path, table, scale):
+    planner, _ = planned(tmp_path, scale, [table], data=["--threads", "1"])
+    folders, published = set(), {row.file for row in TABLES[table] if row.file}
+    for run in planner.runs.values():
+        for script, *flags in run.commands:
+            if script in TRAINING:
+                config, _ = resolve(*parse(TRAINING[script], flags, description="", choices={}))
                 teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
                 path = RunFolder(config, teacher=teacher, writes=False).path
-                assert path not in folders or config.desc_str.startswith("teacher"), "two runs, one folder"
-                for needed in (config.teacher_path, config.std_teacher_path):
-                    assert not needed or scale == "full" or os.path.dirname(needed) in map(str, folders), words
+                assert path == run.folder and path not in folders
+                for needed in filter(None, (config.teacher_path, config.std_teacher_path)):
+                    assert Path(needed).parent in folders or any(needed.endswith(file) for file in published)
                 folders.add(path)
-            elif name in EVALUATING:
-                config = parse(EVALUATING[name], words, description="", choices={}).config
-                (judged,) = config.model_path
-                outside = script == "rslad_table2" and scale == "full"  # of published teachers
-                assert outside or {judged, os.path.dirname(judged)} & set(map(str, folders)), judged
-                rows.add(os.path.basename(config.out))
-        if script in TABLES and scale != "smoke":
-            assert {row["row"] for row in published(script)} <= rows
+            else:
+                config = parse(EVALUATION[script], flags, description="", choices={}).config
+                (checkpoint,) = map(Path, config.model_path)
+                assert {checkpoint, checkpoint.parent} & folders or scale == "full"
+            assert config.threads == 1
 
 
-@pytest.mark.parametrize("script", TABLES)
-def test_a_table_is_made_at_the_smallest_scale(script, tmp_path, monkeypatch, capsys):
-    rows = []
-    for name, *words in listed(script, tmp_path, "--scale", "smoke"):
-        ended = run_here(monkeypatch, capsys, name, shlex.join(words))
-        assert ended.status == 0, f"{name} {shlex.join(words)}\n{ended.err}"
-        rows += [os.path.basename(words[words.index("--out") + 1])] if name in EVALUATING else []
-    table = (tmp_path / "figures" / "beside.md").read_text()
-    assert rows and all(re.search(rf"^\| {row} \| ours \(1\)( \| [\d.]+){{5}}", table, re.M) for row in rows), table
+def test_seeds_data_and_rows_are_those_of_the_command_line(tmp_path):
+    planner, rows = planned(tmp_path, "full", ["CPU-methods"], [4, 5], ["--dataset", "Folder", "--data_root", "d"])
+    folders = [planner.runs[key].folder for key in rows["CPU-methods"]["RSLAD"]]
+    names = [f"small_resnet_from_small_resnet_eps8_seed{seed}" for seed in (4, 5)]
+    assert folders == [tmp_path / "cpu" / "Folder" / "RSLAD" / name for name in names]
+    planner = Planner(tmp_path, "full", [], "/there.pt", [])
+    assert list(planner.plan(TABLES["DGAD-CIFAR10"], ["DGAD_*18"])) == ["DGAD_resnet18"]
+    teacher, student = planner.runs.values()  # the teacher is added
+    assert "/there.pt" in student.commands[0] and "/there.pt" in teacher.commands[0]
 
 
-def test_a_script_carries_out_its_list_and_prints_the_table(tmp_path):
-    command = ["bash", str(REPRODUCE / "rslad_table2.sh"), "--scale", "smoke", str(tmp_path)]
-    environment = os.environ | {"JOBS": "2", "PYTHON": sys.executable}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("ours (1)") == 2
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["IAD", "RSLAD", "DGAD", "CPU", "precision", "GPU"])
+def test_every_table_is_made_at_smoke_scale(group, tmp_path, monkeypatch, capsys):
+    planner, tables = planned(tmp_path, "smoke", [name for name in TABLES if name.startswith(group)], [1])
+    for run in planner.runs.values():
+        for script, *flags in run.commands:
+            ended = run_here(monkeypatch, capsys, script, " ".join(flags))
+            assert ended.status == 0, f"{run.name}\n{ended.err}"
+    for name, rows in tables.items():
+        show(name, {row: [planner.runs[key].folder for key in keys] for row, keys in rows.items()}, tmp_path, "smoke")
+        text = (tmp_path / f"{name}.md").read_text()
+        evaluated = [row for row, (key,) in rows.items() if len(planner.runs[key].commands) > 1]
+        assert evaluated and all(f"| {row} | ours, " in text for row in evaluated)
 
 
-def test_data_flags_may_leave_the_data_set_out(tmp_path):
-    plain, rooted = (listed("methods_cpu", tmp_path, data=data) for data in ((), ("--data_root", "place")))
-    assert [[word for word in line if word not in ("--data_root", "place")] for line in rooted] == plain
+@pytest.mark.slow
+def test_the_program_makes_a_table_and_then_skips_it(tmp_path, monkeypatch, capsys):
+    flags = f"--table rslad-2 --scale smoke --out {tmp_path}"
+    first, second = (run_here(monkeypatch, capsys, SCRIPT, flags) for _ in range(2))
+    assert first.status == second.status == 0, first.err
+    assert first.out.count("python main.py") == 1 and "python main" not in second.out
+    assert second.out.count("ours, best (1)") == 2  # on CIFAR-10 and CIFAR-100, which are one run at this scale
 
 
-def published(table):
-    with open(PUBLISHED, newline="") as file:
-        return [row for row in csv.DictReader(file) if row["table"] == table]
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--table", "must be one of IAD-2-CIFAR10, "),
+        ("--table IAD-7", "must be one of"),
+        ("--table IAD-4 --rows ADR", "no such row in IAD-4"),
+        ("--table IAD-4 --jobs 0", "--jobs 0: must be at least 1"),
+        ("--table RSLAD-2", "models/model_cifar_wrn.pt: no such teacher"),
+    ],
+)
+def test_a_bad_request_ends_with_one_line(monkeypatch, capsys, tmp_path, flags, message):
+    ended = run_here(monkeypatch, capsys, SCRIPT, f"{flags} --out {tmp_path / 'out'}")
+    assert ended.status == 2 and message in ended.err and len(ended.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
-def test_the_papers_figures_name_tables_of_ours_and_where_they_were_read():
-    with open(PUBLISHED, newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert {row["table"] for row in rows} <= set(TABLES)
-    assert {row["source"] for row in rows} == {"paper", "quoted", "RobustBench"}
-    for row in rows:
-        figures = [float(row[key]) for key in list(row)[3:] if row[key]]
-        assert figures == sorted(figures, reverse=True), row  # each attack is stronger than the one before it
-    assert len({(row["table"], row["row"]) for row in rows}) == len(rows)
+def test_the_program_lists_commands(monkeypatch, capsys):
+    ended = run_here(monkeypatch, capsys, SCRIPT, "--table RSLAD-3-CIFAR10 --rows RSLAD --scale full --list")
+    assert ended.status == 0 and [line.split()[1] for line in ended.out.splitlines()] == [
+        "main_eval.py",
+        "main.py",
+        "main_eval.py",
+    ]
 
 
-CHAINS = """
-source {common}
-chain "$(line -c 'print(1); open("{out}/a", "a").write("a")')"
-chain "$(line -c 'import sys; open("{out}/b", "a").write("b"); sys.exit(open("{out}/may").read() != "yes")')" \\
-  "$(line -c 'open("{out}/after", "a").write("c, d")')"
-chain "$(line -c 'open("{out}/other", "a").write("o")')"
-tell "$(line -c 'print("the table")')"
-"""
+def test_a_failure_stops_only_the_runs_that_need_it_and_finished_commands_are_skipped(tmp_path, caplog):
+    def run(name, *codes, needs=()):
+        return Run(name, [["-c", code] for code in codes], tmp_path, list(needs))
+
+    def append(letter):
+        return f"open({str(tmp_path / 'log')!r}, 'a').write({letter!r})"
+
+    fails = f"import sys, os; {append('b')}; sys.exit(not os.path.exists({str(tmp_path / 'may')!r}))"
+    runs = {
+        "a": run("a", append("a")),
+        "b": run("b", fails, append("c")),
+        "d": run("d", append("d"), needs=["b"]),
+        "e": run("e", append("e"), needs=["a"]),
+    }
+    assert Runner(tmp_path, 2).carry_out(runs) is False
+    assert sorted((tmp_path / "log").read_text()) == ["a", "b", "e"]
+    assert "d: skipped" in caplog.text and "b_-c.txt" in caplog.text
+    (tmp_path / "may").touch()
+    assert Runner(tmp_path, 1).carry_out(runs) is True
+    assert (tmp_path / "log").read_text()[3:] == "bcd"
 
 
-def test_a_failed_command_ends_its_chain_alone_and_what_is_finished_is_skipped(tmp_path):
-    script, out = tmp_path / "chains.sh", tmp_path / "out"
-    script.write_text(CHAINS.format(common=REPRODUCE / "common.sh", out=out))
-    out.mkdir()
-
-    def run(may):
-        (out / "may").write_text(may)
-        environment = os.environ | {"JOBS": "2", "PYTHON": sys.executable}
-        return subprocess.run(["bash", script, out], capture_output=True, text=True, env=environment, timeout=120)
-
-    ended = run("no")
-    assert ended.returncode == 1 and "the table" not in ended.stdout
-    assert ended.stderr.splitlines()[-1].startswith("failed:") and str(out / "logs") in ended.stderr
-    assert not (out / "after").exists() and (out / "other").exists()
-    ended = run("yes")
-    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "the table"), ended.stderr
-    kept = {name: (out / name).read_text() for name in ("a", "b", "after", "other")}
-    assert kept == {"a": "a", "b": "bb", "after": "c, d", "other": "o"}
+def test_unfinished_evaluations_are_kept_apart_by_revision(tmp_path, monkeypatch):
+    (tmp_path / "main_eval.py").write_text("import sys; print(sys.argv[1:])")
+    monkeypatch.setattr("scripts.reproduce.reproduce.ROOT", tmp_path)
+    monkeypatch.setattr("scripts.reproduce.reproduce.versions", lambda: {"git": "abc"})
+    assert Runner(tmp_path, 1).carry_out({"a": Run("a", [["main_eval.py"]], tmp_path, [])})
+    assert (tmp_path / "logs" / "a_main_eval.txt").read_text().strip() == str(["--state", f"{tmp_path}/state/abc"])
 
 
-SETTLED = """
-source {common}
-chain "$(line -c 'import time; time.sleep(2); open("{out}/late", "w").close()')"
-chain "$(line -c 'raise SystemExit(1)')"
-settle "$chained"
-touch "{out}/further"
-"""
+def write_evaluation(folder, **accuracies):
+    folder.mkdir(parents=True)
+    figures = {attack: {"accuracy": value, "n": 500} for attack, value in accuracies.items()}
+    (folder / "eval.json").write_text(json.dumps({"evaluations": [{"conditions": {}, "figures": figures}]}))
 
 
-def test_a_failure_that_others_wait_for_ends_the_script_when_all_chains_have_ended(tmp_path):
-    script, out = tmp_path / "chains.sh", tmp_path / "out"
-    script.write_text(SETTLED.format(common=REPRODUCE / "common.sh", out=out))
-    environment = os.environ | {"JOBS": "2", "PYTHON": sys.executable}
-    with open(tmp_path / "told", "w") as told:  # the end of a pipe would be that of the last chain
-        status = subprocess.run(
-            ["bash", script, out], stdout=told, stderr=told, env=environment, timeout=120
-        ).returncode
-    assert (out / "late").exists() and not (out / "further").exists()
-    assert status == 1 and (tmp_path / "told").read_text().splitlines()[-1].startswith("failed:")
-
-
-KEEPING = """
-source {common}
-chain "$(line -c 'import sys; print(sys.argv[1])' "$state")"
-settle
-"""
-
-
-def test_pieces_of_an_evaluation_lie_apart_for_each_revision_wherever_out_is(tmp_path):
-    script, out = tmp_path / "chains.sh", tmp_path / "an out (1)"
-    script.write_text(KEEPING.format(common=REPRODUCE / "common.sh"))
-    environment = os.environ | {"PYTHON": sys.executable}
-    ended = subprocess.run(["bash", script, out], capture_output=True, text=True, env=environment, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    (log,) = (out / "logs").iterdir()
-    place = Path(log.read_text().strip())
-    assert place.parent == out / "state" and place.name  # the revision, or what stands for one outside of git
-
-
-def keep(place, **accuracies):
-    place.mkdir(parents=True)
-    figures = {title: {"accuracy": value, "n": 500} for title, value in accuracies.items()}
-    (place / "eval.json").write_text(json.dumps({"evaluations": [{"conditions": {}, "figures": figures}]}))
-
-
-def test_ours_stand_beside_theirs_with_their_spread_and_the_number_of_images(tmp_path, caplog):
-    keep(tmp_path / "ARD_AT/seed1_eval", Clean=80.0, AutoAttack=47.0)
-    keep(tmp_path / "ARD_AT/seed2_eval", Clean=82.0)
-    keep(tmp_path / "of_ours/seed1_eval", Clean=50.0)
-    beside(["iad_cifar100", str(tmp_path), "--scale", "short"])
-    lines = (tmp_path / "beside.md").read_text().splitlines()
+def test_our_results_are_beside_the_papers_with_deviation_and_number_of_images(tmp_path):
+    write_evaluation(tmp_path / "s1/best_PGD10_acc_model_eval", Clean=80.0, AutoAttack=47.0)
+    write_evaluation(tmp_path / "s2/best_PGD10_acc_model_eval", Clean=82.0)
+    write_evaluation(tmp_path / "other/last_epoch_model_eval", Clean=50.0)
+    show(
+        "IAD-2-CIFAR100", {"ARD_AT": [tmp_path / "s1", tmp_path / "s2"], "own": [tmp_path / "other"]}, tmp_path, "short"
+    )
+    lines = (tmp_path / "IAD-2-CIFAR100.md").read_text().splitlines()
     assert "| ARD_AT | paper | 56.65 | 35.82 | 27.04 | - | 25.30 | 23.34 |" in lines
-    assert "| ARD_AT | ours (2) | 81.00 ± 1.41 | - | - | - | - | 47.00 |" in lines
-    assert "| of_ours | ours (1) | 50.00 | - | - | - | - | - |" in lines
-    assert lines[-1] == "accuracy in %; ours at scale short, images: Clean 500, AutoAttack 500"
-    with pytest.raises(UserError, match="no_such_table"):
-        beside(["no_such_table", str(tmp_path / "nothing")])
+    assert "| ARD_AT | ours, best (2) | 81.00 ± 1.41 | - | - | - | - | 47.00 |" in lines
+    assert "| own | ours, last (1) | 50.00 | - | - | - | - | - |" in lines
+    assert lines[-1].endswith("ours at scale short, test images: Clean 500, AutoAttack 500")
 
 
-def test_a_distillation_through_a_large_teacher_costs_more_than_one_beside_it():
-    words = "python main.py --dataset CIFAR10 --epochs 1 --model small_resnet --teacher_model resnet18 --method"
-    rslad, dgad = (gflop_of([*words.split(), method]) for method in ("RSLAD", "DGAD"))
-    assert dgad > 5 * rslad > 0
-
-
-def test_lists_made_elsewhere_are_counted_too(monkeypatch, capsys):
-    words = "--dataset CIFAR10 --epochs 1 --model small_resnet --teacher_model small_resnet --method AT"
-    lines = (
-        f"{name} {words}\n" for name in (".venv/bin/python main.py", "python /a/main_tiny.py", "python main_eval.py")
-    )
-    monkeypatch.setattr(sys, "stdin", StringIO("".join(lines)))
-    assert "2 trainings" in run_here(monkeypatch, capsys, "scripts/reproduce/count.py", "").out
-
-
-def test_a_listed_introspection_is_counted_from_the_epoch_that_its_command_names():
-    words = (
-        "python main.py --dataset CIFAR10 --epochs 6 --model small_resnet --teacher_model small_resnet --method IAD-I"
-    )
-    late, early = (gflop_of([*words.split(), "--IAD_begin", begin]) for begin in ("6", "2"))
-    assert early > late
+def test_the_papers_results_belong_to_rows_of_ours_and_name_their_source():
+    published = _table("published")
+    assert {line["source"] for line in published} == {"paper", "quoted", "RobustBench"}
+    assert len({(line["table"], line["row"]) for line in published}) == len(published)
+    for line in published:
+        accuracies = [float(line[key]) for key in list(line)[3:] if line[key]]
+        assert accuracies == sorted(accuracies, reverse=True), line  # from the weakest to the strongest attack
+        if line["table"] in TABLES:
+            assert line["row"] in {row.row for row in TABLES[line["table"]]}, line

@@ -1,86 +1,191 @@
-"""A run that was interrupted ends with the same bytes as one that was not."""
+"""A run that was interrupted ends with the same bytes as one that was not, and only the same run is resumed."""
 
-import fcntl
+import json
 
+import numpy as np
 import pytest
 import torch
-from commands import SMALL, run_here
+from commands import SMALL
+from filelock import FileLock
+from PIL import Image
+from run_files import files_of, folder_of, rows_of
+
+from engine.checkpoint import save_checkpoint
+from engine.training.run_folder import MEASUREMENTS, RunFolder
+from engine.training.trainer import Trainer
+from models import build
 
 RUN = f"{SMALL} --method AT --lr_schedule constant"
-FILES = ("last_epoch_model.pth", "best_PGD10_acc_model.pth", "best_clean_acc_model.pth", "results.csv")
+NATURAL = f"{SMALL} --method Natural"
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return lambda words: run_here(monkeypatch, capsys, "main.py", words)
+class Killed(BaseException):
+    """Ends a run as SIGKILL does: nothing handles it."""
 
 
-def results_folder(root):
-    (last,) = root.rglob("last_epoch_model.pth")
-    return last.parent
+def kill_at(monkeypatch, owner, name, nth):
+    """Make the ``nth`` call of a function raise Killed."""
+    function, calls = getattr(owner, name), []
+
+    def killing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == nth:
+            raise Killed
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, killing)
 
 
-def test_two_epochs_and_two_more_are_four(run, tmp_path):
-    assert run(f"{RUN} --epochs 4 --root_path whole").status == 0
-    assert run(f"{RUN} --epochs 2 --root_path parts").status == 0
-    ended = run(f"{RUN} --epochs 4 --root_path parts --resume")
-    assert ended.status == 0 and "resuming after epoch 2 of 4" in ended.out
-    whole, parts = results_folder(tmp_path / "whole"), results_folder(tmp_path / "parts")
-    for name in FILES:
-        assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+def test_a_run_killed_at_three_points_ends_with_the_same_bytes(train, tmp_path, monkeypatch):
+    args = f"{RUN} --epochs 3 --save_minutes 0 --eval_every 2 --resume"
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    train(args)
+    monkeypatch.chdir(tmp_path / "parts")
+    for owner, name, nth in (
+        (Trainer, "step", 3),  # in the middle of an epoch
+        (torch, "save", 6),  # while a checkpoint is written
+        (RunFolder, "save", 1),  # after the epoch's row, before its state
+    ):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_at(patch, owner, name, nth)
+            train(args)
+    assert "resuming after epoch" in train(args)
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+    assert [row["PGD10_acc"] != "" for row in rows_of(tmp_path / "parts")] == [False, True, True]
 
 
-def test_an_epoch_logged_but_not_saved_is_done_again_and_not_doubled(run, tmp_path):
-    assert run(f"{RUN} --epochs 2 --root_path parts").status == 0
-    folder = results_folder(tmp_path / "parts")
-    assert run(f"{RUN} --epochs 3 --root_path parts --resume").status == 0
-    expected = (folder / "results.csv").read_bytes()
-    (folder / "resume" / "0003-000000.pth").unlink()  # as if the power failed between the row and the state
-    assert run(f"{RUN} --epochs 3 --root_path parts --resume").status == 0
-    assert (folder / "results.csv").read_bytes() == expected
+def test_two_epochs_and_two_more_are_four(train, tmp_path):
+    train(f"{RUN} --epochs 4 --root_path whole")
+    train(f"{RUN} --epochs 2 --root_path parts")
+    measured = [[row[key] for key in MEASUREMENTS] for row in rows_of(tmp_path / "parts")]
+    assert "resuming after epoch 2 of 4" in train(f"{RUN} --epochs 4 --root_path parts --resume")
+    parts, whole = (files_of(folder_of(tmp_path / name)) for name in ("parts", "whole"))
+    assert all(parts[name] == data for name, data in whole.items() if name != "config.json")
+    rows = rows_of(tmp_path / "parts")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert [[row[key] for key in MEASUREMENTS] for row in rows[:2]] == measured
+    assert all(float(row[key]) > 0 for row in rows for key in MEASUREMENTS)
 
 
-def test_resume_starts_a_run_that_is_not_there_and_leaves_a_finished_one(run, tmp_path):
-    assert run(f"{RUN} --epochs 1 --resume").status == 0
-    folder = results_folder(tmp_path)
-    before = (folder / "last_epoch_model.pth").read_bytes()
-    assert run(f"{RUN} --epochs 1 --resume").status == 0
-    assert (folder / "last_epoch_model.pth").read_bytes() == before
+@pytest.mark.parametrize("damaged", [None, b"epoch\n\xff,,\n", b"epoch,images_per_s,peak_memory_mib\nx,y,z\n"])
+def test_results_csv_is_written_again_from_the_state(train, tmp_path, damaged):
+    train(f"{NATURAL} --epochs 2")
+    table = folder_of(tmp_path) / "results.csv"
+    rows = rows_of(tmp_path)
+    table.unlink()
+    if damaged:
+        table.write_bytes(damaged)
+    train(f"{NATURAL} --epochs 3 --resume")
+    assert rows_of(tmp_path)[:2] == [row | dict.fromkeys(MEASUREMENTS, "") for row in rows]
+    assert len(rows_of(tmp_path)) == 3
 
 
-def test_a_run_is_never_overwritten_unasked(run, tmp_path):
-    assert run(f"{RUN} --epochs 1").status == 0
-    ended = run(f"{RUN} --epochs 1")
-    assert ended.status == 2 and "holds a run already; --resume continues it" in ended.err
-    assert run(f"{RUN} --epochs 1 --desc_str again").status == 0
+def test_resume_starts_a_new_run_and_leaves_a_finished_one(train, tmp_path):
+    train(f"{NATURAL} --epochs 2 --resume")
+    files = files_of(tmp_path)
+    for epochs in (2, 1):
+        assert "all 2 epochs are done" in train(f"{NATURAL} --epochs {epochs} --resume")
+    assert files_of(tmp_path) == files
+    train(f"{NATURAL} --epochs 2", error="holds a run already; --resume continues it")
+    train(f"{NATURAL} --epochs 1 --desc_str again")
 
 
-def test_two_runs_never_share_a_folder(run, tmp_path):
-    assert run(f"{RUN} --epochs 1").status == 0
-    folder = results_folder(tmp_path)
-    before = (folder / "config.json").read_bytes()
-    with open(folder / ".lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # what a run holds for as long as it lives
-        ended = run(f"{RUN} --epochs 2 --resume --workers 1")
-    assert ended.status == 2 and "another run is training there" in ended.err
-    assert (folder / "config.json").read_bytes() == before
-    assert run(f"{RUN} --epochs 2 --resume").status == 0
+def test_a_run_stopped_while_it_drew_the_curves_draws_them_when_it_is_resumed(train, tmp_path):
+    train(f"{RUN} --epochs 1 --val_size 8")
+    files = files_of(tmp_path)
+    (folder_of(tmp_path) / "curves.png").unlink()
+    assert "on the test images: clean" in train(f"{RUN} --epochs 1 --val_size 8 --resume")
+    assert files_of(tmp_path) == files
 
 
-def test_resuming_with_other_settings_names_them(run):
-    assert run(f"{RUN} --epochs 1").status == 0
-    ended = run(f"{RUN} --epochs 2 --resume --weight_decay 0.001")
-    assert ended.status == 2 and "--weight_decay 0.0005 -> 0.001" in ended.err
+def test_two_runs_never_share_a_folder(train, tmp_path):
+    train(f"{NATURAL} --epochs 1")
+    files = files_of(tmp_path)
+    with FileLock(folder_of(tmp_path) / ".lock"):
+        train(f"{NATURAL} --epochs 2 --resume --workers 1", error="another run is training there")
+    assert files_of(tmp_path) == files
+    train(f"{NATURAL} --epochs 2 --resume")
 
 
-def test_settings_that_the_method_makes_no_use_of_may_differ(run):
-    assert run(f"{RUN} --method AT --epochs 1").status == 0
-    ended = run(f"{RUN} --method AT --epochs 1 --resume --teacher_model small_resnet --trades_beta 3")
-    assert ended.status == 0 and "all 1 epochs are done" in ended.out
+def test_a_file_system_without_locks_is_one_warning(train, monkeypatch):
+    def acquire(self):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    assert train(f"{NATURAL} --epochs 1").count("cannot be locked") == 1
 
 
-def test_checkpoints_hold_data_alone(run, tmp_path):
-    assert run(f"{RUN} --epochs 1").status == 0
-    for path in tmp_path.rglob("*.pth"):
-        torch.load(path, weights_only=True)
+@pytest.mark.parametrize(
+    ("change", "shown"), [("--weight_decay 0.001", "0.0005 -> 0.001"), ("--eval_every 2", "1 -> 2")]
+)
+def test_other_settings_are_refused(train, change, shown):
+    train(f"{NATURAL} --epochs 1")
+    train(f"{NATURAL} --epochs 2 --resume {change}", error=f"{change.split()[0]} {shown}")
+
+
+def test_settings_that_the_method_does_not_use_may_differ(train):
+    train(f"{RUN} --epochs 1")
+    assert "all 1 epochs" in train(f"{RUN} --epochs 1 --resume --teacher_model small_resnet --trades_beta 3")
+
+
+def test_more_epochs_keep_the_milestones_of_the_first_start(train, tmp_path):
+    train(f"{NATURAL} --epochs 2")
+    log = train(f"{NATURAL} --epochs 4 --resume")
+    assert "the milestones remain 1 2, those of the first start; a new run of --epochs 4 would have 2 3" in log
+    assert [float(row["lr"]) for row in rows_of(tmp_path)] == pytest.approx([0.1, 0.01, 0.001, 0.001])
+    assert json.loads((folder_of(tmp_path) / "config.json").read_text())["milestones"] == [1, 2]
+
+
+def write_images(root):
+    """Write 16x16 images of noise, of two classes."""
+    noise = np.random.default_rng(0)
+    for part, n in (("train", 4), ("test", 2)):
+        for name in ("a", "b"):
+            (root / part / name).mkdir(parents=True)
+            for k in range(n):
+                pixels = noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{k}.png")
+
+
+def rename_class(root):
+    for part in ("train", "test"):
+        (root / part / "b").rename(root / part / "c")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda root: Image.new("RGB", (16, 16)).save(root / "train" / "a" / "0.png"), "images"),
+        (lambda root: Image.new("RGB", (16, 16)).save(root / "test" / "b" / "1.png"), "images"),
+        (rename_class, "classes"),
+    ],
+)
+def test_other_data_are_refused(train, tmp_path, change, what):
+    write_images(tmp_path / "images")
+    args = "--dataset Folder --data_root images --model small_resnet --method Natural --bs 4"
+    train(f"{args} --epochs 1")
+    change(tmp_path / "images")
+    files = files_of(folder_of(tmp_path))
+    train(f"{args} --epochs 2 --resume", error=f"was trained with other {what}; --desc_str NAME starts another run")
+    assert files_of(folder_of(tmp_path)) == files
+
+
+def save_network(path, seed):
+    torch.manual_seed(seed)
+    save_checkpoint(path, {"net": build("small_resnet", 10, 16).state_dict()})
+
+
+def test_other_teachers_are_refused_and_the_same_at_other_paths_are_not(train, tmp_path):
+    for seed, name in enumerate(("robust.pth", "standard.pth", "other.pth")):
+        save_network(tmp_path / name, seed)
+    args = f"{SMALL} --method AKD2 --no_teacher_check --teacher_model small_resnet --std_teacher_model small_resnet"
+    train(f"{args} --epochs 1 --teacher_path robust.pth --std_teacher_path standard.pth")
+    error = "was trained with other teachers; --desc_str NAME starts another run"
+    for paths in ("--teacher_path other.pth --std_teacher_path standard.pth",
+                  "--teacher_path robust.pth --std_teacher_path other.pth"):  # fmt: skip
+        train(f"{args} --epochs 2 --resume {paths}", error=error)
+    (tmp_path / "robust.pth").rename(tmp_path / "moved.pth")
+    train(f"{args} --epochs 2 --resume --teacher_path moved.pth --std_teacher_path standard.pth")
+    assert [row["epoch"] for row in rows_of(tmp_path)] == ["1", "2"]

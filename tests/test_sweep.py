@@ -1,6 +1,8 @@
-"""The sweep and its Slurm array, mostly with a stand-in for python that trains nothing; once with the real one."""
+"""The sweep and its Slurm array, with a stand-in for the interpreter that trains nothing; once with the real one."""
 
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,124 +13,107 @@ import pytest
 from commands import SMALL
 from conftest import ROOT
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="shell scripts")
-SWEEP, SBATCH = ROOT / "scripts" / "sweep.sh", ROOT / "scripts" / "sweep.sbatch"
-PATIENCE = 300  # seconds until a test gives a process up
+from scripts.sweep import Sweep, sweep
+from utils.errors import UserError
 
-# What a sweep sees of main.py: a run folder, a row an epoch, --resume, signals, exit statuses. Files in its folder
-# say what is to happen: "hold" lets epoch 2 wait for a signal, "finish" lets it go on then in place of saving,
-# "together" lets an epoch wait until two runs are there.
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+TIMEOUT = 300  # seconds
+
+# What a sweep sees of main.py: the run folder, a row per epoch, signals and exit statuses. Files in the working
+# directory control it: "hold" waits in epoch 2 for a signal, "stop" saves there and exits with status 0, "pair" waits
+# until two runs are there, "fail" names a method that fails.
 STAND_IN = f"""#!{sys.executable}
-import json, os, signal, sys, time
+import os, signal, sys, time
 from pathlib import Path
 
 words = sys.argv[1:]
-if words[0].endswith("check_commands.py"):
-    refused = b"--method\\0Refused\\0" in sys.stdin.buffer.read()
-    if Path("hold").exists():
-        Path("checking").touch()
-        time.sleep(0.5)
-    sys.exit(print("error: --method Refused: unknown name", file=sys.stderr) or 2 if refused else 0)
 with open("calls", "a") as calls:
     calls.write(" ".join(words) + "\\n")
 script, flags = os.path.basename(words[0]), dict(zip(words[1:], words[2:]))
 if script.startswith("main_eval"):
-    place = Path(flags["--model_path"], "last_epoch_model_eval")
-    place.mkdir(exist_ok=True)
-    (place / "eval.json").touch()
-    sys.exit(print("error: no such attack") or 2 if "--bad" in words else 0)
+    folder = Path(flags["--model_path"], "last_epoch_model_eval")
+    folder.mkdir(exist_ok=True)
+    (folder / "eval.json").touch()
+    sys.exit(print("error: a bad evaluation") or 2 if "666" in words else 0)
 if script == "compare.py":
-    sys.exit(print("the table"))
-
-caught = []
+    sys.exit()
+received = []
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, lambda number, frame: caught.append(number))
-name = f"{{flags['--model']}}_seed{{flags['--seed']}}"
+    signal.signal(number, lambda number, frame: received.append(number))
+if Path("fail").exists() and Path("fail").read_text() == flags["--method"]:
+    sys.exit(print("error: a bad run", file=sys.stderr) or 2)
+radius = "" if flags["--method"] == "Natural" else "_eps8"
+name = f"{{flags['--model']}}{{radius}}_seed{{flags['--seed']}}"
 folder = Path(flags["--root_path"], flags["--dataset"], flags["--method"], name)
-results, total = folder / "results.csv", int(flags["--epochs"])
-if flags["--method"] == "Broken":
-    sys.exit(print("error: --method Broken: unknown name", file=sys.stderr) or 2)
 folder.mkdir(parents=True, exist_ok=True)
+results = folder / "results.csv"
 rows = results.read_text().splitlines() if results.exists() else ["epoch"]
-if len(rows) > total:
-    sys.exit(print(f"{{folder}}: all {{len(rows) - 1}} epochs are done"))
-print(f"{{flags['--method']}} of {{flags['--model']}} on {{flags['--dataset']}}, run folder {{folder}}", flush=True)
-(folder / "config.json").write_text(json.dumps({{"epochs": total, "warmup_lr_epochs": 1}}, indent=2))
-for epoch in range(len(rows) - 1, total):
+for epoch in range(len(rows) - 1, int(flags["--epochs"])):
+    if epoch == 1 and Path("stop").exists():
+        sys.exit(Path("stop").unlink())
     if epoch == 1 and Path("hold").exists():
-        (folder / "pid").write_text(str(os.getpid()))
         (folder / "holds").touch()
-        while not caught:
+        while not received:
             time.sleep(0.01)
-    if caught and not Path("finish").exists():
         time.sleep(0.3)  # saving takes a while
-        (folder / "saved").write_text(f"{{len(caught)}} {{caught[0]}}")
-        print("saved; --resume continues")
-        sys.exit({{signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 0}}[caught[0]])
-    if Path("together").exists():
+        (folder / "saved").write_text(f"{{len(received)}} {{received[0]}}")
+        sys.exit({{signal.SIGTERM: 143, signal.SIGUSR1: 0}}[received[0]])
+    if Path("pair").exists():
         Path(f"here-{{flags.get('--gpu_id')}}").touch()
         timeout = time.monotonic() + 20
         while len(list(Path().glob("here-*"))) < 2:
-            assert time.monotonic() < timeout, "alone"
+            assert time.monotonic() < timeout, "only one run"
             time.sleep(0.01)
     rows.append(str(epoch))
     results.write_text("\\n".join(rows) + "\\n")
     (folder / "last_epoch_model.pth").touch()
 """
 
-# Records what it is asked to do, and how many runs had saved by then; the state of the job lies in a file.
-SCONTROL = """#!/bin/sh
-echo "$* after" $(find tuned_models -name saved | wc -l) >>scontrol-calls
-[ "$1" != show ] || echo "   JobState=$(cat state) Reason=None"
-"""
+
+def executable(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
 
 
 @pytest.fixture
-def here(tmp_path):
-    """An empty folder with the stand-ins beside it."""
-    for name, text in (("python", STAND_IN), ("scontrol", SCONTROL)):
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o755)
+def here(tmp_path, monkeypatch):
+    """The working directory, empty; PYTHON is the stand-in."""
     folder = tmp_path / "here"
     folder.mkdir()
-    return folder
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHON", executable(tmp_path / "bin" / "python", STAND_IN))
+    handlers = {
+        number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+    }
+    yield folder
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, handlers[number])
 
 
-def environment(here, **more):
-    known = {key: value for key, value in os.environ.items() if key != "PYTHON" and not key.startswith("SLURM")}
-    # An environment counts as activated: its python is the first of the path.
-    activated = {"VIRTUAL_ENV": str(here.parent), "PATH": f"{here.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    return known | activated | more
+@pytest.fixture
+def run(here, caplog):
+    """Run a sweep in this process: its exit status and its log."""
+    caplog.set_level("INFO")
+
+    def run(*options, epochs=2, flags=()):
+        caplog.clear()
+        status = sweep([*options, "--", "--epochs", str(epochs), *flags])
+        return status, caplog.text
+
+    return run
 
 
-def begin(here, script, words, **more):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # Tests that run in a shell's background ignore Ctrl-C, which no shell that they start could then infer_dataset.
-    infer_dataset = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    return subprocess.Popen(
-        ["bash", str(script), *words], cwd=here, env=environment(here, **more), **pipes, **infer_dataset
-    )
-
-
-def ended(process):
-    out, err = process.communicate(timeout=PATIENCE)
-    return process.returncode, out, err
-
-
-def sweep(here, *options, epochs=2, **more):
-    return ended(begin(here, SWEEP, [*options, "--", "--epochs", str(epochs)], **more))
-
-
-def calls(here):
-    return (here / "calls").read_text().splitlines() if (here / "calls").exists() else []
+def calls(here, script=""):
+    lines = (here / "calls").read_text().splitlines() if (here / "calls").exists() else []
+    return [line.removeprefix(f"{ROOT}/") for line in lines if script in line]
 
 
 def wait_for(here, pattern, count=1):
-    timeout = time.monotonic() + PATIENCE
+    timeout = time.monotonic() + TIMEOUT
     while len(list(here.glob(pattern))) < count:
-        assert time.monotonic() < timeout, f"{pattern} did not come"
+        assert time.monotonic() < timeout, f"{pattern} did not appear"
         time.sleep(0.01)
 
 
@@ -139,301 +124,277 @@ def epochs_done(here):
 FOUR = ("--methods", "AT Natural", "--seeds", "1 2")
 
 
-def test_the_list_holds_every_run_as_a_command_that_can_be_copied(here):
+def test_the_list_has_every_run_as_a_command_that_can_be_copied(here, capsys, monkeypatch):
+    monkeypatch.setenv("PYTHON", "python")
     options = ["--datasets", "CIFAR10 Tiny_Image", "--methods", "DGAD RSLAD", "--models", "resnet18 mobilenetV2"]
-    words = [*options, "--seeds", "1 2 3", "--root_path", "my runs", "--list", "--", "--desc_str", "a b"]
-    status, out, err = ended(begin(here, SWEEP, words))
-    lines = out.splitlines()
-    assert (status, err, len(lines), len(set(lines))) == (0, "", 24, 24)
+    assert sweep([*options, "--seeds", "1 2 3", "--root_path", "my runs", "--list", "--", "--desc_str", "a b"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (len(lines), len(set(lines))) == (24, 24) and not list(here.iterdir())
     first = f"python {ROOT}/main.py --dataset CIFAR10 --method DGAD --model resnet18 --seed 1"
-    assert lines[0] == rf"{first} --root_path my\ runs --resume --desc_str a\ b"
+    assert lines[0] == f"{first} --root_path 'my runs' --resume --desc_str 'a b'"
     assert lines[-1].startswith(f"python {ROOT}/main_tiny.py --dataset Tiny_Image --method RSLAD --model mobilenetV2")
-    assert not list(here.iterdir())
-
-
-def test_from_the_repository_the_list_names_scripts_as_users_type_them():
-    status, out, _ = ended(begin(ROOT, SWEEP, ["--list"]))
-    assert (status, out) == (
-        0,
-        "python main.py --dataset CIFAR10 --method AT --model resnet18 --seed 42 --root_path tuned_models --resume\n",
-    )
-
-
-def test_only_carries_out_one_run_of_the_list(here):
-    listed = ended(begin(here, SWEEP, [*FOUR, "--list", "--", "--epochs", "2"]))[1].splitlines()
-    status, out, _ = sweep(here, *FOUR, "--only", "2")
-    assert status == 0 and "table" not in out  # of tasks side by side none has the whole of it
-    assert [f"python {call}" for call in calls(here)] == [listed[2]]
+    monkeypatch.chdir(ROOT)  # as users type it
+    assert sweep(["--list"]) == 0
+    words = "--dataset CIFAR10 --method AT --model resnet18 --seed 42 --root_path tuned_models --resume"
+    assert capsys.readouterr().out == f"python main.py {words}\n"
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("words", "message"),
     [
-        ("--seeds one", "--seeds one"),
-        ("--seeds 1 2", "2: no option"),
-        ("--seeds", "--seeds: needs a value"),
-        ("--methods --seeds 1", "--methods --seeds"),
-        ("--jobs 0", "--jobs 0"),
+        ("--seeds one", "--seed: invalid int value: 'one'"),
+        ("--seeds 1 2", "unrecognized arguments: 2"),
+        ("--seeds", "--seeds: expected one argument"),
+        ("--methods ' '", "a list of names is empty"),
+        ("--methods 'AT at'", "CIFAR10 at resnet18 seed 42: is listed twice"),
+        ("--methods 'AT DGDA'", "--method DGDA: unknown name; nearest: DGAD"),
+        ("--jobs 0", "--jobs is below 1"),
         ("--only 1", "numbered 0 to 0"),
-        ("--gpus a", "--gpus a"),
-        ("--epochs 3", "--epochs: no option"),
+        ("--gpus a", "--gpu_id: invalid int value: 'a'"),
+        ("--epochs 3", "unrecognized arguments: --epochs"),
+        ("-- --epoch", "--epoch"),
         ("-- --seed 3", "--seed after --"),
-        ("-- --model=vgg16", "--model=vgg16 after --"),
-        ("-- --dataset CIFAR10 --model vgg16", "--dataset --model after --"),
-        ("-- --gpu_id 1", "--gpu_id after --"),
-        ("-- --epochs 2 --help", "--help after --"),
-        ("--root_path calls/below", "--root_path calls/below"),
+        ("-- --model=vgg16", "--model after --"),
+        ("--gpus 0 -- --gpu_id 1", "--gpu_id after --"),
+        ("-- --epochs 2 --help", "--help or --version after --"),
+        ("--eval '--attaks clean'", "--attaks"),
+        ("--eval '--attacks clean,pdg'", "--attacks pdg: unknown name; nearest: pgd"),
+        ("--eval '--attacks clean --out figures'", "--eval --out: the sweep evaluates"),
+        ("--eval --model_path=x", "--eval --model_path: the sweep evaluates"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_starts(here, words, named):
-    (here / "calls").touch()
-    status, out, err = ended(begin(here, SWEEP, words.split()))
-    assert (status, out, len(err.splitlines())) == (2, "", 1) and named in err
-    assert not calls(here) and [path.name for path in here.iterdir()] == ["calls"]
-
-
-def test_names_given_twice_or_not_at_all_are_refused(here):
-    for text, named in (("AT Natural at", "names at twice"), (" ", "names nothing")):
-        status, _, err = ended(begin(here, SWEEP, ["--methods", text]))
-        assert status == 2 and named in err
-
-
-def test_a_missing_interpreter_is_one_line(here):
-    status, _, err = sweep(here, PYTHON="no-such-python")
-    assert status == 2 and err.startswith("error: no-such-python: not found") and not (here / "tuned_models").exists()
-
-
-def test_every_run_is_checked_before_the_first_begins(here):
-    status, out, err = sweep(here, "--methods", "AT Refused")
-    assert (status, out, err) == (2, "", "error: --method Refused: unknown name\n")
+def test_bad_input_is_reported_before_the_first_run(here, words, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        sweep(shlex.split(words))
     assert not list(here.iterdir())
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_without_an_activated_environment_the_one_of_setup_serves(here, elsewhere):
-    home = here.parent / "home"
-    for name, made_of in (("scripts/sweep.sh", SWEEP), (".venv/bin/python", here.parent / "bin/python")):
-        (home / name).parent.mkdir(parents=True)
-        shutil.copy(made_of, home / name)
-    bare = {"VIRTUAL_ENV": "", "CONDA_PREFIX": "", "CONDA_DEFAULT_ENV": ""}
-    script, place = home / "scripts/sweep.sh", f"{home}/" if elsewhere else ""
-    for conda in ({}, {"CONDA_PREFIX": "/opt/conda", "CONDA_DEFAULT_ENV": "base"}):  # which is nobody's project
-        status, out, _ = ended(begin(here if elsewhere else home, script, ["--list"], **bare | conda))
-        assert status == 0 and out.startswith(f"{place}.venv/bin/python {place}main.py ")
-    for activated in ({"VIRTUAL_ENV": "/mine"}, {"CONDA_PREFIX": "/opt/conda/envs/mine", "CONDA_DEFAULT_ENV": "mine"}):
-        assert ended(begin(home, script, ["--list"], **bare | activated))[1].startswith("python main.py ")
+def test_only_executes_one_run_of_the_list(here, run, capsys):
+    sweep([*FOUR, "--list", "--", "--epochs", "2"])
+    listed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert run(*FOUR, "--only", "2")[0] == 0
+    assert [call.split() for call in calls(here)] == [[listed[2][1].removeprefix(f"{ROOT}/"), *listed[2][2:]]]
+
+
+def test_finished_runs_are_skipped_and_new_ones_trained(here, run):
+    assert run("--seeds", "1")[0] == 0
+    status, log = run("--seeds", "1 2")
+    assert status == 0 and "runs: 1 finished, 1 skipped (finished before), 0 failed" in log
+    assert all("--resume" in call for call in calls(here, "main.py"))
+    assert "runs: 2 finished" in run("--seeds", "1 2", epochs=3)[1]  # more epochs continue them
+    assert epochs_done(here) == [3, 3]
+    assert len(list(here.glob("tuned_models/logs/*.log"))) == 4  # one for each set of flags
+
+
+def test_a_failed_run_is_reported_once_and_the_others_continue(here, run):
+    (here / "fail").write_text("Natural")
+    status, log = run("--methods", "Natural AT")
+    assert status == 1 and "runs: 1 finished, 0 skipped (finished before), 1 failed" in log
+    (path,) = here.glob("tuned_models/logs/*Natural*")
+    line = f"Natural resnet18 seed 42: failed (status 2): error: a bad run (log {path.relative_to(here)})"
+    assert log.count(line) == 1 and "--method Natural" in path.read_text().splitlines()[0]
+    assert epochs_done(here) == [2]
+
+
+def test_jobs_run_at_the_same_time_on_one_gpu_each_and_share_the_cores(here, run, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    (here / "pair").touch()
+    assert run("--seeds", "1 2", "--gpus", "3 5")[0] == 0
+    assert sorted(call.split()[-1] for call in calls(here, "main.py")) == ["3", "5"]
+    assert all("--threads 3 " in call for call in calls(here, "main.py"))
+    run("--jobs", "2", "--seeds", "1 2", flags=["--threads", "5"])
+    assert all(call.endswith("--threads 5") for call in calls(here, "main.py")[2:])
+
+
+def test_a_run_that_exits_with_status_0_before_its_end_is_not_finished(here, run):
+    (here / "stop").touch()
+    status, log = run("--seeds", "1 2", "--eval", "--attacks clean")
+    assert status == 75 and "runs: 1 finished, 0 skipped (finished before), 0 failed, 1 left to do" in log
+    (evaluation,) = calls(here, "main_eval")
+    assert evaluation.endswith("--model_path tuned_models/CIFAR10/AT/resnet18_eps8_seed2")
+
+
+def test_finished_runs_are_evaluated_once_and_compared(here, run):
+    options = ["--datasets", "CIFAR10 Tiny_Image", "--gpus", "1", "--eval", "--attacks clean,pgd --protocol official"]
+    flags = ["--data_root", "my data", "--threads", "2"]
+    assert run(*options, flags=flags)[0] == 0
+    folders = [f"tuned_models/{dataset}/AT/resnet18_eps8_seed42" for dataset in ("CIFAR10", "Tiny_Image")]
+    words = "--data_root my data --threads 2 --attacks clean,pgd --protocol official --model_path"
+    assert calls(here, "main_eval") == [
+        f"main_eval.py {words} {folders[0]} --gpu_id 1",
+        f"main_eval_tinyimagenet.py {words} {folders[1]} --gpu_id 1",
+    ]
+    table = f"scripts/compare.py {' '.join(folders)} --out tuned_models/comparison --protocol official"
+    assert calls(here)[-1] == table
+    run(*options, flags=flags)
+    assert len(calls(here, "main_eval")) == 2  # nothing has changed
+    run(*options, flags=flags, epochs=3)
+    assert len(calls(here, "main_eval")) == 4  # trained further
+    run(*options[:-1], "--state 'my state' --attacks aa", epochs=3)
+    assert len(calls(here, "main_eval")) == 6  # with other flags
+    assert "--state my state --attacks aa" in calls(here, "main_eval")[-1]
+    run("--methods", "AT MART", epochs=3)
+    assert calls(here)[-1] == f"scripts/compare.py {folders[0]} --out tuned_models/comparison"
+
+
+def test_a_failed_evaluation_is_a_failure_and_repeated(here, run):
+    for _ in range(2):
+        status, log = run("--eval", "--attacks clean --seed 666")
+        assert status == 1 and "evaluation failed (status 2): error: a bad evaluation" in log
+    assert len(calls(here, "main_eval")) == 2
 
 
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 75)]
 )
-def test_a_signal_before_the_first_run_ends_the_sweep_with_its_status(here, number, status):
-    (here / "hold").touch()
-    process = begin(here, SWEEP, ["--", "--epochs", "2"])
-    wait_for(here, "checking")
-    process.send_signal(number)
-    assert ended(process)[0] == status and not calls(here)
-
-
-def test_what_is_finished_is_skipped_and_what_is_new_is_done(here):
-    assert sweep(here, "--seeds", "1")[0] == 0
-    status, out, _ = sweep(here, "--seeds", "1 2")
-    assert status == 0 and "runs: 1 finished, 1 skipped (finished before), 0 failed" in out
-    assert all("--resume" in call for call in calls(here))
-    assert "runs: 2 finished" in sweep(here, "--seeds", "1 2", epochs=3)[1]  # more epochs continue them
-    assert epochs_done(here) == [3, 3]
-
-
-def test_a_failed_run_is_named_and_the_others_go_on(here):
-    status, out, _ = sweep(here, "--methods", "Broken AT")
-    assert status == 1 and "runs: 1 finished, 0 skipped (finished before), 1 failed" in out
-    (log,) = here.glob("tuned_models/logs/*Broken*")
-    why = "failed (status 2): error: --method Broken: unknown name"
-    line = f"Broken resnet18 seed 42: {why} (log {log.relative_to(here)})"
-    assert out.count(line) == 2  # when it happens, and at the end
-    assert "--method Broken" in log.read_text().splitlines()[0]
-    assert epochs_done(here) == [2]
-
-
-def test_jobs_run_at_the_same_time_each_on_a_gpu_of_its_own(here):
-    (here / "together").touch()
-    assert sweep(here, "--seeds", "1 2", "--gpus", "3 5")[0] == 0
-    assert sorted(call.split()[-1] for call in calls(here)) == ["3", "5"]
-
-
-def test_sweeps_with_other_flags_keep_other_logs(here):
-    assert sweep(here)[0] == sweep(here, epochs=3)[0] == 0
-    assert len(list(here.glob("tuned_models/logs/*.log"))) == 2
+def test_a_signal_before_the_first_run_exits_with_its_status(number, status):
+    with pytest.raises(SystemExit) as exit:
+        Sweep(1, []).stop(number, None)
+    assert exit.value.code == status
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "passed_on"),
+    ("number", "status", "forwarded"),
     [
         (signal.SIGINT, 130, signal.SIGTERM),
         (signal.SIGTERM, 143, signal.SIGTERM),
         (signal.SIGUSR1, 75, signal.SIGUSR1),
     ],
 )
-def test_a_signal_reaches_every_run_once_and_is_waited_for(here, number, status, passed_on):
+def test_a_signal_reaches_every_run_once_and_the_sweep_waits(here, run, nursery, number, status, forwarded):
     (here / "hold").touch()
-    options = [*FOUR, "--jobs", "2"]
-    process = begin(here, SWEEP, [*options, "--", "--epochs", "2"])
+    words = "--methods 'AT Natural' --seeds '1 2' --jobs 2 -- --epochs 2"
+    pid = nursery.start(here, "scripts/sweep.py", words, PYTHON=os.environ["PYTHON"])
     wait_for(here, "**/holds", count=2)
-    process.send_signal(number)
-    process.send_signal(number)
-    stopped, out, _ = ended(process)
-    assert stopped == status and "runs: 0 finished, 0 skipped (finished before), 0 failed, 4 left to do" in out
-    assert [path.read_text() for path in here.rglob("saved")] == [f"1 {passed_on:d}"] * 2
-    assert out.count("not begun") == 2 and "table" not in out and len(calls(here)) == 2
+    os.kill(pid, number)
+    os.kill(pid, number)
+    assert nursery.wait() == status
+    out = (here / "output.txt").read_text()
+    assert "runs: 0 finished, 0 skipped (finished before), 0 failed, 4 left to do" in out
+    assert [path.read_text() for path in here.rglob("saved")] == [f"1 {forwarded:d}"] * 2
+    assert len(calls(here)) == 2  # neither another run nor a table
     (here / "hold").unlink()
-    assert "runs: 4 finished" in sweep(here, *options)[1]
+    assert "runs: 4 finished" in run(*FOUR)[1]
     assert epochs_done(here) == [2] * 4
 
 
-def test_a_run_that_stopped_with_status_0_before_its_end_is_not_called_finished(here):
-    (here / "hold").touch()
-    process = begin(here, SWEEP, ["--seeds", "1 2", "--eval", "--attacks clean", "--", "--epochs", "2"])
-    wait_for(here, "**/resnet18_seed1/holds")
-    (here / "hold").unlink()
-    first, second = (f"tuned_models/CIFAR10/AT/resnet18_seed{seed}" for seed in (1, 2))
-    os.kill(int((here / first / "pid").read_text()), signal.SIGUSR1)  # it alone
-    status, out, _ = ended(process)
-    assert status == 75 and "runs: 1 finished, 0 skipped (finished before), 0 failed, 1 left to do" in out
-    assert [call.split()[2] for call in calls(here) if "main_eval" in call] == [second]
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_interpreter_is_the_activated_one_or_that_of_the_repository(here, elsewhere):
+    home = here.parent / "home"
+    print_words = '#!/bin/sh\necho "$PYTHON $*"\n'
+    executable(home / ".venv/bin/python", print_words)
+    executable(here.parent / "active/python", print_words)
+    (home / "scripts").mkdir()
+    script, prefix = shutil.copy(ROOT / "scripts/sweep.sh", home / "scripts"), f"{home}/" if elsewhere else ""
+
+    def start(**variables):
+        variables |= {"PATH": f"{here.parent / 'active'}{os.pathsep}{os.environ['PATH']}"}
+        command, folder = ["bash", script, "--list"], here if elsewhere else home
+        return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=TIMEOUT)
+
+    for conda in ({}, {"CONDA_PREFIX": "/opt/conda", "CONDA_DEFAULT_ENV": "base"}):
+        assert start(**conda).stdout == f"{prefix}.venv/bin/python {prefix}scripts/sweep.py --list\n"
+    for variables in ({"VIRTUAL_ENV": "/a"}, {"CONDA_PREFIX": "/b", "CONDA_DEFAULT_ENV": "b"}):
+        assert start(**variables).stdout == f"python {prefix}scripts/sweep.py --list\n"
+    missing = start(PYTHON="no-such-python")
+    assert missing.returncode == 2 and missing.stderr.startswith("error: no-such-python: not found")
 
 
-def test_finished_runs_are_evaluated_once_and_compared(here):
-    options = ["--datasets", "CIFAR10 Tiny_Image", "--gpus", "1", "--eval", "--attacks clean,pgd --protocol official"]
-    status, out, _ = sweep(here, *options)
-    assert status == 0 and "the table" in out
-    evaluations = [call for call in calls(here) if "main_eval" in call]
-    flags = "--attacks clean,pgd --protocol official --gpu_id 1"
-    assert evaluations == [
-        f"{ROOT}/main_eval.py --model_path tuned_models/CIFAR10/AT/resnet18_seed42 {flags}",
-        f"{ROOT}/main_eval_tinyimagenet.py --model_path tuned_models/Tiny_Image/AT/resnet18_seed42 {flags}",
-    ]
-    folders = "tuned_models/CIFAR10/AT/resnet18_seed42 tuned_models/Tiny_Image/AT/resnet18_seed42"
-    out_and_protocol = "--out tuned_models/comparison --protocol official"
-    assert calls(here)[-1] == f"{ROOT}/scripts/compare.py {folders} {out_and_protocol}"
-    sweep(here, *options)
-    assert len([call for call in calls(here) if "main_eval" in call]) == 2  # nothing has changed
-    sweep(here, *options, epochs=3)
-    assert len([call for call in calls(here) if "main_eval" in call]) == 4  # trained further
-    sweep(here, *options[:-1], "--protocol=official --attacks clean", epochs=3)
-    assert calls(here)[-1] == f"{ROOT}/scripts/compare.py {folders} --out tuned_models/comparison --protocol=official"
-    sweep(here, *options[:-1], "--attacks aa", epochs=3)
-    assert len([call for call in calls(here) if "main_eval" in call]) == 8  # by other flags, twice
-    sweep(here, "--methods", "AT MART", epochs=3)
-    assert calls(here)[-1].startswith(f"{ROOT}/scripts/compare.py tuned_models/CIFAR10/AT/resnet18_seed42 --out")
+# What a Slurm task sees of sweep.py: it lists runs, or waits for a signal, saves and exits with the right status.
+SWEEP_STAND_IN = f"""#!{sys.executable}
+import signal, sys, time
+from pathlib import Path
 
-
-def test_a_failed_evaluation_is_a_failure(here):
-    status, out, _ = sweep(here, "--eval", "--bad")
-    assert status == 1 and "evaluation failed (status 2): error: no such attack" in out
-    assert sweep(here, "--eval", "--bad")[0] == 1  # it is tried again
-
-
-def array_task(here, number, *options):
-    """A task as Slurm starts it: from a copy of the script, somewhere else."""
-    copy = here.parent / "bin" / "slurm_script"
-    copy.write_bytes(SBATCH.read_bytes())
-    job = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_JOB_ID": "77", "SLURM_SUBMIT_DIR": str(here)}
-    return begin(here, copy, [*options, "--", "--epochs", "2"], **job)
+if "--list" in sys.argv:
+    sys.exit("error: bad" if "bad" in sys.argv else print("1\\n2\\n3"))
+received = []
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda number, frame: received.append(number))
+Path("words").write_text(" ".join(sys.argv[1:]))
+Path("started").touch()
+while Path("hold").exists() and not received:
+    time.sleep(0.01)
+if not received or Path("finish").exists():
+    sys.exit(int(sys.argv[-1]))
+time.sleep(0.3)
+Path("saved").write_text(str(len(received)))
+sys.exit(143 if received[0] == signal.SIGTERM else 75)
+"""
+# Records its arguments, and whether the run had saved by then; the state of the job is in a file.
+SCONTROL = """#!/bin/sh
+echo "$* $(ls | grep -c saved)" >>scontrol-calls
+[ "$1" != show ] || echo "   JobState=$(cat state) Reason=None"
+"""
 
 
 @pytest.fixture
-def submitted(here):
-    """The same folder as the one that jobs are submitted from."""
+def task(here, monkeypatch):
+    """Start a task as Slurm does: from a copy of the script in another folder."""
     (here / "scripts").symlink_to(ROOT / "scripts")
-    return here
+    executable(here.parent / "bin/scontrol", SCONTROL)
+    monkeypatch.setenv("PATH", f"{here.parent / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHON", executable(here.parent / "bin/sweep", SWEEP_STAND_IN))
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_SUBMIT_DIR", str(here))
+    copy = shutil.copy(ROOT / "scripts/sweep.sbatch", here.parent / "slurm_script")
 
+    def start(*words, number="1"):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", number)
+        return subprocess.Popen(["bash", copy, *words], stderr=subprocess.PIPE, text=True)
 
-def asked_of_slurm(here):
-    return (here / "scontrol-calls").read_text().splitlines() if (here / "scontrol-calls").exists() else []
-
-
-def stop_task(here, number, state="RUNNING"):
-    (here / "hold").touch()
-    (here / "state").write_text(state)
-    task = array_task(here, 1, "--seeds", "1 2")
-    wait_for(here, "**/resnet18_seed2/holds")
-    task.send_signal(number)
-    status, _, _ = ended(task)
-    assert [path.read_text().split()[0] for path in here.rglob("saved")] == ["1"]  # signalled once
-    (here / "hold").unlink()
-    return status
-
-
-def test_a_task_at_its_time_limit_saves_queues_again_and_then_finishes(submitted):
-    stop_task(submitted, signal.SIGUSR1)
-    assert asked_of_slurm(submitted) == ["requeue 77 after 1"]
-    assert epochs_done(submitted) == [1]
-    assert ended(array_task(submitted, 1, "--seeds", "1 2"))[0] == 0
-    assert epochs_done(submitted) == [2]
-    assert ended(array_task(submitted, 1, "--seeds", "1 2"))[0] == 0
-    assert asked_of_slurm(submitted) == ["requeue 77 after 1"]  # what is finished does not come back
+    return start
 
 
 @pytest.mark.parametrize(
-    ("state", "asked"),
-    [("RUNNING", ["show job 77 after 1", "requeue 77 after 1"]), ("COMPLETING", ["show job 77 after 1"])],
+    ("number", "state", "status", "commands"),
+    [
+        (signal.SIGUSR1, "", 75, ["requeue 77 1"]),
+        (signal.SIGTERM, "RUNNING", 143, ["show job 77 1", "requeue 77 1"]),  # preempted
+        (signal.SIGTERM, "COMPLETING", 143, ["show job 77 1"]),  # cancelled
+    ],
 )
-def test_a_preempted_task_queues_again_and_a_cancelled_one_does_not(submitted, state, asked):
-    assert stop_task(submitted, signal.SIGTERM, state) == 143
-    assert asked_of_slurm(submitted) == asked
+def test_a_stopped_task_saves_and_is_requeued_unless_it_was_cancelled(here, task, number, state, status, commands):
+    (here / "hold").touch()
+    (here / "state").write_text(state)
+    process = task("--seeds", "1 2")
+    wait_for(here, "started")
+    process.send_signal(number)
+    assert process.wait(TIMEOUT) == status and (here / "saved").read_text() == "1"
+    assert (here / "words").read_text() == "scripts/sweep.py --only 1 --seeds 1 2"
+    assert (here / "scontrol-calls").read_text().splitlines() == commands
 
 
-def test_a_task_that_ends_in_time_does_not_come_back(submitted):
-    for name in ("hold", "finish"):
-        (submitted / name).touch()
-    task = array_task(submitted, 1, "--seeds", "1 2")
-    wait_for(submitted, "**/holds")
-    task.send_signal(signal.SIGUSR1)
-    assert ended(task)[0] == 0 and epochs_done(submitted) == [2] and not asked_of_slurm(submitted)
+@pytest.mark.parametrize(("status", "signalled"), [(0, False), (0, True), (1, False), (1, True), (75, False)])
+def test_a_task_that_ends_by_itself_is_not_requeued(here, task, status, signalled):
+    for name in ("hold", "finish") if signalled else ():
+        (here / name).touch()
+    process = task(str(status))
+    wait_for(here, "started")
+    if signalled:
+        process.send_signal(signal.SIGUSR1)
+    assert process.wait(TIMEOUT) == status and not (here / "scontrol-calls").exists()
 
 
-def test_a_task_whose_run_someone_else_stops_does_not_come_back(submitted):
-    (submitted / "hold").touch()
-    task = array_task(submitted, 1, "--seeds", "1 2")
-    wait_for(submitted, "**/holds")
-    (pid,) = submitted.rglob("pid")
-    os.kill(int(pid.read_text()), signal.SIGUSR1)
-    assert ended(task)[0] == 75 and not asked_of_slurm(submitted)
+@pytest.mark.parametrize(("words", "message"), [((), "--array=0-2"), (("bad",), "error: bad")])
+def test_a_task_without_a_number_says_which_there_are(task, words, message):
+    process = task(*words, number="")
+    err = process.communicate(timeout=TIMEOUT)[1]
+    assert process.returncode in (1, 2) and message in err and len(err.splitlines()) == 1
 
 
-def test_a_task_that_fails_does_not_come_back(submitted):
-    task = array_task(submitted, 0, "--methods", "Broken")
-    assert ended(task)[0] == 1 and not asked_of_slurm(submitted)
-
-
-def test_a_task_without_a_number_is_told_which_there_are(submitted):
-    status, _, err = ended(begin(submitted, SBATCH, ["--seeds", "1 2 3"]))
-    assert (status, len(err.splitlines())) == (2, 1) and "--array=0-2" in err
-    status, _, err = ended(begin(submitted, SBATCH, ["--seeds", "one"], SLURM_ARRAY_TASK_ID="0"))
-    assert (status, len(err.splitlines())) == (2, 1) and "--seeds one" in err
-
-
-def test_a_real_sweep_trains_what_is_left_and_skips_what_is_finished(tmp_path):
+@pytest.mark.slow
+def test_a_real_sweep_trains_what_is_left_and_skips_what_is_finished(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
     size, rest = SMALL.removeprefix("--dataset Digits ").split(" --model small_resnet ")
     options = ["--datasets", "Digits", "--methods", "AT Natural", "--models", "small_resnet", "--seeds", "1 2"]
-    options += ["--root_path", "l'été 1"]
-    flags = ["--", *size.split(), *rest.split(), "--epochs", "1"]
-    settings = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "LC_ALL": "C"}
-    for wrong, named in (
-        (["--methods", "AT DGDA"], "--method DGDA: unknown name; nearest: DGAD"),
-        (["--methods", "Natural Plain_Clean"], "--method Natural --model small_resnet --dataset Digits: there twice"),
-        (["--", "--epoch"], "--epoch"),
-        (["--eval", "--attaks clean"], "--attaks"),
-        (["--eval", "--attacks clean --out figures"], "--eval --out: takes the figures from their runs"),
-        (["--eval", "--model_path=x"], "--eval --model_path=x: the sweep evaluates"),
-        (["--eval", "--attacks clean,pdg"], "--attacks pdg: unknown name; nearest: pgd"),
+    flags = ["--root_path", "l'été 1", "--", *size.split(), *rest.split(), "--epochs", "1"]
+    environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "LC_ALL": "C"}
+    for extra, line in (
+        (["--only", "0"], "runs: 1 finished, 0 skipped"),
+        (["--jobs", "2"], "runs: 3 finished, 1 skipp"),
     ):
-        status, out, err = ended(begin(tmp_path, SWEEP, [*options, *wrong], **settings))
-        assert (status, out, len(err.splitlines())) == (2, "", 1) and named in err
-    assert not list(tmp_path.iterdir())
-    status, out, err = ended(begin(tmp_path, SWEEP, [*options, "--only", "0", *flags], **settings))
-    assert status == 0 and "runs: 1 finished" in out, out + err
-    status, out, err = ended(begin(tmp_path, SWEEP, [*options, "--jobs", "2", *flags], **settings))
-    assert status == 0 and "runs: 3 finished, 1 skipped (finished before), 0 failed" in out, out + err
+        command = ["bash", str(ROOT / "scripts/sweep.sh"), *options, *extra, *flags]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+        assert ended.returncode == 0 and line in ended.stdout, ended.stdout + ended.stderr
     assert epochs_done(tmp_path) == [1] * 4
     assert len(list(tmp_path.glob("l'été 1/Digits/*/small_resnet*seed?/best_PGD10_acc_model.pth"))) == 4

@@ -1,13 +1,19 @@
-"""The training loop: what a step changes and what it leaves alone, and how an epoch is judged."""
+"""The training step: what it changes and what not, its forward passes, and that it never waits for the device."""
 
 import pytest
 import torch
-from tiny import TinyNet, tiny_problem
+from tiny import TinyNet, tiny_problem, trained_on_stripes
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.accuracy import evaluate
+from attacks.objectives import cross_entropy
+from attacks.suite import linf
+from data import Split
+from data.loader import Batches
+from engine.accuracy import attack_and_verify, evaluate
 from engine.fast.precision import Arithmetic
 from engine.training.metrics import EpochMetrics
 from engine.training.trainer import Trainer
+from engine.training.validation import Validator
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from utils.config import TrainConfig
 
@@ -29,7 +35,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_loss_falls_on_one_batch_and_the_teacher_keeps_its_bytes(name):
+def test_the_loss_of_one_batch_decreases_and_the_teacher_does_not_change(name):
     student, teacher, x, y = tiny_problem(n=16, dtype=torch.float32)
     before = copy_of(teacher)
     trainer = trainer_of(name, student, teacher)
@@ -44,37 +50,36 @@ def test_loss_falls_on_one_batch_and_the_teacher_keeps_its_bytes(name):
 def test_small_batches_train(name, n):
     student, teacher, x, y = tiny_problem(n=n, dtype=torch.float32)
     before = copy_of(student)
-    outcome = trainer_of(name, student, teacher).step(x, y)
-    assert outcome.loss.isfinite()
+    assert trainer_of(name, student, teacher).step(x, y).loss.isfinite()
     assert not torch.equal(before["conv1.weight"], student.conv1.weight)
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_dgad_trains_with_a_teacher_right_or_wrong_on_every_image(right):
+@pytest.mark.parametrize("correct", [True, False])
+def test_dgad_trains_with_a_teacher_that_is_correct_on_all_or_no_images(correct):
     student, teacher, x, _ = tiny_problem(n=4, dtype=torch.float32)
     with torch.no_grad():
-        y = teacher(x).argmax(1) if right else teacher(x).argmin(1)
+        y = teacher(x).argmax(1) if correct else teacher(x).argmin(1)
     assert trainer_of("DGAD", student, teacher).step(x, y).loss.isfinite()
 
 
-def test_a_state_of_another_memory_layout_goes_on_alike():
-    ended = []
-    for elsewhere in (False, True):
+def test_a_state_of_another_memory_format_continues_equally():
+    results = []
+    for contiguous in (False, True):
         student, teacher, x, y = tiny_problem(n=4, dtype=torch.float32)
         trainer = trainer_of("AT", student, teacher, arithmetic=Arithmetic(channels_last=True))
         trainer.optimizer.param_groups[0]["fused"] = True  # as in a run: it pairs values by their address
         trainer.step(x, y)
         state = {"net": student.state_dict(), "optimizer": trainer.optimizer.state_dict()}
-        for memory in state["optimizer"]["state"].values() if elsewhere else ():
-            memory["momentum_buffer"] = memory["momentum_buffer"].contiguous()
+        for buffers in state["optimizer"]["state"].values() if contiguous else ():
+            buffers["momentum_buffer"] = buffers["momentum_buffer"].contiguous()
         trainer.restore(state)
         trainer.step(x, y)
-        ended.append(copy_of(student))
-    assert same(*ended)
+        results.append(copy_of(student))
+    assert same(*results)
 
 
-# Student forwards in train mode per step, in the attack (of 2 steps here) and after it, before and from the epoch of
-# introspection on. They are the official ones, less those that exist for logging alone (docs/differences.md).
+# Forward passes of the student in train mode per step, in the attack (of 2 steps here) and after it, before and after
+# the start of introspection. They are the official ones without those for logging only (docs/differences.md).
 TRAIN_FORWARDS = {
     "Natural": (1, 1),  # x
     "AT": (1, 1),  # x'
@@ -94,46 +99,79 @@ TRAIN_FORWARDS = {
 
 @pytest.mark.parametrize("name", TRAIN_FORWARDS)
 @pytest.mark.parametrize("epoch", [0, 60])
-def test_batchnorm_moves_once_per_official_forward(name, epoch):
+def test_batchnorm_is_updated_once_per_official_forward_pass(name, epoch):
     student, teacher, x, y = tiny_problem()
     trainer_of(name, student, teacher).step(x, y, epoch)
     assert student.bn1.num_batches_tracked.item() == TRAIN_FORWARDS[name][epoch >= 60]
 
 
-def test_attack_bn_train_moves_batchnorm_at_every_step_of_the_attack():
+def test_attack_bn_train_updates_batchnorm_at_every_step_of_the_attack():
     student, teacher, x, y = tiny_problem()
     trainer_of("AT", student, teacher, attack_bn="train").step(x, y)
     assert student.bn1.num_batches_tracked.item() == 1 + 2
 
 
-def test_start_noise_of_the_caller_replaces_the_draw():
-    finals = []
+def test_start_noise_replaces_the_random_start():
+    results = []
     for seed in (1, 2):
         student, teacher, x, y = tiny_problem()
         trainer_of("DGAD", student, teacher, seed=seed).step(x, y, start_noise=torch.full_like(x, 0.001))
-        finals.append(copy_of(student))
-    assert same(*finals)
+        results.append(copy_of(student))
+    assert same(*results)
 
 
-def test_epoch_means_weigh_every_image_equally():
+aten = torch.ops.aten
+HOST_READS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten._unique2}
+
+
+class HostReads(TorchDispatchMode):
+    """Records operations for which the host would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.recorded = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        indices = args[1] if func.overloadpacket in (aten.index, aten.index_put, aten.index_put_) else ()
+        masked = any(index is not None and index.dtype == torch.bool for index in indices)
+        if masked or func.overloadpacket in HOST_READS:
+            self.recorded.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("epoch", [0, 60])
+def test_a_step_and_its_metrics_never_wait_for_the_device(name, epoch, monkeypatch):
+    student, teacher, x, y = tiny_problem(dtype=torch.float32)
+    trainer, metrics = trainer_of(name, student, teacher), EpochMetrics("cpu", teacher=True)
+    with HostReads() as reads:
+        for method in ("cpu", "numpy", "tolist"):  # of CPU tensors they are no operations
+            original = getattr(torch.Tensor, method)
+            record = lambda tensor, *args, of=original, key=method: reads.recorded.append(key) or of(tensor, *args)  # noqa: E731
+            monkeypatch.setattr(torch.Tensor, method, record)
+        metrics.add(trainer.step(x, y, epoch), y)
+        assert reads.recorded == []
+        x[y > 5].sum().item()  # the guard itself
+        y.tolist()
+    assert reads.recorded == ["aten.index.Tensor", "aten._local_scalar_dense.default", "tolist"]
+
+
+def test_epoch_means_weigh_all_images_equally():
     student, _, x, y = tiny_problem(n=5)
-    trainer = trainer_of("Natural", student, None, lr=0.0)
+    trainer, metrics = trainer_of("Natural", student, None, lr=0.0), EpochMetrics("cpu")
     batches = [(x[:4], y[:4]), (x[4:].repeat(2, 1, 1, 1), y[4:].repeat(2))]
     student.train()
     logits = [student(images).detach() for images, _ in batches]
-    losses = [
-        torch.nn.functional.cross_entropy(z, t, reduction="sum") for z, (_, t) in zip(logits, batches, strict=True)
-    ]
-    correct = sum((z.argmax(1) == t).sum().item() for z, (_, t) in zip(logits, batches, strict=True))
-    metrics = EpochMetrics("cpu")
-    assert [each.batches for each in trainer.epoch(batches, 0, 0.0, metrics)] == [1, 2]
-    means = metrics.means()
-    assert means.loss == pytest.approx(sum(losses).item() / 6)
-    assert means.clean_acc == pytest.approx(100 * correct / 6)
-    assert means.adv_acc is None
+    pairs = [(z, labels) for z, (_, labels) in zip(logits, batches, strict=True)]
+    loss = sum(torch.nn.functional.cross_entropy(z, labels, reduction="sum").item() for z, labels in pairs)
+    correct = sum((z.argmax(1) == labels).sum().item() for z, labels in pairs)
+    for images, labels in batches:
+        metrics.add(trainer.step(images, labels), labels)
+    assert metrics.batches == 2
+    assert metrics.means() == (pytest.approx(loss / 6), pytest.approx(100 * correct / 6), None)
 
 
-def test_evaluation_counts_images_and_leaves_the_network_alone():
+def test_evaluation_counts_images_and_does_not_change_the_network():
     student, _, x, y = tiny_problem(n=7)
     before = copy_of(student)
     with torch.no_grad():
@@ -145,20 +183,53 @@ def test_evaluation_counts_images_and_leaves_the_network_alone():
 
 def test_evaluation_attacks_every_batch():
     net, _, x, y = tiny_problem(n=4)
-    seen = []
+    calls = []
 
     def perturb(model, images, labels, noise):
-        seen.append((model.training, len(images)))
+        calls.append((model.training, len(images)))
         return images * 0
 
-    zero = torch.zeros_like(x)
     with torch.no_grad():
-        expected = (net.eval()(zero).argmax(1) == y).float().mean().item() * 100
+        expected = (net.eval()(torch.zeros_like(x)).argmax(1) == y).float().mean().item() * 100
     assert evaluate(net, [(x[:3], y[:3]), (x[3:], y[3:])], perturb).accuracy == pytest.approx(expected)
-    assert seen == [(False, 3), (False, 1)]
+    assert calls == [(False, 3), (False, 1)]
 
 
-def test_any_module_is_a_student():
+def test_any_module_can_be_a_student():
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
-    outcome = trainer_of("DGAD", net, TinyNet().eval()).step(torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2]))
-    assert outcome.clean.shape == outcome.adv.shape == (3, 10)
+    result = trainer_of("DGAD", net, TinyNet().eval()).step(torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2]))
+    assert result.clean.shape == result.adv.shape == (3, 10)
+
+
+# Validation.
+
+
+def test_the_float32_network_decides_which_images_are_fooled():
+    net, x, y = trained_on_stripes(n=200)
+    attack = linf(cross_entropy, 8 / 255, 2 / 255, 10, until_fooled=True)
+    noise = 2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 1
+    bias = torch.nn.functional.one_hot(torch.tensor(0), 10)
+
+    def copy(images):  # classifies as class 0 too early
+        return net(images) + bias
+
+    x_copy = attack(copy, x, y, noise)
+    only_copy = (copy(x_copy).argmax(1) != y) & (net(x_copy).argmax(1) == y)
+    assert 0 < only_copy.sum() < len(y)
+    x_adv, logits = attack_and_verify(copy, net, attack, x, y, noise)
+    assert torch.equal(x_adv[only_copy], attack(net, x[only_copy], y[only_copy], noise[only_copy]))
+    assert torch.equal(x_adv[~only_copy], x_copy[~only_copy])
+    torch.testing.assert_close(logits, net(x_adv))
+
+
+def test_validation_in_bfloat16_counts_what_float32_counts():
+    net, x, y = trained_on_stripes()
+    batches = Batches(Split((255 * x).round().byte(), y), 128, device="cpu")
+    expected, result = (
+        Validator(net, batches, 8 / 255, seed=1, arithmetic=arithmetic)()
+        for arithmetic in (None, Arithmetic(torch.bfloat16, channels_last=True))
+    )
+    assert result[0] == expected[0]  # without attack: the float32 network
+    assert result[1].accuracy == pytest.approx(expected[1].accuracy, abs=200 / len(y))
+    fp32 = Arithmetic(channels_last=True)  # what --precision fp32 chooses on a CPU
+    assert Validator(net, batches, 8 / 255, seed=1, arithmetic=fp32)() == expected

@@ -1,161 +1,151 @@
-"""The figures of a checkpoint's evaluations, kept beside it: ``<checkpoint>_eval/eval.json``."""
+"""Results of a checkpoint's evaluations on disk: ``<checkpoint>_eval/eval.json``, eval.csv and eval.md."""
 
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from torch import Tensor
-
-from attacks.suite import Attack
-from engine.evaluation.attack import AttackResult
 from utils.errors import UserError
 from utils.files import read_json, require_writable, write_text
-from utils.versions import versions
+from utils.tables import markdown_table, write_csv
 
 WORST = "worst case"
-RIGHT, WRONG, NOT_ATTACKED = "10-"
+CORRECT, WRONG, NOT_ATTACKED = "10-"  # characters of ``correct``, one per image
+
+# Columns of eval.csv that identify an evaluation, and those with parameters of an attack.
+CONDITIONS = ("checkpoint", "sha256", "protocol", "dataset", "limit_test", "model", "seed", "bs", "judge", "surrogate")
+PARAMETERS = ("step_size", "steps", "restarts")
 
 
 class Record:
-    """Figures of one checkpoint under one set of conditions; those of other conditions are kept beside them.
+    """Results of one checkpoint under given ``conditions``; those of other conditions are kept beside them.
 
-    Raises UserError where the folder cannot be written to.
+    Raises UserError if the folder is not writable or its eval.json is damaged.
     """
 
     def __init__(self, folder: Path, conditions: dict):
         self.path, self.conditions = folder / "eval.json", conditions
         if self.path.exists():
-            read_evaluations(self.path)  # damaged figures are not written over
+            read_evaluations(self.path)  # never overwrite a damaged file
         try:
-            require_writable(folder)  # asked before the hours of an evaluation, not after
+            require_writable(folder)  # checked before the evaluation, which may take hours
         except OSError as error:
             raise UserError(
-                f"{folder}: cannot be written to ({error.strerror}); --out DIR keeps the figures elsewhere"
+                f"{folder}: cannot be written to ({error.strerror}); --out DIR writes results to another folder"
             ) from error
 
-    def keep(self, title: str, figure: dict) -> dict[str, dict]:
-        """Add one figure at once, so that an interruption loses none, and return all; one of more images stays."""
-        figures = self.figures
-        if figures.get(title, {"n": 0})["n"] <= figure["n"]:
-            figures[title] = figure
-        figures.pop(WORST, None)
-        figures |= worst_case(figures)
-        self._write(figures)
-        return figures
+    def add(self, title: str, result: dict) -> dict[str, dict]:
+        """Write one result to the file and return all under these conditions; a result on more images is kept."""
+        results = self.results
+        if results.get(title, {"n": 0})["n"] <= result["n"]:
+            results[title] = result
+        results.pop(WORST, None)
+        results |= worst_case(results)
+        others = [entry for entry in self.evaluations if entry["conditions"] != self.conditions]
+        newest = {"conditions": self.conditions, "figures": results}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, json.dumps({"evaluations": [*others, newest]}, indent=1) + "\n")
+        return results
 
     @property
-    def figures(self) -> dict[str, dict]:
-        """What is kept under these conditions."""
+    def results(self) -> dict[str, dict]:
+        """Results under these conditions, by title of the attack."""
         return next((entry["figures"] for entry in self.evaluations if entry["conditions"] == self.conditions), {})
 
     @property
     def evaluations(self) -> list[dict]:
-        """What is kept under any conditions, the newest last."""
+        """Evaluations under all conditions, the newest last."""
         return read_evaluations(self.path) if self.path.exists() else []
 
-    def _write(self, figures: dict) -> None:
-        others = [entry for entry in self.evaluations if entry["conditions"] != self.conditions]
-        newest = {"conditions": self.conditions, "figures": figures}
-        text = json.dumps({"evaluations": [*others, newest]}, indent=1) + "\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, text)
+    def write_tables(self) -> None:
+        """Write eval.csv with one row per attack, and eval.md with one table per evaluation."""
+        rows, sections = [], []
+        for evaluation in self.evaluations:
+            conditions, results = evaluation["conditions"], evaluation["figures"]
+            identity = [conditions[key] for key in CONDITIONS]
+            for title, result in results.items():
+                parameters = [result.get("parameters", {}).get(key, "") for key in PARAMETERS]
+                values = [title, result["accuracy"], result["n"], conditions["eps"], *parameters, result["settings"]]
+                rows.append([*identity, *values, conditions["precision"]])
+            sections.append(_markdown(conditions, results))
+        header = [*CONDITIONS, "attack", "accuracy", "n", "eps", *PARAMETERS, "settings", "precision"]
+        write_csv(self.path.with_name("eval.csv"), header, rows)
+        write_text(self.path.with_name("eval.md"), "\n".join(sections))
 
 
-def make_result(
-    attack: Attack, outcome: AttackResult, labels: Tensor, attacked: Tensor, seconds: float, classes: Sequence[str]
-) -> dict:
-    """One figure with all that makes it: parameters, per-image results, what stood after each stage.
-
-    ``labels`` (n,) are those of the attacked images; ``attacked`` (N,) bool marks these among all that are evaluated.
-    ``correct`` has a character per image: 1 classified correctly, 0 misclassified, - not attacked. ``per_class`` has
-    the accuracy over the attacked images of each of the ``classes`` that has any.
-    """
-    right = outcome.predicted == labels
-    marks = iter(RIGHT if one else WRONG for one in right.tolist())
-    after = {name: _percent(outcome.fooled_at > number) for number, name in enumerate(attack.stages, start=1) if name}
-    return {
-        "accuracy": _percent(right),
-        "n": len(right),
-        "settings": attack.settings,
-        "parameters": attack.parameters,
-        "bounded": attack.bounded,
-        "stages": after if len(after) > 1 else {},
-        "per_class": {classes[label]: _percent(right[labels == label]) for label in labels.unique().tolist()},
-        "seconds": round(seconds, 2),
-        "versions": versions(),
-        "correct": "".join(next(marks) if one else NOT_ATTACKED for one in attacked.tolist()),
-    }
+def _markdown(conditions: dict, results: dict) -> str:
+    versions = next((result["versions"] for result in reversed(results.values()) if "versions" in result), {})
+    details = {key: value for key, value in (conditions | versions).items() if value is not None}
+    table = markdown_table(
+        ["accuracy in %", *(f"{title} (n={result['n']})" for title, result in results.items())],
+        [[conditions["model"], *(f"{result['accuracy']:.2f}" for result in results.values())]],
+    )
+    return f"{table}\n\n{', '.join(f'{key} {value}' for key, value in details.items())}\n"
 
 
-def worst_case(figures: dict[str, dict]) -> dict[str, dict]:
-    """The share of images that stand against every attack in the ball, over those that met each; {} for one attack."""
-    bounded = {title: figure for title, figure in figures.items() if figure["bounded"]}
+def worst_case(results: dict[str, dict]) -> dict[str, dict]:
+    """Share of images that are robust to all bounded attacks, of those attacked by all; {} for fewer than two."""
+    bounded = {title: result for title, result in results.items() if result["bounded"]}
     if len(bounded) < 2:
         return {}
-    met = [marks for marks in zip(*(figure["correct"] for figure in bounded.values()), strict=True)]
-    met = [set(marks) for marks in met if NOT_ATTACKED not in marks]
-    if not met:
+    images = map(set, zip(*(result["correct"] for result in bounded.values()), strict=True))
+    attacked = [marks for marks in images if NOT_ATTACKED not in marks]
+    if not attacked:
         return {}
-    accuracy = 100 * sum(marks == {RIGHT} for marks in met) / len(met)
-    return {WORST: {"accuracy": accuracy, "n": len(met), "settings": "over " + ", ".join(bounded)}}
+    accuracy = 100 * attacked.count({CORRECT}) / len(attacked)
+    return {WORST: {"accuracy": accuracy, "n": len(attacked), "settings": "over " + ", ".join(bounded)}}
 
 
 def results_path(checkpoint: str | Path) -> Path:
-    """Where the figures of a checkpoint are kept."""
+    """Path of a checkpoint's eval.json."""
     return results_folder(checkpoint) / "eval.json"
 
 
 def results_folder(checkpoint: str | Path) -> Path:
-    """The folder of everything that evaluations of a checkpoint leave."""
+    """Folder of everything that evaluations of a checkpoint write."""
     return Path(checkpoint).with_name(f"{Path(checkpoint).stem}_eval")
 
 
 def read_evaluations(path: Path) -> list[dict]:
-    """All evaluations kept in a file, the newest last; raises UserError where there are none or it is damaged."""
+    """Return all evaluations in a file, the newest last. Raises UserError if it is missing, empty or damaged."""
     try:
         evaluations = read_json(path)["evaluations"]
         if not isinstance(evaluations, list) or not evaluations:
             raise ValueError("no evaluations")
         for entry in evaluations:
-            _require_sound(entry["conditions"], entry["figures"])
+            _validate(entry["conditions"], entry["figures"])
+            entry["conditions"].setdefault("precision", "fp32")  # of files from before this setting
         return evaluations
     except OSError as error:
-        raise UserError(f"{path}: no figures to read; evaluate the checkpoint with main_eval.py first") from error
+        raise UserError(f"{path}: no results; evaluate the checkpoint with main_eval.py first") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged; delete it and evaluate the checkpoint again") from error
 
 
-def _require_sound(conditions: dict, figures: dict) -> None:
-    """Raise ValueError, KeyError, TypeError or AttributeError for what no evaluation of ours keeps.
+def _validate(conditions: dict, results: dict) -> None:
+    """Raise ValueError, KeyError, TypeError or AttributeError for content that no evaluation writes.
 
-    The file may come from anyone, and its checkpoint's name is opened: it must be a name in the run's folder.
+    The file may come from anyone, and the checkpoint it names is opened: that must be a file name in the run's folder.
     """
     name = conditions.get("checkpoint", "")
-    plain = all(map(is_plain, conditions.values())) and name == PurePath(name).name != ".."
-    for figure in figures.values():
-        plain &= math.isfinite(figure["accuracy"]) and type(figure["n"]) is int and figure["n"] > 0
-        nested = [value for value in figure.values() if isinstance(value, dict)]
-        rest = [value for value in figure.values() if not isinstance(value, dict)]
-        plain &= all(map(is_plain, [*rest, *(item for value in nested for item in value.values())]))
-    if not plain:
-        raise ValueError("no evaluation of ours")
+    valid = all(map(is_plain, conditions.values())) and name == PurePath(name).name != ".."
+    for result in results.values():
+        valid &= math.isfinite(result["accuracy"]) and type(result["n"]) is int and result["n"] > 0
+        for value in result.values():
+            valid &= all(map(is_plain, value.values() if isinstance(value, dict) else [value]))
+    if not valid:
+        raise ValueError("not written by an evaluation")
 
 
 def is_plain(value) -> bool:
-    """Whether a value of a JSON file is a word, a number, a truth value or nothing, and no container."""
+    """Whether a JSON value is a string, number, boolean or null."""
     return value is None or isinstance(value, str | int | float)
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
+        while chunk := file.read(2**20):
+            digest.update(chunk)
     return digest.hexdigest()
-
-
-def _percent(marks: Tensor) -> float:
-    return 100 * int(marks.sum()) / len(marks)

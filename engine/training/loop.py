@@ -1,105 +1,93 @@
-"""From the first epoch to the last: train, judge, save; and stop in good order whenever asked."""
+"""One training run, epoch by epoch: learning rate, batches, steps, validation, saving, stopping."""
 
 import math
 import time
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from data.loader import Batches
-from engine.accuracy import Score
 from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
 from engine.distributed import Processes
-from engine.training.metrics import EpochMeans, EpochMetrics, Reliability
-from engine.training.out_of_memory import advice
+from engine.training.metrics import EpochMetrics, Reliability, peak_memory_mib
 from engine.training.run_folder import RunFolder
 from engine.training.schedule import learning_rate
 from engine.training.signals import Signals, stopped
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
-from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import logger
 from utils.progress import progress
 from utils.seed import derive_seed, seed_everything
 
+BEST = {BEST_PGD10: "PGD10_acc", BEST_CLEAN: "clean_acc"}  # checkpoint -> the column of results.csv that chooses it
 
-class Fit:
-    """Carries a run from one epoch to the next.
+
+class TrainingLoop:
+    """Trains, validates and saves, from the first epoch or a resume state to the last epoch.
 
     Args:
-        trainer: The loop of one epoch.
-        batches: The training set, shuffled by a generator of its own.
-        judge: What chooses the best checkpoint.
-        folder: Where checkpoints and results go; its config holds the schedule.
-        metadata: What tells the network and its data later, stored in each checkpoint.
-        processes: Those that share the work; all call the same functions in the same order.
+        trainer: Performs the training steps.
+        batches: Training images; their generator draws order and augmentation.
+        validator: Computes the accuracies that choose the best checkpoints.
+        folder: Writes checkpoints and results. Its config holds schedule and seed.
+        metadata: What every checkpoint stores besides the weights.
+        processes: Ranks that share the work; all of them call the same functions in the same order.
     """
 
     def __init__(
         self,
         trainer: Trainer,
         batches: Batches,
-        judge: Validator,
+        validator: Validator,
         folder: RunFolder,
         metadata: dict,
         processes: Processes,
     ):
-        self.trainer, self.batches, self.validator, self.folder, self.metadata = (
-            trainer,
-            batches,
-            judge,
-            folder,
-            metadata,
-        )
-        self.processes, self.config = processes, folder.config
-        self.saved = time.monotonic()
+        self.trainer, self.batches, self.validator, self.folder = trainer, batches, validator, folder
+        self.metadata, self.processes, self.config = metadata, processes, folder.config
+        self.last_save = time.monotonic()
 
-    def run(self, begun: dict | None, signals: Signals) -> None:
-        """Train until ``config.epochs`` epochs are done; ``begun`` has those done before, and the metrics of the next.
+    def run(self, state: dict | None, signals: Signals) -> None:
+        """Train until ``config.epochs`` epochs are done; a resume ``state`` holds the finished epochs and batches.
 
-        ``signals`` wait for the end of a step, or of a batch that is judged. Raises UserError when a loss or a weight
-        is no longer finite, of which nothing is saved, or where the disk or the memory does not suffice; Stopped, after
-        saving, when a signal asked for it.
+        Signals are deferred to the end of a training step or a validation batch. Raises UserError if a loss or a
+        weight is nan or inf, which is never saved, and if a file cannot be written; Stopped, after saving, on a signal.
         """
-        start, metrics = begun["epochs"] if begun else 0, self._new_metrics(begun and begun["metrics"])
-        if begun:
-            within = f" and {metrics.batches} of {len(self.batches)} batches" * bool(metrics.batches)
-            logger.info("resuming after epoch %d of %d%s", start, self.config.epochs, within)
         self.signals = signals
+        first, metrics = state["epochs"] if state else 0, self._new_metrics(state and state["metrics"])
+        if state:
+            batches = f" and {metrics.batches} of {len(self.batches)} batches" if metrics.batches else ""
+            logger.info("resuming after epoch %d of %d%s", first, self.config.epochs, batches)
         signals.defer()
-        for epoch in range(start, self.config.epochs):
-            self._epoch(epoch, metrics)
+        for epoch in range(first, self.config.epochs):
+            self._run_epoch(epoch, metrics)
             metrics = self._new_metrics()
         signals.defer(False)
 
-    def _new_metrics(self, state: dict | None = None) -> EpochMetrics:
-        return EpochMetrics(self.batches.device, self.processes, state, teacher=self.config.log_reliability)
+    def _run_epoch(self, epoch: int, metrics: EpochMetrics) -> None:
+        """Train, validate and save one epoch (from 0); ``metrics`` holds its batches of an earlier process, if any."""
+        start, images, lr = time.monotonic(), metrics.images, learning_rate(epoch, self.config)
+        self.trainer.set_learning_rate(lr)
+        for x, y in self._training_batches(epoch, metrics.batches):
+            metrics.add(self.trainer.step(x, y, epoch), y)
+            self._save_or_stop(epoch, metrics)
+        means, reliability = metrics.means(), metrics.reliability()
+        trained = time.monotonic()
+        row = {"epoch": epoch + 1, "lr": lr, **self._validate(epoch, metrics)}
+        row |= {f"train_{key}": value for key, value in means._asdict().items()}
+        self._require_finite(epoch, *(row.get(key) for key in ("train_loss", "clean_loss", "PGD10_loss")))
+        rate, memory = (metrics.images - images) / (trained - start), peak_memory_mib(self.batches.device)
+        row |= {"images_per_s": rate if metrics.images > images else None, "peak_memory_mib": memory}
+        self._save_epoch(epoch, row, reliability)
+        clean, robust = (f"{row[key]:.2f}" if key in row else "-" for key in ("clean_acc", "PGD10_acc"))
+        result = f"lr {lr:g}  loss {means.loss:.4f}  clean {clean}  PGD-10 {robust}"
+        seconds = f"{trained - start:.0f} s, {rate:.0f} images/s; validation {time.monotonic() - trained:.0f} s"
+        message = "epoch %d/%d  %s  (%s; peak memory %.0f MiB)"
+        logger.info(message, epoch + 1, self.config.epochs, result, seconds, memory)
 
-    def _epoch(self, epoch: int, metrics: EpochMetrics) -> None:
-        began, seen, lr = time.monotonic(), metrics.images, _rate(epoch, self.config)
-        try:
-            for _ in self.trainer.epoch(self._from(epoch, metrics.batches), epoch, lr, metrics):
-                self._between_steps(epoch, metrics)
-            full = False
-        except torch.OutOfMemoryError:
-            full = True
-        if full:  # outside of the handler, whose traceback holds what filled the memory
-            self._say_what_fits(epoch)
-        means, trust, trained = metrics.means(), metrics.reliability(), time.monotonic()
-        clean, robust = self.validator(lambda: self._stop_if_asked(epoch, metrics))
-        self._require_finite(epoch, means.loss, clean.loss, robust.loss)
-        self._keep(epoch, _row(epoch, lr, means, clean, robust), trust)
-        rate = (metrics.images - seen) / (trained - began)
-        seconds = f"{trained - began:.0f} s, {rate:.0f} images/s; evaluation {time.monotonic() - trained:.0f} s"
-        logger.info(
-            *("epoch %d/%d  lr %g  loss %.4f  clean %.2f  PGD-10 %.2f  (%s)", epoch + 1, self.config.epochs, lr),
-            *(means.loss, clean.accuracy, robust.accuracy, seconds),
-        )
-
-    def _from(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The epoch's batches behind the first ``done``, all chance seeded anew for each."""
+    def _training_batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of an epoch after its first ``done``. Every batch seeds all generators by its number."""
         seed, total = self.config.seed, len(self.batches)
         self.batches.generator.manual_seed(derive_seed(seed, "order", epoch))
         batches = progress(self.batches.skip(done), f"epoch {epoch + 1}/{self.config.epochs}", total, done)
@@ -108,81 +96,55 @@ class Fit:
             self.trainer.generator.manual_seed(derive_seed(seed, "noise", epoch, number))
             yield batch
 
-    def _between_steps(self, epoch: int, metrics: EpochMetrics) -> None:
-        due = time.monotonic() - self.saved >= 60 * self.config.save_minutes
-        asked, due, broken = self.processes.all_reduce_max([self.signals.received, due, metrics.first_nonfinite()])
-        if broken:
-            self._fail(epoch, f"the loss of step {broken} of epoch {epoch + 1} is nan or inf")
-        if asked or due:
+    def _validate(self, epoch: int, metrics: EpochMetrics) -> dict[str, float]:
+        """Validation columns of results.csv; empty except for every ``eval_every``-th and the last epoch."""
+        if (epoch + 1) % self.config.eval_every and epoch + 1 < self.config.epochs:
+            return {}
+        clean, robust = self.validator(lambda: self._save_or_stop(epoch, metrics))
+        columns = {"clean_loss": clean.loss, "clean_acc": clean.accuracy}
+        return columns | {"PGD10_loss": robust.loss, "PGD10_acc": robust.accuracy}
+
+    def _save_or_stop(self, epoch: int, metrics: EpochMetrics) -> None:
+        """Save a state if it is time to; save and stop after a signal; stop on a bad loss. All ranks decide alike."""
+        due = time.monotonic() - self.last_save >= 60 * self.config.save_minutes
+        signal, due, bad_step = self.processes.all_reduce_max([self.signals.received, due, metrics.first_nonfinite()])
+        if bad_step:
+            self._fail(epoch, f"the loss of step {bad_step} of epoch {epoch + 1} is nan or inf")
+        if signal or due:
             self._save_state(epoch, metrics)
-        if asked:
-            raise self._stopped(asked)
+        if signal:
+            raise stopped(signal, f"saved in {self.folder.path}; --resume continues")
 
-    def _say_what_fits(self, epoch: int) -> None:
-        words = advice(self.trainer, self.batches, epoch, self.processes)
-        if not self.processes.is_rank0:
-            logger.error("%s", words)  # the first process may not know of it
-        raise UserError(words)
-
-    def _stop_if_asked(self, epoch: int, metrics: EpochMetrics) -> None:
-        (asked,) = self.processes.all_reduce_max([self.signals.received])
-        if asked:
-            self._save_state(epoch, metrics)
-            raise self._stopped(asked)
-
-    def _stopped(self, asked: int) -> Exception:
-        return stopped(asked, f"saved in {self.folder.path}; --resume continues")
+    def _save_epoch(self, epoch: int, row: dict, reliability: Reliability | None) -> None:
+        """Write what a finished epoch leaves. The state comes last: an interruption before it repeats the epoch."""
+        self.folder.add_row(row)
+        if reliability:
+            self.folder.add_reliability(epoch + 1, reliability)
+        # Official keys; there "epoch" counts from 0. The accuracies are None in epochs without validation.
+        checkpoint = {"net": self.trainer.student.state_dict(), "epoch": epoch, **self.metadata}
+        checkpoint |= {key: row.get(key) for key in ("clean_acc", "PGD10_acc")}
+        # Strictly better than all earlier epochs, as in the official code.
+        improved = [name for name, key in BEST.items() if self.folder.best(key) is self.folder.rows[-1]]
+        for name in (*improved, LAST):
+            self.folder.save(name, checkpoint)
+        self._save_state(epoch + 1, self._new_metrics())
 
     def _save_state(self, epochs: int, metrics: EpochMetrics) -> None:
-        """Save all that resuming after ``epochs`` epochs and the batches of ``metrics`` needs."""
+        """Save what resuming needs after ``epochs`` epochs and the batches of ``metrics``."""
         sums = metrics.state()
         self._require_finite(epochs, sums["loss"])
         content = {"net": self.trainer.student.state_dict(), "optimizer": self.trainer.optimizer.state_dict()}
         self.folder.save_state({**content, **self.metadata, "epochs": epochs, "metrics": sums})
-        self.saved = time.monotonic()
+        self.last_save = time.monotonic()
 
-    def _keep(self, epoch: int, row: dict, trust: Reliability | None) -> None:
-        """Save what a finished epoch leaves; the state comes last, so that an interruption before it repeats all."""
-        checkpoint = {"net": self.trainer.student.state_dict(), "epoch": epoch, **self.metadata}
-        checkpoint |= {key: row[key] for key in ("clean_acc", "PGD10_acc")}
-        self.folder.add_row(row)
-        if trust:
-            self.folder.add_reliability({"epoch": epoch, **trust._asdict()})
-        for name in (*_improved(self.folder), LAST):
-            self.folder.save(name, checkpoint)
-        self._save_state(epoch + 1, self._new_metrics())
+    def _new_metrics(self, state: dict | None = None) -> EpochMetrics:
+        return EpochMetrics(self.batches.device, self.processes, state, teacher=self.config.log_reliability)
 
-    def _require_finite(self, epoch: int, *losses: float) -> None:
+    def _require_finite(self, epoch: int, *losses: float | None) -> None:
         weights = all(value.isfinite().all() for value in self.trainer.student.parameters())
-        if not (weights and all(map(math.isfinite, losses))):
-            self._fail(epoch, f"epoch {epoch + 1} has made a loss or a weight nan or inf")
+        if not (weights and all(loss is None or math.isfinite(loss) for loss in losses)):
+            self._fail(epoch, f"a loss or a weight is nan or inf after epoch {epoch + 1}")
 
-    def _fail(self, epoch: int, wrong: str) -> None:
-        words = f"{wrong} at learning rate {_rate(epoch, self.config):g}; {self.folder.last_good()}"
-        raise UserError(f"--lr_max {self.config.lr_max:g}: {words}; try a lower rate, or --warmup_lr")
-
-
-def _rate(epoch: int, config: TrainConfig) -> float:
-    return learning_rate(
-        epoch,
-        epochs=config.epochs,
-        lr_max=config.lr_max,
-        schedule=config.lr_schedule,
-        milestones=config.milestones,
-        warmup_epochs=config.warmup_lr_epochs if config.warmup_lr else 0,
-    )
-
-
-def _row(epoch: int, lr: float, means: EpochMeans, clean: Score, robust: Score) -> dict:
-    """One line of results.csv."""
-    trained = {"train_loss": means.loss, "train_clean_acc": means.clean_acc, "train_adv_acc": means.adv_acc}
-    judged = {"clean_loss": clean.loss, "clean_acc": clean.accuracy}
-    judged |= {"PGD10_loss": robust.loss, "PGD10_acc": robust.accuracy}
-    return {"epoch": epoch, "lr": lr, **trained, **judged}
-
-
-def _improved(folder: RunFolder) -> list[str]:
-    """Checkpoints whose figure the newest epoch improves (strictly, as the official code)."""
-    newest = folder.rows[-1]["epoch"]
-    figures = {BEST_PGD10: "PGD10_acc", BEST_CLEAN: "clean_acc"}
-    return [name for name, figure in figures.items() if folder.best(figure)["epoch"] == newest]
+    def _fail(self, epoch: int, problem: str) -> None:
+        message = f"{problem} at learning rate {learning_rate(epoch, self.config):g}; {self.folder.last_good()}"
+        raise UserError(f"--lr_max {self.config.lr_max:g}: {message}; try a lower rate, or --warmup_lr")

@@ -1,8 +1,9 @@
-"""A training run: from its config to its objects, then to the last epoch."""
+"""A training run: builds its objects from the config, trains, and logs its results."""
 
 import logging
 import shlex
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,15 @@ from torch import nn
 
 from attacks.libraries import AUTOATTACK_CLASSES
 from attacks.suite import PROTOCOLS, Setting
-from data import Split, Splits, fingerprint, hold_out, load, subset
+from data import TEST_SUBSET_SEED, Split, Splits, fingerprint, hold_out, load, subset
 from data.loader import Batches
 from engine.checkpoint import BEST_PGD10
 from engine.device import choose_device
 from engine.distributed import SINGLE_PROCESS, TRAINING_TIMEOUT, Processes, destroy, init, is_peer_failure, local_gpu
 from engine.fast.precision import Arithmetic, choose_arithmetic
 from engine.networks import checksum, find_teachers, make_network, make_teachers
-from engine.training.loop import Fit
-from engine.training.run_folder import RunFolder
+from engine.training.loop import TrainingLoop
+from engine.training.run_folder import CURVES, RunFolder
 from engine.training.schedule import default_milestones
 from engine.training.settings import log_config, resolve
 from engine.training.signals import Signals
@@ -37,193 +38,205 @@ from utils.seed import derive_seed, seed_everything
 CROP_PADDING = 4  # pixels of zeros around a training image before the random crop, as in every official code
 
 
-def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Carry out the whole run that ``config`` describes; ``given`` has the fields that the user set, and where.
+def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Train as ``config`` says and return the run's folder; ``given`` maps fields that the user set to their source.
 
-    Raises UserError, before anything is written, for whatever the user can mend, and Stopped where a signal asked.
+    Raises UserError for mistakes of the user, most of them before anything is written, and Stopped on a signal.
     """
     processes = init(TRAINING_TIMEOUT)
     if not processes.is_rank0:
         logging.getLogger().setLevel(logging.ERROR)
     try:
         with Signals() as signals:
-            _train(config, given, processes, signals)
-    except torch.OutOfMemoryError as error:  # outside of the steps, which know what would fit
-        raise UserError(f"--bs {config.bs}: the GPU's memory is full; a smaller one needs less") from error
+            folder = _train(config, given, processes, signals)
+    except torch.OutOfMemoryError as error:
+        message = f"CUDA out of memory; reduce --bs {config.bs}" + f" or --eval_bs {config.eval_bs}" * bool(
+            config.eval_bs
+        )
+        if not processes.is_rank0:
+            logger.error("%s", message)  # entry scripts print the errors of rank 0 only
+        raise UserError(message) from error
     except RuntimeError as error:
         if is_peer_failure(error, processes):
             raise UserError("torchrun: another process of this run has ended; --resume continues the run") from error
         raise
-    destroy()  # only after success: others may be waiting for what will not come, and this would wait for them
+    destroy()  # only after success: it would wait for ranks that have failed
+    return folder
 
 
-class Where(NamedTuple):
-    """On what a run is computed, in what arithmetic, in the words of its log, and by whom."""
+class Compute(NamedTuple):
+    """Device, arithmetic with a ``description`` for the log, and ranks of a run."""
 
     device: torch.device
     arithmetic: Arithmetic
-    words: str
+    description: str
     processes: Processes
 
 
-def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, signals: Signals) -> None:
+def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, signals: Signals) -> Path:
     config, sources = resolve(config, given)
-    _require_images_for_all(config, processes)
+    _check_processes(config, processes)
     device = processes.on_all_ranks(lambda: choose_device(config.device, local_gpu(config.gpu_id), config.threads))
-    where = Where(device, *choose_arithmetic(config.precision, config.compile, device), processes)
+    compute = Compute(device, *choose_arithmetic(config.precision, config.compile, device), processes)
     teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
     folder = RunFolder(config, teacher=teacher, writes=processes.is_rank0)
     state = processes.on_rank0(folder.last_state)
     read = partial(load, config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
     if state and state["epochs"] >= config.epochs:
         logger.info("%s: all %d epochs are done", folder.path, state["epochs"])
-        if folder.writes and not folder.finalized:
+        if folder.writes and not (folder.path / CURVES).exists():
             folder.restore(state)
-            _finalize(config, read(), folder, device)
+            _finalize(config, read(), folder, compute)
         logger.info("evaluate: %s", command_for(config, folder.path, len(state["classes"])))
-        return
-    if config.lr_schedule == "piecewise" and config.milestones is None:
-        usual = default_milestones(config.epochs)
-        milestones = tuple(state["config"]["milestones"]) if state else usual
-        if milestones != usual:
-            kept, new = (" ".join(map(str, values)) for values in (milestones, usual))
-            words = "WARNING: the milestones stay those of the first start, %s; a run of --epochs %d begun anew has %s"
-            logger.warning(words, kept, config.epochs, new)
-        folder.config = config = replace(config, milestones=milestones)
+        return folder.path
+    folder.config = config = _with_milestones(config, state)
     files = processes.on_all_ranks(lambda: find_teachers(config))
     splits = processes.rank0_first(read)
-    images = _choose_images(splits, config)
+    images = _training_and_validation(splits, config)
     seed_everything(config.seed)
-    networks = processes.on_all_ranks(lambda: _make_networks(config, splits, files, device))
-    fit = _make_fit(config, splits, images, networks, folder, state, where)
-    del networks  # a teacher's own weights are not needed beside its view
-    processes.on_rank0(lambda: folder.create(state))
-    if processes.is_rank0:
-        log_to_file(folder.path / "log.txt")
-    log_config(config, sources, folder.path, images, device)
-    _tell_of(where, config)
-    fit.run(state, signals)
-    if processes.is_rank0:
-        _finalize(config, splits, folder, device)
-        logger.info("evaluate: %s", command_for(config, folder.path, len(splits.classes)))
+    networks = processes.on_all_ranks(
+        lambda: (
+            make_network(config.model, config.model_path, config.dataset, splits).to(device),
+            make_teachers(config, files, splits, device),
+        )
+    )
+    loop = _make_loop(config, splits, images, networks, folder, state, compute)
+    del networks  # the trainer keeps folded copies of the teachers
+    with closing(folder):
+        processes.on_rank0(lambda: folder.create(state))
+        if processes.is_rank0:
+            log_to_file(folder.path / "log.txt")
+        log_config(config, sources, folder.path, images, device)
+        logger.info("%s", compute.description)
+        if processes.count > 1:
+            norm = "over the whole batch" if config.sync_bn else "over each process's part"
+            logger.info("%d processes share each batch of %d; BatchNorm %s", processes.count, config.bs, norm)
+        loop.run(state, signals)
+        if processes.is_rank0:
+            _finalize(config, splits, folder, compute)
+            logger.info("evaluate: %s", command_for(config, folder.path, len(splits.classes)))
+    return folder.path
 
 
-def _make_fit(
+def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
+    """Return the command that evaluates the run in ``folder`` from the current working directory."""
+    script = Path(__file__).resolve().parents[2] / "main_eval.py"
+    args = ["python", script.name if script.parent == Path.cwd() else str(script), "--model_path", str(folder)]
+    for name in ("data_root", "device", "gpu_id"):
+        if getattr(config, name) != getattr(TrainConfig, name):
+            args += [f"--{name}", str(getattr(config, name))]
+    if config.epsilon != TrainConfig.epsilon:
+        args += ["--eps", f"{str(config.epsilon).removesuffix('.0')}/255"]
+    if classes < AUTOATTACK_CLASSES:
+        args += ["--attacks", ",".join(key for key in PROTOCOLS["paper"](Setting(0.0, 0)) if key != "aa")]
+    return shlex.join(args)
+
+
+def _check_processes(config: TrainConfig, processes: Processes) -> None:
+    if config.bs < processes.count:
+        raise UserError(
+            f"--bs {config.bs}: is shared by {processes.count} processes; use --bs {processes.count} or more"
+        )
+    if processes.count > 1 and config.device.startswith("cuda:"):
+        raise UserError(f"--device {config.device}: under torchrun each process uses its own GPU; use --device cuda")
+
+
+def _with_milestones(config: TrainConfig, state: dict | None) -> TrainConfig:
+    """Fill in default milestones; a resumed run keeps those of its first start, even if --epochs has changed."""
+    if config.lr_schedule != "piecewise" or config.milestones is not None:
+        return config
+    defaults = default_milestones(config.epochs)
+    milestones = tuple(state["config"]["milestones"]) if state else defaults
+    if milestones != defaults:
+        old, new = (" ".join(map(str, values)) for values in (milestones, defaults))
+        message = "WARNING: the milestones remain %s, those of the first start; a new run of --epochs %d would have %s"
+        logger.warning(message, old, config.epochs, new)
+    return replace(config, milestones=milestones)
+
+
+def _training_and_validation(splits: Splits, config: TrainConfig) -> tuple[Split, Split]:
+    """Images to train on, and images that choose the best checkpoint."""
+    if config.val_size:
+        training, validation = hold_out(splits.train, config.val_size, config.seed)
+    else:
+        training, validation = splits.train, _test_images(splits, config)
+    return subset(training, config.limit_train, config.seed), validation
+
+
+def _test_images(splits: Splits, config: TrainConfig) -> Split:
+    """``--limit_test`` test images: the same for every ``--seed``, so that seeds are compared on the same images."""
+    return subset(splits.test, config.limit_test, TEST_SUBSET_SEED)
+
+
+def _make_loop(
     config: TrainConfig,
     splits: Splits,
     images: tuple[Split, Split],
     networks: tuple,
     folder: RunFolder,
     state: dict | None,
-    where: Where,
-) -> Fit:
-    """All that a run needs, put where ``state`` left off if there is one."""
-    device, arithmetic, _, processes = where
+    compute: Compute,
+) -> TrainingLoop:
+    """The objects of a run, restored from ``state`` if there is one."""
+    training, validation = images
     student, teachers = networks
-    metadata = _metadata(config, splits, images, teachers, arithmetic)
-    trainer = _make_trainer(config, student, teachers, where)
-    if state:
-        processes.on_all_ranks(lambda: folder.require_same(state, metadata))
-        folder.restore(state)
-        trainer.restore(state)
-        del state["net"], state["optimizer"]  # as large as the networks
-    batches = partial(Batches, batch_size=config.bs, device=device)
-    shuffled = batches(images[0], shuffle=True, crop=CROP_PADDING, flip=splits.flip, generator=torch.Generator())
-    judge = _validator(student, batches(images[1]), config, processes)
-    return Fit(trainer, shuffled, judge, folder, metadata, processes)
-
-
-def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
-    """The command that evaluates what a training has left in ``folder``, from the present working directory."""
-    script = Path(__file__).resolve().parents[2] / "main_eval.py"
-    words = ["python", script.name if script.parent == Path.cwd() else str(script), "--model_path", str(folder)]
-    for name in ("data_root", "device", "gpu_id"):
-        if getattr(config, name) != getattr(TrainConfig, name):
-            words += [f"--{name}", str(getattr(config, name))]
-    if config.epsilon != TrainConfig.epsilon:
-        words += ["--eps", f"{str(config.epsilon).removesuffix('.0')}/255"]
-    if classes < AUTOATTACK_CLASSES:
-        words += ["--attacks", ",".join(key for key in PROTOCOLS["paper"](Setting(0.0, 0)) if key != "aa")]
-    return shlex.join(words)
-
-
-def _tell_of(where: Where, config: TrainConfig) -> None:
-    logger.info("%s", where.words)
-    if where.processes.count > 1:
-        norm = "over the whole batch" if config.sync_bn else "over each process's part"
-        logger.info("%d processes share each batch of %d; BatchNorm %s", where.processes.count, config.bs, norm)
-
-
-def _require_images_for_all(config: TrainConfig, processes: Processes) -> None:
-    if config.bs < processes.count:
-        raise UserError(f"--bs {config.bs}: is shared by {processes.count} processes; give each an image or more")
-    if processes.count > 1 and config.device.startswith("cuda:"):
-        raise UserError(f"--device {config.device}: each process of a torchrun takes a GPU of its own; --device cuda")
-
-
-def _choose_images(splits: Splits, config: TrainConfig) -> tuple[Split, Split]:
-    """Images to train on, and those that choose the best checkpoint."""
-    if config.val_size:
-        kept, judge = hold_out(splits.train, config.val_size, config.seed)
-    else:
-        kept, judge = splits.train, subset(splits.test, config.limit_test, config.seed)
-    return subset(kept, config.limit_train, config.seed), judge
-
-
-def _make_networks(config: TrainConfig, splits: Splits, teacher_files: list, device: torch.device) -> tuple:
-    """The student, and its teachers."""
-    student = make_network(config.model, config.model_path, config.dataset, splits).to(device)
-    return student, make_teachers(config, teacher_files, splits, device)
-
-
-def _make_trainer(config: TrainConfig, student: nn.Module, teachers: list[nn.Module], where: Where) -> Trainer:
-    return Trainer(
+    metadata = _metadata(config, splits, images, teachers, compute.arithmetic)
+    trainer = Trainer(
         student,
         teachers,
         METHODS[config.method](config),
-        _optimizer(student, config),
+        _make_optimizer(student, config),
         epsilon=config.epsilon / 255,
         step_size=config.step_size / 255,
         steps=config.num_steps,
         attack_bn=config.attack_bn,
-        generator=torch.Generator(where.device),
-        arithmetic=where.arithmetic,
-        processes=where.processes,
+        generator=torch.Generator(compute.device),
+        arithmetic=compute.arithmetic,
+        processes=compute.processes,
         sync_bn=config.sync_bn,
     )
+    if state:
+        compute.processes.on_all_ranks(lambda: folder.require_same_data(state, metadata))
+        folder.restore(state)
+        trainer.restore(state)
+        del state["net"], state["optimizer"]  # as large as the networks
+    augmentation = {"shuffle": True, "crop": CROP_PADDING, "flip": splits.flip, "generator": torch.Generator()}
+    batches = Batches(training, config.bs, device=compute.device, **augmentation)
+    validator = _make_validator(student, validation, config, compute)
+    return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
 
 
-def _metadata(config: TrainConfig, splits: Splits, images: tuple, teachers: list, arithmetic: Arithmetic) -> dict:
-    """What each checkpoint says of itself: the network for whoever opens it, data and teachers for resuming."""
-    names = {"model": config.model, "dataset": config.dataset, "method": config.method}
-    shape = {"classes": list(splits.classes), "image_size": splits.image_size}
-    sums = {"images": [fingerprint(part) for part in images], "teachers": [checksum(teacher) for teacher in teachers]}
-    return {**names, **shape, **sums, "arithmetic": str(arithmetic.dtype or "float32")}
-
-
-def _optimizer(student, config: TrainConfig) -> torch.optim.Optimizer:
-    # Weight decay on every parameter, BatchNorm and biases too, as in every official code.
+def _make_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    # Weight decay applies to all parameters, BatchNorm and biases included, as in every official code.
     settings = {"lr": config.lr_max, "weight_decay": config.weight_decay, "fused": True}
     if config.optim == "Adam":
         return torch.optim.Adam(student.parameters(), **settings)
     return torch.optim.SGD(student.parameters(), momentum=config.momentum, **settings)
 
 
-def _validator(
-    network: nn.Module, batches: Batches, config: TrainConfig, processes: Processes = SINGLE_PROCESS
-) -> Validator:
-    return Validator(network, batches, config.epsilon / 255, derive_seed(config.seed, "judge"), processes)
+def _make_validator(network: nn.Module, images: Split, config: TrainConfig, compute: Compute) -> Validator:
+    batches = Batches(images, config.eval_bs or config.bs, device=compute.device)
+    seed = derive_seed(config.seed, "judge")  # the results of all runs depend on the name of this stream
+    return Validator(network, batches, config.epsilon / 255, seed, compute.processes, compute.arithmetic)
 
 
-def _finalize(config: TrainConfig, splits: Splits, folder: RunFolder, device: torch.device) -> None:
-    """Name the best epochs, say what validation's choice reaches on the test set, and draw the curves last of all."""
-    for figure, title in (("PGD10_acc", "PGD-10"), ("clean_acc", "clean")):
-        row = folder.best(figure)
-        logger.info("best %s accuracy: %.2f %%, epoch %d", title, row[figure], row["epoch"] + 1)
-    if config.val_size:
-        best = folder.path / BEST_PGD10
-        network = make_network(config.model, str(best), config.dataset, splits).to(device)
-        test = Batches(subset(splits.test, config.limit_test, config.seed), config.bs, device=device)
-        clean, robust = _validator(network, test, config)()
+def _metadata(config: TrainConfig, splits: Splits, images: tuple, teachers: list, arithmetic: Arithmetic) -> dict:
+    """What each checkpoint stores besides weights: names to load it, checksums to resume only the same run."""
+    names = {"model": config.model, "dataset": config.dataset, "method": config.method}
+    shape = {"classes": list(splits.classes), "image_size": splits.image_size}
+    sums = {"images": [fingerprint(part) for part in images], "teachers": [checksum(teacher) for teacher in teachers]}
+    return {**names, **shape, **sums, "arithmetic": str(arithmetic.dtype or "float32")}
+
+
+def _finalize(config: TrainConfig, splits: Splits, folder: RunFolder, compute: Compute) -> None:
+    """Log the best epochs, with ``--val_size`` the test accuracy of the best checkpoint, and draw the curves last."""
+    for column, title in (("PGD10_acc", "PGD-10"), ("clean_acc", "clean")):
+        if row := folder.best(column):
+            logger.info("best %s accuracy: %.2f %%, epoch %d", title, row[column], row["epoch"])
+    best = folder.path / BEST_PGD10
+    if config.val_size and best.exists():
+        network = make_network(config.model, str(best), config.dataset, splits).to(compute.device)
+        rank0_only = compute._replace(processes=SINGLE_PROCESS)
+        clean, robust = _make_validator(network, _test_images(splits, config), config, rank0_only)()
         logger.info("%s on the test images: clean %.2f %%, PGD-10 %.2f %%", best.name, clean.accuracy, robust.accuracy)
     folder.draw()

@@ -1,6 +1,6 @@
-"""What a training run leaves on the disk, and where."""
+"""The folder of a training run: its lock, resume states, checkpoints and tables."""
 
-import fcntl
+import csv
 import json
 import os
 from collections.abc import Iterator
@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from engine.checkpoint import LAST, STATES, load_checkpoint, save_checkpoint
 from engine.training.loggers import Loggers
-from engine.training.metrics import ALPHA_BINS, EMPTY
+from engine.training.metrics import ALPHA_BINS, Reliability
 from engine.unused_fields import unused_fields
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -18,31 +20,35 @@ from utils.files import PARTIAL, require_writable, write_text
 from utils.flags import spelling
 from utils.log import logger
 from utils.plots import save_curves, save_reliability
-from utils.tables import write_csv
+from utils.tables import read_csv, write_csv
 
-# One row per epoch, counted from 0. Means over images; accuracies in percent, empty where the method has no such
-# logits. train_* are of the student in train mode during the epoch; the last four are of the student after it, on the
-# images that choose the best checkpoint.
-COLUMNS = (
+# One row per epoch, counted from 1. Means over images; accuracies in percent; empty if the method has no such logits.
+# train_* are of the student in train mode during the epoch; clean_* and PGD10_* of the student after it, on the images
+# that choose the best checkpoint, and empty in epochs without validation.
+METRICS = (
     *("epoch", "lr", "train_loss", "train_clean_acc", "train_adv_acc"),
     *("clean_loss", "clean_acc", "PGD10_loss", "PGD10_acc"),
 )
-# With --log_reliability a row per epoch too: images counted, how often the teacher is right on them, in percent, and
-# how many have an alpha of at least so much and less than the next; empty where the method has no such logits.
+# Differ from run to run, so they are in results.csv only, not in resume states, which are the same bytes in every run.
+MEASUREMENTS = ("images_per_s", "peak_memory_mib")
+COLUMNS = METRICS + MEASUREMENTS
+# With --log_reliability also a row per epoch: see Reliability; the bins of alpha are named by their lower ends.
 RELIABILITY_COLUMNS = ("epoch", "n", "teacher_clean_acc", "teacher_adv_acc")
 ALPHA_COLUMNS = tuple(f"alpha_{number / ALPHA_BINS:.2f}" for number in range(ALPHA_BINS))
 CURVES = "curves.png"
-LONGEST_NAME = 200  # bytes; file systems take 255 and the files in the folder add theirs
+MAX_NAME_BYTES = 200  # file systems allow 255; the files in the folder need the rest
 STATE_NAME = "{:04d}-{:06d}.pth"  # finished epochs, finished batches of the next
-STATES_KEPT = 2
-STATE_KEYS = {"net", "optimizer", "epochs", "metrics", "rows", "config", "classes", "images", "teachers"}
+STATES_KEPT = 2  # a damaged newest state does not end the run
+METRICS_TYPES = {"batches": int, "images": int, "loss": float, "clean": int | None, "adv": int | None}
+STATE_TYPES = {"net": dict, "optimizer": dict, "epochs": int, "metrics": dict, "rows": list, "config": dict}
+STATE_TYPES |= {"classes": list, "images": list, "teachers": list}  # the data of the run
 
 
 class RunFolder:
-    """``<root_path>/<dataset>/<method>/<name>/`` of one run; nothing is written before :meth:`create`.
+    """``<root_path>/<dataset>/<method>/<name>/`` of one run; :meth:`create` makes it.
 
-    With ``writes`` False, as on all ranks but rank 0, it follows the run without touching the disk. Raises UserError
-    where a file cannot be written, and at once where the package of a logger is missing.
+    Without ``writes``, as on all ranks but rank 0, nothing is written. Methods raise UserError if a file cannot be
+    written; the constructor does if the package of a logger is missing.
     """
 
     def __init__(self, config: TrainConfig, *, teacher: str | None, writes: bool = True):
@@ -50,120 +56,134 @@ class RunFolder:
         parts = [config.model, teacher and f"from_{teacher}", config.method != "Natural" and f"eps{config.epsilon:g}"]
         name = "_".join(filter(None, [*parts, f"seed{config.seed}", config.desc_str]))
         name = name.replace(os.sep, "-").replace(":", "-")
-        if len(name.encode()) > LONGEST_NAME:
+        if len(name.encode()) > MAX_NAME_BYTES:
             raise UserError(f"--desc_str {config.desc_str[:20]}...: makes the folder's name too long; shorten it")
         self.path = Path(config.root_path) / config.dataset / config.method / name
         self.loggers = Loggers(config)
+        self._file_lock = FileLock(self.path / ".lock", timeout=0)
         self.rows: list[dict] = []
+        self.measurements: list[dict] = []  # of the same epochs
         self.reliability: list[dict] = []
 
     def last_state(self) -> dict | None:
-        """State to resume from, or None where the run starts anew.
+        """Return the state to resume from, or None for a new run.
 
-        Raises UserError when the folder cannot be made, when it holds a run and ``--resume`` was not given, when none
-        of its states can be read, or when that run had other settings.
+        Raises UserError if the folder cannot be written, if it holds a run and ``--resume`` was not given, if none of
+        its states can be read, or if that run had other settings.
         """
-        self._require_writable()
-        self._seen = self._states()
-        if not self._seen and not (self.path / LAST).exists():
+        try:
+            require_writable(self.path)
+        except OSError as error:
+            raise UserError(f"--root_path {self.config.root_path}: cannot write there ({error.strerror})") from error
+        self._states_read = self._states()
+        if not self._states_read and not (self.path / LAST).exists():
             return None
         if not self.config.resume:
             raise UserError(f"{self.path}: holds a run already; --resume continues it, --desc_str NAME starts another")
         state = self._newest_state()
-        ours, theirs = config_fingerprint(self.config), state["config"]
-        if ours["milestones"] is None:
-            ours["milestones"] = theirs["milestones"]  # more epochs move no milestone that was not asked for
+        self._require_same_settings(state["config"])
+        return state
+
+    def _require_same_settings(self, old: dict) -> None:
+        new = config_fingerprint(self.config)
+        if new["milestones"] is None:
+            new["milestones"] = old["milestones"]  # more epochs do not move default milestones
         flags = {spec.name: spelling(spec) for spec in fields(self.config)}
-        heeded = ours.keys() - unused_fields(self.config)
         changes = [
-            f"{flags[key]} {_shown(theirs.get(key))} -> {_shown(ours[key])}"
-            for key in ours
-            if key in heeded and ours[key] != theirs.get(key)
+            f"{flags[key]} {_shown(old.get(key))} -> {_shown(value)}"
+            for key, value in new.items()
+            if value != old.get(key) and key not in unused_fields(self.config)
         ]
         if changes:
             raise UserError(
                 f"--resume: {self.path} has a run with other settings ({', '.join(changes)}); "
                 "--desc_str NAME starts another"
             )
-        return state
 
-    def require_same(self, state: dict, metadata: dict) -> None:
-        """Raise UserError where the run of ``state`` had other images, classes or teachers; warn of other precision."""
+    def require_same_data(self, state: dict, metadata: dict) -> None:
+        """Raise UserError if the run of ``state`` had other images, classes or teachers; warn of another precision."""
         for key in ("classes", "images", "teachers"):
             if state[key] != metadata[key]:
                 raise UserError(
                     f"--resume: {self.path} was trained with other {key}; --desc_str NAME starts another run"
                 )
         if state.get("arithmetic") != metadata["arithmetic"]:
-            before = state.get("arithmetic")
-            logger.warning("--resume: the run computed in %s so far, and goes on in %s", before, metadata["arithmetic"])
+            old, new = state.get("arithmetic"), metadata["arithmetic"]
+            logger.warning("--resume: the run was computed in %s so far and continues in %s", old, new)
 
     def restore(self, state: dict) -> None:
-        """Take over the rows of ``state``."""
+        """Continue the tables of ``state``; the measurements of its epochs are read from results.csv."""
         self.rows, self.reliability = state["rows"], state.get("reliability", [])
-
-    @property
-    def finalized(self) -> bool:
-        """Whether the pictures of all epochs are drawn."""
-        return (self.path / CURVES).exists()
+        measured = _read_measurements(self.path / "results.csv")
+        self.measurements = [measured.get(row["epoch"], dict.fromkeys(MEASUREMENTS)) for row in self.rows]
 
     def create(self, state: dict | None) -> None:
-        """Make the folder, take it for this process to go on from ``state``, and write config.json.
+        """Create and lock the folder to continue from ``state``, and write config.json.
 
-        Raises UserError where that cannot be, or where another process trains there, or did since ``state`` was read.
+        Raises UserError if another process trains there, or did since ``state`` was read.
         """
         if not self.writes:
             return
         with self._writing(self.path):
-            self._take()
-            if self._states() != self._seen:
-                raise UserError(f"{self.path}: another run was training there just now; the same command again")
-            for rest in (*self.path.glob(f"{PARTIAL}*"), *(self.path / STATES).glob(f"{PARTIAL}*")):
-                rest.unlink()  # of a process that was killed while it saved
-            for newer in self._states():  # passed over, for they could not be read
-                if state is None or _place(newer) > (state["epochs"], state["metrics"]["batches"]):
+            self._lock()
+            if self._states() != self._states_read:
+                raise UserError(f"{self.path}: another run was training there just now; start the command again")
+            for partial in (*self.path.glob(f"{PARTIAL}*"), *(self.path / STATES).glob(f"{PARTIAL}*")):
+                partial.unlink()  # of a process that was killed while it saved
+            for newer in self._states():  # could not be read
+                if state is None or _progress(newer) > (state["epochs"], state["metrics"]["batches"]):
                     newer.rename(newer.with_suffix(".bad"))
             write_text(self.path / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
-        self.loggers.open(self.path, self.rows)
+        self.loggers.open(self.path, self._table())
 
-    def _take(self) -> None:
-        """Make the folder and lock it while this object lives; follow no link, for it may come from elsewhere."""
-        states, lock = self.path / STATES, self.path / ".lock"
-        if states.is_symlink():
-            raise UserError(f"{states}: a link, and checkpoints would be written where it points; remove it")
+    def close(self) -> None:
+        """Release the lock."""
+        self._file_lock.release()
+
+    def _lock(self) -> None:
+        """Create the folder and lock it; refuse links, since the folder may be a download."""
+        states = self.path / STATES
+        for path in (states, self.path / ".lock"):
+            if path.is_symlink():
+                raise UserError(f"{path}: a link, and the run would write to its target; remove it")
         states.mkdir(parents=True, exist_ok=True)
-        self._lock = os.fdopen(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW), "w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            self._file_lock.acquire()
+        except Timeout as error:
             raise UserError(
                 f"{self.path}: another run is training there; --desc_str NAME starts one beside it"
             ) from error
+        except (OSError, NotImplementedError) as error:  # for instance a network file system
+            logger.warning("%s: cannot be locked (%s); start no second run there", self.path, error)
 
     def add_row(self, values: dict) -> None:
-        """Append one epoch to results.csv, and tell the loggers."""
-        self.rows.append({key: values[key] for key in COLUMNS})
-        self._write_rows("results.csv", self.rows)
+        """Append one epoch to results.csv and send it to the loggers; missing columns are empty."""
+        self.rows.append({key: values.get(key) for key in METRICS})
+        self.measurements.append({key: values.get(key) for key in MEASUREMENTS})
+        self._write_table("results.csv", self._table())
         if self.writes:
-            (self.path / CURVES).unlink(missing_ok=True)  # of fewer epochs
-        self.loggers.add(self.rows[-1])
+            (self.path / CURVES).unlink(missing_ok=True)  # it shows fewer epochs
+        self.loggers.add(self._table()[-1])
 
-    def add_reliability(self, values: dict) -> None:
-        """Append one epoch to reliability.csv; ``values`` are the epoch and the fields of Reliability."""
-        alpha = values["alpha"] or [None] * ALPHA_BINS
-        cells = (*(values[key] for key in ("epoch", "n", "clean_acc", "adv_acc")), *alpha)
+    def add_reliability(self, epoch: int, reliability: Reliability) -> None:
+        """Append one epoch, counted from 1, to reliability.csv."""
+        *columns, alpha = reliability
+        cells = (epoch, *columns, *(alpha or [None] * ALPHA_BINS))
         self.reliability.append(dict(zip((*RELIABILITY_COLUMNS, *ALPHA_COLUMNS), cells, strict=True)))
-        self._write_rows("reliability.csv", self.reliability)
+        self._write_table("reliability.csv", self.reliability)
 
-    def _write_rows(self, name: str, rows: list[dict]) -> None:
+    def _table(self) -> list[dict]:
+        return [row | measured for row, measured in zip(self.rows, self.measurements, strict=True)]
+
+    def _write_table(self, name: str, rows: list[dict]) -> None:
         if self.writes:
-            table = [[_plain(value) for value in row.values()] for row in rows]
+            cells = [[_cell(value) for value in row.values()] for row in rows]
             with self._writing(self.path / name):
-                write_csv(self.path / name, rows[0].keys(), table)
+                write_csv(self.path / name, rows[0].keys(), cells)
 
-    def best(self, figure: str) -> dict:
-        """The first row with the highest ``figure``."""
-        return max(self.rows, key=lambda row: row[figure])
+    def best(self, column: str) -> dict | None:
+        """Return the first row with the highest value in ``column``; None before the first validation."""
+        return max((row for row in self.rows if row[column] is not None), key=lambda row: row[column], default=None)
 
     def save(self, name: str, content: dict) -> None:
         """Write one checkpoint."""
@@ -172,54 +192,43 @@ class RunFolder:
                 save_checkpoint(self.path / name, content)
 
     def save_state(self, content: dict) -> None:
-        """Write all that resuming needs: ``content`` has ``net``, ``optimizer``, ``epochs`` and ``metrics``.
-
-        The newest states are kept, so that one that a fault of the disk spoils does not end the run.
-        """
-        state = content | {
-            "rows": self.rows,
-            "reliability": self.reliability,
-            "config": config_fingerprint(self.config),
-        }
-        self.save(f"{STATES}/{_state_name(state)}", state)
+        """Write a resume state and delete old ones; ``content`` has the STATE_TYPES but for ``rows`` and ``config``."""
+        tables = {"rows": self.rows, "reliability": self.reliability}
+        name = STATE_NAME.format(content["epochs"], content["metrics"]["batches"])
+        self.save(f"{STATES}/{name}", {**content, **tables, "config": config_fingerprint(self.config)})
         if self.writes:
             for old in self._states()[STATES_KEPT:]:
                 old.unlink()
 
     def draw(self) -> None:
-        """Write curves.png from the rows so far, and reliability.png where the teacher was watched."""
-        if self.config.log_reliability:
-            self._draw_reliability()
-        with self._writing(self.path / CURVES):
-            save_curves(self.rows, self.path / CURVES)
-
-    def _draw_reliability(self) -> None:
-        if all(row[key] is None for row in self.reliability for key in RELIABILITY_COLUMNS[2:]):
-            logger.warning("no reliability.png: %s returns no logits of its teacher in a Step", self.config.method)
-            return
-        with self._writing(self.path / "reliability.png"):
-            save_reliability(self.reliability, ALPHA_COLUMNS, self.path / "reliability.png")
+        """Draw curves.png, and reliability.png with ``--log_reliability``."""
+        with self._writing(self.path):
+            if any(row[key] is not None for row in self.reliability for key in RELIABILITY_COLUMNS[2:]):
+                save_reliability(self.reliability, ALPHA_COLUMNS, self.path / "reliability.png")
+            elif self.config.log_reliability:
+                logger.warning("no reliability.png: %s returns no logits of its teacher in a Step", self.config.method)
+            save_curves([row for row in self.rows if row["PGD10_acc"] is not None], self.path / CURVES)
 
     def last_good(self) -> str:
-        """Words that name the newest checkpoint to go on from."""
+        """Return a message that names the newest state."""
         states = self._states()
         return f"the last good checkpoint is {states[0]}" if states else "no checkpoint was saved before"
 
     def _states(self) -> list[Path]:
-        """Files to resume from, the newest first: their names tell the order, whatever the clock did."""
-        return sorted((self.path / STATES).glob("[0-9]*-[0-9]*.pth"), key=_place, reverse=True)
+        """Resume states, newest first by the numbers in their names, since clocks may be wrong."""
+        return sorted((self.path / STATES).glob("[0-9]*-[0-9]*.pth"), key=_progress, reverse=True)
 
     def _newest_state(self) -> dict:
-        if not self._seen:
+        if not self._states_read:
             raise UserError(f"{self.path}: its folder {STATES}/ is empty; --desc_str NAME starts another run beside it")
-        for path in self._seen:
+        for path in self._states_read:
             try:
                 state = load_checkpoint(path)
-                _require_sound(path, state)
+                _require_state(path, state)
                 return state
             except UserError as error:
-                logger.warning("%s; trying the one before", error)
-        raise UserError(f"{self._seen[0]}: cannot be read, nor can any before; --desc_str NAME starts another run")
+                logger.warning("%s; trying the previous state", error)
+        raise UserError(f"{self._states_read[0]}: no state of this run can be read; --desc_str NAME starts another run")
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
@@ -229,54 +238,47 @@ class RunFolder:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise UserError(f"{path}: cannot be written ({reason}); --resume continues the run") from error
 
-    def _require_writable(self) -> None:
-        try:
-            require_writable(self.path)
-        except OSError as error:
-            raise UserError(f"--root_path {self.config.root_path}: cannot write there ({error.strerror})") from error
-
 
 def config_fingerprint(config: TrainConfig) -> dict:
-    """The settings that decide a run's result; where and on what it runs are not among them.
-
-    The number of epochs is one only where the learning rate of every epoch depends on it.
-    """
-    kept = [spec.name for spec in fields(config) if spec.metadata["affects_result"]]
-    values = {name: getattr(config, name) for name in kept if name != "epochs" or config.lr_schedule == "cosine"}
+    """Return the settings that affect the result; the number of epochs does only with a cosine schedule."""
+    names = [spec.name for spec in fields(config) if spec.metadata["affects_result"]]
+    values = {name: getattr(config, name) for name in names if name != "epochs" or config.lr_schedule == "cosine"}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _require_sound(path: Path, state: dict) -> None:
-    """Raise UserError for a checkpoint that no run of ours left to resume from."""
-    kinds = {"net": dict, "optimizer": dict, "epochs": int, "metrics": dict, "rows": list, "config": dict}
-    sound = isinstance(state, dict) and state.keys() >= STATE_KEYS
-    sound = sound and all(isinstance(state[key], kind) for key, kind in kinds.items())
-    sound = sound and 0 <= state["epochs"] == len(state["rows"]) and _counts(state["metrics"])
-    sound = sound and isinstance(state.get("reliability", []), list)
-    if not (sound and all(isinstance(row, dict) and row.keys() == set(COLUMNS) for row in state["rows"])):
-        raise UserError(f"{path}: not a state of a run")
+def _read_measurements(path: Path) -> dict[int, dict]:
+    """Read the MEASUREMENTS of each epoch in a results.csv; empty if it is missing or damaged."""
+    try:
+        rows = read_csv(path) if path.is_file() else []
+        return {int(row["epoch"]): {key: float(row[key]) if row[key] else None for key in MEASUREMENTS} for row in rows}
+    except (OSError, ValueError, TypeError, KeyError, csv.Error):
+        return {}
 
 
-def _counts(metrics: dict) -> bool:
-    kinds = {"batches": int, "images": int, "loss": float, "clean": int | None, "adv": int | None}
-    return metrics.keys() >= EMPTY.keys() and all(isinstance(metrics[key], kind) for key, kind in kinds.items())
+def _require_state(path: Path, state: dict) -> None:
+    """Raise UserError unless ``state`` is a complete resume state of this version."""
+    valid = isinstance(state, dict) and _has_types(state, STATE_TYPES) and _has_types(state["metrics"], METRICS_TYPES)
+    valid = valid and isinstance(state.get("reliability", []), list)
+    valid = valid and all(isinstance(row, dict) and row.keys() == set(METRICS) for row in state["rows"])
+    if not (valid and [row["epoch"] for row in state["rows"]] == list(range(1, state["epochs"] + 1))):
+        raise UserError(f"{path}: not a resume state, or of an older version")
 
 
-def _place(state: Path) -> tuple[int, ...]:
-    """Finished epochs and batches of a state, as its name has them."""
+def _has_types(values: dict, types: dict) -> bool:
+    return values.keys() >= types.keys() and all(isinstance(values[key], kind) for key, kind in types.items())
+
+
+def _progress(state: Path) -> tuple[int, ...]:
+    """Finished epochs and batches in the name of a state."""
     return tuple(int(number) for number in state.stem.split("-") if number.isdecimal())
 
 
-def _state_name(state: dict) -> str:
-    return STATE_NAME.format(state["epochs"], state["metrics"]["batches"])
-
-
 def _shown(value) -> str:
-    """A setting as a flag has it."""
+    """A setting as on the command line."""
     if value is None:
         return "not given"
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _plain(value) -> str:
+def _cell(value) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

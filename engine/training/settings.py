@@ -1,4 +1,4 @@
-"""What the command line means: our names for its names, and a recipe for what it leaves open."""
+"""The settings of a run: canonical names, the recipe's values, warnings, and how they are logged."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -22,7 +22,7 @@ from utils.names import canonical
 
 
 def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig, dict[str, str]]:
-    """Return the config with our names and its recipe filled in, and where each value comes from.
+    """Return the config with canonical names and its recipe's values, and the source of each value.
 
     ``given`` maps the fields that the user set to "flag" or "config file"; a recipe never changes those. The second
     result maps each field to one of these, "recipe" or "default".
@@ -36,66 +36,68 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
         std_teacher_model=teacher_name(config.std_teacher_model, "--std_teacher_model"),
     )
     if config.log_reliability and config.method in WITHOUT_TEACHER:
-        raise UserError(f"--log_reliability: {config.method} has no teacher to watch; leave it out")
+        raise UserError(f"--log_reliability: {config.method} has no teacher; leave the flag out")
     if given.get("epochs") == "flag" and given.get("milestones") == "config file":
-        config = replace(config, milestones=None)  # the file's milestones belong to its own epochs
+        config = replace(config, milestones=None)  # the file's milestones belong to its number of epochs
         given = {key: source for key, source in given.items() if key != "milestones"}
     filled = {}
     if config.recipe == "paper":
         published = recipe(config.method, config.dataset, config.model)
-        # A recipe's milestones belong to its own epochs.
-        kept = given.keys() | ({"milestones"} if "epochs" in given else set())
-        filled = {key: value for key, value in published.items() if key not in kept}
+        # Published milestones belong to the published number of epochs.
+        fixed = given.keys() | ({"milestones"} if "epochs" in given else set())
+        filled = {key: value for key, value in published.items() if key not in fixed}
     sources = {spec.name: given.get(spec.name, "default") for spec in fields(config)}
     return replace(config, **filled), sources | dict.fromkeys(filled, "recipe")
 
 
 def config_warnings(config: TrainConfig) -> list[str]:
-    """What the settings together keep from happening, a line each."""
-    found = []
+    """Return one line for each part of the training that the settings prevent."""
+    warnings = []
     begin = getattr(METHODS[config.method](config), "keywords", {}).get("begin", 0)
     if begin >= config.epochs:
-        found.append(
-            f"{config.method}'s introspection begins at epoch {begin} (from 0), never in --epochs {config.epochs}: the "
-            "method that it extends is trained; --IAD_begin sets the epoch"
+        warnings.append(
+            f"{config.method} starts introspection after epoch {begin}, never in --epochs {config.epochs}: the method "
+            "that it extends is trained; --IAD_begin sets the epoch"
         )
-    reach = config.step_size * config.num_steps
-    if config.method not in WITHOUT_ATTACK and reach < config.epsilon:
-        found.append(
-            f"--num_steps {config.num_steps} of --step_size {config.step_size:g} reach {reach:g} of --epsilon "
-            f"{config.epsilon:g}; the papers step by a quarter of epsilon"
+    distance = config.step_size * config.num_steps
+    if config.method not in WITHOUT_ATTACK and distance < config.epsilon:
+        warnings.append(
+            f"--num_steps {config.num_steps} of --step_size {config.step_size:g} cover {distance:g} of --epsilon "
+            f"{config.epsilon:g}; the papers use a step size of epsilon / 4"
         )
     if config.warmup_lr and config.warmup_lr_epochs >= config.epochs:
-        found.append(f"--warmup_lr_epochs {config.warmup_lr_epochs}: --epochs {config.epochs} never reach --lr_max")
+        warnings.append(
+            f"--warmup_lr_epochs {config.warmup_lr_epochs}: the run of --epochs {config.epochs} ends below --lr_max"
+        )
     if config.warmup_lr and config.lr_max < WARMUP_START:
-        found.append(f"--warmup_lr begins at {WARMUP_START:g} and falls to --lr_max {config.lr_max:g}")
-    return found
+        warnings.append(f"--warmup_lr starts at {WARMUP_START:g}, above --lr_max {config.lr_max:g}")
+    return warnings
 
 
 def log_config(
     config: TrainConfig, sources: dict[str, str], folder: Path, images: tuple[Split, Split], device: torch.device
 ) -> None:
-    """Log what the run is, every setting by where its value comes from, and which flags its method ignores."""
+    """Log the run, all settings grouped by source, warnings, and the flags that its method ignores."""
     logger.info("%s of %s on %s, run folder %s", config.method, config.model, config.dataset, folder)
     unused = unused_fields(config)
     for source in ("flag", "config file", "recipe", "default"):
         specs = [spec for spec in fields(config) if sources[spec.name] == source]
-        if source in ("config file", "default"):  # those of the method are told below
+        if source in ("config file", "default"):  # those of the method are logged below
             specs = [spec for spec in specs if spec.metadata["group"] != METHOD and spec.name not in unused]
         values = {spelling(spec): getattr(config, spec.name) for spec in specs}
         _log_settings(source, {name: value for name, value in values.items() if value is not None and value != ""})
-    # All that the method runs with, its own values for what was left open included.
+    # All parameters of the method, including those whose default depends on it.
     _log_settings("method", getattr(METHODS[config.method](config), "keywords", {}))
-    if idle := [spelling(spec) for spec in fields(config) if spec.name in unused and sources[spec.name] == "flag"]:
-        logger.warning("WARNING: %s makes no use of %s", config.method, ", ".join(idle))
-    for doubt in config_warnings(config):
-        logger.warning("WARNING: %s", doubt)
+    if ignored := [spelling(spec) for spec in fields(config) if spec.name in unused and sources[spec.name] == "flag"]:
+        logger.warning("WARNING: %s ignores %s", config.method, ", ".join(ignored))
+    for warning in config_warnings(config):
+        logger.warning("WARNING: %s", warning)
     if config.lr_schedule == "piecewise":
-        drops = [milestone for milestone in config.milestones if milestone < config.epochs]
-        logger.info("learning rate %g, divided by 10 before epochs (from 0): %s", config.lr_max, drops or "none")
+        drops = ", ".join(str(milestone) for milestone in config.milestones if milestone < config.epochs)
+        logger.info("learning rate %g, divided by 10 after epochs: %s", config.lr_max, drops or "none")
     kind = "validation" if config.val_size else "test"
-    trained_on, judged_on = (len(part.labels) for part in images)
-    logger.info("%d training images; the best checkpoint is chosen on %d %s images", trained_on, judged_on, kind)
+    training, validation = (len(part.labels) for part in images)
+    logger.info("%d training images; the best checkpoint is chosen on %d %s images", training, validation, kind)
     logger.info("device %s, %d threads, PyTorch %s", device, torch.get_num_threads(), torch.__version__)
 
 

@@ -1,41 +1,41 @@
-"""Signals that ask a run to stop: it finishes its step, saves, and ends with the status that the asker expects."""
+"""Signals that stop a run: it finishes its step, saves, and exits with the status that the sender expects."""
 
 import signal
 
 from utils.errors import Stopped
 
-# Slurm warns by SIGUSR1 before it takes a machine away; to have saved in time is success. Others: 128 + signal.
+# Slurm sends SIGUSR1 before the time limit; a run that has saved then is a success. The others: 128 + signal number.
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
 
 
 class Signals:
-    """Listens while it is entered. A signal ends the run at once, unless :meth:`defer` lets it wait in ``received``.
+    """Context manager that handles signals: each ends the run at once or, after :meth:`defer`, sets ``received``.
 
-    A second Ctrl-C never waits.
+    A second Ctrl-C always ends the run at once.
     """
 
     def __init__(self):
-        self.received, self._deferred, self._before = 0, False, {}
+        self.received, self._deferred, self._previous = 0, False, {}
 
     def __enter__(self) -> "Signals":
-        self._before = {number: signal.signal(number, self._take) for number in STATUS}
+        self._previous = {number: signal.signal(number, self._handle) for number in STATUS}
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def defer(self, wait: bool = True) -> None:
-        """From now on let a signal wait, for there is something to save; or, again, not."""
-        self._deferred = wait
+    def defer(self, deferred: bool = True) -> None:
+        """Only record signals from now on, because there is something to save; or, with False, end the run again."""
+        self._deferred = deferred
 
-    def _take(self, number: int, _frame) -> None:
-        again = self.received == number == signal.SIGINT
+    def _handle(self, number: int, _frame) -> None:
+        second_interrupt = self.received == number == signal.SIGINT
         self.received = self.received or number
-        if again or not self._deferred:
-            raise stopped(number, "--resume continues from what is saved")
+        if second_interrupt or not self._deferred:
+            raise stopped(number, "--resume continues from the last saved state")
 
 
-def stopped(number: int, words: str) -> Stopped:
-    """The exception that ends a run on signal ``number``."""
-    return Stopped(f"stopped by {signal.Signals(number).name}: {words}", STATUS[number])
+def stopped(number: int, message: str) -> Stopped:
+    """Return the exception that ends a run on signal ``number``."""
+    return Stopped(f"stopped by {signal.Signals(number).name}: {message}", STATUS[number])

@@ -1,7 +1,7 @@
-"""The training loop: one step reads like the papers' algorithm boxes, one epoch never waits for the device."""
+"""The training step: everything that changes the weights. It never waits for the device."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -14,28 +14,27 @@ from engine.fast.frozen import AutocastModel, FoldedModel, FrozenModel
 from engine.fast.graphs import GraphedPGD
 from engine.fast.precision import PLAIN, Arithmetic
 from engine.sync_batchnorm import convert_sync_batchnorm
-from engine.training.metrics import EpochMetrics
 from methods.losses import Step
 from utils.errors import UserError
 
 
 class Trainer:
-    """Trains ``student`` with a method of :mod:`methods`, from any number of frozen teachers.
+    """Trains ``student`` with a method of :mod:`methods` and any number of frozen teachers.
 
     Args:
         student: Any network from images (B, C, H, W) in [0, 1] to logits (B, K); trained in place.
-        teachers: Networks in eval mode that the method receives after the student. Views of them are kept, not they.
+        teachers: Networks in eval mode that the method receives after the student. Only folded copies are kept.
         method: ``method(student, *teachers, attack, x, y, epoch) -> Step``.
         optimizer: Optimizer of the student's parameters.
         epsilon: Radius of the inner attack's ball, in [0, 1].
-        step_size: Length of its steps, in [0, 1].
-        steps: Number of its steps.
-        attack_bn: "eval" or "train" overrides the BatchNorm mode that the method asks for in its attack.
-        generator: Source of the start noise, on the images' device; None takes PyTorch's own.
-        arithmetic: Of every forward and backward pass; weights, losses and the optimizer stay as they are.
-        processes: Those that share each batch. Every one draws the noise of the whole batch, so that a step does not
-            depend on how many they are; the gradients' mean goes through DistributedDataParallel, attacks do not.
-        sync_bn: Normalise over the whole batch in train mode, not over each process's part of it.
+        step_size: Step size of the inner attack, in [0, 1].
+        steps: Number of steps of the inner attack.
+        attack_bn: "eval" or "train" overrides the BatchNorm mode that the method requests for its attack.
+        generator: Source of the start noise, on the images' device; None uses PyTorch's global generator.
+        arithmetic: Of all forward and backward passes; weights, losses and the optimizer keep their precision.
+        processes: Ranks that share each batch. Each draws the noise of the whole batch, so results do not depend on
+            their number; attacks need no communication.
+        sync_bn: In train mode, normalize over the whole batch instead of each rank's share.
     """
 
     def __init__(
@@ -58,16 +57,37 @@ class Trainer:
         self.processes, self.shard = processes, None
         if arithmetic.channels_last:
             student.to(memory_format=torch.channels_last)
-        shared = processes.count > 1
-        self.sync_switch = convert_sync_batchnorm(student) if shared and sync_bn else None
-        network = _distributed(student) if shared else student
-        self.autocast_student = AutocastModel(network, arithmetic)
+        distributed = processes.count > 1
+        self.sync_switch = convert_sync_batchnorm(student) if distributed and sync_bn else None
+        self.autocast_student = AutocastModel(_data_parallel(student) if distributed else student, arithmetic)
         self.frozen_student = FrozenModel(student, arithmetic)
         self.student_eval = FoldedModel(student, arithmetic)  # refreshed before each attack
         self.teachers = tuple(FoldedModel(teacher, arithmetic).detach_source() for teacher in teachers)
         loop = GraphedPGD() if arithmetic.graphs else pgd
         self.pgd = partial(loop, epsilon=epsilon, step_size=step_size, steps=steps)
         self.epsilon, self.attack_bn, self.generator = epsilon, attack_bn, generator
+
+    def step(self, x: Tensor, y: Tensor, epoch: int = 0, start_noise: Tensor | None = None) -> Step:
+        """Perform one optimizer step on images (B, C, H, W) and labels (B,); ``epoch`` counts from 0.
+
+        ``start_noise`` (B, C, H, W) replaces the attack's random start. All ranks pass the same batch and process
+        their shares; the result is that of this rank's share, detached.
+        """
+        self.student.train()
+        self.shard = shard = self.processes.shard(len(y))
+        if self.sync_switch:
+            self.sync_switch.on = not shard.replicated
+        attack = partial(self.attack, start_noise=None if start_noise is None else start_noise[shard.rows])
+        self.optimizer.zero_grad()  # before the forward pass, so that old gradients need no memory beside its features
+        result = self.method(self.autocast_student, *self.teachers, attack, x[shard.rows], y[shard.rows], epoch)
+        weight = shard.weight * self.processes.count  # DistributedDataParallel takes the plain mean over ranks
+        (result.loss * weight).backward()
+        self.optimizer.step()
+        self.shard = None
+        if self.processes.count > 1 and not self.sync_switch:
+            self.processes.broadcast(self.student.buffers())  # else every rank would attack with its own statistics
+        # Detached, because logits without a part in the loss would keep their graph in memory until the next step.
+        return Step(*(None if value is None else value.detach() for value in result))
 
     def attack(
         self,
@@ -79,43 +99,31 @@ class Trainer:
         bn: str = "eval",
         start_noise: Tensor | None = None,
     ) -> Tensor:
-        """Adversarial images (B, C, H, W) that climb ``objective(student, *teachers)``, a function of images.
+        """Return adversarial images (B, C, H, W) that maximize ``objective(student, *teachers)``.
 
-        ``objective`` is handed views of the networks: constant parameters, the student's BatchNorm in ``bn`` mode.
-        ``start_noise`` is added to the images in place of a draw from ``noise``; ``clamp`` puts the start back into
-        [0, 1].
+        Args:
+            objective: Receives copies of the networks with constant parameters, the student's BatchNorm in ``bn``
+                mode; returns a function from images (B, C, H, W) to losses (B,).
+            x: Clean images (B, C, H, W) in [0, 1].
+            noise: Draws the random start.
+            clamp: Clamp the start to [0, 1].
+            bn: "eval" or "train".
+            start_noise: Replaces the draw from ``noise``.
         """
         attack_model = self.frozen_student
         if (self.attack_bn or bn) == "eval":
             self.student_eval.refresh()
             attack_model = self.student_eval
-        delta = self._draw(noise, x) if start_noise is None else start_noise
-        start = (x + delta).clamp(0, 1) if clamp else x + delta
-        return self.pgd(objective(attack_model, *self.teachers), x, start)
+        start = x + (self._draw(noise, x) if start_noise is None else start_noise)
+        return self.pgd(objective(attack_model, *self.teachers), x, start.clamp(0, 1) if clamp else start)
 
-    def step(self, x: Tensor, y: Tensor, epoch: int = 0, start_noise: Tensor | None = None) -> Step:
-        """One optimizer step on images (B, C, H, W) and labels (B,); ``start_noise`` replaces the attack's own draw.
-
-        All processes are given the same batch, of which each takes its part; the result is that part's.
-        """
-        self.student.train()
-        self.shard = shard = self.processes.shard(len(y))
-        if self.sync_switch:
-            self.sync_switch.on = not shard.replicated
-        attack = partial(self.attack, start_noise=None if start_noise is None else start_noise[shard.rows])
-        self.optimizer.zero_grad()  # before the forward, beside whose features the old gradients would lie
-        outcome = self.method(self.autocast_student, *self.teachers, attack, x[shard.rows], y[shard.rows], epoch)
-        weight = shard.weight * self.processes.count  # DistributedDataParallel takes the plain mean over processes
-        (outcome.loss * weight).backward()
-        self.optimizer.step()
-        self.shard = None
-        if self.processes.count > 1 and not self.sync_switch:
-            self.processes.broadcast(self.student.buffers())  # else each would attack with statistics of its own
-        # Detached: logits that the loss leaves out would keep their whole forward alive through the next attack.
-        return Step(*(None if value is None else value.detach() for value in outcome))
+    def set_learning_rate(self, lr: float) -> None:
+        """Set the learning rate of all parameters."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
 
     def restore(self, state: dict) -> None:
-        """Put student and optimizer back as a state holds them; raises UserError where it is another network's."""
+        """Load student and optimizer from a resume state; raises UserError if it belongs to another network."""
         try:
             self.student.load_state_dict(state["net"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -127,38 +135,27 @@ class Trainer:
                 "--desc_str NAME starts another run"
             ) from error
 
-    def epoch(
-        self, batches: Iterable[tuple[Tensor, Tensor]], epoch: int, lr: float, metrics: EpochMetrics
-    ) -> Iterator[EpochMetrics]:
-        """Train on ``batches`` at learning rate ``lr``; yield ``metrics`` after each, with that batch counted in."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        for x, y in batches:
-            outcome, shard = self.step(x, y, epoch), self.processes.shard(len(y))
-            metrics.add(outcome, y[shard.rows], shard)
-            yield metrics
-
     def _draw(self, noise: Noise, x: Tensor) -> Tensor:
-        """Start noise of this process's images x (B, C, H, W), cut from that of the whole batch."""
+        """Start noise of this rank's images x (B, C, H, W): its rows of the noise of the whole batch."""
         if self.shard is None:
             return noise(x, self.epsilon, self.generator)
-        whole = x.new_empty(self.shard.batch_size, *x.shape[1:])
-        return noise(whole, self.epsilon, self.generator)[self.shard.rows]
+        batch = x.new_empty(self.shard.batch_size, *x.shape[1:])
+        return noise(batch, self.epsilon, self.generator)[self.shard.rows]
 
 
 def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
-    """Let what an optimizer remembers of each parameter lie in memory as that parameter does.
+    """Give every optimizer buffer the memory format of its parameter.
 
-    A state keeps the layout of the device and precision that made it, and fused steps pair values by their address.
+    A state has the format of the device and precision that wrote it; fused optimizers pair values by address.
     """
-    for parameter, memory in optimizer.state.items():
-        for key, value in memory.items():
+    for parameter, buffers in optimizer.state.items():
+        for key, value in buffers.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                memory[key] = torch.empty_like(parameter).copy_(value)
+                buffers[key] = torch.empty_like(parameter).copy_(value)
 
 
-def _distributed(student: nn.Module) -> nn.Module:
-    # Buffers are not broadcast: that would change what the first of several forwards saved for the backward.
-    with warnings.catch_warnings():  # the option's new name is unknown to older releases of PyTorch
+def _data_parallel(student: nn.Module) -> nn.Module:
+    # Buffers are not broadcast: that would change what the first of several forward passes saved for backward.
+    with warnings.catch_warnings():  # newer releases of PyTorch rename the option
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(student, broadcast_buffers=False)

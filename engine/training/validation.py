@@ -1,4 +1,4 @@
-"""How well a network does, clean and under the PGD-10 by which epochs are compared."""
+"""Validation after an epoch: clean accuracy, and accuracy under the PGD-10 that chooses the best checkpoint."""
 
 from collections.abc import Callable
 
@@ -18,55 +18,64 @@ from utils.progress import progress
 
 
 class Validator:
-    """Scores one network, again and again as it trains, on the same images from the same starts.
+    """Evaluates one network repeatedly as it trains, on the same images and from the same random starts.
+
+    PGD-10 attacks a folded copy of the network in the arithmetic of training. The float32 network classifies every
+    attacked image; one that fools only the copy is attacked again in float32. So no image counts as misclassified
+    unless the float32 network misclassifies it.
 
     Args:
-        network: What is judged; the attack climbs a float32 view of it.
-        batches: Images on the network's device.
+        network: Network to validate, float32.
+        batches: Validation images, on the network's device.
         epsilon: Radius of the attack, in [0, 1].
-        seed: Of the starts; every call draws them anew, so that calls differ by the network alone.
-        processes: Those that share the images; every one draws all starts, so that scores do not depend on how many.
+        seed: Of the random starts, which are drawn again by every call, so that epochs differ by the network only.
+        processes: Ranks that share the images; each draws all starts, so results do not depend on their number.
+        arithmetic: Of the attacked copy; None is float32. It is never compiled: PGD stops early for fooled images, so
+            batch sizes vary, and a compiled copy would take the slow path for all but one of them.
     """
 
     def __init__(
-        self, network: nn.Module, batches: Batches, epsilon: float, seed: int, processes: Processes = SINGLE_PROCESS
+        self,
+        network: nn.Module,
+        batches: Batches,
+        epsilon: float,
+        seed: int,
+        processes: Processes = SINGLE_PROCESS,
+        arithmetic: Arithmetic | None = None,
     ):
         self.network, self.batches, self.perturb, self.seed = network, batches, pgd10(epsilon), seed
         self.processes = processes
-        self.view = FoldedModel(network, Arithmetic(channels_last=batches.device.type == "cpu"))
+        arithmetic = arithmetic or Arithmetic(channels_last=batches.device.type == "cpu")
+        self.attack_model = FoldedModel(network, arithmetic._replace(compiled=False))
 
-    def __call__(self, between: Callable[[], None] = lambda: None) -> tuple[Score, Score]:
-        """Clean and robust score. What is misclassified clean is not attacked; PGD stops for an image that is fooled.
+    def __call__(self, after_batch: Callable[[], None] = lambda: None) -> tuple[Score, Score]:
+        """Return clean and robust score, and leave the network in eval mode; ``after_batch`` is called per batch.
 
-        So the robust loss is that of the images where the attack stopped. Leaves the network in eval mode. ``between``
-        is called after each batch.
+        Images that are misclassified without an attack are not attacked, and PGD stops for an image once it is fooled:
+        the robust loss is the loss of the images at which the attack stopped.
         """
         self.network.eval()
-        with full_precision():  # whatever a GPU trains in
-            return self._scores(between)
-
-    def _scores(self, between: Callable[[], None]) -> tuple[Score, Score]:
-        self.view.refresh()
+        self.attack_model.refresh()
         generator = torch.Generator(self.batches.device).manual_seed(self.seed)
         sums, n = torch.zeros(4, dtype=torch.float64, device=self.batches.device), 0
         for x, y in progress(self.batches, "PGD-10", len(self.batches)):
-            own = self.processes.rows(len(y))
+            rows = self.processes.rows(len(y))
             noise = uniform(x, 1, generator)
-            if own.start < own.stop:
-                sums += self._batch(x[own], y[own], noise[own])
+            if rows.start < rows.stop:
+                with full_precision():  # float32 even if training uses TF32
+                    sums += self._validate_batch(x[rows], y[rows], noise[rows])
             n += len(y)
-            between()
-        loss, right, robust_loss, robust_right = self.processes.all_reduce_sum(sums.cpu()).tolist()
-        return Score(loss / n, 100 * right / n, n), Score(robust_loss / n, 100 * robust_right / n, n)
+            after_batch()
+        loss, correct, robust_loss, robust = self.processes.all_reduce_sum(sums.cpu()).tolist()
+        return Score(loss / n, 100 * correct / n, n), Score(robust_loss / n, 100 * robust / n, n)
 
-    def _batch(self, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-        """Summed loss and number of correctly classified images, clean and then under attack."""
+    def _validate_batch(self, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+        """Sum of losses and number of correct images, clean and then under attack."""
         with torch.no_grad():
             clean = self.network(x)
-        robust, right = clean.clone(), clean.argmax(1) == y
-        if right.any():
-            _, robust[right] = attack_and_verify(
-                self.view, self.network, self.perturb, x[right], y[right], noise[right]
-            )
-        found = [(F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) == y).sum()) for z in (clean, robust)]
-        return torch.stack([value.double() for pair in found for value in pair])
+        robust, correct = clean.clone(), clean.argmax(1) == y
+        if correct.any():
+            attacked = x[correct], y[correct], noise[correct]
+            _, robust[correct] = attack_and_verify(self.attack_model, self.network, self.perturb, *attacked)
+        pairs = [(F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) == y).sum()) for z in (clean, robust)]
+        return torch.stack([value.double() for pair in pairs for value in pair])

@@ -1,0 +1,121 @@
+"""The evaluation of one network: all chosen attacks on the same images. The command line and the Python API call it."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+
+from attacks.libraries import AUTOATTACK_CLASSES
+from attacks.suite import PROTOCOLS, Attack, Setting
+from data import TEST_SUBSET_SEED, Split, subset_mask, take
+from engine.evaluation.attack import AttackResult, run_attack
+from engine.evaluation.records import CORRECT, NOT_ATTACKED, WRONG
+from engine.fast.frozen import make_attack_model
+from utils.errors import UserError
+from utils.names import canonical
+from utils.versions import versions
+
+AUTOATTACK = ("pyautoattack", "autoattack")  # either package of its authors
+
+
+def run_attacks(
+    network: nn.Module,
+    attacks: Mapping[str, Attack],
+    images: Split,
+    clean: Tensor,
+    *,
+    classes: Sequence[str],
+    batches: Callable[[Split], Sequence],
+    precision: str,
+    limit_aa: int | None = None,
+    **options,
+) -> Iterator[tuple[str, Tensor, dict]]:
+    """Yield the key of each attack, the classes it leads to (n,), and its entry in eval.json.
+
+    Args:
+        network: In eval mode with constant parameters.
+        attacks: Attacks by key; ``aa`` attacks only ``limit_aa`` of the images.
+        images: N images and labels, of which ``batches`` makes images (B, C, H, W) in [0, 1] and labels (B,) on the
+            network's device.
+        clean: Classes (N,) that the network predicts for the images.
+        classes: Names of the classes.
+        precision: "fp32", "tf32" or "bf16" for the attacks; predictions are verified in strict float32.
+        options: Of :func:`run_attack`.
+    """
+    x = next(iter(batches(images)))[0]
+    options["attack_model"] = make_attack_model(network, x, torch.bfloat16 if precision == "bf16" else None)
+    options["tf32"] = precision == "tf32"
+    for key, attack in attacks.items():
+        start = time.monotonic()
+        attacked = subset_mask(images, limit_aa if key == "aa" else None, TEST_SUBSET_SEED)
+        part = take(images, attacked)
+        result = run_attack(network, batches(part), clean[attacked], attack, **options)
+        seconds = time.monotonic() - start
+        yield key, result.predicted, make_result(attack, result, part.labels, attacked, seconds, classes)
+
+
+def make_result(
+    attack: Attack, result: AttackResult, labels: Tensor, attacked: Tensor, seconds: float, classes: Sequence[str]
+) -> dict:
+    """Return the entry of eval.json for one attack.
+
+    ``labels`` (n,) belong to the attacked images; ``attacked`` (N,) bool marks these among all evaluated images.
+    ``correct`` has one character per evaluated image; ``stages`` is the accuracy after each stage; ``per_class`` is
+    the accuracy on the attacked images of each class that occurs.
+    """
+    correct = result.predicted == labels
+    marks = iter(CORRECT if value else WRONG for value in correct.tolist())
+    stages = {name: _percent(result.fooled_at > number) for number, name in enumerate(attack.stages, start=1) if name}
+    return {
+        "accuracy": _percent(correct),
+        "n": len(correct),
+        "settings": attack.settings,
+        "parameters": attack.parameters,
+        "bounded": attack.bounded,
+        "stages": stages if len(stages) > 1 else {},
+        "per_class": {classes[label]: _percent(correct[labels == label]) for label in labels.unique().tolist()},
+        "seconds": round(seconds, 2),
+        "versions": versions(),
+        "correct": "".join(next(marks) if value else NOT_ATTACKED for value in attacked.tolist()),
+    }
+
+
+def choose_attacks(names: str, protocol: str, classes: int | None = None, flag: str = "--attacks") -> list[str]:
+    """Return the keys of the attacks in ``names``, separated by commas; all of the protocol if it is empty.
+
+    Raises UserError for an unknown name, a package that is not installed, and too few ``classes`` for AutoAttack.
+    """
+    attacks = PROTOCOLS[protocol](Setting(0.0, 0))
+    requested = [name.strip() for name in names.split(",") if name.strip()]
+    if names and not requested:
+        raise UserError(f"{flag} {names}: names no attack; protocol {protocol} has {','.join(attacks)}")
+    keys = list(dict.fromkeys(canonical(name, attacks, {}, flag) for name in requested)) or list(attacks)
+    libraries = {attacks[key].parameters.get("library") for key in keys}
+    if "AutoAttack" in libraries and not any(map(_is_installed, AUTOATTACK)):
+        raise UserError(f"{flag}: AutoAttack and Square need a package: pip install pyautoattack")
+    if "advertorch" in libraries and not _is_installed("advertorch"):
+        raise UserError(f"{flag}: C&W L2 needs a package: pip install advertorch")
+    if "aa" in keys and classes and classes < AUTOATTACK_CLASSES:
+        others = ",".join(key for key in attacks if key != "aa")
+        raise UserError(f"{flag}: AutoAttack needs {AUTOATTACK_CLASSES} classes, not {classes}; choose from {others}")
+    return keys
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Replace "auto" by "tf32" on a GPU and "fp32" on a CPU. Raises UserError for "tf32" on a CPU."""
+    if precision == "auto":
+        return "tf32" if device.type == "cuda" else "fp32"
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError("--precision tf32: requires a GPU; use --precision fp32 or bf16 on a CPU")
+    return precision
+
+
+def _is_installed(package: str) -> bool:
+    return bool(sys.modules.get(package) or find_spec(package))
+
+
+def _percent(values: Tensor) -> float:
+    return 100 * int(values.sum()) / len(values)

@@ -1,0 +1,120 @@
+"""Time two functions alternately, measure the ceiling of the hardware, count arithmetic."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from engine.device import choose_device
+from utils.flags import at_least, check_values, flag
+from utils.log import logger
+
+EXECUTION, WORKLOAD = "execution", "workload"
+SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product is the ceiling
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where and how often a benchmark measures."""
+
+    pairs: int = flag(5, "how often each side is timed", group=EXECUTION, check=at_least(1))
+    device: str = flag("auto", "auto, cpu, cuda or cuda:N", group=EXECUTION)
+    threads: int | None = flag(None, "CPU threads; default: PyTorch's choice", group=EXECUTION, check=at_least(1))
+    json: str = flag("", "file for the results", group=EXECUTION)
+
+    def __post_init__(self):
+        check_values(self)
+
+    def choose_device(self) -> torch.device:
+        """The device, with the threads set."""
+        return choose_device(self.device, 0, self.threads)
+
+
+def compare(reference: Callable, ours: Callable, images: int, pairs: int, device: torch.device) -> dict:
+    """Time both alternately, after one untimed call of each; log and return images/s and the ratio of the times."""
+    seconds = {"reference": [], "ours": []}
+    for repeat in range(pairs + 1):
+        for name, work in (("reference", reference), ("ours", ours)):
+            elapsed = timed(work, device)
+            if repeat:
+                seconds[name].append(elapsed)
+    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
+    low, ratio, high = statistics.quantiles(ratios, n=4) if pairs > 1 else ratios * 3
+    rates = {name: images / statistics.median(times) for name, times in seconds.items()}
+    line = "reference %.1f images/s, ours %.1f images/s: %.2f times the speed (quartiles %.2f to %.2f)"
+    logger.info(line, *rates.values(), ratio, low, high)
+    return {"images_per_second": rates, "ratio": ratio, "quartiles": [low, high], "seconds": seconds}
+
+
+def timed(work: Callable, device: torch.device) -> float:
+    """Seconds that ``work`` takes, including the device's."""
+    _synchronize(device)
+    start = time.perf_counter()
+    work()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def product_speeds(device: torch.device) -> dict[str, float]:
+    """GFLOP/s of a large matrix product by type."""
+    speeds, side = {}, SIDE[device.type]
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        speeds[name] = 2 * side**3 / min(timed(lambda a=a, b=b: a @ b, device) for _ in range(5)) / 1e9
+    return speeds
+
+
+def gflop(work: Callable) -> float:
+    """Multiplications and additions, in 10^9, of the convolutions and matrix products in ``work``.
+
+    PyTorch's formulas; a WinogradConv2d counts with the matrix products that it executes, fewer than by definition.
+    """
+    with _FlopCounter() as counter:
+        work()
+    return counter.total / 1e9
+
+
+class _FlopCounter(TorchDispatchMode):
+    # FlopCounterMode itself fails here: its hooks on modules do not allow torch.autograd.grad.
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        formula = _FORMULAS.get(function._overloadpacket)
+        if formula:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def _convolution_backward(gradient, x, weight, *args, out_val=None) -> int:
+    """PyTorch's formula ignores groups in the gradient of the weight; both gradients cost as much as the forward."""
+    return sum(args[-1][:2]) * 2 * gradient.numel() * prod(weight.shape[1:])
+
+
+_FORMULAS = flop_registry | {torch.ops.aten.convolution_backward: _convolution_backward}
+
+
+def machine(device: torch.device) -> str:
+    """Name of the hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    return f"{', '.join(names) or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,384 @@
+"""Measure on one GPU within a time limit: python scripts/reproduce/gpu.py --minutes 9 --out DIR --data_root IMAGES
+
+Runs the GPU tests, the step benchmark and the rows of the table GPU, each with its evaluation: a robust teacher, then
+one student after another. Starts nothing that cannot end in time. DIR gets results.json, rewritten after every piece,
+and the teacher's weights in two files. Pieces that DIR, --work or --done already hold are skipped.
+
+    gpu.py --table results/gpu                                      print the results as Markdown
+    gpu.py --join DIR --to models/pretrained/resnet18_cifar10       join and check the teacher's weights, write its card
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
+
+from engine.checkpoint import BEST_PGD10, LAST
+from engine.evaluation.records import read_evaluations, results_folder
+from models.hub import CONFIG, WEIGHTS, load_folder, save_folder
+from models.weights import load_network, read_metadata
+from scripts.reproduce.reproduce import Planner, Run, load_tables
+from utils.cli import ROOT, run_command
+from utils.errors import UserError
+from utils.files import read_json, write_text
+from utils.flags import parser_for
+from utils.log import logger
+from utils.tables import markdown_table, read_csv
+from utils.versions import versions
+
+RESULTS, PARTS = "results.json", ("teacher.1", "teacher.2")
+TEACHER, SECOND, PROBE, STEP = "teacher", "standard", "probe", "step"  # two rows of the table GPU, and other pieces
+EVALUATION = "teacher evaluation"
+ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")
+BENCHMARK = "scripts/benchmark" if (ROOT / "scripts" / "benchmark").is_dir() else "scripts/benchmark.py"
+LEAST_AUTOATTACK = 40.0  # percent, of a teacher that is published
+COSTS = {"Natural": 0.2, "AT": 1.0, "AdaAD": 2.2, "AdaIAD": 2.2, "DGAD": 2.2, "DGAD-IAD": 2.2}  # epochs of AT; else 1.4
+MARGIN = 1.15  # of every estimate
+TEST_SECONDS, STEP_SECONDS, TEACHER_SECONDS = 90, 120, 200  # at most; further benchmarks come after the students
+PAIRS = (("AT", "resnet18"), *((method, of) for of in ("wideresnet34_10", "resnet18") for method in ("DGAD", "RSLAD")))
+SCALES = {
+    "full": {
+        "tests": ["-m", "gpu"],
+        "steps": [
+            f"--method {method} --model resnet18 --teacher_model {teacher} --bs {bs} --compile {mode}"
+            for bs in (128, 512)
+            for method, teacher in PAIRS
+            for mode in ("graphs", "on", "off")
+        ],
+        "rows": ["*"],
+        "epochs": 30,
+        "images": (49_000, 9_000),  # of an epoch, and of the probe
+    },
+    "smoke": {  # shows on a CPU that every piece runs
+        "tests": ["tests/test_schedule.py"],
+        "steps": ["--method AT --model small_resnet --bs 4 --pairs 1"],
+        "rows": [TEACHER, "DGAD", SECOND, "IAD-II"],
+        "epochs": 1,
+        "images": (96, 64),
+    },
+}
+CARD = """# {name}: a robust teacher
+
+`{model}` trained by AT (PGD-10, L-infinity, epsilon 8/255) for {epochs} epochs with a cosine schedule. Its best epoch
+was chosen on 1,000 training images that were held out.
+
+{table}
+
+Data: {data}. Hardware: {device}, PyTorch {torch}. Convolutions and matrices are stored in bfloat16, as evaluated.
+Images (B, 3, {image_size}, {image_size}) in [0, 1], not normalized; logits (B, {num_classes}) in CIFAR-10's order.
+
+<!-- not run: needs a GPU -->
+```bash
+{command}
+```
+"""
+
+
+def gpu(arguments: Sequence[str]) -> None:
+    """Measure, print a table or join weights. Raises UserError before anything is measured for a bad request."""
+    parser = parser_for(__doc__)
+    parser.add_argument("--minutes", type=float, default=0, metavar="M", help="time limit of everything")
+    parser.add_argument("--out", metavar="DIR", help="folder of the results: 3 files of at most 16 MiB")
+    parser.add_argument("--data_root", default=".images/cifar10_jpeg", metavar="DIR", help="image folder of CIFAR-10")
+    parser.add_argument("--scale", choices=SCALES, default="full", help="smoke runs on a CPU [default: full]")
+    parser.add_argument("--done", default="results/gpu", metavar="DIR", help="earlier results [default: results/gpu]")
+    parser.add_argument("--work", metavar="DIR", help="folder of checkpoints; default: runs/gpu-SCALE")
+    parser.add_argument("--table", metavar="DIR", help="print the results in DIR as Markdown and end")
+    parser.add_argument("--join", metavar="DIR", help="join the teacher's weights in DIR and end")
+    parser.add_argument(
+        "--to", default="models/pretrained/resnet18_cifar10", metavar="DIR", help="of the joined weights"
+    )
+    options = parser.parse_args(arguments)
+    if options.table:
+        logger.info("%s", table(Path(options.table)))
+    elif options.join:
+        join(Path(options.join), Path(options.to))
+    else:
+        _check(options)
+        Session(options).measure()
+
+
+def _check(options: argparse.Namespace) -> None:
+    if not 0 < options.minutes < 1e4:
+        raise UserError(f"--minutes {options.minutes:g}: must be a number above 0")
+    if not options.out:
+        raise UserError("--out: needed; name the folder of the results")
+    if options.scale == "full":
+        for part in ("train", "test"):
+            if not any(Path(options.data_root, part).glob("*/*.*")):
+                raise UserError(
+                    f"--data_root {options.data_root}: no images in {part}/CLASS/; unpack the archive first"
+                )
+        if not torch.cuda.is_available():
+            raise UserError("--scale full: needs a CUDA device; --scale smoke runs on a CPU")
+
+
+class Session:
+    """One call: the results so far, the time that is left, and what measures each piece.
+
+    Raises UserError if --out or --work holds results of another device.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        self.end = time.monotonic() + 60 * options.minutes - 5
+        self.scale, self.earlier = SCALES[options.scale], Path(options.done)
+        self.out, self.work = Path(options.out), Path(options.work or f"runs/gpu-{options.scale}").absolute()
+        full, root = options.scale == "full", Path(options.data_root)
+        data = "CIFAR-10 (JPEG copy)" if "jpeg" in root.name else root.name
+        self.machine = _machine() | {"data": data if full else "Digits"}
+        flags = ["--dataset", "Folder", "--data_root", str(root.absolute())] if full else []
+        planner = Planner(self.work, options.scale, [], None, flags)
+        planned = planner.plan(load_tables()["GPU"], self.scale["rows"])
+        self.runs = {row: planner.runs[key] for row, (key,) in planned.items()}
+        self.pieces: dict[str, dict] = {}
+        for folder in (self.out, self.work):
+            earlier = _read(folder / RESULTS)
+            card = earlier["machine"].get("device", self.machine["device"])
+            if card != self.machine["device"]:
+                raise UserError(
+                    f"{folder}: has results of {card}, this is {self.machine['device']}; name another folder"
+                )
+            self.pieces |= earlier["pieces"]
+            folder.mkdir(parents=True, exist_ok=True)
+        self.done = {key: piece for key, piece in self.pieces.items() if "error" not in piece}
+        for path in sorted(self.earlier.rglob("*.json")):
+            earlier = _read(path)
+            same = earlier["machine"].get("device") == self.machine["device"]
+            for key, piece in earlier["pieces"].items():  # the times of another card do not count
+                if "error" not in piece and (same or {"rows", "results"} & piece.keys()):
+                    self.done.setdefault(key, piece)
+
+    def measure(self) -> None:
+        """Measure all pieces in order of worth."""
+        tests = ["-m", "pytest", "-q", *self.scale["tests"]]
+        self.attempt("tests", 20, lambda: self.command(tests, limit=TEST_SECONDS))
+        self.steps(until=time.monotonic() + STEP_SECONDS)
+        self.attempt(PROBE, 60, self.probe)
+        if PROBE in self.done:
+            self.train_all(*(self.done[PROBE][key] for key in ("first_epoch_seconds", "epoch_seconds")))
+        self.steps(until=self.end)
+
+    def attempt(self, key: str, seconds: float, *measures: Callable[[], dict]) -> None:
+        """Measure one piece if it is not done and fits into the time; write the results at once."""
+        left = self.end - time.monotonic()
+        if key in self.done:
+            return
+        if MARGIN * seconds > left:
+            logger.info("%s: left out, needs about %.0f s of %.0f s", key, MARGIN * seconds, left)
+            return
+        began = time.monotonic()
+        try:
+            piece = self.done[key] = {name: value for measure in measures for name, value in measure().items()}
+        except UserError as error:
+            piece = {"error": str(error)}
+        self.pieces[key] = piece | {"seconds": round(time.monotonic() - began, 1)}
+        logger.info("%s: %.0f s %s", key, self.pieces[key]["seconds"], piece.get("error", ""))
+        for folder in (self.work, self.out):
+            write_text(folder / RESULTS, json.dumps({"machine": self.machine, "pieces": self.pieces}, indent=1) + "\n")
+        for part in PARTS:
+            if (self.work / part).exists():
+                shutil.copy(self.work / part, self.out / part)
+
+    def command(
+        self, words: Sequence[str], *, limit: float = 1e9, epochs: int = 0, results: Path | None = None
+    ) -> dict:
+        """Run a command of the project; raises UserError if it fails or does not end in time.
+
+        Of a training, ``results`` is its results.csv: it is stopped as soon as its ``epochs`` cannot end in time.
+        """
+        began, ends = time.monotonic(), []
+        limit, log = min(limit, self.end - began), self.work / "log.txt"
+        with open(log, "w", encoding="utf-8") as file:
+            process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            time.sleep(0.1)
+            elapsed = time.monotonic() - began
+            if results and results.exists() and len(read_csv(results)) > len(ends):
+                ends.append(elapsed)
+            if elapsed + (epochs - len(ends)) * _per_epoch(ends) > limit:
+                process.kill()
+                process.wait()
+                raise UserError(f"stopped after {elapsed:.0f} s and {len(ends)} epochs: it would not end in time")
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
+        if process.returncode:
+            raise UserError(f"status {process.returncode}: {lines[-1]}")
+        timed = {"first_epoch_seconds": ends[0], "epoch_seconds": _per_epoch(ends)} if ends else {}
+        return {"command": shlex.join(["python", *words]), "log": lines[-5:], **timed}
+
+    def steps(self, until: float) -> None:
+        """Benchmark training steps against the plain reference until a time of the clock."""
+        path = self.work / "step.json"
+        for flags in self.scale["steps"]:
+            words = [BENCHMARK, "step", *flags.split(), "--json", str(path)]
+            taken = [piece["seconds"] for key, piece in self.pieces.items() if key.startswith(STEP)]
+            if time.monotonic() < until:
+                step = partial(lambda words: self.command(words) | {"benchmark": read_json(path)}, words)
+                self.attempt(f"{STEP} {flags}", max(taken, default=40), step)
+
+    def probe(self) -> dict:
+        """Train AT for three epochs on a few images: the seconds of an epoch of all images, and of the first."""
+        images, fewer = self.scale["images"]
+        run = self.runs[TEACHER]
+        folder = run.folder.with_name(run.folder.name.replace(TEACHER, PROBE))
+        shutil.rmtree(folder, ignore_errors=True)
+        flags = ["--epochs", "3", "--limit_train", str(fewer), "--eval_every", "100", "--desc_str", PROBE]
+        measured = self.command([*run.commands[0], *flags], results=folder / "results.csv")
+        if not measured.get("epoch_seconds"):
+            raise UserError("its epochs ended before they could be timed")
+        return measured | {"epoch_seconds": measured["epoch_seconds"] * images / fewer}
+
+    def train_all(self, first: float, epoch: float) -> None:
+        """The teacher, then one student after another with the same schedule; a row without its teacher is left out."""
+        if not self.weights():
+            self.done.pop(TEACHER, None)
+        epochs = min(self.scale["epochs"], max(1, int((TEACHER_SECONDS - first) / (MARGIN * epoch))))
+        epochs = self.done.get(TEACHER, {}).get("epochs", epochs)
+        for row, run in self.runs.items():
+            words, evaluation = run.commands[0], self.pieces.get(EVALUATION, {}).get("seconds", 90)
+            best, seconds = run.folder / BEST_PGD10, first + epochs * epoch * COSTS.get(_method(words), 1.4)
+            if row == SECOND:
+                if not run.folder.exists():
+                    self.done.pop(row, None)
+                self.attempt(row, first, partial(self.train, run, words, 10))
+                continue
+            words = [*words, "--epochs", str(epochs)]
+            if row != TEACHER and not (weights := self.weights()):
+                return
+            if "--teacher_path" in words:
+                words += ["--teacher_path", str(weights)]
+            train = partial(self.train, run, words, epochs)
+            if row != TEACHER:
+                self.attempt(row, seconds + evaluation, train, partial(self.evaluate, run, best))
+                continue
+            self.attempt(row, seconds, train, partial(self.keep_teacher, best))
+            if weights := self.weights():
+                self.attempt(EVALUATION, evaluation, partial(self.evaluate, run, weights))
+
+    def train(self, run: Run, words: list[str], epochs: int) -> dict:
+        """Train one row; the result has the rows of results.csv."""
+        results = run.folder / "results.csv"
+        ended = self.command(words, epochs=epochs, results=results)
+        return ended | {"epochs": epochs, "rows": read_csv(results)}
+
+    def evaluate(self, run: Run, best: Path) -> dict:
+        """Evaluate the best and the last checkpoint of a row; the result has the accuracies of each."""
+        checkpoints = {"best": best, "last": run.folder / LAST}
+        checkpoints = {kind: path for kind, path in checkpoints.items() if path.exists()}
+        words = [*run.commands[1], "--model_path", *map(str, checkpoints.values())]
+        command = self.command(words)["command"]
+        paths = {kind: results_folder(path) / "eval.json" for kind, path in checkpoints.items()}
+        results = {kind: read_evaluations(path)[-1]["figures"] for kind, path in paths.items()}
+        return {"evaluation_command": command, "results": results}
+
+    def keep_teacher(self, checkpoint: Path) -> dict:
+        """Write the teacher with convolutions and matrices in bfloat16, whole and in two parts."""
+        folder, metadata = self.work / TEACHER, read_metadata(checkpoint)
+        name, size = metadata["model"], metadata["image_size"]
+        save_folder(load_network(name, 10, checkpoint, size), folder, name, 10, size)
+        weights = load_file(folder / WEIGHTS)
+        weights = {key: value.bfloat16() if value.ndim > 1 else value for key, value in weights.items()}
+        save_file(weights, folder / WEIGHTS, {"format": "pt"})
+        content = (folder / WEIGHTS).read_bytes()
+        half = len(content) // 2
+        for part, half_of_it in zip(PARTS, (content[:half], content[half:]), strict=True):
+            (self.work / part).write_bytes(half_of_it)
+        return {"sha256": hashlib.sha256(content).hexdigest(), "config": read_json(folder / CONFIG)}
+
+    def weights(self) -> Path | None:
+        """The teacher's file: of this session, joined from the parts of an earlier one, or the published one."""
+        path = self.work / TEACHER / WEIGHTS
+        if not path.exists() and (parts := sorted(self.earlier.rglob("teacher.[12]"))):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"".join(part.read_bytes() for part in parts))
+        published = ROOT / "models" / "pretrained" / "resnet18_cifar10" / WEIGHTS
+        usable = [path, published] if self.scale is SCALES["full"] else [path]
+        return next((path for path in usable if path.exists()), None)
+
+
+def join(source: Path, target: Path) -> None:
+    """Join the teacher's weights and write them with configuration and card. Raises UserError for a bad teacher."""
+    kept = _read(source / RESULTS)
+    try:
+        teacher, results = kept["pieces"][TEACHER], kept["pieces"][EVALUATION]["results"]["best"]
+        content = b"".join((source / part).read_bytes() for part in PARTS)
+        robust = results["AutoAttack"]["accuracy"]
+    except (KeyError, OSError) as error:
+        raise UserError(f"{source}: has no evaluated teacher ({error})") from error
+    if hashlib.sha256(content).hexdigest() != teacher["sha256"]:
+        raise UserError(f"{source}: the teacher's files are damaged, or not those of its results")
+    if robust < LEAST_AUTOATTACK:
+        raise UserError(f"{source}: AutoAttack accuracy {robust:.2f} % is below {LEAST_AUTOATTACK:g} %; not written")
+    target.mkdir(parents=True, exist_ok=True)
+    (target / WEIGHTS).write_bytes(content)
+    write_text(target / CONFIG, json.dumps(teacher["config"], indent=2) + "\n")
+    load_folder(target)  # strictly: a missing weight is an error
+    lines = [[attack, f"{one['accuracy']:.2f}", one["n"]] for attack, one in results.items()]
+    rows = markdown_table(["attack (epsilon 8/255)", "accuracy in %", "test images"], lines)
+    values = {**kept["machine"], **teacher["config"], **teacher, "name": target.name, "table": rows}
+    write_text(target / "README.md", CARD.format(**values))
+    logger.info("%s: AutoAttack %.2f %%", target, robust)
+
+
+def table(folder: Path) -> str:
+    """Accuracies and speed of all results below a folder as Markdown. Raises UserError if there are none."""
+    accuracies, speeds = [], []
+    for kept in map(_read, sorted(folder.rglob("*.json"))):
+        device, data = (kept["machine"].get(key, "-") for key in ("device", "data"))
+        for key, piece in kept["pieces"].items():
+            for kind, results in piece.get("results", {}).items():
+                cells = [f"{results[attack]['accuracy']:.2f}" if attack in results else "-" for attack in ATTACKS]
+                accuracies.append([key.removesuffix(" evaluation"), kind, *cells, data, device])
+            if measured := piece.get("benchmark"):
+                rate, ratio = measured["images_per_second"]["ours"], measured["ratio"]
+                peak = measured.get("peak_mib", {}).get("ours", "-")
+                speeds.append([key.removeprefix(f"{STEP} "), f"{rate:.0f}", f"{ratio:.2f}", peak, device])
+    tables = {
+        ("row", "checkpoint", *ATTACKS, "data", "hardware"): accuracies,
+        ("training step", "images/s", "ratio to the reference", "peak memory (MiB)", "hardware"): speeds,
+    }
+    if not accuracies + speeds:
+        raise UserError(f"{folder}: has no results of gpu.py")
+    return "\n\n".join(markdown_table(header, rows) for header, rows in tables.items() if rows)
+
+
+def _machine() -> dict:
+    """Hardware and versions."""
+    cuda = torch.cuda.is_available()
+    device = torch.cuda.get_device_name(0) if cuda else f"CPU, {platform.machine()}"
+    return {"device": device, "cores": os.cpu_count(), "cuda": torch.version.cuda, **versions()}
+
+
+def _read(path: Path) -> dict[str, dict]:
+    """The results in a file; empty if there is none, or other content. Raises UserError for a damaged file."""
+    try:
+        content = read_json(path) if path.exists() else {}
+        return {key: dict(content.get(key, {})) for key in ("machine", "pieces")}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: no results of gpu.py ({error})") from error
+
+
+def _method(words: Sequence[str]) -> str:
+    return words[words.index("--method") + 1]
+
+
+def _per_epoch(ends: Sequence[float]) -> float:
+    """Seconds of an epoch after the first, which includes the start; 0 while there is none."""
+    return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 0.0
+
+
+if __name__ == "__main__":
+    run_command(lambda: gpu(sys.argv[1:]))

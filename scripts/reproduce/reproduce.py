@@ -1,0 +1,306 @@
+"""Train and evaluate the rows of a table, and print our results beside the paper's.
+
+python scripts/reproduce/reproduce.py --table IAD-2 --scale short --out runs/iad -- --data_root DIR
+
+tables.csv lists every run, published.csv the papers' results. Flags after -- go to every training and evaluation. The
+same command again continues: finished commands are skipped, interrupted trainings and evaluations resume.
+"""
+
+import hashlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
+
+from engine.evaluation.records import read_evaluations
+from utils.cli import ROOT, run_command
+from utils.errors import UserError
+from utils.files import write_text
+from utils.flags import parser_for
+from utils.log import logger
+from utils.tables import markdown_table, read_csv, text_table
+from utils.versions import versions
+
+ATTACKS = ("Clean", "FGSM", "PGD-20", "PGD-TRADES-20", "C&W-inf-30", "AutoAttack")
+NONE = "-"
+PUBLISHED = "published"  # the method of a teacher that others trained
+BEST = {"Natural": "best_clean_acc_model.pth"}  # by method; all others: best_PGD10_acc_model.pth
+KINDS = {"best_PGD10_acc_model_eval": "best", "last_epoch_model_eval": "last"}
+DEFAULT_SEED = 42
+
+
+def _table(name: str) -> list[dict[str, str]]:
+    return read_csv(Path(__file__).with_name(f"{name}.csv"))
+
+
+# Name -> flags of training and evaluation, further ones of distillations, the checkpoint that is evaluated (empty: best
+# and last) and seeds. "scale NAME" -> flags of training and evaluation that a scale adds.
+SETTINGS = {line["name"]: line for line in _table("settings")}
+SCALES = ("full", "short", "smoke")
+
+
+class Row(NamedTuple):
+    """One line of tables.csv.
+
+    ``teacher`` and ``second`` name rows of the same table; ``scale`` is empty for a row of every scale. A published
+    teacher has its name as ``student``, the flags of its evaluation as ``flags``, and the source of its ``file`` as
+    ``note``.
+    """
+
+    table: str
+    row: str
+    scale: str
+    setting: str
+    dataset: str
+    student: str
+    method: str
+    teacher: str
+    second: str
+    flags: str
+    file: str
+    note: str
+
+
+def load_tables() -> dict[str, list[Row]]:
+    """The rows of tables.csv by the name of their table."""
+    tables: dict[str, list[Row]] = {}
+    for line in _table("tables"):
+        tables.setdefault(line["table"], []).append(Row(**line))
+    return tables
+
+
+class Run(NamedTuple):
+    """The commands of one row and seed, the folder of its evaluations, and the keys of the runs that come first."""
+
+    name: str
+    commands: list[list[str]]
+    folder: Path
+    needs: list[str]
+
+
+class Planner:
+    """Turns rows into runs; the runs of several tables that have the same commands are one."""
+
+    def __init__(self, out: Path, scale: str, seeds: Sequence[int], teacher: str | None, data: Sequence[str]):
+        self.out, self.scale, self.seeds, self.teacher, self.data = out, scale, seeds, teacher, list(data)
+        self.runs: dict[str, Run] = {}
+
+    def plan(self, rows: Sequence[Row], patterns: Sequence[str]) -> dict[str, list[str]]:
+        """Add the runs of one table; return the keys of each row's runs. Teachers are added as they are needed."""
+        rows = {row.row: self._at_scale(row) for row in rows if row.scale in ("", self.scale)}
+        teachers = {row.teacher for row in rows.values()} | {row.second for row in rows.values()}
+        planned = {}
+        for name, row in rows.items():
+            if any(fnmatch(name, pattern) for pattern in patterns):
+                seeds = self.seeds or [int(seed) for seed in SETTINGS[row.setting]["seeds"].split()]
+                seeds = [DEFAULT_SEED] if name in teachers else seeds
+                planned[name] = [self._add(row, rows, seed) for seed in seeds]
+        return planned
+
+    def _at_scale(self, row: Row) -> Row:
+        """The row without what only its paper's scale has: published teachers, large networks, other datasets."""
+        if self.scale != "full" and row.method == PUBLISHED:
+            row = row._replace(method="AT", student="resnet18", flags="", file="")
+        return row._replace(dataset="Digits", student="small_resnet") if self.scale == "smoke" else row
+
+    def _add(self, row: Row, rows: dict[str, Row], seed: int) -> str:
+        teachers = [rows[name] for name in (row.teacher, row.second) if name]
+        needs = [self._add(teacher, rows, DEFAULT_SEED) for teacher in teachers]
+        train, test = self._flags(row)
+        folder, evaluate = self._folder(row, rows, seed), "main_eval.py"
+        if row.dataset == "Tiny_Image":
+            evaluate = "main_eval_tinyimagenet.py"
+        if row.method == PUBLISHED:
+            test += [*row.flags.split(), "--out", str(folder)]
+            commands = [[evaluate, "--model_path", self._checkpoint(row, rows), *test]]
+        else:
+            for flag, teacher in zip(("teacher", "std_teacher"), teachers, strict=False):
+                train += [f"--{flag}_model", teacher.student, f"--{flag}_path", self._checkpoint(teacher, rows)]
+            train += ["--method", row.method, "--model", row.student, "--seed", str(seed), *row.flags.split()]
+            train += ["--root_path", str(folder.parents[2]), "--resume"]
+            train += ["--desc_str", _suffix(row)] if _suffix(row) else []
+            commands = [["main_tiny.py" if row.dataset == "Tiny_Image" else "main.py", *train]]
+            if row.row not in {other.second for other in rows.values()}:  # a second teacher is no row of the table
+                commands.append([evaluate, "--model_path", str(folder / SETTINGS[row.setting]["checkpoint"]), *test])
+        key = shlex.join(commands[0])
+        self.runs.setdefault(key, Run(f"{row.table}_{row.row}_seed{seed}", commands, folder, needs))
+        return key
+
+    def _flags(self, row: Row) -> tuple[list[str], list[str]]:
+        """Flags of a row's training and evaluation that the other rows of its setting share."""
+        small = self.scale == "short" and row.setting != "paper"  # the settings for a CPU have no short scale
+        setting, scale = SETTINGS[row.setting], SETTINGS["scale full" if small else f"scale {self.scale}"]
+        distillation = setting["distillation"] if row.teacher else ""
+        train = ["--dataset", row.dataset, *f"{setting['training']} {distillation} {scale['training']}".split()]
+        test = ["--dataset", row.dataset, *f"{setting['evaluation']} {scale['evaluation']}".split()]
+        return train + self.data, test + self.data
+
+    def _folder(self, row: Row, rows: dict[str, Row], seed: int) -> Path:
+        """Where a run's folder is (engine/training/run_folder.py), or the evaluation of a published teacher."""
+        if row.method == PUBLISHED:
+            return self.out / PUBLISHED / row.student
+        dataset = self.data[self.data.index("--dataset") + 1] if "--dataset" in self.data else row.dataset
+        parts = [row.student, f"from_{rows[row.teacher].student}" if row.teacher else ""]
+        parts += ["" if row.method == "Natural" else "eps8", f"seed{seed}", _suffix(row)]
+        return self.out / row.setting / dataset / row.method / "_".join(filter(None, parts))
+
+    def _checkpoint(self, teacher: Row, rows: dict[str, Row]) -> str:
+        if teacher.method == PUBLISHED:
+            return str(Path(self.teacher or ROOT / teacher.file).absolute())
+        name = BEST.get(teacher.method, "best_PGD10_acc_model.pth")
+        return str(self._folder(teacher, rows, DEFAULT_SEED) / name)
+
+
+def _suffix(row: Row) -> str:
+    """What the row's folder name ends with: the row's name without the method."""
+    return row.row.removeprefix(row.method).strip("_")
+
+
+class Runner:
+    """Carries out runs, several at once, and remembers in ``out`` which commands have ended well."""
+
+    def __init__(self, out: Path, jobs: int):
+        self.out, self.jobs = out, jobs
+        self.processes: set[subprocess.Popen] = set()
+        for folder in ("finished", "logs"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+
+    def carry_out(self, runs: dict[str, Run]) -> bool:
+        """Carry out all runs, each after those that it needs; return whether all of them succeeded."""
+        futures: dict[str, Future] = {}
+        with ThreadPoolExecutor(self.jobs) as pool:
+            try:
+                for key, run in runs.items():  # teachers come first, so a waiting run never blocks its teacher
+                    futures[key] = pool.submit(self._run, run, [futures[need] for need in run.needs])
+                return all([future.result() for future in futures.values()])
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list(self.processes):
+                    process.terminate()
+                raise
+
+    def _run(self, run: Run, needs: Sequence[Future]) -> bool:
+        if not all([need.result() for need in needs]):
+            logger.error("%s: skipped, for its teacher failed", run.name)
+            return False
+        return all(self._command(run.name, command) for command in run.commands)
+
+    def _command(self, name: str, command: list[str]) -> bool:
+        script = Path(command[0]).stem
+        line = shlex.join(command)
+        mark = self.out / "finished" / hashlib.sha256(line.encode()).hexdigest()[:16]
+        if mark.exists():
+            return True
+        if script.startswith("main_eval"):  # unfinished evaluations continue only under the code that began them
+            command = [*command, "--state", str(self.out / "state" / (versions()["git"] or "unknown"))]
+        logger.info("%s python %s", time.strftime("%H:%M:%S"), line)
+        log = self.out / "logs" / f"{name}_{script}.txt"
+        with open(log, "w", encoding="utf-8") as file:
+            process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        self.processes.add(process)
+        failed = process.wait()
+        self.processes.discard(process)
+        if failed:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no output"]
+            logger.error("%s: %s", log, lines[-1])
+            return False
+        write_text(mark, line + "\n")
+        return True
+
+
+def reproduce(arguments: Sequence[str]) -> None:
+    """Carry out a table's runs. Raises UserError for a bad request; exits with status 1 where a run failed."""
+    words = list(arguments)
+    own, data = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    options = _parser().parse_args(own)
+    tables = load_tables()
+    wanted = (options.table or "").lower()
+    names = [name for name in tables if name.lower() == wanted or name.lower().startswith(f"{wanted}-")]
+    if not names:
+        raise UserError(
+            f"--table {options.table or ''}: must be one of {', '.join(tables)}; IAD-2 selects all IAD-2-..."
+        )
+    out = Path(options.out or f"runs/{options.table}").absolute()
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: must be at least 1")
+    planner = Planner(out, options.scale, options.seeds, options.teacher, data)
+    planned = {name: planner.plan(tables[name], options.rows) for name in names}
+    if not planner.runs:
+        raise UserError(f"--rows {' '.join(options.rows)}: no such row in {', '.join(names)}")
+    if options.list:
+        for run in planner.runs.values():
+            for command in run.commands:
+                print(shlex.join(["python", *command]))
+        return
+    if options.scale == "full":
+        _require_teachers(tables, names, planner)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the commands, too
+    succeeded = Runner(out, options.jobs).carry_out(planner.runs)
+    for name, rows in planned.items():
+        show(name, {row: [planner.runs[key].folder for key in keys] for row, keys in rows.items()}, out, options.scale)
+    if not succeeded:
+        logger.error("some commands failed (see above); the same command continues")
+        sys.exit(1)
+
+
+def _parser():
+    parser = parser_for(__doc__)
+    parser.add_argument("--table", nargs="?", metavar="NAME", help="a table, or the first part of several names")
+    parser.add_argument("--scale", choices=SCALES, default="full", help="size of the runs [default: full]")
+    parser.add_argument("--rows", nargs="+", default=["*"], metavar="ROW", help="names or patterns; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="seeds; default: of the table")
+    parser.add_argument("--teacher", metavar="FILE", help="the published teacher; default: its path in tables.csv")
+    parser.add_argument("--out", metavar="DIR", help="folder of everything; default: runs/TABLE")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once [default: 1]")
+    parser.add_argument("--list", action="store_true", help="print the commands and end")
+    return parser
+
+
+def _require_teachers(tables: dict[str, list[Row]], names: Sequence[str], planner: Planner) -> None:
+    """Raise UserError for the first published teacher whose file is missing."""
+    for row in (row for name in names for row in tables[name] if row.method == PUBLISHED):
+        path = planner._checkpoint(row, {})
+        if not Path(path).exists():
+            raise UserError(f"{path}: no such teacher; put it there or give --teacher FILE: {row.note}")
+
+
+def show(table: str, rows: dict[str, list[Path]], out: Path, scale: str) -> None:
+    """Print the published and our results of a table, and write them to ``out``/``table``.md."""
+    published = {line["row"]: line for line in _table("published") if line["table"] == table}
+    lines, sizes = [], {}
+    for row in dict.fromkeys([*published, *rows]):
+        if row in published:
+            lines.append([row, published[row]["source"], *(published[row][attack] or NONE for attack in ATTACKS)])
+        results: dict[str, list[dict]] = {}
+        for path in (path for folder in rows.get(row, ()) for path in sorted(folder.rglob("eval.json"))):
+            results.setdefault(KINDS.get(path.parent.name, "ours"), []).append(read_evaluations(path)[-1]["figures"])
+        for kind, group in results.items():
+            lines.append([row, f"ours, {kind} ({len(group)})", *(_cell(group, attack) for attack in ATTACKS)])
+            for attack in ATTACKS:
+                sizes.setdefault(attack, set()).update(str(one[attack]["n"]) for one in group if attack in one)
+    header = ["row", "results", *ATTACKS]
+    images = ", ".join(f"{attack} {'/'.join(sorted(counts))}" for attack, counts in sizes.items() if counts)
+    note = f"{table}: accuracy in %; ours at scale {scale}, test images: {images or NONE}"
+    write_text(out / f"{table}.md", f"{markdown_table(header, lines)}\n\n{note}\n")
+    logger.info("\n%s\n\n%s", text_table(header, lines), note)
+
+
+def _cell(results: Sequence[dict], attack: str) -> str:
+    """Mean and sample standard deviation in percent."""
+    values = [one[attack]["accuracy"] for one in results if attack in one]
+    if not values:
+        return NONE
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    run_command(lambda: reproduce(sys.argv[1:]))

@@ -1,0 +1,175 @@
+"""The Python API: what it loads, that it evaluates as the command line does, what it refuses, its page's snippets."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from commands import run_here
+from conftest import ROOT
+from safetensors.torch import save_file
+from tiny import trained_on_stripes
+from torch import nn
+
+from data import TEST_SUBSET_SEED, load, subset
+from engine import evaluate, load_model, train
+from engine.evaluation.records import read_evaluations, results_path
+from models import build
+from models.teachers import load_teacher
+from utils.config import TrainConfig
+from utils.errors import UserError
+
+INCLUDED = "models/pretrained/small_resnet_cifar10"
+
+
+def test_importing_engine_is_cheap():
+    code = "import sys, engine; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# Loading.
+
+
+@pytest.mark.parametrize("folder", [ROOT, "elsewhere"])
+def test_the_included_teacher_loads_from_any_folder(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path if folder == "elsewhere" else folder)
+    x = torch.rand(2, 3, 32, 32)
+    model = load_model(INCLUDED)
+    assert not model.training
+    assert torch.equal(model(x), load_teacher("small_resnet", "CIFAR10", 10)(x))
+
+
+LAYOUTS = {
+    "bare.pt": lambda state: state,
+    "official.pth": lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3},
+    "ours.pth": lambda state: {"net": state, "model": "small_resnet", "dataset": "Digits", "image_size": 16},
+    "weights.safetensors": lambda state: {f"model.{key}": value for key, value in state.items()},
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_loads_and_says_its_number_of_classes(tmp_path, name):
+    network = build("small_resnet", 7).eval()
+    (save_file if name.endswith("safetensors") else torch.save)(LAYOUTS[name](network.state_dict()), tmp_path / name)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load_model(tmp_path / name)(x), network(x))
+    assert load_model(tmp_path / name, model="small_resnet", num_classes=7)(x).shape == (2, 7)
+
+
+def test_a_network_of_larger_images_is_loaded_without_metadata(tmp_path):
+    torch.save(build("presnet18", 200, 64).state_dict(), tmp_path / "net.pth")
+    assert load_model(tmp_path / "net.pth")(torch.rand(1, 3, 64, 64)).shape == (1, 200)
+
+
+def test_a_file_that_does_not_fit_is_one_clear_error(tmp_path):
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "strange.pth")
+    for arguments, message in (
+        ((tmp_path / "none.pth",), "cannot be read"),
+        ((tmp_path / "strange.pth",), "model: needed|model: required"),
+        ((INCLUDED, "resnet18"), "the weights of another network"),
+        ((INCLUDED, None, 7), "made for 10 classes, not 7"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_model(*arguments)
+
+
+# Evaluating.
+
+
+def test_it_gives_the_accuracies_of_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(build("small_resnet", 10, 16).state_dict(), tmp_path / "net.pth")
+    flags = "--dataset Digits --image_size 16 --limit_test 40 --bs 16 --seed 3 --eps 0.02 --no-pictures"
+    attacks = "clean,fgsm,pgd,pgd_trades,cw"
+    ended = run_here(monkeypatch, capsys, "main_eval.py", f"{flags} --attacks {attacks} --model_path net.pth")
+    assert ended.status == 0, ended.err
+    (evaluation,) = read_evaluations(results_path("net.pth"))
+    test = subset(load("Digits", image_size=16).test, 40, TEST_SUBSET_SEED)
+    images = test.images.float() / 255
+    report = evaluate(load_model("net.pth"), images, test.labels, eps=0.02, attacks=attacks, batch_size=16, seed=3)
+    assert list(report) == list(evaluation["figures"]) and len(report) == 6
+    for title, result in evaluation["figures"].items():
+        assert report[title].accuracy == result["accuracy"] and report[title].correct == result.get("correct", "")
+    assert report.to_dict()["PGD-20"]["parameters"] == evaluation["figures"]["PGD-20"]["parameters"]
+    assert re.search(r"^PGD-20 +\d+\.\d\d %  \(n 40; epsilon 5.1/255, 20 steps, ", str(report), re.M)
+
+
+def test_the_model_is_left_as_it_was():
+    net, x, y = trained_on_stripes(n=40)
+    net.train().requires_grad_(True).zero_grad()
+    net.bn1.eval()
+    net.conv1.weight.requires_grad_(False)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    report = evaluate(net, x, y, attacks="clean,pgd", steps=3, restarts=2)
+    assert report["PGD-3"].n == 40 and "2 restarts" in report["PGD-3"].settings
+    assert net.training and net.bn2.training and not net.bn1.training
+    assert [name for name, parameter in net.named_parameters() if not parameter.requires_grad] == ["conv1.weight"]
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("attack", ["pgd", pytest.param("aa", marks=pytest.mark.slow)])
+def test_attacks_in_bfloat16_find_what_attacks_in_float32_find(attack):
+    net, x, y = trained_on_stripes()
+    accuracies = []
+    for precision in ("fp32", "bf16"):
+        (result,) = evaluate(net, x, y, attacks=attack, precision=precision).values()
+        accuracies.append(result.accuracy)
+    assert 10 < accuracies[0] < 90
+    assert abs(accuracies[0] - accuracies[1]) <= 100 * 2 / 500
+
+
+def linear(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, classes))
+
+
+X, Y = torch.rand(4, 3, 8, 8), torch.arange(4)
+REFUSED = {
+    "images: must be in [0, 1], not in [0, 255]": {"images": torch.tensor([0.0, 255.0]).expand(4, 3, 8, 2)},
+    "images: must be float32, not torch.uint8": {"images": X.byte()},
+    "images: must be a tensor, not ndarray": {"images": X.numpy()},
+    "images: must have shape (N, C, H, W) with N > 0, not (3, 8, 8)": {"images": X[0]},
+    "images: must be in [0, 1], not in [nan, nan]": {"images": X * torch.nan},
+    "labels: must be an integer tensor of shape (4,)": {"labels": Y[:3]},
+    "labels: must be between 0 and 9, the model has 10 classes": {"labels": Y + 7},
+    "eps: must be in [0, 1], not 8; divide by 255": {"eps": 8},
+    "attacks pgdd: unknown name; nearest: pgd": {"attacks": "pgdd"},
+    "--precision tf32: requires a GPU": {"precision": "tf32"},
+    "attacks: AutoAttack needs 4 classes, not 2": {"model": linear(2), "labels": Y % 2},
+    "model: must return logits (B, classes), not a tensor of shape (1, 3, 8, 8)": {"model": nn.Identity()},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_wrong_argument_is_a_value_error_of_one_sentence(message):
+    arguments = {"model": linear(10), "images": X, "labels": Y}
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        evaluate(**arguments | REFUSED[message])
+    assert "\n" not in str(error.value)
+
+
+# Training, and the page.
+
+
+def test_a_recipe_keeps_the_fields_that_are_set(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("engine.training.run.train", lambda config, given: seen.update(given=given) or tmp_path)
+    assert train(TrainConfig(method="TRADES", recipe="paper", epochs=3)) == tmp_path
+    assert seen["given"] == dict.fromkeys(("method", "recipe", "epochs"), "flag")
+
+
+def test_the_snippets_of_the_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    assert len(snippets) == 3
+    small = {"(20": "(4", "epochs=1": "epochs=1, limit_train=32, limit_test=20"}
+    names = {}
+    for snippet in snippets:
+        for text, replacement in small.items():
+            snippet = snippet.replace(text, replacement)
+        exec(compile(snippet, "docs/api.md", "exec"), names)
+    assert set(names["saved"]) == {"Clean", "PGD-20", "AutoAttack", "worst case"}
+    assert names["folder"].is_dir() and names["model"](torch.rand(1, 3, 16, 16)).shape == (1, 10)

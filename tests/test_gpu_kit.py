@@ -1,0 +1,146 @@
+"""scripts/reproduce/gpu.py: everything at smoke scale on a CPU, its time limit, and the teacher's way back."""
+
+import argparse
+import hashlib
+import json
+import time
+from functools import partial
+
+import pytest
+import torch
+from commands import run_here
+from safetensors.torch import load_file
+
+from models import build
+from scripts.reproduce.gpu import PARTS, RESULTS, WEIGHTS, Session
+from utils.errors import UserError
+
+SCRIPT = "scripts/reproduce/gpu.py"
+CIFAR_ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")
+
+
+@pytest.fixture
+def gpu(monkeypatch, capsys):
+    return partial(run_here, monkeypatch, capsys, SCRIPT)
+
+
+@pytest.fixture
+def session(tmp_path):
+    def make(minutes=1.0, **changes):
+        folders = {name: str(tmp_path / name) for name in ("out", "work", "done", "data_root")}
+        return Session(argparse.Namespace(scale="smoke", minutes=minutes, **(folders | changes)))
+
+    return make
+
+
+@pytest.mark.slow
+def test_everything_runs_at_smoke_scale(gpu, tmp_path):
+    flags = f"--minutes 4 --scale smoke --out {tmp_path / 'out'} --work {tmp_path / 'work'} --done {tmp_path}"
+    ended = gpu(flags)
+    assert ended.status == 0, ended.err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {RESULTS, *PARTS}
+    results = json.loads((tmp_path / "out" / RESULTS).read_text())
+    pieces = results["pieces"]
+    assert not {key: piece["error"] for key, piece in pieces.items() if "error" in piece}
+    assert [*pieces][2:] == ["probe", "teacher", "teacher evaluation", "DGAD", "standard", "IAD-II"]
+    assert (
+        pieces["DGAD"]["results"].keys() == {"best", "last"} and "main_eval.py" in pieces["DGAD"]["evaluation_command"]
+    )
+    assert results["machine"]["torch"] and results["machine"]["data"] == "Digits"
+    assert gpu(flags).out == ""  # everything is done
+    shown = gpu(f"--table {tmp_path / 'out'}").out
+    assert "| DGAD | best |" in shown and "| teacher | last |" in shown and "| --method AT" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--minutes 0 --out OUT", "--minutes 0: must be"),
+        ("--minutes 1", "--out: needed"),
+        ("--minutes 1 --out OUT --data_root OUT", "no images in train/CLASS/"),
+        ("--table OUT", "has no results"),
+        ("--join OUT --to OUT/to", "has no evaluated teacher"),
+    ],
+)
+def test_a_bad_request_ends_with_one_line(gpu, tmp_path, flags, message):
+    ended = gpu(flags.replace("OUT", str(tmp_path / "out")))
+    assert ended.status == 2 and message in ended.err and len(ended.err.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_results_of_another_card_stay_as_they_are(gpu, tmp_path):
+    content = json.dumps({"machine": {"device": "NVIDIA H100"}, "pieces": {}})
+    (tmp_path / RESULTS).write_text(content)
+    ended = gpu(f"--minutes 1 --scale smoke --out {tmp_path} --work {tmp_path / 'work'}")
+    assert ended.status == 2 and "has results of NVIDIA H100" in ended.err and len(ended.err.splitlines()) == 1
+    assert (tmp_path / RESULTS).read_text() == content
+
+
+def test_accuracies_of_another_card_are_done_and_its_times_are_not(session, tmp_path):
+    (tmp_path / "done").mkdir()
+    pieces = {"probe": {}, "tests": {}, "DGAD": {"rows": [], "results": {}}, "ARD": {"error": "stopped"}}
+    (tmp_path / "done" / "h100.json").write_text(json.dumps({"machine": {"device": "NVIDIA H100"}, "pieces": pieces}))
+    assert session().done.keys() == {"DGAD"}
+
+
+def test_a_piece_that_does_not_fit_is_not_started_and_each_result_is_written_at_once(session, tmp_path):
+    short = session(minutes=0.5)
+    short.attempt("long", 60, lambda: pytest.fail("started"))
+    short.attempt("first", 1, lambda: {"a": 1}, lambda: {"b": 2})
+    kept = json.loads((tmp_path / "out" / RESULTS).read_text())["pieces"]
+    assert kept.keys() == {"first"} and (kept["first"]["a"], kept["first"]["b"]) == (1, 2)
+    short.attempt("failed", 1, lambda: short.command(["-c", "print('the reason'); raise SystemExit(3)"]))
+    short.attempt("first", 1, lambda: pytest.fail("done already"))
+    again = session()
+    assert again.pieces["failed"]["error"] == "status 3: the reason" and again.done.keys() == {"first"}
+
+
+def test_a_command_that_cannot_end_in_time_is_stopped(session, tmp_path):
+    began = time.monotonic()
+    with pytest.raises(UserError, match="would not end in time"):
+        session().command(["-c", "import time; time.sleep(60)"], limit=1)
+    rows = "import time\nfor n in range(9):\n open({!r}, 'a').write('epoch\\n' * (not n) + '1\\n'); time.sleep(1)"
+    results = tmp_path / "results.csv"
+    with pytest.raises(UserError, match="2 epochs"):  # of 100, a second each
+        session().command(["-c", rows.format(str(results))], limit=20, epochs=100, results=results)
+    assert time.monotonic() - began < 10
+
+
+@pytest.fixture
+def teacher(session, tmp_path):
+    """A teacher as a session leaves it in DIR."""
+
+    def make(autoattack):
+        network = build("small_resnet", 10, 16)
+        content = {"net": network.state_dict(), "model": "small_resnet", "dataset": "Digits", "image_size": 16}
+        torch.save(content | {"method": "AT", "classes": list("0123456789")}, tmp_path / "best.pth")
+        one = session()
+        kept = one.keep_teacher(tmp_path / "best.pth")
+        results = {attack: {"accuracy": autoattack, "n": 1000} for attack in CIFAR_ATTACKS}
+        one.attempt("teacher", 0, lambda: kept | {"epochs": 30, "command": "python main.py"})
+        one.attempt("teacher evaluation", 0, lambda: {"results": {"best": results}})
+        return network
+
+    return make
+
+
+def test_a_good_teacher_is_joined_with_its_card(gpu, teacher, tmp_path):
+    network, target = teacher(autoattack=41.0), tmp_path / "joined"
+    assert gpu(f"--join {tmp_path / 'out'} --to {target}").status == 0
+    weights = load_file(target / WEIGHTS)
+    for key, value in network.state_dict().items():
+        kept = weights[f"model.{key}"]
+        assert kept.dtype == (torch.bfloat16 if value.ndim > 1 else value.dtype)
+        torch.testing.assert_close(kept.to(value.dtype), value, rtol=2**-8, atol=0)
+    card = (target / "README.md").read_text()
+    assert "| AutoAttack | 41.00 | 1000 |" in card and "Data: Digits." in card and "python main.py" in card
+    assert hashlib.sha256((target / WEIGHTS).read_bytes()).hexdigest() in (tmp_path / "out" / RESULTS).read_text()
+
+
+def test_a_weak_or_damaged_teacher_is_not_written(gpu, teacher, tmp_path):
+    teacher(autoattack=39.0)
+    flags = f"--join {tmp_path / 'out'} --to {tmp_path / 'joined'}"
+    assert "39.00 % is below 40 %" in gpu(flags).err
+    (tmp_path / "out" / PARTS[1]).write_bytes(b"other")
+    ended = gpu(flags)
+    assert ended.status == 2 and "damaged" in ended.err and not (tmp_path / "joined").exists()
