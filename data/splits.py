@@ -1,4 +1,4 @@
-"""What every data set becomes: two splits in memory, and the ways to take a part of one."""
+"""A dataset as two splits in memory, and subsets of a split."""
 
 import zlib
 from typing import NamedTuple
@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+
+TEST_SUBSET_SEED = 0  # --limit_test selects the same images for every --seed
 
 
 class Split(NamedTuple):
@@ -17,7 +19,7 @@ class Split(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """A data set. ``classes[k]`` names label k; ``flip`` says whether a mirrored image keeps its class."""
+    """A dataset. ``classes[k]`` is the name of label k; ``flip`` says whether a mirrored image keeps its class."""
 
     train: Split
     test: Split
@@ -30,66 +32,64 @@ class Splits(NamedTuple):
         return self.train.images.shape[-1]
 
 
-def require_size(name: str, own: int, image_size: int | None) -> None:
-    """Raise UserError where ``--image_size`` asks a data set of one size for another."""
-    if image_size not in (None, own):
-        raise UserError(f"--image_size {image_size}: {name} has {own}x{own} images; leave the flag out")
+def check_image_size(dataset: str, size: int, image_size: int | None) -> None:
+    """Raise UserError if ``--image_size`` differs from the fixed size of a dataset."""
+    if image_size not in (None, size):
+        raise UserError(f"--image_size {image_size}: {dataset} has {size}x{size} images; remove the flag")
 
 
 def subset(split: Split, n: int | None, seed: int) -> Split:
-    """Take ``n`` images in their original order, the whole split where ``n`` is None or not smaller than it.
+    """Return ``n`` images in their original order, or the whole split if ``n`` is None or at least its size.
 
-    Stratified: classes keep their shares, so equal classes stay equal to within one image, and each class is
-    represented as long as ``n`` allows. The choice depends on ``seed`` alone.
-    Raises UserError for ``n`` < 1.
+    Stratified: each class keeps its share, so classes of equal size differ by at most one image, and every class is
+    present if ``n`` allows it. The choice depends only on ``seed``. Raises UserError for ``n`` < 1.
     """
-    return split if n is None or n >= len(split.labels) else take(split, chosen(split, n, seed))
+    return split if n is None or n >= len(split.labels) else take(split, subset_mask(split, n, seed))
 
 
-def chosen(split: Split, n: int | None, seed: int) -> Tensor:
-    """Mark the images, (N,) bool, that :func:`subset` takes. Raises UserError for ``n`` < 1."""
+def subset_mask(split: Split, n: int | None, seed: int) -> Tensor:
+    """Return the mask (N,) bool of the images in :func:`subset`. Raises UserError for ``n`` < 1."""
     if n is None or n >= len(split.labels):
         return torch.ones(len(split.labels), dtype=torch.bool)
     if n < 1:
         raise UserError(f"--limit_train/--limit_test {n}: must be at least 1 image")
-    return _stratified(split.labels, n, seed)
+    return _stratified_mask(split.labels, n, seed)
 
 
 def hold_out(split: Split, n: int, seed: int) -> tuple[Split, Split]:
-    """Part ``split`` into (the rest, ``n`` validation images), both stratified and in their original order.
+    """Divide ``split`` into (the rest, ``n`` validation images), both stratified and in their original order.
 
-    A class too small to be in both stays in the first. Raises UserError unless 0 < ``n`` < N.
+    A class with too few images for both is only in the first. Raises UserError unless 0 < ``n`` < N.
     """
     size = len(split.labels)
     if not 0 < n < size:
         raise UserError(f"--val_size {n}: must be between 1 and {size - 1}; the training set has {size} images")
-    kept = _stratified(split.labels, size - n, seed)
-    return take(split, kept), take(split, ~kept)
+    mask = _stratified_mask(split.labels, size - n, seed)
+    return take(split, mask), take(split, ~mask)
 
 
 def take(split: Split, mask: Tensor) -> Split:
-    """The images that ``mask`` (N,) marks, in their order."""
+    """Return the images selected by ``mask`` (N,), in their order."""
     return Split(split.images[mask], split.labels[mask])
 
 
-def _stratified(labels: Tensor, n: int, seed: int) -> Tensor:
-    """Mark ``n`` of N labels: (N,) bool.
+def fingerprint(split: Split) -> int:
+    """Return a checksum of a split's images and labels in their order."""
+    return zlib.crc32(split.labels.numpy(), zlib.crc32(split.images.contiguous().numpy()))
 
-    Each image gets the share of its class that a random queue of the class has in front of it, 0 for the first;
-    the n smallest shares are taken, ties at random. So the queues shorten at the same relative pace.
+
+def _stratified_mask(labels: Tensor, n: int, seed: int) -> Tensor:
+    """Select ``n`` of N labels: (N,) bool.
+
+    Each class is shuffled. The image at position i of a class with m images has the rank i / m; the n images of lowest
+    rank are selected, ties at random.
     """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    queues = shuffled[labels[shuffled].argsort(stable=True)]  # all of class 0 in random order, then class 1, ...
-    counts = labels.bincount()
-    owner = labels[queues]
-    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[owner]
-    share = torch.empty(len(labels), dtype=torch.float64)
-    share[queues] = place.double() / counts[owner]
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]  # all of class 0 in random order, then class 1, ...
+    counts, sorted_labels = labels.bincount(), labels[by_class]
+    position = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[sorted_labels]
+    rank = torch.empty(len(labels), dtype=torch.float64)
+    rank[by_class] = position.double() / counts[sorted_labels]
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    mask[shuffled[share[shuffled].argsort(stable=True)[:n]]] = True
+    mask[shuffled[rank[shuffled].argsort(stable=True)[:n]]] = True
     return mask
-
-
-def fingerprint(split: Split) -> int:
-    """A number that tells one split's images and labels, in their order, from another's."""
-    return zlib.crc32(split.labels.numpy(), zlib.crc32(split.images.contiguous().numpy()))

@@ -1,84 +1,73 @@
-"""Tiny-ImageNet in its own layout: ``wnids.txt``, ``train/<wnid>/images/``, and a flat ``val/`` with annotations."""
+"""Tiny-ImageNet in its own layout: ``wnids.txt``, ``train/<wnid>/images/``, and ``val/`` with an annotation file."""
 
 from pathlib import Path
 
-import torch
-
-from data.decode import decoded, image_files
-from data.splits import Split, Splits, require_size
+from data.decode import decode_splits, image_files
+from data.splits import Splits, check_image_size
 from utils.errors import UserError
 
 _FOLDER = "tiny-imagenet-200"
 _URL = f"http://cs231n.stanford.edu/{_FOLDER}.zip"
+_UNPACK = f"unpack {_URL} again"
 
 
 def load(root: Path | None, image_size: int | None, workers: int) -> Splits:
     """Read Tiny-ImageNet from ``root``, or from ``tiny-imagenet-200`` in it (default ``datasets/``); 3x64x64 images.
 
     Classes are the sorted lines of ``wnids.txt``. ``val/`` is the test split: the labels of ``test/`` are not public.
-    Raises UserError where a file is missing or wrong, or for another ``image_size``.
+    Raises UserError for a missing or damaged file, and for another ``image_size``.
     """
-    require_size("Tiny_Image", 64, image_size)
+    check_image_size("Tiny_Image", 64, image_size)
     root = _find(root or Path("datasets"))
-    classes = sorted(_text(root / "wnids.txt").split())
-    train, train_labels = _train_files(root, classes)
-    test, test_labels = _test_files(root, classes)
-    images = decoded(root, train + test, 64, workers=workers)
-    return Splits(
-        Split(images[: len(train)], torch.tensor(train_labels)),
-        Split(images[len(train) :], torch.tensor(test_labels)),
-        tuple(classes),
-        flip=True,
-    )
+    classes = sorted(_read_text(root / "wnids.txt").split())
+    train, test = _train_images(root, classes), _test_images(root, classes)
+    return decode_splits(root, train, test, classes, 64, workers=workers)
 
 
 def _find(root: Path) -> Path:
     for candidate in (root, root / _FOLDER):
         if (candidate / "wnids.txt").is_file():
             return candidate
-    place = root.parent if root.name == _FOLDER else root
+    target = root.parent if root.name == _FOLDER else root
     raise UserError(
-        f"--data_root {root}: no Tiny-ImageNet there (no wnids.txt); "
-        f"get it with: curl -LO {_URL} && unzip -q {_FOLDER}.zip -d {place}"
+        f"--data_root {root}: no Tiny-ImageNet (no wnids.txt); "
+        f"get it with: curl -LO {_URL} && unzip -q {_FOLDER}.zip -d {target}"
     )
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable text; unpack {_URL} again") from error
+        raise UserError(f"{path}: missing or not readable as text; {_UNPACK}") from error
 
 
-def _train_files(root: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
-    files, labels = [], []
+def _train_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    pairs = []
     for label, wnid in enumerate(classes):
         if wnid != Path(wnid).name:
-            raise UserError(f"{root / 'wnids.txt'}: {wnid!r} is no name of a class; unpack {_URL} again")
+            raise UserError(f"{root / 'wnids.txt'}: {wnid!r} is not a class name; {_UNPACK}")
         folder = root / "train" / wnid / "images"
-        found = image_files(folder)
-        if not found:
-            raise UserError(f"{folder}: no images of class {wnid} of wnids.txt; unpack {_URL} again")
-        files += found
-        labels += [label] * len(found)
-    return files, labels
+        files = image_files(folder)
+        if not files:
+            raise UserError(f"{folder}: no images of class {wnid} from wnids.txt; {_UNPACK}")
+        pairs += [(path, label) for path in files]
+    return pairs
 
 
-def _test_files(root: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
-    """Follow ``val_annotations.txt``: file name, wnid, then a bounding box, separated by tabs."""
+def _test_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """Read ``val_annotations.txt``: file name, wnid and a bounding box, separated by tabs."""
     annotations, folder = root / "val" / "val_annotations.txt", root / "val" / "images"
     if not annotations.is_file():
-        raise UserError(f"{annotations}: is missing; unpack {_URL} again (--dataset Folder takes a rearranged val/)")
+        raise UserError(f"{annotations}: missing; {_UNPACK}, or use --dataset Folder for val/ sorted by class")
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    there = set(image_files(folder))
-    files, labels = [], []
-    for number, line in enumerate(_text(annotations).splitlines(), 1):
+    existing, pairs = set(image_files(folder)), []
+    for number, line in enumerate(_read_text(annotations).splitlines(), 1):
         name, wnid = f"{line}\t".split("\t")[:2]
-        if folder / name not in there or wnid not in label_of:
-            wrong = f"{wnid!r} is not in wnids.txt" if folder / name in there else f"there is no {folder / name}"
-            raise UserError(f"{annotations}: line {number}: {wrong}; unpack {_URL} again")
-        files.append(folder / name)
-        labels.append(label_of[wnid])
-    if not files:
-        raise UserError(f"{annotations}: names no images; unpack {_URL} again")
-    return files, labels
+        if folder / name not in existing or wnid not in label_of:
+            problem = f"{wnid!r} is not in wnids.txt" if folder / name in existing else f"no file {folder / name}"
+            raise UserError(f"{annotations}: line {number}: {problem}; {_UNPACK}")
+        pairs.append((folder / name, label_of[wnid]))
+    if not pairs:
+        raise UserError(f"{annotations}: no images; {_UNPACK}")
+    return pairs

@@ -13,8 +13,8 @@ from engine.accuracy import evaluate
 from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import ALIASES, MODELS, build
 from models.robustbench import PREFIX
-from models.teachers import find_teacher, load_from_zoo, load_teacher, training_command
-from models.weights import load_network, read_metadata, recognise
+from models.teachers import find_teacher, load_robustbench, load_teacher, training_command
+from models.weights import identify_architecture, load_network, read_metadata
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import logger
@@ -35,7 +35,7 @@ def network_in(path: str | Path, asked: str | None, flag: str = "--model") -> st
     """
     told = read_metadata(path).get("model")
     if asked is None:
-        name = told or recognise(path)
+        name = told or identify_architecture(path)
         if name is None:
             raise UserError(
                 f"{flag}: needed: {path} does not say which network it holds, and none of ours has its keys"
@@ -51,7 +51,7 @@ def make_network(name: str, path: str, dataset: str, splits: Splits) -> nn.Modul
     """Build a network for the data; with the weights of ``path`` where that is not empty."""
     classes = len(splits.classes)
     if name.startswith(PREFIX):
-        return load_from_zoo(name, dataset, classes, path)
+        return load_robustbench(name, dataset, classes, path)
     if path:
         return load_network(name, classes, path, splits.image_size)
     return build(name, classes, splits.image_size)

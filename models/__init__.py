@@ -1,4 +1,4 @@
-"""Every network by name. All take images (B, 3, H, W) in [0, 1] and return logits (B, C)."""
+"""All networks by name. Each maps images (B, 3, H, W) in [0, 1] to logits (B, C)."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from models.wide_resnet import WideResNet
 from utils.errors import UserError
 from utils.names import canonical
 
-# name -> constructor of the number of classes; presnet18 takes image_size too.
+# Name -> constructor(num_classes); presnet18 also takes image_size.
 MODELS = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
@@ -30,7 +30,7 @@ MODELS = {
     "small_resnet": SmallResNet,
 }
 
-# Names that published checkpoints go by.
+# Names of published checkpoints -> their architectures.
 ALIASES = {
     "Chen2021LTD_WRN34_10": "wideresnet34_10",
     "Chen2021LTD_WRN34_20": "wideresnet34_20",
@@ -42,13 +42,13 @@ ALIASES = {
 
 
 def build(name: str, num_classes: int, image_size: int = 32) -> nn.Module:
-    """Return a freshly initialised network of that name, or of an alias or another case of it.
+    """Return a newly initialized network for ``name``, a key of MODELS or ALIASES in any case.
 
-    Raises UserError with the nearest names when there is no such network.
+    Raises UserError with the nearest names for an unknown name, and for images that are too small for the network.
     """
     name = canonical(name, MODELS, ALIASES, "--model")
     if name == "vgg16" and image_size < 32:
-        raise UserError(f"--image_size {image_size}: vgg16 halves its maps five times and needs 32 or more")
+        raise UserError(f"--image_size {image_size}: vgg16 needs 32 or more; choose a larger size or another --model")
     if name == "presnet18":
         return PreActResNet18(num_classes, image_size)
     return MODELS[name](num_classes)

@@ -1,15 +1,18 @@
-"""Wide ResNet in the layout of DeepMind's published checkpoints: swish, its normalisation inside."""
+"""Wide ResNet in the layout of DeepMind's published checkpoints: swish, input normalization inside the network."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.wide_resnet import stage
+
+# Mean and standard deviation of each channel.
 CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
 class DeepMindBlock(nn.Module):
-    """Pre-activated 3x3 convolutions and a shortcut: (B, in_width, H, W) to (B, width, H / stride, W / stride)."""
+    """Two pre-activation 3x3 convolutions and a shortcut: (B, in_width, H, W) to (B, width, H / stride, W / stride)."""
 
     def __init__(self, in_width: int, width: int, stride: int):
         super().__init__()
@@ -23,30 +26,17 @@ class DeepMindBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output for features x."""
         out = F.silu(self.batchnorm_0(x))
-        kept = x if self.shortcut is None else self.shortcut(out)
-        # "SAME" padding of the JAX original: with stride 2 it lies below and to the right only.
+        shortcut = x if self.shortcut is None else self.shortcut(out)
+        # "SAME" padding of the JAX original: with stride 2 it is only below and to the right.
         padded = F.pad(out, (0, 1, 0, 1)) if self.stride == 2 else out
-        return self.conv_1(F.silu(self.batchnorm_1(self.conv_0(padded)))) + kept
-
-
-class DeepMindStage(nn.Module):
-    """``depth`` blocks, the first with ``stride``."""
-
-    def __init__(self, in_width: int, width: int, depth: int, stride: int):
-        super().__init__()
-        first = DeepMindBlock(in_width, width, stride)
-        self.block = nn.Sequential(first, *(DeepMindBlock(width, width, 1) for _ in range(depth - 1)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the stage's output for features x."""
-        return self.block(x)
+        return self.conv_1(F.silu(self.batchnorm_1(self.conv_0(padded)))) + shortcut
 
 
 class DeepMindWideResNet(nn.Module):
     """WRN of Gowal et al. (2020, arXiv:2010.03593): images (B, 3, H, W) to logits (B, C), H and W even.
 
-    Normalises with CIFAR-100's mean and std for 100 classes, else with CIFAR-10's. They are constants of the
-    layout, not in its state dict; ``depth`` is 6n + 4, ``width`` multiplies 16, 32 and 64 channels.
+    It normalizes with the statistics of CIFAR-100 for 100 classes, otherwise of CIFAR-10. They are constants of the
+    layout and not part of its state dict. ``depth`` is 6n + 4; ``width`` multiplies 16, 32 and 64 channels.
     """
 
     def __init__(self, num_classes: int, *, depth: int, width: int):
@@ -57,9 +47,9 @@ class DeepMindWideResNet(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.init_conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.layer = nn.Sequential(
-            DeepMindStage(16, 16 * width, blocks, 1),
-            DeepMindStage(16 * width, 32 * width, blocks, 2),
-            DeepMindStage(32 * width, 64 * width, blocks, 2),
+            stage("block", DeepMindBlock, 16, 16 * width, blocks, 1),
+            stage("block", DeepMindBlock, 16 * width, 32 * width, blocks, 2),
+            stage("block", DeepMindBlock, 32 * width, 64 * width, blocks, 2),
         )
         self.batchnorm = nn.BatchNorm2d(64 * width, momentum=0.01)
         self.logits = nn.Linear(64 * width, num_classes)

@@ -8,24 +8,24 @@ from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 
 from models import build
-from models.normalized import Normalized
+from models.normalized import normalize_input
 from utils.files import write_atomically, write_text
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"  # the names that huggingface_hub looks for
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # the names that huggingface_hub expects
 
 
 class PublishedNetwork(nn.Module):
-    """A network of MODELS from plain words and numbers: images (B, 3, H, W) in [0, 1] to logits (B, C).
+    """A network of MODELS, built from strings and numbers: images (B, 3, H, W) in [0, 1] to logits (B, C).
 
-    ``model`` is its name. ``normalized`` says that its weights hold the mean and the std of its images. With
-    ``huggingface_hub.PyTorchModelHubMixin`` as a second base class it has ``from_pretrained`` and ``push_to_hub``;
-    alone it needs nothing but PyTorch. Raises UserError for an unknown name.
+    ``model`` is its name; ``normalized`` says whether the weights include the mean and std of its input. Used with
+    ``huggingface_hub.PyTorchModelHubMixin`` as a second base class, it has ``from_pretrained`` and ``push_to_hub``;
+    by itself it only needs PyTorch. Raises UserError for an unknown name.
     """
 
     def __init__(self, model: str, num_classes: int, image_size: int = 32, normalized: bool = False):
         super().__init__()
         network = build(model, num_classes, image_size)
-        self.model = _with_statistics(network) if normalized else network
+        self.model = normalize_input(network, torch.zeros(3), torch.ones(3)) if normalized else network
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, C) for images x (B, 3, H, W) in [0, 1]."""
@@ -33,34 +33,22 @@ class PublishedNetwork(nn.Module):
 
 
 def save_folder(network: nn.Module, folder: Path, model: str, num_classes: int, image_size: int) -> None:
-    """Write the configuration and the weights of ``network``, which is MODELS[model] or that inside Normalized."""
+    """Write the configuration and the weights of ``network``, which is MODELS[model] or Normalized around it."""
     state = network.state_dict()
     for key in {"mean", "std"} & state.keys():
-        state[key] = state[key].expand(1, 3, 1, 1)  # a single number is for all three channels
+        state[key] = state[key].expand(1, 3, 1, 1)  # a single value holds for all three channels
     weights = {f"model.{key}": value.contiguous() for key, value in state.items()}
     config = {"model": model, "num_classes": num_classes, "image_size": image_size, "normalized": "mean" in state}
-    text = json.dumps(config, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS, lambda temporary: save_file(weights, temporary, {"format": "pt"}))
-    write_text(folder / CONFIG, text)
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def load_folder(folder: str | Path) -> PublishedNetwork:
-    """Return the network of such a folder in eval mode, its weights loaded strictly.
+    """Return the network of a folder that :func:`save_folder` wrote, in eval mode. The weights are loaded strictly.
 
-    Raises OSError for a missing file and RuntimeError for the weights of another network.
+    Raises OSError for a missing file and RuntimeError for weights of another network.
     """
     network = PublishedNetwork(**json.loads(Path(folder, CONFIG).read_text(encoding="utf-8")))
     load_model(network, Path(folder, WEIGHTS), strict=True)
     return network.eval()
-
-
-def _with_statistics(network: nn.Module) -> nn.Module:
-    """``network`` with a mean and a std among its weights, where they can be loaded."""
-    mean, std = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
-    if not hasattr(network, "mean"):
-        return Normalized(network, mean, std)
-    # DeepMind's keeps constants of its own outside its state dict: registered anew, they belong to it.
-    network.register_buffer("mean", mean)
-    network.register_buffer("std", std)
-    return network

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from models.resnet import projection
 
-# expansion, output width, blocks, stride of the first: 1/8 resolution in the end, where ImageNet's has 1/32.
+# Expansion, output width, number of blocks, stride of the first; the last resolution is 1/8, on ImageNet 1/32.
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -29,7 +29,7 @@ class InvertedResidual(nn.Module):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
-        # The CIFAR codes keep a (projected) shortcut wherever the resolution stays; the paper only where widths agree.
+        # The CIFAR codes have a (projected) shortcut wherever the stride is 1, the paper only where widths agree too.
         self.shortcut = projection(in_width, width, 1) if stride == 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 (Sandler et al., CVPR 2018) as the CIFAR codes have it: images (B, 3, H, W) to logits (B, C)."""
+    """MobileNetV2 (Sandler et al., CVPR 2018) in the CIFAR variant: images (B, 3, H, W) to logits (B, C)."""
 
     def __init__(self, num_classes: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""ResNet for small images: a 3x3 stem without pooling, then global average pooling, so any input size works."""
+"""ResNet for small images: a 3x3 stem without pooling; global average pooling accepts any image size."""
 
 from collections.abc import Sequence
 
@@ -48,12 +48,12 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Deep Residual Learning (He et al., CVPR 2016) as the CIFAR codes have it: images (B, 3, H, W) to logits (B, C).
+    """Deep Residual Learning (He et al., CVPR 2016) in the CIFAR variant: images (B, 3, H, W) to logits (B, C).
 
     ``depths`` counts the blocks at full, 1/2, 1/4 and 1/8 resolution.
     """
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], num_classes: int):
+    def __init__(self, block: type[BasicBlock | Bottleneck], depths: Sequence[int], num_classes: int):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -71,14 +71,12 @@ class ResNet(nn.Module):
 
 
 def projection(in_width: int, width: int, stride: int) -> nn.Sequential:
-    """Return the shortcut: the identity where shapes agree, else a 1x1 convolution with BatchNorm."""
+    """Return a shortcut: the identity if shapes agree, otherwise a 1x1 convolution with BatchNorm."""
     if stride == 1 and in_width == width:
         return nn.Sequential()
     return nn.Sequential(nn.Conv2d(in_width, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
 
-def _stage(
-    block: type[BasicBlock] | type[Bottleneck], in_width: int, width: int, depth: int, stride: int
-) -> nn.Sequential:
+def _stage(block: type[BasicBlock | Bottleneck], in_width: int, width: int, depth: int, stride: int) -> nn.Sequential:
     first = block(in_width, width, stride)
     return nn.Sequential(first, *(block(width * block.expansion, width, 1) for _ in range(depth - 1)))

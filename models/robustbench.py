@@ -1,30 +1,30 @@
-"""Networks of RobustBench's model zoo, through its package or from its cache folder."""
+"""Networks of RobustBench's model zoo, from its package or from its cache folder."""
 
 import re
 from pathlib import Path
 
 from torch import nn
 
-from models.weights import load_network, recognise
+from models.weights import identify_architecture, load_network
 from utils.errors import UserError
 
 PREFIX = "robustbench:"
 DATASETS = {"CIFAR10": "cifar10", "CIFAR100": "cifar100"}
 
 
-def cached(name: str, dataset: str) -> Path:
-    """Where RobustBench keeps the L-infinity network of that name, under the working directory."""
+def cache_path(name: str, dataset: str) -> Path:
+    """Return the path, relative to the working directory, where RobustBench caches an L-infinity network."""
     return Path("models", DATASETS[dataset], "Linf", f"{name}.pt")
 
 
 def load_published(name: str, dataset: str, num_classes: int) -> nn.Module:
     """Return an L-infinity network of the zoo with its published weights.
 
-    The installed ``robustbench`` package loads any of them, and downloads what is missing. Without it the file in the
-    cache folder is read where its architecture is one of ours. Raises UserError otherwise.
+    The ``robustbench`` package loads every network and downloads missing files. Without the package, a file in the
+    cache folder is loaded if its architecture is one of MODELS. Raises UserError otherwise.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name):  # it names a file, and may come from one
-        raise UserError(f"--model/--teacher_model {PREFIX}{name}: no name of RobustBench's zoo")
+    if not re.fullmatch(r"\w[\w.-]*", name):  # it becomes part of a path and may come from a checkpoint
+        raise UserError(f"--model/--teacher_model {PREFIX}{name}: not a valid name; use one of RobustBench's model zoo")
     if dataset not in DATASETS:
         raise UserError(f"{PREFIX}{name}: RobustBench has networks for {' and '.join(DATASETS)}, not for {dataset}")
     try:
@@ -33,16 +33,16 @@ def load_published(name: str, dataset: str, num_classes: int) -> nn.Module:
         return _load_cached(name, dataset, num_classes)
     try:
         return load_model(name, dataset=DATASETS[dataset], threat_model="Linf")
-    except Exception as error:  # an unknown name, a download that failed, a file that is no checkpoint
+    except Exception as error:  # an unknown name, a failed download, a damaged file
         raise UserError(f"{PREFIX}{name}: robustbench cannot load it ({type(error).__name__}: {error})") from error
 
 
 def _load_cached(name: str, dataset: str, num_classes: int) -> nn.Module:
-    place = cached(name, dataset)
+    path = cache_path(name, dataset)
     install = "install the robustbench package (pip install robustbench)"
-    if not place.exists():
-        raise UserError(f"{PREFIX}{name}: no file at {place}: put it there, or {install}")
-    architecture = recognise(place)
+    if not path.exists():
+        raise UserError(f"{PREFIX}{name}: no file {path}; put it there, or {install}")
+    architecture = identify_architecture(path)
     if architecture is None:
-        raise UserError(f"{PREFIX}{name}: {place} is none of the networks that can be read without it: {install}")
-    return load_network(architecture, num_classes, place)
+        raise UserError(f"{PREFIX}{name}: {path} has an architecture that is not in --model; {install}")
+    return load_network(architecture, num_classes, path)

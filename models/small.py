@@ -9,11 +9,11 @@ from models.resnet import BasicBlock
 class SmallResNet(nn.Module):
     """Three BasicBlocks on a stem of stride 2: images (B, 3, H, W) to logits (B, C), for H and W from 16 up.
 
-    The budget is 10 MFLOP forward at 32x32, a multiplication and an addition counting as two, and 0.3 M parameters.
-    It buys 8.8 MFLOP and 0.2 M: a PGD-10 step makes a dozen passes, so each must cost little, while robust features
-    ask for width. Hence no convolution at full resolution, where a channel is dearest: the stem halves it at
-    once (0.3 MFLOP), each transition halves it again while the channels nearly double (3.1 at 8x8, 2.4 at 4x4),
-    and the last block (3.0) adds depth where it is cheapest.
+    A forward pass at 32x32 costs 8.8 MFLOP (a multiply-add counts as two) and there are 0.2 M parameters; the limits
+    are 10 MFLOP and 0.3 M. A training step with PGD-10 makes a dozen passes, so each must be cheap, while robust
+    features need width. Therefore no convolution runs at full resolution: the stem halves it (0.3 MFLOP), each
+    transition halves it again and nearly doubles the channels (3.1 at 8x8, 2.4 at 4x4), and the last block (3.0)
+    adds depth where it is cheapest.
     """
 
     def __init__(self, num_classes: int):

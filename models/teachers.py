@@ -1,125 +1,125 @@
-"""Teachers by name: architecture, place of the file, published accuracy. ``python -m models.teachers`` lists them."""
+"""Teachers by name: architecture, file and published accuracy. ``python -m models.teachers`` lists them."""
 
 from pathlib import Path
 from typing import NamedTuple
 
+from tabulate import tabulate
 from torch import nn
 
 from models import MODELS, robustbench
 from models.weights import load_network, load_weights
 from utils.errors import UserError
 from utils.names import canonical
-from utils.tables import text_table
 
 
 class Teacher(NamedTuple):
-    """A teacher for one data set: accuracies in percent, and where the official code looks for the file.
+    """A teacher for one dataset, with its published accuracies in percent (AutoAttack: L-infinity, epsilon 8/255)."""
 
-    ``shipped`` is its folder in models/pretrained/, None where the file does not come along.
-    """
-
+    name: str
+    dataset: str
     architecture: str
     source: str
     clean: float | None = None
-    autoattack: float | None = None  # Linf, epsilon 8/255
-    file: str | None = None
-    shipped: str | None = None
+    autoattack: float | None = None
 
+
+# RobustBench's names where it has the network, so that its cache is found.
+TEACHERS = (
+    Teacher("wideresnet34_10", "CIFAR10", "wideresnet34_10", "AdaAD, DGAD"),
+    # From TRADES; its robust accuracy is published for its own epsilon, 0.031.
+    Teacher("Zhang2019Theoretically", "CIFAR10", "wideresnet34_10", "RSLAD, RobustBench", 84.92, 53.08),
+    Teacher("Chen2021LTD_WRN34_10", "CIFAR10", "wideresnet34_10", "RobustBench", 85.21, 56.94),
+    Teacher("Chen2021LTD_WRN34_10", "CIFAR100", "wideresnet34_10", "DGAD, RobustBench", 64.07, 30.59),
+    Teacher("Chen2021LTD_WRN34_20", "CIFAR10", "wideresnet34_20", "DGAD, RobustBench", 86.03, 57.71),
+    # From DeepMind, trained without extra data.
+    Teacher("Gowal2020Uncovering", "CIFAR100", "wideresnet70_16_deepmind", "RSLAD, RobustBench", 60.86, 30.03),
+    # Ours: AT on a JPEG copy of CIFAR-10; accuracies on 2,000 of its test images, AutoAttack on 500.
+    Teacher("small_resnet", "CIFAR10", "small_resnet", "included", 52.90, 26.40),
+    # Trained with TRADES.
+    Teacher("presnet18", "Tiny_Image", "presnet18", "DGAD"),
+)
+
+# (name, dataset) -> path in the official code.
+OFFICIAL_PATHS = {
+    ("Zhang2019Theoretically", "CIFAR10"): "models/model_cifar_wrn.pt",
+    ("Chen2021LTD_WRN34_10", "CIFAR100"): "teacher_models/CIFAR100/wideresnet34_10/Chen2021LTD.pt",
+    ("Chen2021LTD_WRN34_20", "CIFAR10"): "teacher_models/CIFAR10/wideresnet34_20/Chen2021LTD_34_20.pt",
+    ("Gowal2020Uncovering", "CIFAR100"): "models/cifar100_linf_wrn70-16_without.pt",
+    ("presnet18", "Tiny_Image"): "teacher_models/TinyImageNet/TRADES/best_PGD10_acc_model.pth",
+}
 
 PRETRAINED = Path(__file__).with_name("pretrained")
-
-# name -> data set -> teacher. RobustBench's own names, so that its cache is found.
-TEACHERS = {
-    "wideresnet34_10": {
-        "CIFAR10": Teacher("wideresnet34_10", "AdaAD, DGAD"),
-    },
-    "Zhang2019Theoretically": {
-        # TRADES's WRN-34-10; its accuracy under attack is at its own epsilon, 0.031.
-        "CIFAR10": Teacher("wideresnet34_10", "RSLAD, RobustBench", 84.92, 53.08, "models/model_cifar_wrn.pt"),
-    },
-    "Chen2021LTD_WRN34_10": {
-        "CIFAR10": Teacher("wideresnet34_10", "RobustBench", 85.21, 56.94),
-        "CIFAR100": Teacher(
-            architecture="wideresnet34_10",
-            source="DGAD, RobustBench",
-            clean=64.07,
-            autoattack=30.59,
-            file="teacher_models/CIFAR100/wideresnet34_10/Chen2021LTD.pt",
-        ),
-    },
-    "Chen2021LTD_WRN34_20": {
-        "CIFAR10": Teacher(
-            architecture="wideresnet34_20",
-            source="DGAD, RobustBench",
-            clean=86.03,
-            autoattack=57.71,
-            file="teacher_models/CIFAR10/wideresnet34_20/Chen2021LTD_34_20.pt",
-        ),
-    },
-    "Gowal2020Uncovering": {
-        # DeepMind's, without extra data.
-        "CIFAR100": Teacher(
-            architecture="wideresnet70_16_deepmind",
-            source="RSLAD, RobustBench",
-            clean=60.86,
-            autoattack=30.03,
-            file="models/cifar100_linf_wrn70-16_without.pt",
-        ),
-    },
-    "small_resnet": {
-        # Ours: AT on a copy of CIFAR-10 saved as JPEG, 2,000 of its test images, AutoAttack on 500.
-        "CIFAR10": Teacher("small_resnet", "comes along", 52.90, 26.40, shipped="small_resnet_cifar10"),
-    },
-    "presnet18": {
-        # Trained with TRADES.
-        "Tiny_Image": Teacher(
-            architecture="presnet18",
-            source="DGAD",
-            file="teacher_models/TinyImageNet/TRADES/best_PGD10_acc_model.pth",
-        ),
-    },
-}
+# (name, dataset) -> weights in this repository.
+INCLUDED = {("small_resnet", "CIFAR10"): PRETRAINED / "small_resnet_cifar10" / "model.safetensors"}
 
 # DGAD's spellings.
 ALIASES = {"Chen2021LTD_WRD34_20": "Chen2021LTD_WRN34_20", "Chen2021WRN34_10": "Chen2021LTD_WRN34_10"}
 
 
 def teacher_name(name: str, flag: str = "--teacher_model") -> str:
-    """Our name of a teacher: one of TEACHERS or MODELS, or ``robustbench:<Name>`` as it is.
+    """Return the canonical name of a teacher: one of TEACHERS or MODELS; ``robustbench:<Name>`` is not changed.
 
     Raises UserError that names ``flag`` and the nearest names.
     """
-    return name if name.startswith(robustbench.PREFIX) else canonical(name, {**TEACHERS, **MODELS}, ALIASES, flag)
+    if name.startswith(robustbench.PREFIX):
+        return name
+    return canonical(name, dict.fromkeys([*(teacher.name for teacher in TEACHERS), *MODELS]), ALIASES, flag)
+
+
+def architecture_of(name: str, dataset: str) -> str:
+    """Return the name in MODELS of a teacher's network."""
+    if name in MODELS:
+        return name
+    architectures = {teacher.dataset: teacher.architecture for teacher in TEACHERS if teacher.name == name}
+    return architectures.get(dataset) or next(iter(architectures.values()))
+
+
+def candidate_paths(name: str, dataset: str) -> list[Path]:
+    """Return the paths of a teacher's file, in the order in which they are tried.
+
+    First the official path, teacher_models/ and RobustBench's cache, relative to the working directory, then the
+    included weights.
+    """
+    key = name, dataset
+    paths = [Path(OFFICIAL_PATHS[key])] if key in OFFICIAL_PATHS else []
+    paths.append(Path("teacher_models", dataset, name, "robust_teacher.pth"))
+    if dataset in robustbench.DATASETS:
+        paths.append(robustbench.cache_path(name, dataset))
+    return [*paths, INCLUDED[key]] if key in INCLUDED else paths
 
 
 def find_teacher(name: str, dataset: str, path: str | Path | None = None, *, data_flags: str = "") -> Path | None:
-    """Return the file of a teacher: ``path``, or where it is kept; None where the zoo's package is to fetch it.
+    """Return the file of a teacher: ``path`` or the first existing candidate; None if robustbench will download it.
 
-    Raises UserError where there is none; the line holds the places and the command that trains such a teacher, with
-    ``data_flags`` added to it.
+    Raises UserError if there is no file. Its message lists the candidates and a command that trains such a teacher,
+    with ``data_flags`` appended.
     """
     if path:
         if not Path(path).is_file():
-            wrong = "a folder, not the checkpoint of" if Path(path).is_dir() else "no such file for"
-            raise UserError(f"{path}: {wrong} teacher {name}; name its checkpoint")
+            problem = "is a folder" if Path(path).is_dir() else "does not exist"
+            raise UserError(f"{path}: {problem}; name a checkpoint of teacher {name}")
         return Path(path)
     if name.startswith(robustbench.PREFIX):
         return None
-    found = _present(name, dataset)
-    if found is None:
+    candidates = candidate_paths(name, dataset)
+    existing = next((candidate for candidate in candidates if candidate.exists()), None)
+    if existing is None:
         command = training_command("AT", architecture_of(name, dataset), dataset, data_flags)
-        looked = " or ".join(map(str, places(name, dataset)))
-        shipped = _shipped(name) if dataset == "Folder" else {}  # whose classes may be those of a shipped teacher
-        others = [f" (where the classes are those of {other}: {file})" for other, file in shipped.items()]
+        # An image folder may have the classes of an included teacher.
+        hints = [
+            f" (for the classes of {trained_on}: {file})"
+            for (included, trained_on), file in INCLUDED.items()
+            if included == name and dataset == "Folder"
+        ]
         raise UserError(
-            f"--teacher_model {name}: no file at {looked}; give another place with --teacher_path FILE"
-            f"{''.join(others)}, or train one: {command} (then --teacher_path .../best_PGD10_acc_model.pth)"
+            f"--teacher_model {name}: no file {' or '.join(map(str, candidates))}; name one with --teacher_path FILE"
+            f"{''.join(hints)}, or train one: {command} (then --teacher_path .../best_PGD10_acc_model.pth)"
         )
-    return found
+    return existing
 
 
 def training_command(method: str, model: str, dataset: str, data_flags: str = "") -> str:
-    """The command that trains a teacher, as an error proposes it."""
+    """Return the command that trains a teacher, for error messages."""
     script = "main_tiny.py" if dataset == "Tiny_Image" else "main.py"
     return f"python {script} --dataset {dataset} --method {method} --model {model}{data_flags}"
 
@@ -127,66 +127,33 @@ def training_command(method: str, model: str, dataset: str, data_flags: str = ""
 def load_teacher(
     name: str, dataset: str, num_classes: int, path: str | Path | None = None, image_size: int = 32
 ) -> nn.Module:
-    """Return a teacher in eval mode that needs no parameter gradients, from ``path`` or from where it is kept.
+    """Return a frozen teacher in eval mode, loaded from ``path`` or from the first existing candidate.
 
-    ``name`` is one of TEACHERS, an alias, any network of MODELS, or ``robustbench:<Name>``.
-    Raises UserError for an unknown name, for an unfit file, and, with the command that trains a teacher, for none.
+    ``name`` is one of TEACHERS, ALIASES or MODELS, or ``robustbench:<Name>``.
+    Raises UserError for an unknown name and for a missing or unsuitable file.
     """
     name = teacher_name(name)
     file = find_teacher(name, dataset, path)
     if name.startswith(robustbench.PREFIX):
-        teacher = load_from_zoo(name, dataset, num_classes, file)
+        teacher = load_robustbench(name, dataset, num_classes, file)
     else:
         teacher = load_network(architecture_of(name, dataset), num_classes, file, image_size)
     return teacher.eval().requires_grad_(False)
 
 
-def architecture_of(name: str, dataset: str) -> str:
-    """The network of a teacher of TEACHERS or MODELS."""
-    if name in MODELS:
-        return name
-    return TEACHERS[name].get(dataset, next(iter(TEACHERS[name].values()))).architecture
-
-
-def load_from_zoo(name: str, dataset: str, num_classes: int, path: str | Path | None = None) -> nn.Module:
-    """Return the network ``robustbench:<Name>`` with its published weights, or with those of ``path``.
-
-    Raises UserError where it is not to be had.
-    """
+def load_robustbench(name: str, dataset: str, num_classes: int, path: str | Path | None = None) -> nn.Module:
+    """Return ``robustbench:<Name>`` with its published weights or those in ``path``. Raises UserError if it cannot."""
     network = robustbench.load_published(name.removeprefix(robustbench.PREFIX), dataset, num_classes)
     return load_weights(network, path) if path else network
 
 
-def places(name: str, dataset: str) -> list[Path]:
-    """Return where a teacher's file may lie: official places and RobustBench's cache under the working directory, then
-    what comes along.
-    """
-    teacher = TEACHERS.get(name, {}).get(dataset)
-    found = [Path(teacher.file)] if teacher and teacher.file else []
-    found.append(Path("teacher_models", dataset, name, "robust_teacher.pth"))
-    if dataset in robustbench.DATASETS:
-        found.append(robustbench.cached(name, dataset))
-    return found + [file for other, file in _shipped(name).items() if other == dataset]
-
-
-def _shipped(name: str) -> dict[str, Path]:
-    """The files of a teacher that come along, by data set."""
-    teachers = TEACHERS.get(name, {}).items()
-    return {dataset: PRETRAINED / one.shipped / "model.safetensors" for dataset, one in teachers if one.shipped}
-
-
-def _present(name: str, dataset: str) -> Path | None:
-    return next((place for place in places(name, dataset) if place.exists()), None)
-
-
 def _table() -> str:
-    header, rows = ("teacher", "data set", "network", "clean", "AutoAttack", "source", "file"), []
-    for name, datasets in TEACHERS.items():
-        for dataset, teacher in datasets.items():
-            accuracies = (str(value or "-") for value in (teacher.clean, teacher.autoattack))
-            file = _present(name, dataset) or f"absent ({places(name, dataset)[0]})"
-            rows.append((name, dataset, teacher.architecture, *accuracies, teacher.source, str(file)))
-    return text_table(header, rows)
+    header, rows = ("teacher", "dataset", "network", "clean", "AutoAttack", "source", "file"), []
+    for teacher in TEACHERS:
+        candidates = candidate_paths(teacher.name, teacher.dataset)
+        file = next((path for path in candidates if path.exists()), f"missing ({candidates[0]})")
+        rows.append((*teacher[:3], teacher.clean, teacher.autoattack, teacher.source, file))
+    return tabulate(rows, header, floatfmt=".2f", missingval="-")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What several tests share: where the recorded numbers of the official codes lie, if they do."""
+"""Fixtures and helpers that several test files share; the reader of the values recorded from the official codes."""
 
 import json
 import os
@@ -9,24 +9,17 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = Path(os.environ.get("GOLDEN_DIR", ROOT.parent / "shared" / "golden"))
+GOLDEN = Path(os.environ.get("GOLDEN_DIR", ROOT / "tests" / "recorded"))
 
 
-def golden_rows(**wanted) -> list[dict]:
-    """Rows of the golden index whose fields equal ``wanted``; empty when the recordings are absent."""
-    if not (GOLDEN / "INDEX.json").exists():
-        return []
-    rows = json.loads((GOLDEN / "INDEX.json").read_text())
-    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+def golden_rows(**fields) -> list[dict]:
+    """Rows of the index of recorded values whose fields equal ``fields``."""
+    rows = json.loads((GOLDEN / "INDEX.json").read_text(encoding="utf-8"))
+    return [row for row in rows if all(row.get(key) == value for key, value in fields.items())]
 
 
-needs_golden = pytest.mark.skipif(
-    not (GOLDEN / "INDEX.json").exists(), reason=f"recordings of the official codes are not at {GOLDEN} (GOLDEN_DIR)"
-)
-
-
-def golden_arrays(row: dict) -> dict:
-    """Arrays of one row of the golden index, as tensors by their own names."""
+def golden_arrays(row: dict) -> dict[str, torch.Tensor]:
+    """The arrays of one row, by name."""
     with np.load(GOLDEN / row["file"]) as file:
         prefix = row["key"] + "."
         return {

@@ -1,4 +1,4 @@
-"""Data sets of a few generated images, in the layouts of the published ones."""
+"""Small generated datasets in the layouts of the published ones, and objects whose unpickling executes code."""
 
 import hashlib
 import pickle
@@ -8,9 +8,18 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+MARKER = "code-was-executed"
+
+
+class Bomb:
+    """Creates the file MARKER in the working directory when it is unpickled."""
+
+    def __reduce__(self):
+        return open, (MARKER, "x")
+
 
 def cifar_files(root, dataset, monkeypatch, names=("plane", "car", "bird"), labels=(2, 0, 1)):
-    """Write an image per label into each of the published pickles, and put their checksums in the place of the real."""
+    """Write one image per label into each of the published pickles, and make torchvision expect their checksums."""
     folder = root / dataset.base_folder
     folder.mkdir(parents=True, exist_ok=True)
     key = "labels" if dataset is CIFAR10 else "fine_labels"
@@ -21,14 +30,14 @@ def cifar_files(root, dataset, monkeypatch, names=("plane", "car", "bird"), labe
 
     for number, attribute in enumerate(("train_list", "test_list")):
         table = []
-        for place, (name, _) in enumerate(getattr(dataset, attribute)):
+        for index, (name, _) in enumerate(getattr(dataset, attribute)):
             shape = (len(labels), 3072)
-            pixels = np.random.default_rng(10 * number + place).integers(0, 256, shape, dtype=np.uint8)
+            pixels = np.random.default_rng(10 * number + index).integers(0, 256, shape, dtype=np.uint8)
             table.append([name, write(name, {"data": pixels, key: list(labels)})])
         monkeypatch.setattr(dataset, attribute, table)
     meta = write(dataset.meta["filename"], {dataset.meta["key"]: list(names)})
     monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": meta})
-    monkeypatch.setattr(dataset, "url", "http://127.0.0.1:9/nothing-listens-here.tar.gz")
+    monkeypatch.setattr(dataset, "url", "http://127.0.0.1:9/no-server.tar.gz")
     return folder
 
 
@@ -40,9 +49,9 @@ def image_folder(root, names="abcd", parts=("train", "test"), size=(32, 32)):
 
 
 def tiny_imagenet_files(root, classes=200):
-    """Write Tiny-ImageNet's own layout with one training and one validation image a class."""
+    """Write the layout of Tiny-ImageNet with one training and one validation image per class; wnids.txt is unsorted."""
     noise = np.random.default_rng(0)
-    wnids = [f"n{k:08d}" for k in range(classes)]
+    wnids = [f"n{k:08d}" for k in reversed(range(classes))]
     (root / "val" / "images").mkdir(parents=True)
     lines = []
     for k, wnid in enumerate(wnids):

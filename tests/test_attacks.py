@@ -126,6 +126,7 @@ def attack_rows(*names):
     return [pytest.param(row, id=row["attack"]) for row in rows]
 
 
+@pytest.mark.recorded
 @pytest.mark.parametrize("row", attack_rows(*TRAINING_ATTACKS))
 def test_training_attack_equals_the_official_one_with_its_batchnorm(row):
     name, epsilon, step_size = TRAINING_ATTACKS[row["attack"]]
@@ -170,6 +171,7 @@ OTHER_ATTACKS = {
 }
 
 
+@pytest.mark.recorded
 @pytest.mark.parametrize("row", attack_rows(*OTHER_ATTACKS))
 def test_attack_of_another_code_equals_the_official_one_with_its_batchnorm(row):
     scale, options = OTHER_ATTACKS[row["attack"]]
@@ -193,6 +195,7 @@ def test_attack_of_another_code_equals_the_official_one_with_its_batchnorm(row):
     assert_state(student, part(arrays, "student1"))
 
 
+@pytest.mark.recorded
 @pytest.mark.parametrize("row", attack_rows("eval_advertorch_fgsm", "madry_ce_noinit"))
 def test_attacks_without_random_start_equal_the_official_ones(row):
     arrays = golden_arrays(row)
@@ -215,6 +218,7 @@ EVALUATION_ATTACKS = {
 }
 
 
+@pytest.mark.recorded
 @pytest.mark.parametrize("row", attack_rows(*EVALUATION_ATTACKS))
 def test_evaluation_attack_equals_the_official_one(row):
     objective, step_size, steps, epsilon = EVALUATION_ATTACKS[row["attack"]]
@@ -276,6 +280,7 @@ def test_an_attack_that_ends_with_its_first_success_fools_what_one_that_remember
     assert torch.equal(x_adv, torch.stack(steps)[first, torch.arange(len(x))])
 
 
+@pytest.mark.recorded
 @pytest.mark.parametrize("row", golden_rows(attack="eval_advertorch_cwl2", status="ok"), ids=lambda row: row["dtype"])
 def test_carlini_wagner_l2_equals_the_official_one(row):
     arrays = golden_arrays(row)

@@ -242,8 +242,8 @@ BAD = [
     ("main.py", f"{DGAD} resnet18", "python main.py --dataset Digits --method AT"),
     ("main.py", f"{DGAD} small_resnet --teacher_path other.pth", "other.pth: "),
     ("main.py", f"{SMALL} --method AKD2 --no_teacher_check {TEACHER}", "--std_teacher_path: AKD2"),
-    ("main.py", f"{DGAD} resnet18 --teacher_path net.pth", "net.pth: the weights of another"),
-    ("main.py", f"{DGAD} small_resnet --teacher_path net2.pth", "net2.pth: made for 2 classes"),
+    ("main.py", f"{DGAD} resnet18 --teacher_path net.pth", "net.pth: weights of another"),
+    ("main.py", f"{DGAD} small_resnet --teacher_path net2.pth", "net2.pth: has 2 classes"),
     ("main.py", f"{SMALL} --root_path net.pth/below", "--root_path net.pth/below: cannot write there"),
     ("main.py", f"{SMALL} --device cuda:99", "--device cuda:99: this machine has"),
     ("main.py", f"{SMALL} --device tpu", "--device tpu: not a device"),
@@ -252,13 +252,13 @@ BAD = [
     ("main.py", f"{DGAD} robustbench:X", "robustbench:X: RobustBench has networks for"),
     ("main.py", "--config missing.json", "--config missing.json: No such file"),
     ("main_tiny.py", "--image_size 32", "--image_size 32: Tiny_Image has 64x64 images"),
-    ("main_tiny.py", "--data_root nowhere", "--data_root nowhere: no Tiny-ImageNet there"),
+    ("main_tiny.py", "--data_root nowhere", "--data_root nowhere: no Tiny-ImageNet (no wnids.txt)"),
     ("main_eval.py", "--dataset Digits", "--model_path: needed"),
     ("main_eval.py", "--dataset Digits --model_path missing.pth", "missing.pth: "),
-    ("main_eval.py", "--dataset Digits --model resnet18 --model_path net.pth", "net.pth: the weights of another"),
+    ("main_eval.py", "--dataset Digits --model resnet18 --model_path net.pth", "net.pth: weights of another"),
     ("main_eval.py", "--dataset Digits --model resnet18 --model_path named.pth", "holds a small_resnet"),
     ("main_eval.py", f"{FOLDER} --data_root pair --model_path net2.pth", "AutoAttack needs 4"),
-    ("main_eval_tinyimagenet.py", "--data_root nowhere --model_path net.pth", "no Tiny-ImageNet there"),
+    ("main_eval_tinyimagenet.py", "--data_root nowhere --model_path net.pth", "no Tiny-ImageNet (no wnids.txt)"),
 ]
 
 

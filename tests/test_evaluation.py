@@ -611,7 +611,7 @@ def test_epsilon_zero_attacks_nothing(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("--model_path net7.pth", "net7.pth: made for 7 classes, not 10: choose the --dataset it was trained on"),
+        ("--model_path net7.pth", "net7.pth: has 7 classes, not 10; choose the --dataset it was trained on"),
         ("--model_path net.pth --attacks ,", "--attacks ,: names no attack"),
         ("--model_path net.pth --attacks pgdd", "--attacks pgdd: unknown name; nearest: pgd"),
         ("--model_path net.pth --eps 1.5", "--eps 1.5: must be between 0 and 1"),
@@ -622,8 +622,8 @@ def test_epsilon_zero_attacks_nothing(run, tmp_path):
         ("--model_path strange.pth", "--model: needed: strange.pth does not say which network it holds"),
         ("--model_path told.pth --model vgg16", "--model vgg16: told.pth holds a small_resnet; leave the flag out"),
         ("--model_path net.pth --protocol blackbox", "--surrogate_path: needed by transfer_pgd, transfer_cw"),
-        ("--model_path net.pth --protocol blackbox --surrogate_path net7.pth", "net7.pth: made for 7 classes, not 10"),
-        ("--model_path net.pth --natural_path net7.pth", "net7.pth: made for 7 classes, not 10"),
+        ("--model_path net.pth --protocol blackbox --surrogate_path net7.pth", "net7.pth: has 7 classes, not 10"),
+        ("--model_path net.pth --natural_path net7.pth", "net7.pth: has 7 classes, not 10"),
         ("--model_path net.pth --out /proc/none", "/proc/none/net_eval: cannot be written to"),
         ("--model_path net.pth --out net.pth", "net.pth/net_eval: cannot be written to"),
         ("--model_path net.pth --state net.pth", "--state net.pth/"),

@@ -86,6 +86,7 @@ def deviates(row):
     return row["status"] == "raises" or partial or product
 
 
+@pytest.mark.recorded
 @pytest.mark.parametrize("row", [param for param in recorded("float64") if not deviates(param.values[0])])
 def test_loss_and_gradients_equal_the_official_code(row):
     arrays, value, (grad_clean, grad_adv) = value_and_gradients(row)
@@ -117,6 +118,7 @@ def test_value_and_gradients_are_finite_in_single_precision(row):
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.recorded
 @pytest.mark.parametrize("row", [param for param in recorded("float64") if deviates(param.values[0])])
 def test_where_the_official_code_is_wrong_the_loss_follows_the_paper(row):
     arrays, value, _ = value_and_gradients(row)

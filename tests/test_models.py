@@ -1,4 +1,4 @@
-"""The networks: official keys, shapes and logits; any size and class count; the small network's budget."""
+"""The networks: official keys, shapes and logits; any image size and class count."""
 
 import json
 import math
@@ -7,33 +7,23 @@ import zlib
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN, needs_golden
-from torch.utils.flop_counter import FlopCounterMode
+from conftest import GOLDEN
 
 from models import ALIASES, MODELS, build
 from models.deepmind_wide_resnet import CIFAR10, DeepMindWideResNet
 from models.wide_resnet import WideResNet
 from utils.errors import UserError
 
-OFFICIAL = {  # entry of models.json -> how it is built here
-    "resnet18": ("resnet18", 10),
-    "resnet34": ("resnet34", 10),
-    "resnet50": ("resnet50", 10),
+# Entry of models.json -> arguments of build.
+OFFICIAL = {
+    **{name: (name, 10) for name in ("resnet18", "resnet34", "resnet50", "mobilenetV2", "vgg16")},
+    **{name: (name, 10) for name in ("wideresnet34_10", "wideresnet28_10", "Chen2021LTD_WRN34_20")},
     "resnet18_tiny": ("resnet18", 200, 64),
-    "mobilenetV2": ("mobilenetV2", 10),
-    "vgg16": ("vgg16", 10),
-    "wideresnet34_10": ("wideresnet34_10", 10),
-    "wideresnet28_10": ("wideresnet28_10", 10),
-    "Chen2021LTD_WRN34_20": ("Chen2021LTD_WRN34_20", 10),
     "Chen2021LTD_WRN34_10_cifar100": ("Chen2021LTD_WRN34_10", 100),
     "presnet18_tiny": ("presnet18", 200, 64),
 }
-WITH_LOGITS = [entry for entry in OFFICIAL if entry not in ("resnet34", "wideresnet28_10")][:-2]
 DEEPMIND = "deepmind_wrn70_16_layout_at_depth16_width2"
-
-
-def recorded(entry: str) -> dict:
-    return json.loads((GOLDEN / "models.json").read_text())["models"][entry]
+RECORDED = json.loads((GOLDEN / "models.json").read_text(encoding="utf-8"))["models"]
 
 
 def shapes(network) -> list[tuple[str, list[int]]]:
@@ -45,8 +35,8 @@ def on_meta(*arguments):
         return build(*arguments)
 
 
-def filled(network):
-    """The recordings' fill, a function of each key and shape alone."""
+def assert_logits(network, expected):
+    """Fill the network as for the recording, by a function of each key and shape, and compare the logits."""
 
     def fill(key, like):
         if not like.is_floating_point():
@@ -58,50 +48,40 @@ def filled(network):
             return 1 + 0.1 * noise
         return 0.1 * noise if noise.ndim == 1 else noise / math.sqrt(noise[0].numel())
 
-    # assign: a network on the meta device becomes real without the cost of an initialisation.
+    # assign: a network on the meta device gets real weights without the cost of an initialization.
     network.load_state_dict({key: fill(key, like) for key, like in network.state_dict().items()}, assign=True)
-    return network.eval()
-
-
-def logits(network, shape) -> torch.Tensor:
+    images = torch.rand(expected["input"], generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
-        return network(torch.rand(shape, generator=torch.Generator().manual_seed(7)))
+        logits = network.eval()(images)
+    torch.testing.assert_close(logits, torch.tensor(expected["logits"]), rtol=0, atol=1e-4)
 
 
-@needs_golden
+@pytest.mark.recorded
 def test_every_recorded_network_is_tested():
-    assert {*OFFICIAL, DEEPMIND} == set(json.loads((GOLDEN / "models.json").read_text())["models"])
-    assert [entry for entry in OFFICIAL if "logits" in recorded(entry)] == WITH_LOGITS
+    assert {*OFFICIAL, DEEPMIND} == RECORDED.keys()
 
 
-@needs_golden
+@pytest.mark.recorded
 @pytest.mark.parametrize("entry", OFFICIAL)
-def test_keys_and_shapes_are_the_official_ones(entry):
-    network = on_meta(*OFFICIAL[entry])
-    assert shapes(network) == list(recorded(entry)["state_dict"].items())
-    assert sum(parameter.numel() for parameter in network.parameters()) == recorded(entry)["parameters"]
+def test_keys_shapes_and_logits_equal_the_official_ones(entry):
+    network, expected = on_meta(*OFFICIAL[entry]), RECORDED[entry]
+    assert shapes(network) == list(expected["state_dict"].items())
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected["parameters"]
+    if "logits" in expected:
+        assert_logits(network, expected)
 
 
-@needs_golden
-@pytest.mark.parametrize("entry", WITH_LOGITS)
-def test_logits_are_the_official_ones(entry):
-    network = filled(on_meta(*OFFICIAL[entry]))
-    expected = torch.tensor(recorded(entry)["logits"])
-    torch.testing.assert_close(logits(network, recorded(entry)["input"]), expected, rtol=0, atol=1e-4)
-
-
-@needs_golden
-def test_deepmind_layout():
-    network = filled(DeepMindWideResNet(100, depth=16, width=2))
-    assert shapes(network) == list(recorded(DEEPMIND)["state_dict"].items())
-    # The recording normalises 100 classes with CIFAR-10's numbers (a mistake of RSLAD's copy).
+@pytest.mark.recorded
+def test_deepmind_layout_equals_the_official_one():
+    network, expected = DeepMindWideResNet(100, depth=16, width=2), RECORDED[DEEPMIND]
+    assert shapes(network) == list(expected["state_dict"].items())
+    # The recorded code normalizes CIFAR-100 with the statistics of CIFAR-10 (a mistake of RSLAD's copy).
     network.mean, network.std = (torch.tensor(value).view(1, 3, 1, 1) for value in CIFAR10)
-    expected = torch.tensor(recorded(DEEPMIND)["logits"])
-    torch.testing.assert_close(logits(network, recorded(DEEPMIND)["input"]), expected, rtol=0, atol=1e-4)
+    assert_logits(network, expected)
 
 
 @pytest.mark.parametrize(("classes", "mean", "std"), [(10, 0.4914, 0.2471), (100, 0.5071, 0.2673)])
-def test_deepmind_network_normalises_with_its_own_data_set(classes, mean, std):
+def test_deepmind_network_normalizes_with_the_statistics_of_its_dataset(classes, mean, std):
     network = DeepMindWideResNet(classes, depth=10, width=1)
     assert (network.mean[0, 0].item(), network.std[0, 0].item()) == pytest.approx((mean, std))
 
@@ -110,36 +90,27 @@ def test_deepmind_network_normalises_with_its_own_data_set(classes, mean, std):
 @pytest.mark.parametrize("name", MODELS)
 def test_any_size_and_class_count(name, size):
     if name == "vgg16" and size < 32:
-        with pytest.raises(UserError, match=r"--image_size 16: vgg16 .* needs 32 or more"):
+        with pytest.raises(UserError, match=r"--image_size 16: vgg16 needs 32 or more"):
             build(name, 7, size)
         return
-    # The wide ones have up to 267 million parameters; the meta device runs shapes alone.
-    device = "meta" if name.startswith("wide") else "cpu"
-    with torch.device(device):
+    # The wide networks have up to 267 million parameters; the meta device computes only shapes.
+    with torch.device("meta" if name.startswith("wide") else "cpu"):
         network = build(name, 7, size)
         out = network(torch.rand(2, 3, size, size))
         F.cross_entropy(out, torch.zeros(2, dtype=torch.long)).backward()
     assert out.shape == (2, 7)
-    # A parameter that trains and gets no gradient stalls distributed training.
+    # A trainable parameter without a gradient stalls distributed training.
     assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
 
 
-def test_small_resnet_keeps_its_budget():
-    network = build("small_resnet", 10).eval()
-    with FlopCounterMode(display=False) as counter:
-        network(torch.rand(1, 3, 32, 32))
-    assert 8e6 < counter.get_total_flops() < 10e6
-    assert sum(parameter.numel() for parameter in network.parameters()) < 300_000
-
-
-def test_presnet18_pools_as_officially_at_64():
+def test_presnet18_pools_as_the_official_code_at_64():
     network = build("presnet18", 5, 64).eval()
     images = torch.rand(2, 3, 64, 64)
     features = network.layer4(network.layer3(network.layer2(network.layer1(network.conv1(images)))))
     torch.testing.assert_close(network(images), network.linear(F.avg_pool2d(features, 4).flatten(1)))
 
 
-def test_wide_resnet_starts_as_officially():
+def test_wide_resnet_is_initialized_as_in_the_official_code():
     torch.manual_seed(0)
     network = WideResNet(10, depth=10, width=4, sub_block1=True)
     weight = network.block3.layer[0].conv2.weight
@@ -151,8 +122,5 @@ def test_names_and_aliases_in_any_case():
     assert shapes(on_meta("MobileNetv2", 10)) == shapes(on_meta("mobilenetV2", 10))
     assert shapes(on_meta("chen2021wrn34_10", 100)) == shapes(on_meta("wideresnet34_10", 100))
     assert set(ALIASES.values()) <= set(MODELS)
-
-
-def test_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match=r"--model resnet81: .*nearest: resnet18"):
         build("resnet81", 10)

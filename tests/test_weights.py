@@ -1,7 +1,7 @@
-"""Checkpoints: every layout is read, every other file is refused in one line; teachers are found or asked for."""
+"""Checkpoints: every layout is loaded, every other file is refused in one line; teachers are found or reported."""
 
 import os
-import subprocess
+import re
 import sys
 from functools import partial
 from types import ModuleType
@@ -10,13 +10,14 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import save_file
+from small_sets import MARKER, Bomb, cifar_files
 from torch import nn
+from torchvision.datasets import CIFAR10
 
-from models import MODELS, build
+from models import MODELS, build, teachers
 from models.deepmind_wide_resnet import DeepMindWideResNet
-from models.normalized import Normalized
-from models.teachers import TEACHERS, load_teacher
-from models.weights import load_network, load_weights, read_state_dict, recognise
+from models.teachers import load_teacher
+from models.weights import identify_architecture, load_network, load_weights, read_state_dict
 from models.wide_resnet import WideResNet
 from utils.errors import UserError
 
@@ -28,7 +29,7 @@ IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 def network():
     torch.manual_seed(1)
     trained = build("small_resnet", 10)
-    trained(IMAGES)  # running statistics of its own
+    trained(IMAGES)  # changes the running statistics
     return trained.eval()
 
 
@@ -51,9 +52,9 @@ LAYOUTS = {
     "module.": lambda state: prefixed("module.", state),
     "_orig_mod.module.": lambda state: prefixed("_orig_mod.module.", state),
     "module.model.": lambda state: prefixed("module.model.", state),
-    "student beside teacher": lambda state: prefixed("student.", state) | prefixed("teacher.", state),
+    "student and teacher": lambda state: prefixed("student.", state) | prefixed("teacher.", state),
     "weight average": lambda state: {"n_averaged": torch.tensor(3), **prefixed("module.", state)},
-    "before num_batches_tracked": lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
+    "PyTorch 0.4.0": lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
     "ours": lambda state: {
         "net": state,
         "clean_acc": 83.1,
@@ -65,189 +66,178 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_read(network, layout, legacy, tmp_path):
-    path = tmp_path / "checkpoint.pth.tar"
-    content = LAYOUTS[layout](network.state_dict())
-    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    loaded = load_weights(build("small_resnet", 10), path)
-    assert same(loaded, network)
+def write(content, path, file_format):
+    if file_format == "safetensors":
+        save_file(content, path)
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=file_format == "zip")
+    return path
 
 
-def test_safetensors(network, tmp_path):
-    save_file(network.state_dict(), tmp_path / "model.safetensors")
-    assert same(load_weights(build("small_resnet", 10), tmp_path / "model.safetensors"), network)
+CASES = [*((layout, kind) for layout in LAYOUTS for kind in ("zip", "legacy")), ("bare", "safetensors")]
+
+
+@pytest.mark.parametrize(("layout", "file_format"), CASES)
+def test_every_layout_is_loaded(network, layout, file_format, tmp_path):
+    path = write(LAYOUTS[layout](network.state_dict()), tmp_path / f"checkpoint.{file_format}", file_format)
+    assert same(load_weights(build("small_resnet", 10), path), network)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_float32(network, dtype, tmp_path):
-    torch.save(
-        {k: v.to(dtype) if v.is_floating_point() else v for k, v in network.state_dict().items()}, tmp_path / "h"
-    )
-    state = read_state_dict(tmp_path / "h")
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    torch.save(state, tmp_path / "other.pt")
+    state = read_state_dict(tmp_path / "other.pt")
     assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
     torch.testing.assert_close(state["linear.weight"], network.linear.weight.detach(), rtol=0.01, atol=0.001)
 
 
 @pytest.mark.parametrize("in_file", [False, True])
 @pytest.mark.parametrize("in_network", [False, True])
-def test_sub_block1_may_be_on_either_side(in_file, in_network, tmp_path):
+def test_sub_block1_is_optional_in_file_and_network(in_file, in_network, tmp_path):
     saved = WideResNet(10, depth=10, width=1, sub_block1=in_file)
     torch.save(saved.state_dict(), tmp_path / "wide.pt")
     assert same(load_weights(WideResNet(10, depth=10, width=1, sub_block1=in_network), tmp_path / "wide.pt"), saved)
 
 
-NORMALISING = {
-    "mu and sigma beside": lambda s: {**s, "mu": MEAN.view(1, 3, 1, 1), "sigma": STD.view(1, 3, 1, 1)},
-    "mean and std around": lambda s: {"mean": MEAN, "std": STD, **prefixed("model.", s)},
-    "normalize": lambda s: {"normalize.mean": MEAN, "normalize.std": STD, **prefixed("model.", s)},
-    "normalize beside": lambda s: {"normalize.mean": MEAN, "normalize.std": STD, **s},
+NORMALIZED = {
+    "mu and sigma": lambda s: {**s, "mu": MEAN.view(1, 3, 1, 1), "sigma": STD.view(1, 3, 1, 1)},
+    "mean and std of a wrapper": lambda s: {"mean": MEAN, "std": STD, **prefixed("model.", s)},
+    "normalize of a wrapper": lambda s: {"normalize.mean": MEAN, "normalize.std": STD, **prefixed("model.", s)},
+    "normalize": lambda s: {"normalize.mean": MEAN, "normalize.std": STD, **s},
     "sequential": lambda s: {"0.mean": MEAN, "0.std": STD, **prefixed("1.", s)},
     "parallel": lambda s: {"state_dict": prefixed("module.", {"0.mean": MEAN, "0.std": STD, **prefixed("1.", s)})},
 }
 
 
-@pytest.mark.parametrize("layout", NORMALISING)
-def test_normalisation_in_the_file_is_honoured_and_kept(network, layout, tmp_path):
-    torch.save(NORMALISING[layout](network.state_dict()), tmp_path / "normalised.pt")
-    loaded = load_weights(build("small_resnet", 10), tmp_path / "normalised.pt").eval()
+@pytest.mark.parametrize("layout", NORMALIZED)
+def test_normalization_in_a_file_is_applied_and_saved_again(network, layout, tmp_path):
+    torch.save(NORMALIZED[layout](network.state_dict()), tmp_path / "normalized.pt")
+    loaded = load_weights(build("small_resnet", 10), tmp_path / "normalized.pt").eval()
+    assert list(loaded.state_dict())[:2] == ["mean", "std"]
     with torch.no_grad():
         expected = network((IMAGES - MEAN.view(1, 3, 1, 1)) / STD.view(1, 3, 1, 1))
     torch.testing.assert_close(loaded(IMAGES), expected)
 
     torch.save({"net": loaded.state_dict()}, tmp_path / "again.pt")
-    assert same(load_weights(build("small_resnet", 10), tmp_path / "again.pt"), loaded)
-    assert same(load_weights(loaded, tmp_path / "again.pt"), loaded)
-
-
-def test_a_file_without_normalisation_removes_it(network, tmp_path):
+    for target in (build("small_resnet", 10), loaded):
+        assert same(load_weights(target, tmp_path / "again.pt"), loaded)
     torch.save(network.state_dict(), tmp_path / "plain.pt")
-    assert same(load_weights(Normalized(build("small_resnet", 10), MEAN, STD), tmp_path / "plain.pt"), network)
+    assert same(load_weights(loaded, tmp_path / "plain.pt"), network)
 
 
-def test_deepmind_file_under_the_common_name(monkeypatch, tmp_path):
-    small = partial(DeepMindWideResNet, depth=10, width=1)
-    monkeypatch.setitem(MODELS, "wideresnet70_16_deepmind", small)
-    saved = small(100)
-    torch.save(saved.state_dict(), tmp_path / "deepmind.pt")
-    assert same(load_network("wideresnet70_16", 100, tmp_path / "deepmind.pt"), saved)
-
-
-def test_deepmind_network_normalises_once_with_the_files_numbers(tmp_path):
+def test_deepmind_network_takes_and_saves_the_statistics_of_a_file(tmp_path):
     saved = DeepMindWideResNet(10, depth=10, width=1)
     saved.mean, saved.std = MEAN.view(1, 3, 1, 1), STD.view(1, 3, 1, 1)
     torch.save({**saved.state_dict(), "mean": saved.mean, "std": saved.std}, tmp_path / "first.pt")
     loaded = load_weights(DeepMindWideResNet(10, depth=10, width=1), tmp_path / "first.pt")
-    assert same(loaded, saved)
     torch.save(loaded.state_dict(), tmp_path / "again.pt")
+    assert same(loaded, saved)
     assert same(load_weights(DeepMindWideResNet(10, depth=10, width=1), tmp_path / "again.pt"), saved)
 
 
-class Bomb:
-    """Unpickling it creates a folder."""
+@pytest.mark.parametrize("name", ["small_resnet", "resnet18", "mobilenetV2", "vgg16", "wideresnet34_10", "presnet18"])
+def test_an_architecture_is_identified_by_keys_and_shapes(name, tmp_path):
+    torch.save({"state_dict": prefixed("module.", build(name, 7).state_dict())}, tmp_path / "some.pt")
+    assert identify_architecture(tmp_path / "some.pt") == name
 
-    def __init__(self, target):
-        self.target = target
 
-    def __reduce__(self):
-        return os.mkdir, (self.target,)
+# ---- files that are refused ----
 
 
 def refusal(call, path) -> str:
     with pytest.raises(UserError) as caught:
         call(path)
-    text = str(caught.value)
-    assert text.startswith(f"{path}: ") and "\n" not in text
-    return text
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    return message
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_code_in_a_file_is_refused_and_not_run(network, legacy, tmp_path):
-    content = {"net": network.state_dict(), "extra": Bomb(str(tmp_path / "ran"))}
-    torch.save(content, tmp_path / "bomb.pth", _use_new_zipfile_serialization=not legacy)
-    assert "mkdir" in refusal(read_state_dict, tmp_path / "bomb.pth")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_pickled_network_is_refused_by_its_class(network, tmp_path):
-    torch.save({"net": network}, tmp_path / "module.pth")
-    assert "models.small.SmallResNet" in refusal(read_state_dict, tmp_path / "module.pth")
-
-
-BYTES = {
-    "empty": (b"", "empty"),
-    "page.html": (b"\n<!DOCTYPE html><html><body>404</body></html>", "web page"),
-    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 44\n", "git-lfs pointer"),
-    "notes.txt": (b"accuracy 83.1\n", "not a PyTorch checkpoint"),
-    "noise": (bytes(range(7, 250)) * 9, "not a PyTorch checkpoint"),
-    "noise.safetensors": (bytes(range(7, 250)) * 9, "damaged"),
-}
-
-
-@pytest.mark.parametrize("name", BYTES)
-def test_other_files_are_named_for_what_they_are(name, tmp_path):
-    content, reason = BYTES[name]
-    (tmp_path / name).write_bytes(content)
-    assert reason in refusal(read_state_dict, tmp_path / name)
-
-
-def test_missing_file_and_folder(tmp_path):
-    assert "No such file" in refusal(read_state_dict, tmp_path / "absent.pth")
-    assert "directory" in refusal(read_state_dict, tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-@pytest.mark.parametrize("kept", [0.01, 0.5, 0.999])
-def test_truncated_file(network, kind, kept, tmp_path):
-    path = tmp_path / f"cut.{kind}"
-    if kind == "safetensors":
-        save_file(network.state_dict(), path)
-    else:
-        torch.save(network.state_dict(), path, _use_new_zipfile_serialization=kind == "zip")
-    os.truncate(path, int(kept * path.stat().st_size))
-    assert "truncated" in refusal(read_state_dict, path)
-
-
-@pytest.mark.parametrize("content", [{"epoch": 3, "net": {}}, [torch.ones(2)], torch.ones(2), {"net": {0: 1}}])
-def test_file_without_weights(content, tmp_path):
-    torch.save(content, tmp_path / "log.pth")
-    assert "no weights" in refusal(read_state_dict, tmp_path / "log.pth")
-
-
-def test_half_a_normalisation_is_refused(network, tmp_path):
-    torch.save({**network.state_dict(), "mean": MEAN}, tmp_path / "half.pth")
-    assert "mean" in refusal(read_state_dict, tmp_path / "half.pth")
-
-
-def test_another_network_is_refused_with_the_first_keys_that_differ(network, tmp_path):
-    torch.save(network.state_dict(), tmp_path / "small.pth")
-    text = refusal(partial(load_network, "resnet18", 10), tmp_path / "small.pth")
-    assert "file has layers.0.conv1.weight" in text and "network has layer1.0.conv1.weight" in text
-    torch.save(build("presnet18", 10, 64).state_dict(), tmp_path / "tiny.pth")
-    text = refusal(partial(load_network, "presnet18", 10), tmp_path / "tiny.pth")
-    assert "linear.weight" in text and "2048" in text and "512" in text
-
-
-def test_another_class_count_is_refused_with_both(network, tmp_path):
-    torch.save(network.state_dict(), tmp_path / "ten.pth")
-    text = refusal(partial(load_network, "small_resnet", 100), tmp_path / "ten.pth")
-    assert "10 classes" in text and "100" in text
-
-
-@pytest.mark.parametrize("place", ["teacher_models/CIFAR10/small_resnet/robust_teacher.pth", "given.pth"])
-def test_teacher_is_frozen_and_found(network, place, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "name"), [(Bomb(), "io.open"), (nn.Linear(1, 1), "torch.nn.modules.linear.Linear")]
+)
+def test_code_in_a_file_is_refused_by_name_and_not_executed(content, name, legacy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / place
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"net": network.state_dict()}, file)
-    teacher = load_teacher("small_resnet", "CIFAR10", 10, "given.pth" if place == "given.pth" else None)
-    assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
-    assert torch.equal(teacher(IMAGES), network(IMAGES))
+    torch.save({"net": content}, "bomb.pth", _use_new_zipfile_serialization=not legacy)
+    assert name in refusal(read_state_dict, "bomb.pth")
+    assert not (tmp_path / MARKER).exists()
+
+
+NOISE = bytes(range(7, 250)) * 9
 
 
 @pytest.mark.parametrize(
-    ("name", "dataset", "place", "classes"),
+    ("name", "content", "reason"),
+    [
+        ("empty", b"", "empty"),
+        ("page.html", b"\n<!DOCTYPE html><html><body>404</body></html>", "web page"),
+        ("pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 44\n", "git-lfs pointer"),
+        ("notes.txt", b"accuracy 83.1\n", "not a PyTorch checkpoint"),
+        ("noise", NOISE, "not a PyTorch checkpoint"),
+        ("noise.safetensors", NOISE, "damaged"),
+        ("missing.pth", None, "No such file"),
+        (".", None, "directory"),
+    ],
+)
+def test_other_files_are_described(name, content, reason, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert reason in refusal(read_state_dict, tmp_path / name)
+
+
+@pytest.mark.parametrize("file_format", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.999])
+def test_truncated_file(network, file_format, fraction, tmp_path):
+    path = write(network.state_dict(), tmp_path / f"truncated.{file_format}", file_format)
+    os.truncate(path, int(fraction * path.stat().st_size))
+    assert "truncated" in refusal(read_state_dict, path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        *((content, "no weights") for content in ({"epoch": 3, "net": {}}, [MEAN], MEAN, {"net": {0: 1}})),
+        ({"linear.weight": torch.ones(2, 2), "mean": MEAN}, "only one of the mean and std"),
+    ],
+)
+def test_incomplete_weights(content, reason, tmp_path):
+    torch.save(content, tmp_path / "log.pth")
+    assert reason in refusal(read_state_dict, tmp_path / "log.pth")
+
+
+@pytest.mark.parametrize(
+    ("saved", "model", "parts"),
+    [
+        (("small_resnet", 10), ("resnet18", 10), ["unexpected layers.0.conv1.weight", "missing layer1.0.conv1.weight"]),
+        (("presnet18", 10, 64), ("presnet18", 10), ["linear.weight is (10, 2048), not (10, 512)"]),
+        (("small_resnet", 10), ("small_resnet", 100), ["has 10 classes, not 100"]),
+    ],
+)
+def test_weights_of_another_network_are_refused_with_the_difference(saved, model, parts, tmp_path):
+    torch.save(build(*saved).state_dict(), tmp_path / "other.pth")
+    message = refusal(partial(load_network, *model), tmp_path / "other.pth")
+    assert all(part in message for part in parts)
+
+
+# ---- teachers ----
+
+
+@pytest.mark.parametrize("path", [None, "given.pth"])
+def test_teacher_is_found_and_frozen(network, path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / (path or "teacher_models/CIFAR10/small_resnet/robust_teacher.pth")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"net": network.state_dict()}, file)
+    teacher = load_teacher("small_resnet", "CIFAR10", 10, path)
+    assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert torch.equal(teacher(IMAGES), network(IMAGES))
+    with pytest.raises(UserError, match=r"--teacher_model small_resent: .*nearest: small_resnet"):
+        load_teacher("small_resent", "CIFAR10", 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "path", "classes"),
     [
         ("Chen2021LTD_WRD34_20", "CIFAR10", "teacher_models/CIFAR10/wideresnet34_20/Chen2021LTD_34_20.pt", 10),
         ("Chen2021WRN34_10", "CIFAR100", "teacher_models/CIFAR100/wideresnet34_10/Chen2021LTD.pt", 100),
@@ -257,113 +247,92 @@ def test_teacher_is_frozen_and_found(network, place, monkeypatch, tmp_path):
         ("presnet18", "Tiny_Image", "teacher_models/TinyImageNet/TRADES/best_PGD10_acc_model.pth", 200),
     ],
 )
-def test_official_places_are_looked_at(name, dataset, place, classes, monkeypatch, tmp_path):
+def test_official_paths_are_tried_and_a_missing_teacher_names_them(name, dataset, path, classes, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / place).parent.mkdir(parents=True)
-    (tmp_path / place).touch()  # found, and refused for being empty: no need for 184 million parameters
-    with pytest.raises(UserError, match=f"^{place}: the file is empty"):
+    with pytest.raises(UserError) as caught:
+        load_teacher(name, dataset, classes)
+    script = "main_tiny.py" if dataset == "Tiny_Image" else "main.py"
+    architecture = teachers.architecture_of(teachers.teacher_name(name), dataset)
+    command = f"python {script} --dataset {dataset} --method AT --model {architecture} (then --teacher_path"
+    message = str(caught.value)
+    assert message.startswith("--teacher_model ") and "\n" not in message
+    assert path in message and command in message and "--teacher_path FILE" in message
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).touch()  # empty: loading it would take up to 184 million parameters
+    with pytest.raises(UserError, match=f"^{path}: the file is empty"):
         load_teacher(name, dataset, classes)
 
 
-@pytest.mark.parametrize(
-    ("name", "dataset", "place", "command"),
-    [
-        (
-            "wideresnet34_10",
-            "CIFAR10",
-            "teacher_models/CIFAR10/wideresnet34_10/robust_teacher.pth",
-            "python main.py --dataset CIFAR10 --method AT --model wideresnet34_10",
-        ),
-        (
-            "Chen2021LTD_WRN34_20",
-            "CIFAR100",
-            "models/cifar100/Linf/Chen2021LTD_WRN34_20.pt",
-            "python main.py --dataset CIFAR100 --method AT --model wideresnet34_20",
-        ),
-        (
-            "presnet18",
-            "Tiny_Image",
-            "teacher_models/TinyImageNet/TRADES/best_PGD10_acc_model.pth",
-            "python main_tiny.py --dataset Tiny_Image --method AT --model presnet18",
-        ),
-    ],
-)
-def test_missing_teacher_says_where_it_looked_and_how_to_train_one(
-    name, dataset, place, command, monkeypatch, tmp_path
-):
+def test_the_table_of_teachers_shows_existing_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as caught:
-        load_teacher(name, dataset, 10)
-    text = str(caught.value)
-    assert text.startswith(f"--teacher_model {name}: ") and "\n" not in text
-    assert place in text and f"{command} (then --teacher_path" in text and "--teacher_path FILE" in text
-
-
-def test_unknown_teacher():
-    with pytest.raises(UserError, match=r"--teacher_model wideresnet34_11: .*nearest: wideresnet34_10"):
-        load_teacher("wideresnet34_11", "CIFAR10", 10)
-
-
-def test_manifest_is_printed_with_what_is_present(tmp_path):
-    present = tmp_path / "models/cifar10/Linf/Chen2021LTD_WRN34_20.pt"
-    present.parent.mkdir(parents=True)
-    present.touch()
-    done = subprocess.run(
-        [sys.executable, "-m", "models.teachers"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2 + sum(len(datasets) for datasets in TEACHERS.values())
-    assert [line for line in lines if line.endswith("Linf/Chen2021LTD_WRN34_20.pt") and "absent" not in line]
-    assert all(teacher.architecture in MODELS for datasets in TEACHERS.values() for teacher in datasets.values())
-
-
-def test_a_wrapped_network_has_no_hidden_statistics():
-    wrapped = Normalized(nn.Flatten(), MEAN.view(1, 3, 1, 1), STD.view(1, 3, 1, 1))
-    assert list(wrapped.state_dict()) == ["mean", "std"]
+    file = tmp_path / "models/cifar10/Linf/Chen2021LTD_WRN34_20.pt"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    lines = teachers._table().splitlines()
+    assert len(lines) == 2 + len(teachers.TEACHERS)
+    assert sum("Linf/Chen2021LTD_WRN34_20.pt" in line and "missing" not in line for line in lines) == 1
+    assert {teacher.architecture for teacher in teachers.TEACHERS} <= MODELS.keys()
 
 
 def test_robustbench_network_from_its_cache_without_the_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "robustbench", None)  # as if it were not installed
-    name = "robustbench:Chen2021LTD_WRN34_10"
-    with pytest.raises(UserError, match=r"no file at models/cifar100/Linf/Chen2021LTD_WRN34_10.pt: put it there"):
-        load_teacher(name, "CIFAR100", 100)
-    other = tmp_path / "models/cifar10/Linf/Other.pt"
-    other.parent.mkdir(parents=True)
-    torch.save(nn.Linear(3, 10).state_dict(), other)
-    with pytest.raises(UserError, match=r"robustbench:Other: .*Other.pt is none of the networks .*install"):
-        load_teacher("robustbench:Other", "CIFAR10", 10)
-    torch.manual_seed(0)
-    published = build("wideresnet34_10", 100)
-    place = tmp_path / "models/cifar100/Linf/Chen2021LTD_WRN34_10.pt"
-    place.parent.mkdir(parents=True)
-    torch.save({"state_dict": prefixed("model.", published.state_dict())}, place)
-    assert same(load_teacher(name, "CIFAR100", 100), published)
+    path = tmp_path / "models/cifar10/Linf/Some2026Network.pt"
+    with pytest.raises(UserError, match=r"no file models/cifar10/Linf/Some2026Network.pt; put it there"):
+        load_teacher("robustbench:Some2026Network", "CIFAR10", 10)
+    path.parent.mkdir(parents=True)
+    torch.save(nn.Linear(3, 10).state_dict(), path)
+    with pytest.raises(UserError, match=r"Some2026Network.pt has an architecture that is not in --model; install"):
+        load_teacher("robustbench:Some2026Network", "CIFAR10", 10)
+    published = build("wideresnet34_10", 10)
+    torch.save({"state_dict": prefixed("model.", published.state_dict())}, path)
+    assert same(load_teacher("robustbench:Some2026Network", "CIFAR10", 10), published)
 
 
-def test_robustbench_network_through_the_package(monkeypatch):
-    asked = []
-    network = build("small_resnet", 10)
-
-    def load_model(name, dataset, threat_model):
-        asked.append((name, dataset, threat_model))
-        return network
-
-    package, module = ModuleType("robustbench"), ModuleType("robustbench.utils")
-    module.load_model = load_model
-    monkeypatch.setitem(sys.modules, "robustbench", package)
+def test_robustbench_network_from_the_package(network, monkeypatch):
+    calls = []
+    module = ModuleType("robustbench.utils")
+    module.load_model = lambda *args, **options: calls.append((*args, *options.values())) or network
+    monkeypatch.setitem(sys.modules, "robustbench", ModuleType("robustbench"))
     monkeypatch.setitem(sys.modules, "robustbench.utils", module)
     assert load_teacher("robustbench:Any2026Network", "CIFAR10", 10) is network
-    assert asked == [("Any2026Network", "cifar10", "Linf")]
+    assert calls == [("Any2026Network", "cifar10", "Linf")]
 
 
-@pytest.mark.parametrize("name", ["small_resnet", "resnet18", "mobilenetV2", "vgg16", "wideresnet34_10", "presnet18"])
-def test_a_network_is_recognised_by_its_keys_and_shapes(name, tmp_path):
-    path = tmp_path / "some.pt"
-    torch.save({"state_dict": prefixed("module.", build(name, 7).state_dict())}, path)
-    assert recognise(path) == name
+# ---- the included teacher ----
+
+INCLUDED_FILE = teachers.INCLUDED["small_resnet", "CIFAR10"]
+
+
+def test_a_distillation_with_it_needs_no_path(nursery, tmp_path, monkeypatch):
+    cifar_files(tmp_path, CIFAR10, monkeypatch, names=list("abcdefghij"), labels=range(10))
+    flags = "--dataset CIFAR10 --model small_resnet --method DGAD --teacher_model small_resnet --no_teacher_check"
+    flags += f" --data_root {tmp_path} --limit_train 32 --limit_test 20 --epochs 1 --num_steps 2 --bs 16"
+    nursery.start(tmp_path, "tests/unsigned_cifar.py", f"{ROOT / 'main.py'} {flags}")
+    assert nursery.wait() == 0, (tmp_path / "output.txt").read_text()
+    assert list(tmp_path.glob("tuned_models/CIFAR10/DGAD/*/best_PGD10_acc_model.pth"))
+
+
+def test_an_image_folder_needs_its_path_and_the_error_contains_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=f"--teacher_path FILE .for the classes of CIFAR10: {INCLUDED_FILE}., or train one"
+    ):
+        load_teacher("small_resnet", "Folder", 10)
+    with pytest.raises(UserError, match="--teacher_path FILE, or train one"):  # no hint: Digits has other classes
+        load_teacher("small_resnet", "Digits", 10)
+    with pytest.raises(UserError, match="is a folder; name a checkpoint"):
+        load_teacher("small_resnet", "Folder", 10, INCLUDED_FILE.parent)
+    teacher = load_teacher("small_resnet", "Folder", 10, INCLUDED_FILE)
+    logits = teacher(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(logits[0, :3], torch.tensor([0.0062, -0.7039, 0.1685]), rtol=0, atol=1e-3)
+
+
+def test_each_is_small_and_its_readme_has_the_accuracies_of_the_table():
+    assert {path.parent for path in teachers.INCLUDED.values()} == set(teachers.PRETRAINED.iterdir())
+    for (name, dataset), path in teachers.INCLUDED.items():
+        assert path.stat().st_size <= 5e6
+        (teacher,) = (row for row in teachers.TEACHERS if (row.name, row.dataset) == (name, dataset))
+        readme = (path.parent / "README.md").read_text()
+        for title, accuracy in (("Clean", teacher.clean), ("AutoAttack", teacher.autoattack)):
+            assert re.search(rf"\| {title} \| {accuracy:.2f} \|", readme), title

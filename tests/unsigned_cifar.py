@@ -1,4 +1,4 @@
-"""Run an entry script where torchvision takes generated CIFAR files for the published ones: SCRIPT FLAGS..."""
+"""Run an entry script that accepts generated CIFAR files instead of the published ones: SCRIPT FLAGS..."""
 
 import runpy
 import sys
@@ -10,5 +10,5 @@ cifar.check_integrity = lambda *args, **kwargs: True
 
 if __name__ == "__main__":
     del sys.argv[0]
-    sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as for a script that is run by itself
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as Python does for a script
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attacks.libraries import AUTOATTACK_CLASSES
 from attacks.suite import PROTOCOLS, Attack, Setting
-from data import Split, Splits, chosen, dataset_name, fingerprint, load, subset, take
+from data import Split, Splits, dataset_name, fingerprint, load, subset, subset_mask, take
 from data.loader import Batches
 from engine.accuracy import predict
 from engine.device import choose_device, use_full_precision
@@ -119,7 +119,7 @@ class Evaluation:
         attack_model = make_attack_model(network, next(iter(self._batches(self.images)))[0])
         for key, attack in self.attacks.items():
             began = time.monotonic()
-            attacked = chosen(self.images, config.limit_aa if key == "aa" else None, config.seed)
+            attacked = subset_mask(self.images, config.limit_aa if key == "aa" else None, config.seed)
             images = take(self.images, attacked)
             context = {"seed": config.seed, "state": self.state, "processes": processes, "attack_model": attack_model}
             outcome = run_attack(network, self._batches(images), clean[attacked], attack, **context)

@@ -10,7 +10,7 @@ from engine.evaluation.records import read_evaluations, results_path, sha256
 from engine.networks import network_in
 from models import MODELS
 from models.robustbench import PREFIX
-from models.weights import DEEPMIND_TWINS, load_network, read_metadata, read_state_dict, recognise
+from models.weights import DEEPMIND_LAYOUTS, identify_architecture, load_network, read_metadata, read_state_dict
 from utils.errors import UserError
 
 
@@ -68,7 +68,7 @@ def read(path: str, model: str | None = None, dataset: str | None = None) -> Pub
     dataset = _dataset_of(path, dataset, metadata)
     name = network_in(path, model)
     if name.startswith(PREFIX):  # trained on from a network of the zoo: the file may still hold one of ours
-        name = recognise(path) or name
+        name = identify_architecture(path) or name
     if name not in MODELS:
         raise UserError(f"{path}: holds {name}, which is none of our networks; RobustBench has its form already")
     num_classes = _count_classes(path)
@@ -80,7 +80,7 @@ def read(path: str, model: str | None = None, dataset: str | None = None) -> Pub
     image_size = metadata.get("image_size", known.image_size)
     network = load_network(name, num_classes, path, image_size).eval()
     if "init_conv.weight" in network.state_dict():
-        name = DEEPMIND_TWINS.get(name, name)
+        name = DEEPMIND_LAYOUTS.get(name, name)
     classes = tuple(map(str, metadata.get("classes", ())))
     return Published(network, name, dataset, num_classes, classes, image_size, find_figures(path, dataset))
 

@@ -102,7 +102,7 @@ class Fit:
         """The epoch's batches behind the first ``done``, all chance seeded anew for each."""
         seed, total = self.config.seed, len(self.batches)
         self.batches.generator.manual_seed(derive_seed(seed, "order", epoch))
-        batches = progress(self.batches.after(done), f"epoch {epoch + 1}/{self.config.epochs}", total, done)
+        batches = progress(self.batches.skip(done), f"epoch {epoch + 1}/{self.config.epochs}", total, done)
         for number, batch in enumerate(batches, start=done):
             seed_everything(derive_seed(seed, "global", epoch, number))
             self.trainer.generator.manual_seed(derive_seed(seed, "noise", epoch, number))
