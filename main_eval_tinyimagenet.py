@@ -1,4 +1,4 @@
-"""Evaluate a saved checkpoint under attack, on Tiny-ImageNet."""
+"""Evaluate saved checkpoints under attack on Tiny-ImageNet."""
 
 from utils.cli import run_command
 from utils.config import TinyEvalConfig
@@ -6,8 +6,8 @@ from utils.flags import parse
 
 
 def main() -> None:
-    """What the command line asks for."""
-    from engine.choices import CHOICES  # here, so that a missing package is told in one line
+    """Run what the command line describes."""
+    from engine.choices import CHOICES  # here, so that a missing package is one error line
     from engine.evaluation.run import run_evaluation
 
     run_evaluation(parse(TinyEvalConfig, description=__doc__, choices=CHOICES).config)

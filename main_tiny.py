@@ -1,4 +1,4 @@
-"""Train or distil a classifier that withstands adversarial examples, on Tiny-ImageNet."""
+"""Train or distill an adversarially robust classifier on Tiny-ImageNet."""
 
 from utils.cli import run_command
 from utils.config import TinyTrainConfig
@@ -6,8 +6,8 @@ from utils.flags import parse
 
 
 def main() -> None:
-    """What the command line asks for."""
-    from engine.choices import CHOICES  # here, so that a missing package is told in one line
+    """Run what the command line describes."""
+    from engine.choices import CHOICES  # here, so that a missing package is one error line
     from engine.training.run import train
 
     train(*parse(TinyTrainConfig, description=__doc__, choices=CHOICES))

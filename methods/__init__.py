@@ -1,15 +1,16 @@
-"""The methods by name: each entry takes the run's config and returns the function of one training step.
+"""The table of methods: each entry takes the run's config and returns the function of one training step.
 
-A step is ``method(student, *teachers, attack, x, y, epoch) -> Step``. ``attack(objective, x, noise=, clamp=, bn=)``
-returns adversarial images; ``objective(student, *teachers)`` receives the networks as the attack sees them and
-returns a function from images to losses (B,). Add a method: one file beside this one, one line below.
+A step is ``method(student, *teachers, attack, x, y, epoch) -> Step``, with ``epoch`` counted from 0.
+``attack(objective, x, noise=, clamp=, bn=)`` returns adversarial images; ``objective(student, *teachers)`` receives the
+networks that the attack uses and returns a function from images to losses (B,). To add a method, add one file to this
+folder and one line below.
 """
 
 from functools import partial
 
 from methods import adaad, akd2, ard, at, dgad, iad, mart, natural, rslad, trades
 
-# Trained from labels alone.
+# Trained from labels only.
 WITHOUT_TEACHER = {
     "Natural": lambda c: natural.natural,
     "AT": lambda c: at.at,
@@ -20,24 +21,12 @@ WITHOUT_TEACHER = {
 # Distilled from one robust teacher.
 WITH_TEACHER = {
     "ARD": lambda c: partial(ard.ard, alpha=c.iad_alpha, temp=given(c.temp, ard.TEMPERATURE), kl_weight=c.kl_weight),
-    "IAD-I": lambda c: partial(
-        iad.iad1,
-        alpha=c.iad_alpha,
-        beta=c.iad_beta,
-        temp=given(c.temp, iad.TEMPERATURE),
-        begin=given(c.iad_begin, iad.BEGIN_I),
-    ),
+    "IAD-I": lambda c: partial(iad.iad1, **_introspection(c, iad.TEMPERATURE)),
     "RSLAD": lambda c: partial(rslad.rslad, kl_weight=given(c.kl_weight, rslad.KL_WEIGHT)),
     "AdaAD": lambda c: partial(
         adaad.adaad, alpha=c.adaad_alpha, kl_weight=given(c.kl_weight, adaad.KL_WEIGHT.get(c.dataset, 1.0))
     ),
-    "AdaIAD": lambda c: partial(
-        adaad.adaiad,
-        alpha=c.iad_alpha,
-        beta=c.iad_beta,
-        temp=given(c.temp, adaad.ADAIAD_TEMPERATURE),
-        begin=given(c.iad_begin, iad.BEGIN_I),
-    ),
+    "AdaIAD": lambda c: partial(adaad.adaiad, **_introspection(c, adaad.ADAIAD_TEMPERATURE)),
     "DGAD": lambda c: partial(dgad.dgad, **_dgad_terms(c)),
     "DGAD-IAD": lambda c: partial(
         dgad.dgad_iad, beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_I), **_dgad_terms(c)
@@ -47,12 +36,14 @@ WITH_TEACHER = {
 # Distilled from a robust teacher and a standard one.
 WITH_TWO_TEACHERS = {
     "AKD2": lambda c: partial(akd2.akd2, **_two_teachers(c)),
-    "IAD-II": lambda c: partial(iad.iad2, **_two_teachers(c), beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_II)),
+    "IAD-II": lambda c: partial(
+        iad.iad2, **_two_teachers(c), beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_II)
+    ),
 }
 
 METHODS = WITHOUT_TEACHER | WITH_TEACHER | WITH_TWO_TEACHERS
 
-# Trained on clean images alone.
+# Trained on clean images only.
 WITHOUT_ATTACK = {"Natural"}
 
 # Names of the official codes.
@@ -66,26 +57,31 @@ ALIASES = {
 
 
 def given(value, default):
-    """``value`` unless the command line left it open (None)."""
+    """Return ``value``, or ``default`` if the value is None: the flag was not given."""
     return default if value is None else value
 
 
 def fields_read(method: str, config) -> set[str]:
-    """Names of the config's fields that decide what a method computes: those that its entry in METHODS reads."""
-    noting = _Noting(config)
-    METHODS[method](noting)
-    return noting.read
+    """Return the names of the config's fields that the entry of ``method`` in METHODS reads."""
+    recorder = _ReadRecorder(config)
+    METHODS[method](recorder)
+    return recorder.names
 
 
-class _Noting:
-    """A config that notes which of its fields are asked for."""
+class _ReadRecorder:
+    """A config that records the names of the fields that are read."""
 
     def __init__(self, config):
-        self.config, self.read = config, set()
+        self.config, self.names = config, set()
 
     def __getattr__(self, name: str):
-        self.read.add(name)
+        self.names.add(name)
         return getattr(self.config, name)
+
+
+def _introspection(c, temp: float) -> dict:
+    weights = {"alpha": c.iad_alpha, "beta": c.iad_beta}
+    return {**weights, "temp": given(c.temp, temp), "begin": given(c.iad_begin, iad.BEGIN_I)}
 
 
 def _dgad_terms(c) -> dict:

@@ -7,13 +7,13 @@ from attacks.objectives import cross_entropy
 from attacks.pgd import uniform
 from methods.losses import Step, kl
 
-TEMPERATURE = 30.0  # official; the IAD paper compares with 1
+TEMPERATURE = 30.0  # official; the IAD code has 1
 
 
 def ard(student, teacher, attack, x, y, epoch, *, alpha, temp, kl_weight=None):
-    """The student's adversarial predictions follow the teacher's clean ones.
+    """Distill the teacher's clean predictions into the student's adversarial ones.
 
-    ``kl_weight`` None takes 1 / classes: the official loss averages over the classes too.
+    ``kl_weight`` None means 1 / classes: the official mean is over images and classes.
     """
     x_adv = attack(lambda s, t: lambda z: cross_entropy(s(z), y), x, noise=uniform, bn="train")
     adv, clean = student(x_adv), student(x)
@@ -24,6 +24,6 @@ def ard(student, teacher, attack, x, y, epoch, *, alpha, temp, kl_weight=None):
 
 
 def ard_loss(clean, adv, t_clean, y, *, alpha, temp, kl_weight):
-    """``alpha T^2 w * mean KL(t || s'; T) + (1 - alpha) * CE(s, y)``; logits (B, C), labels (B,)."""
-    distilled = temp**2 * kl_weight * kl(t_clean, adv, temp).mean()
-    return alpha * distilled + (1 - alpha) * F.cross_entropy(clean, y)
+    """``alpha T^2 w mean KL(t || s'; T) + (1 - alpha) CE(s, y)``, w = ``kl_weight``; logits (B, C), labels (B,)."""
+    distillation = temp**2 * kl_weight * kl(t_clean, adv, temp).mean()
+    return alpha * distillation + (1 - alpha) * F.cross_entropy(clean, y)

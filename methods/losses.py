@@ -1,4 +1,4 @@
-"""The few pieces that several methods share: KL divergence, the exchange of two logits, what a step returns."""
+"""Pieces that several methods share: KL divergence, label swapping, and the result of a training step."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 class Step(NamedTuple):
-    """What a method returns for one batch: its loss, and the logits (B, C) that it computed on the way.
+    """The result of a method for one batch: its loss, and the logits (B, C) computed for it.
 
-    ``clean`` and ``adv`` are the student's, ``t_clean`` and ``t_adv`` the robust teacher's on the same images. They are
-    only logged; a method leaves out what its paper does not forward, because every forward of the student in train mode
-    moves the BatchNorm statistics, and every forward of a teacher takes time.
+    ``clean`` and ``adv`` are logits of the student, ``t_clean`` and ``t_adv`` of the robust teacher on the same images.
+    They are only logged. A method omits what its paper does not forward: every forward of the student in train mode
+    updates the BatchNorm statistics, and every forward of a teacher takes time.
     """
 
     loss: Tensor
@@ -22,17 +22,17 @@ class Step(NamedTuple):
     t_adv: Tensor | None = None
 
 
-def repeat_forward(student, x) -> None:
-    """Forward ``x`` once more for BatchNorm's sake, where an official loss does so; its logits would be the same."""
+def update_batchnorm(student, x) -> None:
+    """Forward ``x`` without gradient, for the BatchNorm statistics, where an official loss forwards it once more."""
     with torch.no_grad():
         student(x)
 
 
 def kl(target: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(softmax(target / T) || softmax(logits / T)) of every image, (B,); both arguments are logits (B, C).
+    """Return ``KL(softmax(target / T) || softmax(logits / T))`` per image, (B,); both arguments are logits (B, C).
 
-    Gradients flow into both. Log-probabilities on both sides keep value and gradient finite where a probability
-    underflows to exactly 0: there the summand is 0, as by definition.
+    Gradients flow into both. Log-probabilities on both sides keep value and gradient finite if a probability underflows
+    to exactly 0: its summand is then 0, as by definition.
     """
     log_p = F.log_softmax(target / temperature, dim=1)
     log_q = F.log_softmax(logits / temperature, dim=1)
@@ -40,14 +40,13 @@ def kl(target: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def swap(logits: Tensor, y: Tensor) -> Tensor:
-    """Exchange the label's logit with the largest other one wherever that one is strictly larger.
+    """Swap the label's logit with the largest other logit if that one is strictly larger.
 
-    So the label becomes the prediction and every other class keeps its probability (error-corrective label swapping,
-    Park & Min, ECCV 2024). A tie is left alone. Logits (B, C), labels (B,) -> logits (B, C).
+    The label becomes the prediction, and every other class keeps its probability: error-corrective label swapping
+    (Park & Min, ECCV 2024). A tie is unchanged. Logits (B, C), labels (B,) -> logits (B, C).
     """
     label = y[:, None]
-    of_label = logits.gather(1, label)
-    others = logits.scatter(1, label, -torch.inf)
-    largest, rival = others.max(1, keepdim=True)
-    exchanged = logits.scatter(1, label, largest).scatter(1, rival, of_label)
-    return torch.where(of_label < largest, exchanged, logits)
+    label_logit = logits.gather(1, label)
+    largest_other, rival = logits.scatter(1, label, -torch.inf).max(1, keepdim=True)
+    swapped = logits.scatter(1, label, largest_other).scatter(1, rival, label_logit)
+    return torch.where(label_logit < largest_other, swapped, logits)

@@ -1,4 +1,4 @@
-"""Natural training: no adversary."""
+"""Natural training: no attack."""
 
 import torch.nn.functional as F
 
@@ -6,6 +6,6 @@ from methods.losses import Step
 
 
 def natural(student, attack, x, y, epoch):
-    """Cross entropy on clean images (official name ``Plain_Clean``)."""
+    """Minimize the cross entropy of clean images (official name ``Plain_Clean``)."""
     clean = student(x)
     return Step(F.cross_entropy(clean, y), clean=clean)

@@ -1,19 +1,19 @@
-"""Each method's own published training, for ``--recipe paper``: field of the config -> value.
+"""The published training of each method, for ``--recipe paper``: field of the config -> value.
 
-What a recipe does not name keeps its default, which is the official DGAD training. Milestones count epochs from 0.
+A field that a recipe does not name keeps its default, which is the official DGAD training. A milestone is the number of
+epochs after which the learning rate drops.
 """
 
 TWO_DROPS = {"epochs": 200, "milestones": (100, 150)}
 IAD = {**TWO_DROPS, "weight_decay": 2e-4, "temp": 1.0}  # papers: two drops; the official code misses the second
 DGAD = {**TWO_DROPS, "weight_decay": 5e-4}
-# TRADES and MART: epsilon 0.031 and step 0.007 in [0, 1].
-OF_031 = {"epsilon": 0.031 * 255, "step_size": 0.007 * 255}
+EPSILON_031 = {"epsilon": 0.031 * 255, "step_size": 0.007 * 255}  # TRADES and MART: 0.031 and 0.007 in [0, 1]
 
 RECIPES = {
-    "Natural": DGAD,  # as the AdaAD code trains it
-    "AT": DGAD,  # the same
-    "TRADES": {**OF_031, "epochs": 76, "milestones": (74,), "weight_decay": 2e-4, "trades_beta": 6.0},
-    "MART": {**OF_031, "epochs": 120, "milestones": (74, 89, 99), "lr_max": 0.01, "weight_decay": 3.5e-3},
+    "Natural": DGAD,  # of the AdaAD code
+    "AT": DGAD,  # of the AdaAD code
+    "TRADES": {**EPSILON_031, "epochs": 76, "milestones": (74,), "weight_decay": 2e-4, "trades_beta": 6.0},
+    "MART": {**EPSILON_031, "epochs": 120, "milestones": (74, 89, 99), "lr_max": 0.01, "weight_decay": 3.5e-3},
     "ARD": {**TWO_DROPS, "weight_decay": 2e-4, "temp": 30.0},
     "AKD2": IAD,
     "IAD-I": {**IAD, "iad_begin": 60},
@@ -29,7 +29,7 @@ ALP_BETA = {"CIFAR10": 5.0, "CIFAR100": 5.0, "Tiny_Image": 15.0}  # DGAD's proje
 
 
 def recipe(method: str, dataset: str, model: str) -> dict:
-    """The published training of ``method``, with what depends on the data set and on the student; {} if it has none."""
+    """Return the published training of ``method`` for this dataset and student; {} if there is none."""
     values = dict(RECIPES.get(method, {}))
     if method == "ARD" and dataset == "CIFAR100":
         values["bs"] = 256

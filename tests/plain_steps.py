@@ -1,10 +1,9 @@
-"""The algorithm boxes, transcribed plainly: one image at a time, every softmax and logarithm written out.
+"""The algorithm boxes of the papers, one image at a time, with every softmax and logarithm written out.
 
-The oracle of ``test_steps.py``; it shares no line with the package. A method is
-``name(net, *teachers, x, y, noise, epoch, **options) -> loss``: its options are the flags of the command line with the
-values of the papers and the official codes, and it calls ``net`` as often, in the order and in the BatchNorm mode that
-these do. ``noise`` is what the attack adds to the images for its start. Letters are the papers': s, t, u are the logits
-of the student, the robust teacher and the standard teacher on the images, s_, t_, u_ those on the adversarial images.
+The reference for ``test_steps.py``; it imports nothing from the packages under test. A method is
+``name(net, *teachers, x, y, noise, epoch, **options) -> loss``. Its options are flags with the official defaults; the
+number, order and BatchNorm mode of its calls of ``net`` are the official ones. The attack starts at ``x + noise``.
+s, t, u are logits of the student, the robust and the standard teacher on the images, s_, t_, u_ on x_adv.
 """
 
 import torch
@@ -13,7 +12,7 @@ EPSILON, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 10
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
 
 
-# One image: z, a, b are its logits (C,), y its label.
+# For one image: z, a, b are logits (C,), y is the label.
 
 
 def softmax(z, temp=1.0):
@@ -31,11 +30,11 @@ def kl(a, b, temp=1.0):
 
 
 def largest_other(z, y):
-    """The class of the largest logit but the label's."""
+    """Return the class other than the label with the largest logit."""
     return max((c for c in range(len(z)) if c != y), key=lambda c: z[c].item())
 
 
-def exchanged(z, i, j):
+def swapped(z, i, j):
     z = z.clone()
     z[i], z[j] = z[j].item(), z[i].item()
     return z
@@ -46,21 +45,21 @@ def mean(values):
     return sum(values) / len(values)
 
 
-# The networks and the attacks.
+# Attacks.
 
 
-def frozen(net, x):
+def no_grad(net, x):
     with torch.no_grad():
         return net(x)
 
 
-def pgd(net, x, start, objective, attack_bn):
-    """Images that climb ``objective`` (images to the batch's sum) in the ball around ``x``; ``net`` trains on."""
+def pgd(net, x, start, losses, attack_bn):
+    """Maximize ``losses`` (images -> one loss each) in the ball around ``x``; leaves ``net`` in train mode."""
     net.train(attack_bn == "train")
     x_adv = start
     for _ in range(STEPS):
         x_adv = x_adv.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(objective(x_adv), x_adv)
+        (gradient,) = torch.autograd.grad(sum(losses(x_adv)), x_adv)
         x_adv = x_adv.detach() + STEP_SIZE * torch.sign(gradient)
         x_adv = torch.minimum(torch.maximum(x_adv, x - EPSILON), x + EPSILON)
         x_adv = torch.clamp(x_adv, 0, 1)
@@ -69,39 +68,25 @@ def pgd(net, x, start, objective, attack_bn):
 
 
 def label_attack(net, x, y, start, attack_bn):
-    def objective(images):
-        return sum(cross_entropy(z, label) for z, label in zip(net(images), y, strict=True))
-
-    return pgd(net, x, start, objective, attack_bn)
+    return pgd(net, x, start, lambda images: map(cross_entropy, net(images), y), attack_bn)
 
 
-def adaad_attack(net, teacher, x, noise, attack_bn):
-    def objective(images):  # the teacher moves with the images: the gradient runs through it too
-        return sum(kl(t_, s_) for t_, s_ in zip(teacher(images), net(images), strict=True))
-
-    return pgd(net, x, x + noise, objective, attack_bn)
+def adaad_attack(net, teacher, x, noise, attack_bn):  # the gradient also flows through the teacher
+    return pgd(net, x, x + noise, lambda images: map(kl, teacher(images), net(images)), attack_bn)
 
 
 def rslad_attack(net, teacher, x, noise, attack_bn):
-    clean = frozen(teacher, x)
-
-    def objective(images):
-        return sum(kl(t, s_) for t, s_ in zip(clean, net(images), strict=True))
-
-    return pgd(net, x, x + noise, objective, attack_bn)
+    t = no_grad(teacher, x)
+    return pgd(net, x, x + noise, lambda images: map(kl, t, net(images)), attack_bn)
 
 
 def trades_attack(net, x, noise, attack_bn):
     net.train(attack_bn == "train")
-    clean = frozen(net, x)  # the official code repeats it at every step, to no effect on its network in eval mode
-
-    def objective(images):
-        return sum(kl(s, s_) for s, s_ in zip(clean, net(images), strict=True))
-
-    return pgd(net, x, x + noise, objective, attack_bn)
+    s = no_grad(net, x)  # the official code repeats it at every step, without effect in eval mode
+    return pgd(net, x, x + noise, lambda images: map(kl, s, net(images)), attack_bn)
 
 
-# From labels alone.
+# Without teacher.
 
 
 def natural(net, x, y, noise, epoch):
@@ -127,62 +112,62 @@ def mart(net, x, y, noise, epoch, *, mart_beta=5.0, attack_bn="eval"):
     s = net(x)
     s_ = net(x_adv)
 
-    def of(i):
+    def loss(i):
         p, p_ = softmax(s[i]), softmax(s_[i])
         boosted = -torch.log(p_[y[i]]) - torch.log(1 - p_[largest_other(s_[i], y[i])])
         return boosted + mart_beta * kl(s[i], s_[i]) * (1 - p[y[i]])
 
-    return mean(of(i) for i in range(len(x)))
+    return mean(loss(i) for i in range(len(x)))
 
 
-# From a robust teacher.
+# With a robust teacher.
 
 
 def ard(net, teacher, x, y, noise, epoch, *, iad_alpha=1.0, temp=30.0, kl_weight=None, attack_bn="train"):
     x_adv = label_attack(net, x, y, x + noise, attack_bn)
-    t = frozen(teacher, x)
+    t = no_grad(teacher, x)
     s_ = net(x_adv)
     s = net(x)
     kl_weight = 1 / t.shape[1] if kl_weight is None else kl_weight  # the official mean is over images and classes
 
-    def of(i):
-        distilled = temp**2 * kl_weight * kl(t[i], s_[i], temp)
-        return iad_alpha * distilled + (1 - iad_alpha) * cross_entropy(s[i], y[i])
+    def loss(i):
+        distillation = temp**2 * kl_weight * kl(t[i], s_[i], temp)
+        return iad_alpha * distillation + (1 - iad_alpha) * cross_entropy(s[i], y[i])
 
-    return mean(of(i) for i in range(len(x)))
+    return mean(loss(i) for i in range(len(x)))
 
 
-def introspective(teacher_clean, net, teacher, x, x_adv, y, epoch, alpha, beta, begin, temp):
-    """IAD-I and AdaIAD after their attacks; they differ in what the teacher of the first term looks at."""
-    t = frozen(teacher, x if teacher_clean else x_adv)
-    t_ = frozen(teacher, x_adv)
+def introspective(teacher_images, net, teacher, x, x_adv, y, epoch, alpha, beta, begin, temp):
+    """IAD-I and AdaIAD after the attack; they differ in the teacher's images in the first term."""
+    t = no_grad(teacher, teacher_images)
+    t_ = no_grad(teacher, x_adv)
     s_ = net(x_adv)
-    introspection = net(x) if epoch >= begin else None
+    target = net(x) if epoch >= begin else None
     s = net(x)
 
-    def of(i):
-        loss = alpha * temp**2 * kl(t[i], s_[i], temp) + (1 - alpha) * cross_entropy(s[i], y[i])
+    def loss(i):
+        value = alpha * temp**2 * kl(t[i], s_[i], temp) + (1 - alpha) * cross_entropy(s[i], y[i])
         if epoch >= begin:
             reliability = softmax(t_[i])[y[i]] ** beta
-            loss = loss + alpha * (1 - reliability) * kl(introspection[i], s_[i])
-        return loss
+            value = value + alpha * (1 - reliability) * kl(target[i], s_[i])
+        return value
 
-    return mean(of(i) for i in range(len(x)))
+    return mean(loss(i) for i in range(len(x)))
 
 
 def iad1(net, teacher, x, y, noise, epoch, *, iad_alpha=1.0, iad_beta=0.1, iad_begin=60, temp=1.0, attack_bn="train"):
     x_adv = label_attack(net, x, y, x + noise, attack_bn)
-    return introspective(True, net, teacher, x, x_adv, y, epoch, iad_alpha, iad_beta, iad_begin, temp)
+    return introspective(x, net, teacher, x, x_adv, y, epoch, iad_alpha, iad_beta, iad_begin, temp)
 
 
 def adaiad(net, teacher, x, y, noise, epoch, *, iad_alpha=1.0, iad_beta=0.1, iad_begin=60, temp=30.0, attack_bn="eval"):
     x_adv = adaad_attack(net, teacher, x, noise, attack_bn)
-    return introspective(False, net, teacher, x, x_adv, y, epoch, iad_alpha, iad_beta, iad_begin, temp)
+    return introspective(x_adv, net, teacher, x, x_adv, y, epoch, iad_alpha, iad_beta, iad_begin, temp)
 
 
 def rslad(net, teacher, x, y, noise, epoch, *, kl_weight=0.1, attack_bn="eval"):
     x_adv = rslad_attack(net, teacher, x, noise, attack_bn)
-    t = frozen(teacher, x)
+    t = no_grad(teacher, x)
     s_ = net(x_adv)
     s = net(x)
     return kl_weight * mean(5 / 6 * kl(t[i], s_[i]) + 1 / 6 * kl(t[i], s[i]) for i in range(len(x)))
@@ -192,14 +177,14 @@ def adaad(net, teacher, x, y, noise, epoch, *, adaad_alpha=1.0, kl_weight=None, 
     x_adv = adaad_attack(net, teacher, x, noise, attack_bn)
     s = net(x)
     s_ = net(x_adv)
-    t, t_ = frozen(teacher, x), frozen(teacher, x_adv)
+    t, t_ = no_grad(teacher, x), no_grad(teacher, x_adv)
     if kl_weight is None:
         kl_weight = 0.1 if dataset == "CIFAR10" else 1.0
 
-    def of(i):
+    def loss(i):
         return adaad_alpha * kl(t_[i], s_[i]) + (1 - adaad_alpha) * kl(t[i], s[i])
 
-    return kl_weight * mean(of(i) for i in range(len(x)))
+    return kl_weight * mean(loss(i) for i in range(len(x)))
 
 
 def dgad(
@@ -222,23 +207,23 @@ def dgad(
     x_adv = adaad_attack(net, teacher, x, noise, attack_bn)
     s = net(x)
     s_ = net(x_adv)
-    t, t_ = frozen(teacher, x), frozen(teacher, x_adv)
+    t, t_ = no_grad(teacher, x), no_grad(teacher, x_adv)
 
-    def guided(i):
+    def distillation(i):
         predicted = t[i].argmax()
-        if map and predicted != y[i]:  # misclassification-aware partition: clean guidance
-            return kl(exchanged(t[i], y[i], predicted) if els else t[i], s[i])
+        if map and predicted != y[i]:  # misclassification-aware partitioning: the clean image
+            return kl(swapped(t[i], y[i], predicted) if els else t[i], s[i])
         other = largest_other(t_[i], y[i])
-        label = exchanged(t_[i], y[i], other) if els and t_[i][y[i]] < t_[i][other] else t_[i]
-        loss = kl(label, s_[i])
+        target = swapped(t_[i], y[i], other) if els and t_[i][y[i]] < t_[i][other] else t_[i]
+        value = kl(target, s_[i])
         if iad_begin is not None and epoch >= iad_begin:  # DGAD-IAD
-            loss = loss + (1 - softmax(label)[y[i]] ** iad_beta) * kl(s[i], s_[i])
-        return loss
+            value = value + (1 - softmax(target)[y[i]] ** iad_beta) * kl(s[i], s_[i])
+        return value
 
-    loss = distill_weight * mean(guided(i) for i in range(len(x)))
-    if alp == "on":  # prediction consistency, over images and classes
-        gaps = [softmax(s_[i]) - softmax(s[i]) for i in range(len(x))]
-        loss = loss + alp_beta * mean(gap[c] ** 2 for gap in gaps for c in range(len(gap)))
+    loss = distill_weight * mean(distillation(i) for i in range(len(x)))
+    if alp == "on":  # predictive consistency, mean over images and classes
+        differences = [softmax(s_[i]) - softmax(s[i]) for i in range(len(x))]
+        loss = loss + alp_beta * mean(difference[c] ** 2 for difference in differences for c in range(len(difference)))
     return loss
 
 
@@ -246,76 +231,54 @@ def dgad_iad(net, teacher, x, y, noise, epoch, *, iad_begin=60, **options):
     return dgad(net, teacher, x, y, noise, epoch, iad_begin=iad_begin, **options)
 
 
-# From a robust and a standard teacher.
+# With a robust and a standard teacher.
 
 
-def akd2(net, robust, std, x, y, noise, epoch, *, robust_weight=0.5, std_weight=0.25, temp=1.0, attack_bn="train"):
+def akd2(
+    net, teacher, std_teacher, x, y, noise, epoch, *, robust_weight=0.5, std_weight=0.25, temp=1.0, attack_bn="train"
+):
     x_adv = label_attack(net, x, y, x + noise, attack_bn)
-    t_, u_ = frozen(robust, x_adv), frozen(std, x_adv)
+    t_, u_ = no_grad(teacher, x_adv), no_grad(std_teacher, x_adv)
     s_ = net(x_adv)
 
-    def of(i):
+    def loss(i):
         hard = (1 - robust_weight - std_weight) * cross_entropy(s_[i], y[i])
         return hard + temp**2 * (robust_weight * kl(t_[i], s_[i], temp) + std_weight * kl(u_[i], s_[i], temp))
 
-    return mean(of(i) for i in range(len(x)))
+    return mean(loss(i) for i in range(len(x)))
 
 
-def iad2(
-    net,
-    robust,
-    std,
-    x,
-    y,
-    noise,
-    epoch,
-    *,
-    robust_weight=0.5,
-    std_weight=0.25,
-    iad_beta=0.1,
-    iad_begin=40,
-    temp=1.0,
-    attack_bn="train",
-):
+def iad2(net, teacher, std_teacher, x, y, noise, epoch, *, iad_beta=0.1, iad_begin=40, **options):
     if epoch < iad_begin:
-        weights = {"robust_weight": robust_weight, "std_weight": std_weight}
-        return akd2(net, robust, std, x, y, noise, epoch, **weights, temp=temp, attack_bn=attack_bn)
+        return akd2(net, teacher, std_teacher, x, y, noise, epoch, **options)
+    defaults = {"robust_weight": 0.5, "std_weight": 0.25, "temp": 1.0, "attack_bn": "train"}
+    robust_weight, std_weight, temp, attack_bn = (defaults | options).values()
     x_adv = label_attack(net, x, y, x + noise, attack_bn)
-    t_, u_ = frozen(robust, x_adv), frozen(std, x_adv)
+    t_, u_ = no_grad(teacher, x_adv), no_grad(std_teacher, x_adv)
     s_ = net(x_adv)
     s = net(x)
 
-    def of(i):
+    def loss(i):
         reliability = softmax(t_[i])[y[i]] ** iad_beta
-        trusted = reliability * kl(t_[i], s_[i], temp) + (1 - reliability) * kl(s[i], s_[i])  # temperature 1
+        robust = reliability * kl(t_[i], s_[i], temp) + (1 - reliability) * kl(s[i], s_[i])  # temperature 1
         hard = (1 - robust_weight - std_weight) * cross_entropy(s_[i], y[i])
-        return hard + temp**2 * (robust_weight * trusted + std_weight * kl(u_[i], s_[i], temp))
+        return hard + temp**2 * (robust_weight * robust + std_weight * kl(u_[i], s_[i], temp))
 
-    return mean(of(i) for i in range(len(x)))
+    return mean(loss(i) for i in range(len(x)))
 
 
 METHODS = {
-    "Natural": natural,
-    "AT": at,
-    "TRADES": trades,
-    "MART": mart,
-    "ARD": ard,
-    "IAD-I": iad1,
-    "RSLAD": rslad,
-    "AdaAD": adaad,
-    "AdaIAD": adaiad,
-    "DGAD": dgad,
-    "DGAD-IAD": dgad_iad,
-    "AKD2": akd2,
-    "IAD-II": iad2,
+    **{"Natural": natural, "AT": at, "TRADES": trades, "MART": mart},
+    **{"ARD": ard, "IAD-I": iad1, "RSLAD": rslad, "AdaAD": adaad, "AdaIAD": adaiad, "DGAD": dgad, "DGAD-IAD": dgad_iad},
+    **{"AKD2": akd2, "IAD-II": iad2},
 }
 
-# Methods whose attack starts anywhere in the ball; the others start 0.001 standard normals away.
+# Methods whose attack starts uniformly in the ball; the others add 0.001 times standard normal noise.
 UNIFORM_START = ("ARD", "IAD-I", "AKD2", "IAD-II")
 
 
 def sgd(parameters, gradients, velocities):
-    """One step of SGD with momentum and weight decay on every parameter; ``velocities`` start at 0."""
+    """One step of SGD with momentum and with weight decay on every parameter; ``velocities`` start at 0."""
     for parameter, gradient, velocity in zip(parameters, gradients, velocities, strict=True):
         velocity.copy_(MOMENTUM * velocity + gradient + WEIGHT_DECAY * parameter.detach())
         parameter.detach().sub_(LEARNING_RATE * velocity)

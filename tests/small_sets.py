@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from itertools import product
 
 import numpy as np
 from PIL import Image
@@ -38,6 +39,13 @@ def cifar_files(root, dataset, monkeypatch, names=("plane", "car", "bird"), labe
     monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": meta})
     monkeypatch.setattr(dataset, "url", "http://127.0.0.1:9/no-server.tar.gz")
     return folder
+
+
+def image_folder(root, names="abcd", parts=("train", "test"), size=(32, 32)):
+    """Write the layout of ``--dataset Folder``: two images for each part and class."""
+    for part, (k, name), n in product(parts, enumerate(names), range(2)):
+        (root / part / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (60 * k, 90 * n, 0)).save(root / part / name / f"{n}.png")
 
 
 def tiny_imagenet_files(root, classes=200):

@@ -1,6 +1,6 @@
-"""README, docs/, results/, cards: their commands run or parse, the example of a method trains, what they name exists.
+"""The documents: commands parse and run, the example of a method trains, and named files and links exist.
 
-A shell block that no test can run stands below a line <!-- not run: reason -->.
+A shell block that no test can run is preceded by a line <!-- not run: reason -->.
 """
 
 import re
@@ -13,7 +13,7 @@ import pytest
 import torch
 from commands import run_here
 from conftest import ROOT
-from PIL import Image
+from small_sets import image_folder
 
 import methods
 from engine.training.settings import resolve
@@ -21,12 +21,8 @@ from models import build
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
 from utils.flags import parse
 
-DOCUMENTS = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
-DOCUMENTS |= {
-    path.relative_to(ROOT).as_posix(): path
-    for pattern in ("results/*.md", "models/pretrained/*/README.md")
-    for path in sorted(ROOT.glob(pattern))
-}
+PATTERNS = ("README.md", "CONTRIBUTING.md", "docs/*.md", "results/README.md", "models/pretrained/*/README.md")
+DOCUMENTS = {path.relative_to(ROOT).as_posix(): path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))}
 CONFIGS = {
     "main.py": TrainConfig,
     "main_tiny.py": TinyTrainConfig,
@@ -35,14 +31,14 @@ CONFIGS = {
 }
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 
-# What the documents let stand for something of the reader's -> what a test puts there.
-STANDS_FOR = {
+# Placeholders of the documents -> values of the test.
+PLACEHOLDERS = {
     "<model_path/best_PGD10_acc_model.pth>": "a.pth",
     "CIFAR10": "Digits",
     "quickstart/Digits/AT/small_resnet_eps16_seed42/best_PGD10_acc_model.pth": "a.pth",
     "FILE": "a.pth",
 }
-SHRUNK = {
+SMALL = {
     "main.py": "--limit_train 8 --limit_test 4 --bs 4 --num_steps 1 --epochs 1 --no_teacher_check",
     "main_eval.py": "--limit_test 4 --steps 1 --no-pictures",
 }
@@ -50,9 +46,9 @@ SCRIPTS = ("main.py", "main_eval.py", "scripts/compare.py", "scripts/export.py")
 
 
 class Command(NamedTuple):
-    """A shell command: its words, and why a test cannot run it, if so."""
+    """A shell command, and the reason if it cannot be run by a test."""
 
-    words: list[str]
+    args: list[str]
     reason: str | None
 
 
@@ -60,27 +56,24 @@ def commands_of(name):
     for block in BLOCK.finditer(DOCUMENTS[name].read_text(encoding="utf-8")):
         if block["kind"] in ("bash", "sh"):
             for line in block["text"].replace("\\\n", " ").splitlines():
-                # A shell would take <model_path> for a redirection: it is the official page's way to say "yours".
-                if words := shlex.split(line, comments=True):
-                    yield Command(words, block["reason"])
+                # shlex does not take <model_path> for a redirection, as a shell would.
+                if args := shlex.split(line, comments=True):
+                    yield Command(args, block["reason"])
 
 
-def runs_alone(command):
-    """Whether a command is a script of ours that needs no published teacher and none of the papers' hours."""
-    words = command.words
-    known = words[0] == "python" and words[1] in SCRIPTS and command.reason is None
-    return known and "200" not in words and ("--teacher_model" not in words or "--teacher_path" in words)
-
-
-def entry_script(command):
-    return next((word for word in command.words if word in CONFIGS), None)
+def is_runnable(command):
+    """Whether it is a script that needs no published teacher and no full-length training."""
+    args = command.args
+    known = args[0] == "python" and args[1] in SCRIPTS and command.reason is None
+    return known and "200" not in args and ("--teacher_model" not in args or "--teacher_path" in args)
 
 
 @pytest.fixture
 def example():
     """The README's example of a method: its file, and its line of the table of methods."""
-    text = DOCUMENTS["README.md"].read_text(encoding="utf-8").partition("## Your own method")[2]
-    source, line = (block["text"] for block in BLOCK.finditer(text) if block["kind"] == "python")
+    blocks = [block["text"] for block in BLOCK.finditer(DOCUMENTS["README.md"].read_text(encoding="utf-8"))]
+    (source,) = (text for text in blocks if "def meankd(" in text)
+    (line,) = (text for text in blocks if text.lstrip().startswith('"MeanKD":'))
     return source, line
 
 
@@ -92,68 +85,51 @@ def meankd(example, tmp_path, monkeypatch):
     spec = spec_from_file_location("methods.meankd", path)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    entries = eval("{" + line + "}", {**vars(methods), "meankd": module})
-    for name, entry in entries.items():
+    for name, entry in eval("{" + line + "}", {**vars(methods), "meankd": module}).items():
         monkeypatch.setitem(methods.METHODS, name, entry)
         monkeypatch.setitem(methods.WITH_TEACHER, name, entry)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_command_runs_or_parses_or_says_why_not(name, meankd):
+def test_every_command_parses_and_is_run_or_says_why_not(name, meankd):
     for command in commands_of(name):
-        script = entry_script(command)
-        assert all((ROOT / word).exists() for word in command.words if re.fullmatch(r"[\w/]+\.(py|sh|sbatch)", word))
+        script = next((word for word in command.args if word in CONFIGS), None)
+        assert all((ROOT / word).exists() for word in command.args if re.fullmatch(r"[\w/]+\.(py|sh|sbatch)", word))
         if script:
-            words = command.words[command.words.index(script) + 1 :]
-            config, given = parse(CONFIGS[script], words, description="", choices={})
+            args = command.args[command.args.index(script) + 1 :]
+            parsed = parse(CONFIGS[script], args, description="", choices={})
             if script in ("main.py", "main_tiny.py"):
-                resolve(config, given)  # knows every name
-        elif "--list" in command.words and not command.reason:
-            subprocess.run(command.words, cwd=ROOT, check=True, capture_output=True)
+                resolve(*parsed)
+        elif "--list" in command.args and not command.reason:
+            subprocess.run(command.args, cwd=ROOT, check=True, capture_output=True)
         else:
-            assert command.reason or runs_alone(command), f"{name}: {shlex.join(command.words)}"
+            assert command.reason or is_runnable(command), f"{name}: {shlex.join(command.args)}"
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working directory in which everything lies that the documents' commands name."""
+    """A working directory with the files that the documents' commands name."""
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate("ab"):
         torch.manual_seed(number)
         metadata = {"model": "small_resnet", "dataset": "Digits", "method": "AT", "image_size": 16}
         content = {"net": build("small_resnet", 10, 16).state_dict(), **metadata, "classes": list("0123456789")}
         torch.save(content, f"{name}.pth")
-        for place in ("tuned_models/Digits/DGAD/RUN", "tuned_models/..."):
-            (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        for run in ("tuned_models/Digits/DGAD/RUN", "tuned_models/..."):
+            (tmp_path / run).mkdir(parents=True, exist_ok=True)
             for kind in ("best_PGD10_acc_model.pth", "last_epoch_model.pth"):
-                torch.save(content, tmp_path / place / kind)
-    for part in ("train", "test"):
-        for label in "abcd":
-            (tmp_path / "DIR" / part / label).mkdir(parents=True)
-            for number in range(2):
-                Image.new("RGB", (32, 32), 60 * number).save(tmp_path / "DIR" / part / label / f"{number}.png")
+                torch.save(content, tmp_path / run / kind)
+    image_folder(tmp_path / "DIR")
     return tmp_path
 
 
-def test_commands_that_need_nothing_but_the_readers_files_run(folder, monkeypatch, capsys):
-    done = set()
-    for name in DOCUMENTS:
-        for command in commands_of(name):
-            line = " ".join(command.words[1:])
-            if runs_alone(command) and "MeanKD" not in line and line not in done:
-                done.add(line)
-                ended = run_here(monkeypatch, capsys, command.words[1], shrunk(command.words))
-                assert ended.status == 0, f"{name}: {line}\n{ended.err}"
-    assert len(done) > 8
-
-
-def shrunk(words):
-    """The same command on digits, with sizes of seconds."""
-    script, *rest = words[1:]
+def shortened(args):
+    """The command on Digits, for a few seconds."""
+    script, *rest = args[1:]
     text = " ".join(rest)
-    for theirs, ours in STANDS_FOR.items():
-        text = re.sub(rf"(?<!\w){re.escape(theirs)}(?!\w)", ours, text)
-    small = SHRUNK.get(script, "")
+    for placeholder, value in PLACEHOLDERS.items():
+        text = re.sub(rf"(?<!\w){re.escape(placeholder)}(?!\w)", value, text)
+    small = SMALL.get(script, "")
     if "--dataset Digits" in text and script == "main.py":
         small += " --image_size 16"
     if script == "main_eval.py":
@@ -163,35 +139,45 @@ def shrunk(words):
     return f"{text} {small}"
 
 
+@pytest.mark.slow
+def test_commands_that_need_only_the_readers_files_run(folder, monkeypatch, capsys):
+    done = set()
+    for name in DOCUMENTS:
+        for command in commands_of(name):
+            line = " ".join(command.args[1:])
+            if is_runnable(command) and "MeanKD" not in line and line not in done:
+                done.add(line)
+                ended = run_here(monkeypatch, capsys, command.args[1], shortened(command.args))
+                assert ended.status == 0, f"{name}: {line}\n{ended.err}"
+    assert len(done) > 8
+
+
 def test_the_example_of_a_method_trains(example, meankd, folder, monkeypatch, capsys):
-    source, _ = example
-    assert len([line for line in source.splitlines() if line]) <= 20
-    (command,) = (command for command in commands_of("README.md") if "MeanKD" in command.words)
-    ended = run_here(monkeypatch, capsys, "main.py", shrunk(command.words))
+    assert len([line for line in example[0].splitlines() if line]) <= 20
+    (command,) = (command for command in commands_of("README.md") if "MeanKD" in command.args)
+    ended = run_here(monkeypatch, capsys, "main.py", shortened(command.args))
     assert ended.status == 0, ended.err
     assert (folder / "tuned_models/Digits/MeanKD").is_dir()
 
 
-NOT_OURS = {"methods/meankd.py", "main_eval_tintimagenet.py"}  # what a reader is to write, an official page's typo
+NOT_OURS = {"methods/meankd.py", "main_eval_tintimagenet.py"}  # written by the reader; a typo of the official page
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)]+))?\)|\]\(#([^)]+)\)")
 NAMED = re.compile(r"`((?:[\w-]+/)*[\w-]+\.(?:py|sh|sbatch))(?:[ :`])")
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_what_a_document_names_exists(name):
+def test_linked_and_named_files_exist(name):
     path, text = DOCUMENTS[name], DOCUMENTS[name].read_text(encoding="utf-8")
-    files = {file.relative_to(ROOT).as_posix() for room in (".", "*") for file in ROOT.glob(f"{room}/*.*")}
-    files |= {file.relative_to(ROOT).as_posix() for file in (ROOT / "scripts").rglob("*.*")}
     for target, anchor, own in LINK.findall(re.sub(r"`[^`\n]*`", "", BLOCK.sub("", text))):
         if "://" not in target:
             linked = (path.parent / target) if target else path
             assert linked.exists(), f"{name}: {target}"
             assert not (anchor or own) or (anchor or own) in anchors(linked), f"{name}: #{anchor or own}"
     for named in set(NAMED.findall(text)) - NOT_OURS:
-        assert any(file == named or file.endswith(f"/{named}") for file in files), f"{name}: {named}"
+        assert any(not file.parts[-2].startswith(".") for file in ROOT.rglob(named)), f"{name}: {named}"
 
 
 def anchors(path):
-    """Anchors of a document's headings, as its host makes them."""
+    """Anchors of a document's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

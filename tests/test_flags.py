@@ -1,13 +1,15 @@
-"""The command line: every official flag, its default, and one clear line for what cannot be."""
+"""The command line: official flags and defaults, --config FILE, and one error line for invalid input."""
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 
+from engine.training.settings import resolve
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
 from utils.errors import UserError
 from utils.flags import parse, spelling
+from utils.versions import project_version
 
 TRAIN_COMMANDS = [
     "--dataset CIFAR10 --model resnet18 --method DGAD --teacher_model wideresnet34_10 --epsilon 8 --num_steps 10 "
@@ -16,39 +18,19 @@ TRAIN_COMMANDS = [
     "--step_size 2 --epochs 200 --bs 128 --lr_max 0.1 --lr_schedule piecewise --ALP_beta 15.0 --gpu_id 0",
 ]
 
-# Official flag -> its official default, in main.py of DGAD; --method is Plain_Madry, which is our AT.
+# Official flag -> its official default in main.py of DGAD; --method is Plain_Madry there, which is AT here.
 OFFICIAL_DEFAULTS = {
-    "--dataset": "CIFAR10",
-    "--model": "resnet18",
-    "--method": "AT",
-    "--teacher_model": "wideresnet34_10",
-    "--AdaAD_alpha": 1.0,
-    "--ALP_beta": 1.0,
-    "--alp": "on",
-    "--trades_beta": 6.0,
-    "--epsilon": 8.0,
-    "--num_steps": 10,
-    "--step_size": 2.0,
-    "--epochs": 200,
-    "--bs": 128,
-    "--optim": "SGD",
-    "--lr_max": 0.1,
-    "--lr_schedule": "piecewise",
-    "--momentum": 0.9,
-    "--weight_decay": 5e-4,
-    "--warmup_lr": False,
-    "--warmup_lr_epochs": 15,
-    "--gpu_id": 0,
-    "--root_path": "tuned_models",
-    "--desc_str": "",
-    "--resume": False,
-    "--model_path": "",
-    "--seed": 42,
+    **{"--dataset": "CIFAR10", "--model": "resnet18", "--method": "AT", "--teacher_model": "wideresnet34_10"},
+    **{"--AdaAD_alpha": 1.0, "--ALP_beta": 1.0, "--alp": "on", "--trades_beta": 6.0, "--epsilon": 8.0},
+    **{"--num_steps": 10, "--step_size": 2.0, "--epochs": 200, "--bs": 128, "--optim": "SGD", "--lr_max": 0.1},
+    **{"--lr_schedule": "piecewise", "--momentum": 0.9, "--weight_decay": 5e-4, "--warmup_lr": False},
+    **{"--warmup_lr_epochs": 15, "--gpu_id": 0, "--root_path": "tuned_models", "--desc_str": "", "--resume": False},
+    **{"--model_path": "", "--seed": 42},
 }
 
 
-def read(words, config_class=TrainConfig):
-    return parse(config_class, words.split(), description="", choices={}).config
+def read(args, config_class=TrainConfig):
+    return parse(config_class, args.split(), description="", choices={}).config
 
 
 def test_the_papers_training_commands_parse():
@@ -64,16 +46,17 @@ def test_official_flags_have_official_defaults():
     assert (evaluation["--bs"], evaluation["--eps"]) == (200, 8 / 255)
 
 
-def test_tiny_configs_differ_by_defaults_alone():
+def test_tiny_configs_differ_only_by_defaults():
     for base, tiny in ((TrainConfig, TinyTrainConfig), (EvalConfig, TinyEvalConfig)):
         assert [spec.name for spec in fields(base)] == [spec.name for spec in fields(tiny)]
         assert tiny().dataset == "Tiny_Image"
 
 
 @pytest.mark.parametrize(
-    ("words", "field", "value"),
+    ("args", "field", "value"),
     [
         ("--epsilon 8.5", "epsilon", 8.5),
+        ("--epsilon 8/3", "epsilon", 8 / 3),
         ("--trades_beta 6", "trades_beta", 6.0),
         ("--no-map", "map", False),
         ("--milestones 3 7", "milestones", (3, 7)),
@@ -84,39 +67,36 @@ def test_tiny_configs_differ_by_defaults_alone():
         ("--data_root =odd --desc_str x", "data_root", "=odd"),
     ],
 )
-def test_values_are_read(words, field, value):
-    assert getattr(read(words), field) == value
+def test_values_are_read(args, field, value):
+    assert getattr(read(args), field) == value
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("args", "message"),
     [
-        ("--epsilon 0", "--epsilon 0.0"),
+        ("--epsilon 0", "--epsilon 0.0: must be above 0"),
         ("--epsilon -1", "--epsilon -1.0"),
         ("--epsilon nan", "--epsilon nan"),
         ("--epsilon inf", "--epsilon inf"),
-        ("--num_steps 0", "--num_steps 0"),
-        ("--step_size 0", "--step_size 0.0"),
+        ("--num_steps 0", "--num_steps 0: must be a number of at least 1"),
         ("--step_size 300", "--step_size 300.0: must be above 0 and at most 255"),
-        ("--epsilon 0.03", "--epsilon 0.03: is in units of 1/255"),
+        ("--epsilon 0.031", "--epsilon 0.031: is in units of 1/255: 0.031 in [0, 1] is 7.905 here"),
         ("--step_size 0.003", "--step_size 0.003: is in units of 1/255: 0.003 in [0, 1] is 0.765 here"),
-        ("--epochs 0", "--epochs 0"),
-        ("--epochs two", "--epochs"),
-        ("--bs 0", "--bs 0"),
-        ("--lr_max 0", "--lr_max 0.0"),
-        ("--lr_schedule linear", "--lr_schedule"),
+        ("--epochs two", "--epochs: invalid int value: 'two' (--help lists the flags)"),
+        ("--lr_schedule linear", "--lr_schedule: 'linear' is not one of piecewise, cosine, constant"),
         ("--alp maybe", "--alp"),
-        ("--milestones 7 3", "--milestones 7 3"),
-        ("--limit_train 0", "--limit_train 0"),
-        ("--epsil 8", "--epsil"),
+        ("--milestones 7 3", "--milestones 7 3: must be positive and increasing"),
+        ("--epsil 8", "--epsil 8 (did you mean --epsilon?)"),
         ("--model", "--model"),
-        ("--precision fp16", "--precision"),
+        ("--data_root=--", "--data_root: -- is not a value"),
+        ("--temp 1e300", "--temp 1e+300: must be"),
+        ("--desc_str \udcff", "has bytes that are not UTF-8"),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_its_flag(words, named):
+def test_a_wrong_value_is_one_line_that_names_its_flag(args, message):
     with pytest.raises(UserError) as raised:
-        read(words)
-    assert named in str(raised.value) and "\n" not in str(raised.value)
+        read(args)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_help_groups_the_flags_and_gives_each_default(capsys):
@@ -124,12 +104,65 @@ def test_help_groups_the_flags_and_gives_each_default(capsys):
         parse(TrainConfig, ["--help"], description="Train.", choices={"method": "one of: AT, DGAD"})
     text = capsys.readouterr().out
     assert ended.value.code == 0
-    for part in ("networks:", "training:", "[default: 0.1]", "one of: AT, DGAD", "--ALP_beta"):
+    for part in ("networks:", "training:", "[default: 0.1]", "one of: AT, DGAD", "--ALP_beta", "--config FILE"):
         assert part in text
 
 
-def test_a_config_is_plain_data():
-    config = TrainConfig()
-    assert json.loads(json.dumps({spec.name: getattr(config, spec.name) for spec in fields(config)}))
-    with pytest.raises(AttributeError):
-        config.epochs = 1
+def test_version_is_that_of_pyproject(capsys):
+    with pytest.raises(SystemExit):
+        read("--version")
+    assert capsys.readouterr().out == f"{project_version()}\n"
+
+
+RUN = TrainConfig(method="MART", epochs=7, milestones=(3, 5), temp=None, map=False, root_path="a", resume=True)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(asdict(RUN), indent=2))
+    return path
+
+
+def test_the_config_of_a_run_repeats_its_settings_but_not_resume(config_file):
+    config, given = parse(TrainConfig, [f"--config={config_file}"], description="", choices={})
+    assert config == replace(RUN, resume=False)
+    assert given == {spec.name: "config file" for spec in fields(TrainConfig) if spec.name != "resume"}
+
+
+def test_flags_override_the_config_file_and_recipes_do_not(config_file):
+    args = ["--seed", "7", "--config", str(config_file), "--recipe", "paper", "--epochs", "10"]
+    config, sources = resolve(*parse(TrainConfig, args, description="", choices={}))
+    assert (config.seed, config.recipe, config.epochs) == (7, "paper", 10)
+    assert (config.lr_max, config.weight_decay) == (RUN.lr_max, RUN.weight_decay)  # MART's recipe has other ones
+    assert config.milestones is None  # those of the file belong to its 7 epochs
+    assert (sources["seed"], sources["lr_max"], sources["milestones"]) == ("flag", "config file", "default")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a JSON object"),
+        ("[" * 100000, "not a JSON object"),
+        ("[]", "not a JSON object"),
+        ('{"epoch": 1, "ALP_beta": 2}', "unknown key epoch, ALP_beta (did you mean epochs, alp_beta?)"),
+        ('{"epochs": "two"}', 'epochs: "two" is not int'),
+        ('{"epochs": true}', "epochs: true is not int"),
+        ('{"epochs": null}', "epochs: null is not int"),
+        ('{"alp": "maybe"}', "alp: \"maybe\" is not Literal['on', 'off']"),
+        ('{"milestones": ["a"]}', 'milestones: ["a"] is not tuple[int, ...] | None'),
+        ('{"epsilon": 1' + "0" * 400 + "}", "epsilon: 1000"),
+        (r'{"desc_str": "\u0000"}', "desc_str: "),
+        (r'{"desc_str": "\udcff"}', "desc_str: "),
+        ('{"epsilon": NaN}', "--epsilon nan: must be"),
+        ('{"epsilon": -1}', "--epsilon -1.0: must be"),
+        (None, "No such file"),
+    ],
+)
+def test_an_invalid_config_file_is_one_line_that_names_file_or_key(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    if content:
+        path.write_text(content)
+    with pytest.raises(UserError) as raised:
+        read(f"--config {path}")
+    assert message in str(raised.value) and "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""How an entry script ends."""
+"""Exit status and error line of an entry script."""
 
 import os
 import shlex
@@ -12,16 +12,15 @@ from utils.log import log_to_terminal
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_command(work: Callable[[], object]) -> None:
-    """Run ``work``; a UserError becomes one line on standard error and exit status 2, Ctrl-C status 130, and what was
-    asked to stop ends with the status that belongs to the asker's signal.
+def run_command(command: Callable[[], object]) -> None:
+    """Run ``command`` and turn its errors into one line on standard error and an exit status.
 
-    Status 2 is also that of a package that is not installed, which ``work`` imports, and of what the system refuses of
-    a file: a name too long, no permission, a full disk.
+    The status is 2 for a UserError, an operating-system error of a file and a package that is not installed, 130 for
+    Ctrl-C, and that of the signal for a command that a signal stopped.
     """
     log_to_terminal()
     try:
-        work()
+        command()
     except UserError as error:
         sys.exit(_fail(f"error: {_one_line(str(error))}", 2))
     except OSError as error:
@@ -31,7 +30,7 @@ def run_command(work: Callable[[], object]) -> None:
     except ModuleNotFoundError as error:
         package = error.name or ""
         if not package or "." in package or package in {path.stem for path in ROOT.iterdir()}:
-            raise  # a fault of ours, or of an installed package
+            raise  # a bug, not a missing package
         sys.exit(_fail(f"error: {package} is not installed for {sys.executable}; {_environment()}", 2))
     except Stopped as stop:
         sys.exit(_fail(str(stop), stop.status))
@@ -40,20 +39,20 @@ def run_command(work: Callable[[], object]) -> None:
 
 
 def _environment() -> str:
-    """How to come by an environment that has everything."""
+    """Return the command that activates or creates the project's environment."""
     environment, setup = ROOT / ".venv", ROOT / "scripts" / "setup.sh"
-    programs = Path(sys.executable).parent.resolve()  # not the interpreter's own link, which leads out of a venv
+    programs = Path(sys.executable).parent.resolve()  # the folder: in a venv the interpreter itself is a link out of it
     if environment.exists() and programs != (environment / "bin").resolve():
-        return f"source {shlex.quote(str(environment / 'bin' / 'activate'))}"
-    return f"bash {shlex.quote(str(setup))} {'fills' if environment.exists() else 'makes'} the project's environment"
+        return f"run: source {shlex.quote(str(environment / 'bin' / 'activate'))}"
+    return f"run: bash {shlex.quote(str(setup))}"
 
 
 def _one_line(text: str) -> str:
-    """The text without line breaks; names from the command line and from files move no cursor and colour nothing."""
+    """Return the text on one line, with control characters of names escaped."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.split()))
 
 
 def _fail(line: str, status: int) -> int:
-    if os.environ.get("RANK", "0") == "0":  # the processes of a torchrun read the same input: one of them tells
+    if os.environ.get("RANK", "0") == "0":  # all processes of a torchrun have the same error
         print(line, file=sys.stderr)
     return status

@@ -1,6 +1,6 @@
-"""The configuration of each entry script: one frozen dataclass, from whose fields its command line is generated.
+"""The configuration of each entry script: a frozen dataclass whose fields generate the command line.
 
-Flags keep the spelling and the default of the official codes; a field is the flag in lower case.
+Flags have the spelling and the default of the official codes; a field is named after its flag, in lower case.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class TrainConfig(CommonConfig):
     )
     val_size: int = flag(
         0,
-        "hold out N training images and choose the best checkpoint on them; 0 chooses it on the test set,\n"
+        "hold out N training images and select the best checkpoint on them; 0 selects it on the test set,\n"
         "as the papers do, which makes its accuracy optimistic",
         group=DATA,
         check=at_least(0),
@@ -80,7 +80,7 @@ class TrainConfig(CommonConfig):
     teacher_model: str = flag("wideresnet34_10", "teacher (official CIFAR-10 command)", group=NETWORKS)
     teacher_path: str | None = flag(
         None,
-        "checkpoint of the teacher; default: its place in the official codes, teacher_models/...",
+        "checkpoint of the teacher; default: its path in the official codes, teacher_models/...",
         group=NETWORKS,
         affects_result=False,
     )
@@ -149,7 +149,8 @@ class TrainConfig(CommonConfig):
     )
     iad_begin: int | None = flag(
         None,
-        "IAD-I, IAD-II, AdaIAD, DGAD-IAD: epochs before introspection (official defaults: 60, IAD-II 40)",
+        "IAD-I, IAD-II, AdaIAD, DGAD-IAD: train N epochs without introspection; it starts in epoch N + 1\n"
+        "(official defaults: 60, IAD-II 40)",
         name="IAD_begin",
         group=METHOD,
         check=at_least(0),
@@ -230,7 +231,12 @@ class TrainConfig(CommonConfig):
     root_path: str = flag("tuned_models", "folder of all runs (official)", group=RUN, affects_result=False)
     desc_str: str = flag("", "suffix of the run's folder name (official)", group=RUN, affects_result=False)
     resume: bool = flag(
-        False, "continue this run from its newest state, or start it", group=RUN, affects_result=False, short="-r"
+        False,
+        "continue this run from its newest state, or start it",
+        group=RUN,
+        affects_result=False,
+        short="-r",
+        in_file=False,
     )
     save_minutes: float = flag(
         10.0,

@@ -1,18 +1,18 @@
-"""The exceptions whose text is meant for the user."""
+"""Exceptions whose message is shown to the user."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend.
+    """An error that the user can fix.
 
-    Its text is one line that names the flag or the file, says what is wrong and what to do.
-    Entry scripts print it and exit with status 2.
+    The message is one line: the flag or the file, what is wrong, and how to fix it. Entry scripts print it and exit
+    with status 2.
     """
 
 
 class Stopped(BaseException):
-    """A command that was asked to stop has done so in good order; entry scripts print the text and exit with status.
+    """A command has stopped cleanly after a signal; entry scripts print the text and exit with ``status``.
 
-    No Exception: a signal may come while a file is read, and what catches a file's faults must not take it for one.
+    Not an Exception: a signal may arrive while a file is read, where an ``except`` for broken files must not catch it.
     """
 
     def __init__(self, text: str, status: int):

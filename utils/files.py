@@ -1,4 +1,4 @@
-"""Write a file whole or not at all."""
+"""Write files atomically; read JSON."""
 
 import json
 import os
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PARTIAL = ".partial-"  # begins the names of files that are not whole yet
+PARTIAL = ".partial-"  # prefix of the names of incomplete files
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call ``write(temporary)`` beside ``path``, flush it to the disk, then rename it to ``path``.
+    """Call ``write(temporary)`` for a file in the folder of ``path``, flush it to disk, and rename it to ``path``.
 
-    Whatever interrupts this leaves the old ``path`` (or none), never a part of the new one.
+    An interruption leaves the old file or none, never an incomplete one.
     """
     path = Path(path)
-    # Ends in the real suffix: numpy and matplotlib choose or append a format by it.
+    # The suffix stays: NumPy and Matplotlib choose the format by it.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL, suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
@@ -32,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Let the new name itself survive a loss of power."""
+    """Flush the folder, so that the new name survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -41,27 +41,27 @@ def _flush(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, or leave the old file."""
+    """Write ``text`` to ``path`` atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises OSError where it cannot be read, ValueError where it is no JSON."""
+    """Return the content of a JSON file. Raises OSError if it cannot be read, ValueError if it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except RecursionError as error:  # thousands of brackets: no file of ours
+    except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
 def require_writable(folder: Path) -> None:
-    """Raise OSError where files cannot be made in ``folder``, or where it cannot be made; nothing stays behind."""
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    """Raise OSError if ``folder`` cannot be created or files cannot be written to it; leaves nothing behind."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     with tempfile.TemporaryFile(dir=existing):
         pass
 
 
 def _umask() -> int:
-    # The mask can only be read by setting it; mkstemp made the file private, which shared clusters do not want.
+    # The mask can only be read by setting it. mkstemp creates private files, which is wrong on a shared cluster.
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,20 +1,24 @@
-"""Command-line flags generated from the fields of a frozen dataclass."""
+"""Command-line flags generated from the fields of a frozen dataclass, and configs read from a JSON file."""
 
 import argparse
 import difflib
+import json
 import math
 import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import Field, field, fields
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from utils.errors import UserError
+from utils.files import read_json
+from utils.versions import project_version
 
 _METAVAR = {int: "N", float: "X"}
 
-Check = Callable[[Any], str | None]  # value -> what is wrong with it, or None
+Check = Callable[[Any], str | None]  # value -> error message, or None if the value is valid
 
 
 def flag(
@@ -26,20 +30,15 @@ def flag(
     check: Check | None = None,
     affects_result: bool = True,
     short: str | None = None,
+    in_file: bool = True,
 ) -> Any:
-    """Declare one field: its help (with the reason for the default), heading, and spelling where it differs.
+    """Declare a field and its flag, spelled ``name`` if that differs from the field's name, and also ``short``.
 
-    ``place`` marks what says where or how a run is carried out, never what it computes.
+    ``group`` is its heading in ``--help``. ``affects_result`` is False for settings of where or how a run is carried
+    out, not of what it computes; ``in_file`` is False if ``--config`` ignores the field.
     """
-    metadata = {
-        "help": help,
-        "group": group,
-        "name": name,
-        "check": check,
-        "affects_result": affects_result,
-        "short": short,
-    }
-    return field(default=default, metadata=metadata)
+    metadata = {"help": help, "group": group, "name": name, "check": check, "short": short}
+    return field(default=default, metadata=metadata | {"affects_result": affects_result, "in_file": in_file})
 
 
 def above(bound: float) -> Check:
@@ -48,7 +47,7 @@ def above(bound: float) -> Check:
 
 
 def at_least(bound: float) -> Check:
-    """A finite number not below ``bound``."""
+    """A finite number of at least ``bound``."""
     return lambda value: None if bound <= value < math.inf else f"must be a number of at least {bound:g}"
 
 
@@ -63,7 +62,7 @@ def between(low: float, high: float) -> Check:
 
 
 def unit_255(least: float) -> Check:
-    """A length in units of 1/255, of at most 255; what is below ``least`` was meant in [0, 1]."""
+    """A length in units of 1/255, at most 255; a value below ``least`` is taken for one in [0, 1] and refused."""
 
     def check(value: float) -> str | None:
         if 0 < value < least:
@@ -74,62 +73,120 @@ def unit_255(least: float) -> Check:
 
 
 def unit_interval(value: float) -> str | None:
-    """A length in [0, 1]; what is above was meant in units of 1/255."""
-    wrong = between(0, 1)(value)
-    return f"{wrong}, as {value:g}/255" if wrong and value > 1 else wrong
+    """A length in [0, 1]; the message for a larger value suggests that it was meant in units of 1/255."""
+    error = between(0, 1)(value)
+    return f"{error}, as {value:g}/255" if error and value > 1 else error
 
 
 def increasing(values: Sequence[int]) -> str | None:
-    """Positive whole numbers, each greater than the one before."""
+    """Positive integers in increasing order."""
     ordered = all(a < b for a, b in zip([0, *values], values, strict=False))
     return None if ordered else "must be positive and increasing"
 
 
 def spelling(spec: Field) -> str:
-    """``--flag`` as the command line spells the field."""
+    """Return the field's flag as the command line spells it, ``--flag``."""
     return f"--{spec.metadata['name'] or spec.name}"
 
 
 def check_values(config: Any) -> None:
-    """Raise UserError for the first field whose value fails its check; None (left open) always passes."""
+    """Raise UserError for the first field whose value fails its check; None always passes."""
     for spec in fields(config):
         value, check = getattr(config, spec.name), spec.metadata["check"]
-        wrong = check(value) if check and value is not None else None
-        if wrong:
-            raise UserError(f"{spelling(spec)} {_plain(value)}: {wrong}")
+        error = check(value) if check and value is not None else None
+        if error:
+            raise UserError(f"{spelling(spec)} {_text(value)}: {error}")
 
 
 class Parsed(NamedTuple):
-    """A config, and the names of the fields that the command line set."""
+    """A config, and the source of each field that was set: "flag" or "config file"."""
 
     config: Any
-    given: frozenset[str]
+    given: dict[str, str]
 
 
 def parse(
     config_class: type, argv: Sequence[str] | None = None, *, description: str, choices: dict[str, str]
 ) -> Parsed:
-    """Read the command line into a ``config_class``.
+    """Read the command line into a ``config_class``; ``--config FILE`` sets the fields that no flag sets.
 
     Args:
-        config_class: FrozenModel dataclass whose fields were made by :func:`flag`.
-        argv: Words of the command line; None takes the process's own.
+        config_class: Frozen dataclass whose fields were made by :func:`flag`.
+        argv: Arguments; None takes those of the process.
         description: First lines of ``--help``.
-        choices: Field name -> text of the names it takes, added to that field's help.
+        choices: Field name -> the names that the flag accepts, added to its help.
 
     Raises:
-        UserError: A word that is no flag, or a value of the wrong kind or range.
+        UserError: An unknown flag or key, or a value of the wrong type or range.
     """
-    values = vars(_parser_of(config_class, description, choices).parse_args(argv))
+    values = vars(_config_parser(config_class, description, choices).parse_args(argv))
+    path = values.pop("config", None)
     for spec in fields(config_class):
         if values.get(spec.name) == []:  # what argparse makes of --flag=--
-            raise UserError(f"{spelling(spec)}: -- is no value; name one")
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return Parsed(config_class(**given), frozenset(given))
+            raise UserError(f"{spelling(spec)}: -- is not a value; give one")
+    flags = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    from_file = read_config(config_class, path) if path is not None else {}
+    given = dict.fromkeys(from_file, "config file") | dict.fromkeys(flags, "flag")
+    return Parsed(config_class(**from_file | flags), given)
 
 
-def _parser_of(config_class: type, description: str, choices: dict[str, str]) -> argparse.ArgumentParser:
+def read_config(config_class: type, path: str) -> dict[str, Any]:
+    """Read values of fields from a JSON file, such as a run's config.json.
+
+    Raises UserError if the file cannot be read or has an unknown key or a value of the wrong type.
+    """
+    try:
+        content = read_json(Path(path))
+        if not isinstance(content, dict):
+            raise ValueError
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a JSON object of flags and values"
+        raise UserError(f"--config {path}: {reason}") from error
+    hints, values = typing.get_type_hints(config_class), {}
+    specs = {spec.name: spec for spec in fields(config_class)}
+    if unknown := [key for key in content if key not in specs]:
+        nearest = [name for key in unknown for name in difflib.get_close_matches(key.lower(), specs, n=1)]
+        hint = f"did you mean {', '.join(nearest)}?" if nearest else "--help lists the flags"
+        raise UserError(f"--config {path}: unknown key {', '.join(unknown)} ({hint})")
+    for key, value in content.items():
+        try:
+            values[key] = _from_json(value, hints[key])
+        except (TypeError, OverflowError) as error:
+            kind = str(hints[key]).replace("typing.", "") if typing.get_args(hints[key]) else hints[key].__name__
+            raise UserError(f"--config {path}: {key}: {json.dumps(value)[:60]} is not {kind}") from error
+    return {key: value for key, value in values.items() if specs[key].metadata["in_file"]}
+
+
+def _from_json(value: Any, hint: Any) -> Any:
+    """Convert a JSON value to the type of its field; raises TypeError or OverflowError."""
+    kind = _without_none(hint)
+    if value is None and kind is not hint:
+        return None
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_from_json(item, typing.get_args(kind)[0]) for item in value)
+    if typing.get_origin(kind) is Literal and value in typing.get_args(kind):
+        return value
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is not kind or (kind is str and not _is_text(value)):
+        raise TypeError
+    return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string could be a command-line argument in UTF-8."""
+    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def _config_parser(config_class: type, description: str, choices: dict[str, str]) -> argparse.ArgumentParser:
     parser = parser_for(description)
+    parser.add_argument(
+        "--config",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="read flags from a JSON file, for example config.json of a run, paths and --desc_str included;\n"
+        "flags of the command line override it, and --resume is not read from it",
+    )
     hints = typing.get_type_hints(config_class)
     groups = {}
     for spec in fields(config_class):
@@ -139,23 +196,23 @@ def _parser_of(config_class: type, description: str, choices: dict[str, str]) ->
         names = [name for name in (spec.metadata["short"], spelling(spec)) if name]
         text = "\n".join(filter(None, [_help(spec), choices.get(spec.name)])).replace("%", "%%")
         kind = _kind(hints[spec.name], spec.default)
-        # Suppressed: what the command line leaves out is absent, so that a recipe can fill it.
+        # SUPPRESS: a flag that is not given is absent, so that a recipe or a config file can set it.
         groups[heading].add_argument(*names, dest=spec.name, default=argparse.SUPPRESS, help=text, **kind)
     return parser
 
 
 def parser_for(description: str) -> argparse.ArgumentParser:
-    """A parser without flags yet; its errors are UserErrors that name the nearest flag."""
-    return _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    """Return a parser with ``--help`` and ``--version``; its errors are UserErrors that name the nearest flag."""
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--version", action="version", version=project_version())
+    return parser
 
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         for word in sys.argv[1:] if args is None else args:
-            try:
-                word.encode()
-            except UnicodeEncodeError as error:  # no log and no table could hold it
-                raise UserError(f"{word!a}: holds bytes that are not UTF-8; rename the file") from error
+            if not _is_text(word):  # a log or a table could not hold it
+                raise UserError(f"{word!a}: has bytes that are not UTF-8; rename the file")
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
@@ -167,19 +224,24 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _help(spec: Field) -> str:
-    default = "" if spec.default in (None, "", False, ()) else f" [default: {_plain(spec.default)}]"
+    default = "" if spec.default in (None, "", False, ()) else f" [default: {_text(spec.default)}]"
     return spec.metadata["help"] + default
 
 
-def _plain(value: Any) -> str:
+def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _kind(hint: Any, default: Any) -> dict[str, Any]:
-    """Arguments of ``add_argument`` for one type annotation."""
+def _without_none(hint: Any) -> Any:
+    """Return X of ``X | None``, where None means that the flag was not given."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        # X | None: None says that the flag was left open.
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+def _kind(hint: Any, default: Any) -> dict[str, Any]:
+    """Return the arguments of ``add_argument`` for a type annotation."""
+    hint = _without_none(hint)
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction if default else "store_true"}
     if typing.get_origin(hint) is Literal:
@@ -192,10 +254,10 @@ def _kind(hint: Any, default: Any) -> dict[str, Any]:
 
 
 def _fraction(word: str) -> float:
-    """A number, or two with a slash: the field writes its radii as 8/255."""
-    above, slash, below = word.partition("/")
+    """Read a number or a fraction such as 8/255."""
+    numerator, slash, denominator = word.partition("/")
     try:
-        return float(above) / float(below) if slash else float(word)
+        return float(numerator) / float(denominator) if slash else float(word)
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"invalid float value: {word!r}") from None
 
@@ -203,7 +265,7 @@ def _fraction(word: str) -> float:
 def _one_of(allowed: dict[str, str]) -> Callable[[str], str]:
     def convert(word: str) -> str:
         if word.lower() not in allowed:
-            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(allowed.values())}")
+            raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(allowed.values())}")
         return allowed[word.lower()]
 
     return convert

@@ -1,4 +1,4 @@
-"""Lines for people: on the terminal, and in the run's log file."""
+"""Logging to the terminal and to a run's log file."""
 
 import logging
 import sys
@@ -10,8 +10,8 @@ logger = logging.getLogger("run")
 
 
 def log_to_terminal() -> None:
-    """Send every line of the project to standard output, bare."""
-    if hasattr(sys.stdout, "reconfigure"):  # a name may have characters that the terminal has not
+    """Log plain messages to standard output."""
+    if hasattr(sys.stdout, "reconfigure"):  # the terminal's encoding may not have all characters of a file name
         sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -23,10 +23,10 @@ def log_to_terminal() -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Append every later line to ``path`` as well, with the time. Raises UserError where that is a link."""
-    if path.is_symlink():  # of a folder that came from elsewhere: its target is no log
-        raise UserError(f"{path}: a link, and the log would be written where it points; remove it")
+    """Also append messages, with their time, to ``path``. Raises UserError if it is a symbolic link."""
+    if path.is_symlink():  # in a folder from elsewhere, it could point at any file
+        raise UserError(f"{path}: is a symbolic link, and the log would be written to its target; remove it")
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.handleError = lambda record: None  # a full disk is told once, by what has to be saved
+    handler.handleError = lambda record: None  # a full disk is reported once, when a checkpoint is saved
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
     logging.getLogger().addHandler(handler)

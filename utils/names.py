@@ -1,4 +1,4 @@
-"""Look a name up in a table of ours, and help when it is not there."""
+"""Look up names in a table, with aliases and suggestions."""
 
 import difflib
 from collections.abc import Mapping
@@ -7,9 +7,10 @@ from utils.errors import UserError
 
 
 def canonical(name: str, table: Mapping, aliases: Mapping[str, str], flag: str) -> str:
-    """Return the key of ``table`` that ``name`` stands for: itself, an alias, or either in another case.
+    """Return the key of ``table`` for ``name``, which may be the key or an alias, in any case.
 
-    Raises UserError that names ``flag`` and the nearest known names.
+    Raises:
+        UserError: Unknown name; the message has ``flag`` and the nearest known names.
     """
     known = {**{alias.lower(): key for alias, key in aliases.items()}, **{key.lower(): key for key in table}}
     if name.lower() in known:

@@ -1,4 +1,4 @@
-"""How far a piece of work is: a bar on a terminal, else a line now and then."""
+"""Progress: a bar on a terminal, otherwise a log line every minute."""
 
 import logging
 import sys
@@ -9,18 +9,18 @@ from tqdm import tqdm
 
 from utils.log import logger
 
-LINE_EVERY_SECONDS = 60  # without a terminal: often enough to see life, too rare to fill a log
+SECONDS_PER_LINE = 60  # without a terminal
 
 
 class Bar:
-    """How far a piece of work is: a bar on a terminal, else a line every minute. ``note`` is shown behind it."""
+    """Progress of ``total`` items, ``done`` of which are finished at the start; ``note`` is shown after it."""
 
     def __init__(self, total: int, title: str, done: int = 0):
         self.total, self.title, self.note, self.done = total, title, "", done
-        self.began = self.last = time.monotonic()
-        self.behind = done
-        speaking = logging.getLogger().level <= logging.INFO  # of the processes of a torchrun only the first
-        style = {"leave": False, "dynamic_ncols": True, "disable": not (sys.stderr.isatty() and speaking)}
+        self.start = self.last = time.monotonic()
+        self.initial = done
+        is_rank0 = logging.getLogger().level <= logging.INFO  # other ranks log errors only
+        style = {"leave": False, "dynamic_ncols": True, "disable": not (sys.stderr.isatty() and is_rank0)}
         self.bar = tqdm(total=total, desc=title, initial=done, **style)
 
     def __enter__(self):
@@ -30,19 +30,19 @@ class Bar:
         self.bar.close()
 
     def advance(self) -> None:
-        """One more piece is done."""
+        """Count one more finished item."""
         self.done += 1
         self.bar.set_postfix_str(self.note, refresh=False)
         self.bar.update()
-        if self.bar.disable and time.monotonic() - self.last > LINE_EVERY_SECONDS:
+        if self.bar.disable and time.monotonic() - self.last > SECONDS_PER_LINE:
             self.last = time.monotonic()
-            left = (self.last - self.began) / (self.done - self.behind) * (self.total - self.done)
-            note = f"{left / 60:.0f} min left" + (self.note and f", {self.note}")
+            seconds_left = (self.last - self.start) / (self.done - self.initial) * (self.total - self.done)
+            note = f"{seconds_left / 60:.0f} min left" + (self.note and f", {self.note}")
             logger.info("%s: %d of %d, %s", self.title, self.done, self.total, note)
 
 
 def progress(batches: Iterable, title: str, total: int, done: int = 0) -> Iterator:
-    """Yield ``batches``, the last of ``total`` of which ``done`` are behind, showing how far it is."""
+    """Yield ``batches`` and show the progress; ``done`` of ``total`` batches were finished earlier."""
     with Bar(total, title, done) as bar:
         for batch in batches:
             yield batch

@@ -1,4 +1,4 @@
-"""Every source of chance of a run, as a function of its seed."""
+"""Random seeds."""
 
 import hashlib
 import random
@@ -14,11 +14,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def derive_seed(seed: int, stream: str, *place: int) -> int:
-    """The seed of one of a run's streams of chance at one place, for example (epoch, batch).
+def derive_seed(seed: int, stream: str, *position: int) -> int:
+    """Return the 32-bit seed of a stream of random numbers at a position, for example (epoch, batch).
 
-    Since no state goes from one place to the next, resuming there needs nothing but its numbers. Hashed, for PyTorch's
-    generator of the CPU reads 32 bits alone, where sums of small numbers would meet each other.
+    No state is carried from one position to the next, so a resumed run needs only the position. The arguments are
+    hashed: PyTorch's CPU generator uses 32 bits of a seed, for which sums of small numbers would collide.
     """
-    digest = hashlib.blake2b(repr((seed, stream, *place)).encode(), digest_size=4).digest()
+    digest = hashlib.blake2b(repr((seed, stream, *position)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")

@@ -1,21 +1,30 @@
-"""What made a figure: the versions of the libraries and of this code."""
+"""Versions of this project and of the libraries that results depend on."""
 
 import platform
+import re
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
+ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torchvision", "numpy", "pyautoattack", "autoattack", "advertorch", "robustbench")
+
+
+def project_version() -> str:
+    """Return ``version`` of pyproject.toml."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return re.search(r'^version = "(.+)"$', text, re.M)[1]  # Python 3.10 has no TOML reader
 
 
 @cache
 def versions() -> dict[str, str | None]:
-    """Python, the libraries that figures depend on, and the git revision of this code; None for what is absent."""
+    """Return the versions of this project, Python and the libraries, and the git commit; None for what is absent."""
+    import torch  # here, so that project_version() needs no package
+
     libraries = {name: _version(name) for name in LIBRARIES}
-    return {"python": platform.python_version(), "torch": torch.__version__, **libraries, "git": _revision()}
+    ours = {"project": project_version(), "git": _revision()}
+    return {"python": platform.python_version(), "torch": torch.__version__, **libraries, **ours}
 
 
 def _version(name: str) -> str | None:
@@ -26,11 +35,11 @@ def _version(name: str) -> str | None:
 
 
 def _revision() -> str | None:
-    """Commit of the working tree, with ``-dirty`` where tracked files were changed after it."""
+    """Return the commit of the working tree, with ``-dirty`` if tracked files have changed since."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
-            cwd=Path(__file__).parent,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=True,

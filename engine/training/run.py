@@ -2,9 +2,11 @@
 
 import logging
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -35,8 +37,8 @@ from utils.seed import derive_seed, seed_everything
 CROP_PADDING = 4  # pixels of zeros around a training image before the random crop, as in every official code
 
 
-def train(config: TrainConfig, given: frozenset[str] = frozenset()) -> None:
-    """Carry out the whole run that ``config`` describes; ``given`` names the fields that the user chose.
+def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Carry out the whole run that ``config`` describes; ``given`` has the fields that the user set, and where.
 
     Raises UserError, before anything is written, for whatever the user can mend, and Stopped where a signal asked.
     """
@@ -64,7 +66,7 @@ class Where(NamedTuple):
     processes: Processes
 
 
-def _train(config: TrainConfig, given: frozenset[str], processes: Processes, signals: Signals) -> None:
+def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, signals: Signals) -> None:
     config, sources = resolve(config, given)
     _require_images_for_all(config, processes)
     device = processes.on_all_ranks(lambda: choose_device(config.device, local_gpu(config.gpu_id), config.threads))

@@ -1,5 +1,6 @@
 """What the command line means: our names for its names, and a recipe for what it leaves open."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -20,11 +21,11 @@ from utils.log import logger
 from utils.names import canonical
 
 
-def resolve(config: TrainConfig, given: frozenset[str]) -> tuple[TrainConfig, dict[str, str]]:
+def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig, dict[str, str]]:
     """Return the config with our names and its recipe filled in, and where each value comes from.
 
-    ``given`` names the fields that the command line set; a recipe never changes those. The second result maps each
-    field to "flag", "recipe" or "default".
+    ``given`` maps the fields that the user set to "flag" or "config file"; a recipe never changes those. The second
+    result maps each field to one of these, "recipe" or "default".
     """
     config = replace(
         config,
@@ -36,12 +37,16 @@ def resolve(config: TrainConfig, given: frozenset[str]) -> tuple[TrainConfig, di
     )
     if config.log_reliability and config.method in WITHOUT_TEACHER:
         raise UserError(f"--log_reliability: {config.method} has no teacher to watch; leave it out")
+    if given.get("epochs") == "flag" and given.get("milestones") == "config file":
+        config = replace(config, milestones=None)  # the file's milestones belong to its own epochs
+        given = {key: source for key, source in given.items() if key != "milestones"}
     filled = {}
     if config.recipe == "paper":
         published = recipe(config.method, config.dataset, config.model)
-        kept = given | ({"milestones"} if "epochs" in given else set())  # its milestones belong to its own epochs
+        # A recipe's milestones belong to its own epochs.
+        kept = given.keys() | ({"milestones"} if "epochs" in given else set())
         filled = {key: value for key, value in published.items() if key not in kept}
-    sources = {spec.name: "flag" if spec.name in given else "default" for spec in fields(config)}
+    sources = {spec.name: given.get(spec.name, "default") for spec in fields(config)}
     return replace(config, **filled), sources | dict.fromkeys(filled, "recipe")
 
 
@@ -73,9 +78,9 @@ def log_config(
     """Log what the run is, every setting by where its value comes from, and which flags its method ignores."""
     logger.info("%s of %s on %s, run folder %s", config.method, config.model, config.dataset, folder)
     unused = unused_fields(config)
-    for source in ("flag", "recipe", "default"):
+    for source in ("flag", "config file", "recipe", "default"):
         specs = [spec for spec in fields(config) if sources[spec.name] == source]
-        if source == "default":  # those of the method are told below
+        if source in ("config file", "default"):  # those of the method are told below
             specs = [spec for spec in specs if spec.metadata["group"] != METHOD and spec.name not in unused]
         values = {spelling(spec): getattr(config, spec.name) for spec in specs}
         _log_settings(source, {name: value for name, value in values.items() if value is not None and value != ""})
