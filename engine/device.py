@@ -1,4 +1,4 @@
-"""Which device a command runs on."""
+"""The device of a command, and how precisely it multiplies float32 numbers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from utils.log import logger
 
 
 def choose_device(device: str, gpu_id: int, threads: int | None = None) -> torch.device:
-    """Turn ``--device`` and ``--gpu_id`` into a device that exists, of ``threads``; "auto" falls back to the CPU.
+    """Turn ``--device`` and ``--gpu_id`` into an existing device; "auto" falls back to the CPU.
 
-    Raises UserError for a name that is none, or a GPU that is not there.
+    ``threads`` sets the number of CPU threads of PyTorch. Raises UserError for an invalid name and a missing GPU.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -33,24 +33,40 @@ def choose_device(device: str, gpu_id: int, threads: int | None = None) -> torch
     if chosen.type not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: only cpu and cuda are supported")
     if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)  # NCCL, random states and pinned memory belong to the GPU that is the present one
+        torch.cuda.set_device(chosen)  # NCCL, random number generators and pinned memory use the current GPU
     return chosen
 
 
 def use_full_precision() -> None:
-    """Make fp32 mean fp32: by default PyTorch convolves in TF32, of 10 bits, on GPUs from Ampere on."""
+    """Forbid TF32 (10-bit mantissa), which PyTorch by default uses in float32 convolutions on Ampere and later GPUs."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """The same for a while; afterwards TF32 is allowed where it was before."""
-    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [place.allow_tf32 for place in places]
-    use_full_precision()
+def allow_tf32(enabled: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in convolutions and matrix products, and restore the previous setting afterwards."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    previous = [backend.allow_tf32 for backend in backends]
     try:
+        for backend in backends:
+            backend.allow_tf32 = enabled
         yield
     finally:
-        for place, allowed in zip(places, before, strict=True):
-            place.allow_tf32 = allowed
+        for backend, allowed in zip(backends, previous, strict=True):
+            backend.allow_tf32 = allowed
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute in strict float32 and without cuDNN's autotuning inside the context.
+
+    PGD that stops for misclassified images has batches of every size, and each size would be tuned.
+    """
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        torch.backends.cudnn.benchmark = False
+        with allow_tf32(False):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark

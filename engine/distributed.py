@@ -72,18 +72,11 @@ class Processes(NamedTuple):
 
     def on_rank0(self, function: Callable[[], Any]) -> Any:
         """Call ``function`` on rank 0 and return its result on all ranks; its UserError is raised on all ranks."""
+        result = self.on_all_ranks(lambda: function() if self.is_rank0 else None)
         if self.count == 1:
-            return function()
-        result, error = None, None
-        if self.is_rank0:
-            try:
-                result = function()
-            except UserError as raised:
-                error = str(raised)
-        message = [result, error]
+            return result
+        message = [result]
         torch.distributed.broadcast_object_list(message)
-        if message[1] is not None:
-            raise UserError(message[1])
         return message[0]
 
     def rank0_first(self, function: Callable[[], Any]) -> Any:

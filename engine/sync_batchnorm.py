@@ -1,34 +1,42 @@
-"""BatchNorm over the images of all processes, so that a batch shared among them is normalised as one."""
+"""BatchNorm over the images of all processes: a batch shared among them is normalized as one batch."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engine.fast.precision import at_least_float32
+
 
 class SyncSwitch:
-    """Whether the processes' parts are parts of one batch (``on``), or each has the whole batch for itself."""
+    """``on`` while each process has its part of the batch; off while every process has the whole batch."""
 
     on = True
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose batch in train mode is that of all processes; in eval mode there is no difference.
+    """BatchNorm2d that in train mode normalizes over the batch of all processes, on any device.
 
-    PyTorch's own SyncBatchNorm is for GPUs alone. Parameters and buffers are those of the module it takes the place of.
+    ``nn.SyncBatchNorm`` supports GPUs only. Parameters and buffers are those of ``norm``, which it replaces.
     """
 
     def __init__(self, norm: nn.BatchNorm2d, sync_switch: SyncSwitch):
-        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        self._parameters, self._buffers, self.training = norm._parameters, norm._buffers, norm.training
-        self.sync_switch = sync_switch
+        super().__init__(*_options(norm))
+        vars(self).update(vars(norm), sync_switch=sync_switch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (B, C, H, W), this process's part of the batch."""
+        """Normalize x (B, C, H, W), this process's part of the batch."""
         if not (self.training and self.sync_switch.on):
             return super().forward(x)
-        y, mean, variance, count = _Normalise.apply(x, self.eps)
+        x_precise = at_least_float32(x)
+        local_count = x_precise.new_full((1,), x.numel() // x.shape[1])
+        *_, count = sums = _AllReduce.apply(torch.cat([x_precise.sum((0, 2, 3)), local_count]))
+        mean = sums[:-1] / count
+        # A second sum, because E[x^2] - E[x]^2 cancels where a mean is large compared to its standard deviation.
+        centered = x_precise - mean[:, None, None]
+        variance = _AllReduce.apply(centered.square().sum((0, 2, 3))) / count
         if self.track_running_stats:
             self._track(mean, variance * (count / (count - 1)))
+        y = centered * (variance + self.eps).rsqrt()[:, None, None]
         if self.affine:
             y = torch.addcmul(self.bias[:, None, None], y, self.weight[:, None, None])
         return y.to(x.dtype)
@@ -41,47 +49,47 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance.to(self.running_var.dtype), weight)
 
 
+class CudaSyncedBatchNorm2d(nn.SyncBatchNorm):
+    """The same on GPUs, by PyTorch's kernels."""
+
+    def __init__(self, norm: nn.BatchNorm2d, sync_switch: SyncSwitch):
+        super().__init__(*_options(norm))
+        vars(self).update(vars(norm), sync_switch=sync_switch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x (B, C, H, W), this process's part of the batch."""
+        # Synchronized, a replicated batch would count once per process: the same mean and variance, but the running
+        # variance is multiplied by n / (n - 1), and n would be too large.
+        return super().forward(x) if self.sync_switch.on else nn.BatchNorm2d.forward(self, x)
+
+
+SYNCED = (SyncedBatchNorm2d, CudaSyncedBatchNorm2d)
+
+
 def convert_sync_batchnorm(network: nn.Module) -> SyncSwitch:
-    """Make every BatchNorm2d of the network a :class:`SyncedBatchNorm2d`; return what switches them."""
+    """Replace every BatchNorm2d of the network by a synchronized one; return the switch that they share."""
+    synced_class = CudaSyncedBatchNorm2d if next(network.parameters()).is_cuda else SyncedBatchNorm2d
     sync_switch, synced = SyncSwitch(), {}
     for path, module in list(network.named_modules(remove_duplicate=False)):
         if type(module) is nn.BatchNorm2d:
-            synced.setdefault(module, SyncedBatchNorm2d(module, sync_switch))
+            synced.setdefault(module, synced_class(module, sync_switch))
             network.set_submodule(path, synced[module])
     return sync_switch
 
 
-class _Normalise(torch.autograd.Function):
-    """(x - mean) / deviation over the images of all processes, in float32 at least."""
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes; its gradient is summed over all processes too."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        own = wide.new_full((1,), x.numel() // x.shape[1])
-        parts = _gathered(torch.cat([own, *torch.var_mean(wide, (0, 2, 3), correction=0)[::-1]]))
-        counts, means, variances = parts[:, :1], *parts[:, 1:].chunk(2, dim=1)
-        # Of means and variances, not of sums of squares: those cancel where a mean is large beside its deviation.
-        count = counts.sum()
-        mean = (counts * means).sum(0) / count
-        variance = (counts * (variances + (means - mean) ** 2)).sum(0) / count
-        scale = (variance + eps).rsqrt()
-        y = (wide - mean[:, None, None]) * scale[:, None, None]
-        ctx.save_for_backward(y, scale, count)
-        ctx.dtype = x.dtype
-        ctx.mark_non_differentiable(mean, variance, count)
-        return y, mean, variance, count
+    def forward(ctx, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
 
     @staticmethod
-    def backward(ctx, gradient: Tensor, *_) -> tuple[Tensor, None]:
-        y, scale, count = ctx.saved_tensors
-        sums = torch.stack([gradient.sum((0, 2, 3)), (gradient * y).sum((0, 2, 3))])
-        dist.all_reduce(sums)
-        along_mean, along_y = (sums / count)[:, :, None, None]
-        return ((gradient - along_mean - y * along_y) * scale[:, None, None]).to(ctx.dtype), None
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _AllReduce.apply(gradient)
 
 
-def _gathered(values: Tensor) -> Tensor:
-    """(processes, n) of every process's values (n,)."""
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, values)
-    return torch.stack(parts)
+def _options(norm: nn.BatchNorm2d) -> tuple:
+    return norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats

@@ -36,9 +36,7 @@ WITH_TEACHER = {
 # Distilled from a robust teacher and a standard one.
 WITH_TWO_TEACHERS = {
     "AKD2": lambda c: partial(akd2.akd2, **_two_teachers(c)),
-    "IAD-II": lambda c: partial(
-        iad.iad2, **_two_teachers(c), beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_II)
-    ),
+    "IAD-II": lambda c: partial(iad.iad2, **_two_teachers(c), beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_II)),
 }
 
 METHODS = WITHOUT_TEACHER | WITH_TEACHER | WITH_TWO_TEACHERS

@@ -1,4 +1,4 @@
-"""Ten steps of a method by all processes of a torchrun, or by one process without it; the first saves the student."""
+"""Ten training steps of each method by all processes of torchrun, or by one process; rank 0 saves the students."""
 
 import sys
 from datetime import timedelta
@@ -25,18 +25,10 @@ def ten_steps(name: str, processes, sync_bn: bool = True) -> dict:
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
     teachers = teachers[: 0 if name in WITHOUT_TEACHER else 2 if name in WITH_TWO_TEACHERS else 1]
     batches = [(torch.rand(n, 3, 8, 8, dtype=torch.float64), torch.randint(10, (n,))) for n in SIZES]
-    trainer = Trainer(
-        student,
-        teachers,
-        METHODS[name](TrainConfig(method=name, iad_begin=0)),
-        torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9),
-        epsilon=8 / 255,
-        step_size=2 / 255,
-        steps=3,
-        generator=torch.Generator().manual_seed(1),
-        processes=processes,
-        sync_bn=sync_bn,
-    )
+    method = METHODS[name](TrainConfig(method=name, iad_begin=0))
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
+    options = {"generator": torch.Generator().manual_seed(1), "processes": processes, "sync_bn": sync_bn}
+    trainer = Trainer(student, teachers, method, optimizer, epsilon=8 / 255, step_size=2 / 255, steps=3, **options)
     metrics = EpochMetrics("cpu", processes)
     for _ in trainer.epoch(batches, 0, 0.1, metrics):
         pass
@@ -46,10 +38,10 @@ def ten_steps(name: str, processes, sync_bn: bool = True) -> dict:
 if __name__ == "__main__":
     out, *names = sys.argv[1:]
     processes = init(timedelta(minutes=2))
-    found = {name: ten_steps(name, processes) for name in names}
+    results = {name: ten_steps(name, processes) for name in names}
     unsynced = [None] * processes.count
     torch.distributed.all_gather_object(unsynced, ten_steps("AT", processes, sync_bn=False)["net"])
     if processes.is_rank0:
-        torch.save(found | {"unsynced": unsynced}, out)
-    torch.distributed.barrier()  # none takes its connections down while the first is still at work
+        torch.save(results | {"unsynced": unsynced}, out)
+    torch.distributed.barrier()  # no rank closes its connections before rank 0 has saved
     destroy()

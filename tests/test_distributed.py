@@ -1,4 +1,4 @@
-"""Training shared among the processes of a torchrun computes what one process does, and survives the loss of one."""
+"""Training by several processes of torchrun equals training by one, and ends when a process is killed."""
 
 import os
 import re
@@ -23,57 +23,64 @@ TRAIN = (
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
-def torchrun(processes: int, script: str, words: str, folder) -> subprocess.Popen:
-    """Start a script in several processes, in a session of their own."""
-    command = [*TORCHRUN, f"--nproc_per_node={processes}", str(ROOT / script), *words.split()]
+def torchrun(processes: int, script: str, options: str, folder) -> subprocess.Popen:
+    """Start a script in several processes, in a new session."""
+    command = [*TORCHRUN, f"--nproc_per_node={processes}", str(ROOT / script), *options.split()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_ten_steps_of_several_processes_are_those_of_one(tmp_path, processes):
-    run = torchrun(processes, "tests/shared_steps.py", f"{tmp_path / 'net.pt'} {' '.join(METHODS)}", tmp_path)
-    _, err = run.communicate(timeout=300)
+def finish(run: subprocess.Popen, timeout: int = 120) -> str:
+    """Wait until a run succeeds; return its output."""
+    out, err = run.communicate(timeout=timeout)
     assert run.returncode == 0, err
+    return out
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ten_steps_of_several_processes_are_those_of_one(tmp_path, processes):
+    finish(torchrun(processes, "tests/shared_steps.py", f"{tmp_path / 'net.pt'} {' '.join(METHODS)}", tmp_path), 300)
     shared = torch.load(tmp_path / "net.pt", weights_only=True)
     for name in METHODS:
-        alone = ten_steps(name, SINGLE_PROCESS)
-        assert shared[name]["means"] == pytest.approx(alone["means"], rel=1e-9), name
-        for key, value in alone["net"].items():
-            # Float64 sums in another order differ by 1e-16 a step; the attack's sign must not have seen it.
-            torch.testing.assert_close(shared[name]["net"][key], value, rtol=1e-9, atol=1e-11, msg=f"{name} {key}")
-    first, *others = shared["unsynced"]  # one network, whose state any of them may save, even where BatchNorm is not
-    assert all(torch.equal(other[key], first[key]) for other in others for key in first)
+        expected = ten_steps(name, SINGLE_PROCESS)
+        assert shared[name]["means"] == pytest.approx(expected["means"], rel=1e-9), name
+        # Float64 sums in another order differ by 1e-16 a step, too little to change the sign of a gradient.
+        torch.testing.assert_close(shared[name]["net"], expected["net"], rtol=1e-9, atol=1e-11)
+    first, *others = shared["unsynced"]  # without synchronized BatchNorm too all ranks have one network
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=0, atol=0)
     assert not torch.equal(first["bn1.running_mean"], shared["AT"]["net"]["bn1.running_mean"])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("n", [1, 2, 6, 7, 20])
-def test_parts_are_the_whole_batch_and_weigh_as_their_images(n, count):
-    parts = [Processes(rank, count).shard(n) for rank in range(count)]
-    assert sum(part.weight for part in parts) == pytest.approx(1)
+def test_shards_are_the_whole_batch_and_weigh_as_their_images(n, count):
+    shards = [Processes(rank, count).shard(n) for rank in range(count)]
+    assert sum(shard.weight for shard in shards) == pytest.approx(1)
     if n >= count:
-        assert [i for part in parts for i in range(n)[part.rows]] == list(range(n))
-        assert all(part.weight == len(range(n)[part.rows]) / n for part in parts)
+        assert [i for shard in shards for i in range(n)[shard.rows]] == list(range(n))
+        assert all(shard.weight == len(range(n)[shard.rows]) / n for shard in shards)
     else:
-        assert all(range(n)[part.rows] == range(n) and part.replicated for part in parts)
-    rows = [i for rank in range(count) for i in range(n)[Processes(rank, count).rows(n)]]
-    assert rows == list(range(n))
+        assert all(range(n)[shard.rows] == range(n) and shard.replicated for shard in shards)
+    assert [i for rank in range(count) for i in range(n)[Processes(rank, count).rows(n)]] == list(range(n))
 
 
-def results_of(root):
-    (path,) = root.rglob("results.csv")
+def results_of(folder):
+    (path,) = folder.rglob("results.csv")
     header, *rows = (line.split(",") for line in path.read_text().splitlines())
     return [{key: float(value or 0) for key, value in zip(header, row, strict=True)} for row in rows]
 
 
-def net_of(root):
-    (path,) = root.rglob("last_epoch_model.pth")
+def net_of(folder):
+    (path,) = folder.rglob("last_epoch_model.pth")
     return torch.load(path, weights_only=True)["net"]
 
 
-def test_a_killed_process_ends_the_run_which_another_number_of_processes_continues(tmp_path):
+@pytest.mark.dist
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_which_another_number_of_processes_resumes(tmp_path):
     run = torchrun(2, "main.py", f"{TRAIN} --epochs 500 --save_minutes 0", tmp_path)
     deadline = time.monotonic() + 120
     while not any(tmp_path.rglob("resume/0001-*.pth")):
@@ -81,39 +88,37 @@ def test_a_killed_process_ends_the_run_which_another_number_of_processes_continu
         time.sleep(0.05)
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True).stdout
     os.kill(int(children.split()[-1]), signal.SIGKILL)
-    _, err = run.communicate(timeout=60)  # all of them have ended within a minute
+    _, err = run.communicate(timeout=60)  # all processes end within a minute
     assert run.returncode != 0
     assert "error: torchrun: another process of this run has ended; --resume continues the run" in err
-    states = sorted(path.name for path in tmp_path.rglob("resume/*.pth"))
-    done = int(states[-1][:4])
-    ended = run_apart("main.py", f"{TRAIN} --epochs {done + 1} --resume", tmp_path)
+    epochs = int(max(path.name for path in tmp_path.rglob("resume/*.pth"))[:4])
+    ended = run_apart("main.py", f"{TRAIN} --epochs {epochs + 1} --resume", tmp_path)
     assert ended.status == 0, ended.err
-    assert len(results_of(tmp_path)) == done + 1
-    again = torchrun(3, "main.py", f"{TRAIN} --epochs {done + 2} --resume", tmp_path)
-    _, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
-    assert len(results_of(tmp_path)) == done + 2
+    assert len(results_of(tmp_path)) == epochs + 1
+    finish(torchrun(3, "main.py", f"{TRAIN} --epochs {epochs + 2} --resume", tmp_path))
+    assert len(results_of(tmp_path)) == epochs + 2
 
 
-def test_a_shared_run_ends_as_one_process_does(tmp_path):
-    words = f"{TRAIN.replace('AT', 'Natural')} --epochs 2 --val_size 20"  # an attack's signs would blow rounding up
-    (tmp_path / "alone").mkdir()
-    (tmp_path / "shared").mkdir()
-    assert run_apart("main.py", words, tmp_path / "alone").status == 0
-    run = torchrun(2, "main.py", words, tmp_path / "shared")
-    out, err = run.communicate(timeout=120)
-    assert run.returncode == 0, err
-    assert len(re.findall("epoch 1/2", out)) == 1, "one process speaks"
+@pytest.mark.dist
+def test_a_run_of_two_processes_equals_a_run_of_one(tmp_path):
+    options = f"{TRAIN.replace('AT', 'Natural')} --epochs 2 --val_size 20"  # an attack's signs would amplify rounding
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    assert run_apart("main.py", options, one).status == 0
+    out = finish(torchrun(2, "main.py", options, two))
+    assert len(re.findall("epoch 1/2", out)) == 1, "only rank 0 logs"
     assert "2 processes share each batch of 12; BatchNorm over the whole batch" in out
-    for ours, theirs in zip(results_of(tmp_path / "alone"), results_of(tmp_path / "shared"), strict=True):
-        # Float32 sums in another order; one image more or less of 20 to 50 may stand.
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=5)
-    state = net_of(tmp_path / "shared")
-    for key, value in net_of(tmp_path / "alone").items():
-        # Ten steps double a difference of 1e-7 some ten times; parts that met no other would differ by a tenth.
+    for got, expected in zip(results_of(two), results_of(one), strict=True):
+        # Float32 sums in another order; one of 20 to 50 images may be classified differently.
+        assert expected == pytest.approx(got, rel=1e-3, abs=5)
+    state = net_of(two)
+    for key, value in net_of(one).items():
+        # Ten steps double a difference of 1e-7 some ten times; unsynchronized processes would differ by a tenth.
         assert (state[key] - value).abs().max() <= 1e-3 * value.abs().max() + 1e-4, key
 
 
+@pytest.mark.dist
 def test_batches_smaller_than_the_number_of_processes_are_refused(tmp_path):
     run = torchrun(2, "main.py", TRAIN.replace("--bs 12", "--bs 1"), tmp_path)
     _, err = run.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""A network in eval mode as a graph in which each BatchNorm2d has become part of the convolution before it."""
+"""A network in eval mode as an fx graph in which each BatchNorm2d is part of the preceding convolution."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,15 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from engine.sync_batchnorm import SyncedBatchNorm2d
+from engine.fast.precision import at_least_float32
+from engine.sync_batchnorm import SYNCED
 
 
 class NotTraceable(Exception):
-    """The forward of a network is no fixed graph; the message says why in one line."""
+    """The network has no fixed graph; the message is one line."""
 
 
 class Affine(nn.Module):
-    """One multiply-add a channel: features (B, C, H, W) times ``weight`` plus ``bias``, (C, 1, 1) both."""
+    """Multiply-add per channel: features (B, C, H, W) times ``weight`` plus ``bias``, both (C, 1, 1)."""
 
     def __init__(self, channels: int, like: Tensor):
         super().__init__()
@@ -29,50 +30,50 @@ class Affine(nn.Module):
 
 
 class Fold(NamedTuple):
-    """A BatchNorm2d that left the graph: paths of it and of its convolution in the network, and of ``target``, the
-    convolution or Affine of the graph whose weight and bias are to hold both. ``conv`` is None where there is none.
+    """A BatchNorm2d that was removed from the graph.
+
+    ``norm`` and ``conv`` (None without a convolution) are modules of the network. ``target`` is the path of the
+    convolution or Affine in the graph whose weight and bias replace both.
     """
 
-    norm: str
-    conv: str | None
+    norm: nn.Module
+    conv: nn.Conv2d | None
     target: str
 
 
-def skeleton(network: nn.Module) -> nn.Module:
-    """Return a frozen copy in eval mode, free to be rebuilt; its parameters and buffers share the network's storage."""
-    shared = {id(value): nn.Parameter(value.detach(), requires_grad=False) for value in network.parameters()}
-    shared |= {id(value): value.detach() for value in network.buffers()}
-    # Some networks keep features of their last forward, and deepcopy refuses a tensor with a history.
-    kept = (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    return deepcopy(network, shared | {id(value): value.detach().clone() for value in kept}).eval()
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """Return a copy of a network in eval mode and without gradients."""
+    # Some networks keep features of their last forward, and deepcopy refuses tensors with a grad_fn.
+    features = (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    return deepcopy(network, {id(value): value.detach().clone() for value in features}).eval().requires_grad_(False)
 
 
 def fold(network: nn.Module) -> tuple[fx.GraphModule, list[Fold]]:
-    """Return the network's eval-mode graph without its BatchNorm2d, and what to write where they were.
+    """Return the network's eval-mode graph without its BatchNorm2d, and the list of those.
 
-    A BatchNorm2d becomes part of the convolution before it where nothing else reads that one's output, an Affine
-    elsewhere. The weight and bias of every ``target`` are still to be computed, see :func:`scales_and_shifts`; all
-    other tensors share the network's storage. What the forward does not use is not in the graph.
+    A BatchNorm2d becomes part of the preceding convolution if it is the only reader of its output, and an Affine
+    otherwise. The caller computes weight and bias of every ``target`` with :func:`scales_and_shifts`; all other tensors
+    are copies. Modules that the forward does not use are not in the graph.
 
-    Raises NotTraceable where the forward depends on its data or has hooks.
+    Raises NotTraceable if the forward depends on its data or a module has hooks.
     """
     body = _trace(network)
     modules = dict(body.named_modules())
     calls = Counter(node.target for node in body.graph.nodes if node.op == "call_module")
     folds = []
     for node in list(body.graph.nodes):
-        if node.op != "call_module" or not _stands_still(modules[node.target]):
+        if node.op != "call_module" or not _is_foldable(modules[node.target]):
             continue
         (source,) = node.all_input_nodes
         conv = modules[source.target] if source.op == "call_module" else None
+        norm = network.get_submodule(node.target)
         if type(conv) is nn.Conv2d and len(source.users) == calls[source.target] == 1:
-            folds.append(Fold(node.target, source.target, source.target))
+            folds.append(Fold(norm, network.get_submodule(source.target), source.target))
             conv.bias = nn.Parameter(conv.weight.new_empty(conv.out_channels), requires_grad=False)
             node.replace_all_uses_with(source)
             body.graph.erase_node(node)
         else:
-            folds.append(Fold(node.target, None, node.target))
-            norm = modules[node.target]
+            folds.append(Fold(norm, None, node.target))
             body.set_submodule(node.target, Affine(norm.num_features, norm.running_var))
     body.delete_all_unused_submodules()
     body.recompile()
@@ -80,60 +81,58 @@ def fold(network: nn.Module) -> tuple[fx.GraphModule, list[Fold]]:
 
 
 def cast_after_first_convolution(body: fx.GraphModule, dtype: torch.dtype) -> set[str]:
-    """Let the graph go on in ``dtype`` behind its first convolution; return the paths of what comes before that.
+    """Cast the output of the graph's first convolution to ``dtype``; return the paths of what runs before the cast.
 
-    So no image is rounded: a step of an attack can be as short as bfloat16's spacing of pixels. A graph without a
-    convolution is left alone.
+    Images stay float32: a step of an attack can be as small as the spacing of bfloat16 pixels. A graph without a
+    convolution does not change.
     """
     modules = dict(body.named_modules())
-    early = set()
+    before_cast = set()
     for node in body.graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            early.add(node.target)
+            before_cast.add(node.target)
         if node.op == "call_module" and isinstance(modules[node.target], nn.Conv2d):
             with body.graph.inserting_after(node):
                 cast = body.graph.call_method("to", (node, dtype))
             node.replace_all_uses_with(cast)
             cast.args = (node, dtype)
             body.recompile()
-            return early
+            return before_cast
     return set()
 
 
 def scales_and_shifts(norms: Sequence[nn.BatchNorm2d]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """What each BatchNorm in eval mode multiplies its channels by, and then adds: (C,) each, in float32 or better."""
-    deviations = torch._foreach_add([_precise(norm.running_var) for norm in norms], [norm.eps for norm in norms])
+    """Return the scale and the shift (C,) of every BatchNorm in eval mode, in float32 or float64."""
+    deviations = torch._foreach_add(
+        [at_least_float32(norm.running_var) for norm in norms], [norm.eps for norm in norms]
+    )
     torch._foreach_sqrt_(deviations)
     affine = [(norm.weight, norm.bias) if norm.affine else _identity(norm) for norm in norms]
-    scales = torch._foreach_div([_precise(weight) for weight, _ in affine], deviations)
-    means = [_precise(norm.running_mean) for norm in norms]
-    return scales, torch._foreach_addcmul([_precise(bias) for _, bias in affine], means, scales, value=-1)
+    scales = torch._foreach_div([at_least_float32(weight) for weight, _ in affine], deviations)
+    means = [at_least_float32(norm.running_mean) for norm in norms]
+    return scales, torch._foreach_addcmul([at_least_float32(bias) for _, bias in affine], means, scales, value=-1)
 
 
 class _Tracer(fx.Tracer):
-    # A buffer stays an attribute of the graph: what is computed from it while tracing would never change again.
+    # Buffers stay attributes of the graph; otherwise values computed from them would become constants.
     proxy_buffer_attributes = True
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return isinstance(module, SyncedBatchNorm2d) or super().is_leaf_module(module, path)
+        return isinstance(module, SYNCED) or super().is_leaf_module(module, path)
 
 
 def _trace(network: nn.Module) -> fx.GraphModule:
     if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
         raise NotTraceable("it has forward hooks")
-    root = skeleton(network)
+    root = frozen_copy(network)
     try:
         return fx.GraphModule(root, _Tracer().trace(root))
-    except Exception as error:  # a proxy in place of images makes someone else's forward raise anything
+    except Exception as error:  # a forward of any code may raise anything when it receives a proxy
         raise NotTraceable(str(error).strip().partition("\n")[0] or type(error).__name__) from error
 
 
-def _stands_still(module: nn.Module) -> bool:
-    return type(module) in (nn.BatchNorm2d, SyncedBatchNorm2d) and module.running_var is not None
-
-
-def _precise(value: Tensor) -> Tensor:
-    return value.to(torch.promote_types(value.dtype, torch.float32))
+def _is_foldable(module: nn.Module) -> bool:
+    return type(module) in (nn.BatchNorm2d, *SYNCED) and module.running_var is not None
 
 
 def _identity(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

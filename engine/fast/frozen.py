@@ -1,79 +1,75 @@
-"""Networks as an attack sees them: functions of the images alone, whose parameters are constants."""
+"""Networks as an attack uses them: functions of the images, with constant parameters."""
 
 import gc
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from engine.fast.folding import (
-    Fold,
-    NotTraceable,
-    cast_after_first_convolution,
-    fold,
-    scales_and_shifts,
-    skeleton,
-)
-from engine.fast.precision import PLAIN, Arithmetic
+from engine.fast.folding import Fold, NotTraceable, cast_after_first_convolution, fold, frozen_copy, scales_and_shifts
+from engine.fast.precision import PLAIN, Arithmetic, at_least_float32
 from engine.fast.winograd import WinogradConv2d, replace_wide_convolutions
 from utils.log import logger
 
-# Of the largest logit: float32 sums in another order through some seventy layers; a wrong fold changes first digits.
+# Relative to the largest logit: float32 rounding in up to seventy layers; a wrong fold changes the first digits.
 ROUNDING = 1e-4
 
 
 class FoldedModel(nn.Module):
     """A network in eval mode: images (B, C, H, W) in [0, 1] to logits (B, classes), differentiable by the images only.
 
-    It computes what ``network.eval()`` would, with each BatchNorm2d folded into the convolution before it. It holds
-    copies of the tensors that this needs, so the network may train on, in whatever mode; :meth:`refresh` catches up.
-    A network whose forward is no fixed graph is copied whole, and a line of the log says so.
+    Computes the same function as ``network.eval()``, with each BatchNorm2d folded into the preceding convolution. It
+    owns its tensors, so the network can train on in any mode; :meth:`refresh` copies the new weights. A network without
+    a fixed graph is copied unfolded, and the log says so.
 
     Args:
-        network: Any network; it is never changed.
-        arithmetic: Of weights and activations inside. bfloat16 begins behind the first convolution, for it would tell
-            pixels between 1/2 and 1 apart by 1/256 only. Logits are float32 at least, gradients of the images' own
-            type. Compiled for the largest batch that has come; smaller ones, as an epoch's last, take the plain way.
+        network: Any network; it does not change.
+        arithmetic: Number format, memory layout and execution. bfloat16 starts after the first convolution, because
+            bfloat16 pixels between 1/2 and 1 are 1/256 apart. Logits are float32 or float64, gradients have the type of
+            the images. torch.compile serves the largest batch seen so far; smaller ones, as the last of an epoch, run
+            eagerly.
     """
 
     def __init__(self, network: nn.Module, arithmetic: Arithmetic = PLAIN):
         super().__init__()
         self.dtype = arithmetic.dtype
         self.memory_format = torch.channels_last if arithmetic.channels_last else torch.contiguous_format
-        self.body, folds = _body_of(network)
-        coarse = self.dtype is not None and torch.finfo(self.dtype).bits < 32
-        graph = isinstance(self.body, fx.GraphModule)
-        early = cast_after_first_convolution(self.body, self.dtype) if coarse and graph else set()
-        self._entry = None if early else self.dtype
-        folded = {each.target for each in folds}
-        wide = replace_wide_convolutions(self.body, early, self.dtype) if arithmetic.winograd and graph else set()
-        self._copies = self._part_from(network, folded | wide, early)
-        # In tuples, so that the network's modules do not become the view's.
-        self._folds = [_parts(each, network, self.body) for each in folds]
-        self._alone = [(network.get_submodule(path), self.body.get_submodule(path)) for path in sorted(wide - folded)]
+        self.body, folds = _fold_or_copy(network)
+        traced = isinstance(self.body, fx.GraphModule)
+        low_precision = self.dtype is not None and torch.finfo(self.dtype).bits < 32
+        before_cast = cast_after_first_convolution(self.body, self.dtype) if low_precision and traced else set()
+        self._input_dtype = None if before_cast else self.dtype
+        targets, winograd = {each.target for each in folds}, set()
+        if arithmetic.winograd and traced:
+            winograd = replace_wide_convolutions(self.body, before_cast, self.dtype)
+        self._copies = self._convert(network, targets | winograd, before_cast)
+        # Tuples, so that modules of the network are not registered as submodules.
+        self._folds = [(each.norm, each.conv, self.body.get_submodule(each.target)) for each in folds]
+        unfolded = sorted(winograd - targets)
+        self._winograd = [(network.get_submodule(path), self.body.get_submodule(path)) for path in unfolded]
         self._compiled = torch.compile(self.body.forward, dynamic=False) if arithmetic.compiled else None
-        self._shape = None  # of the images that it is compiled for
+        self._compiled_shape = None
         self.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, classes) for images x (B, C, H, W) in [0, 1]."""
-        if self._shape is None or len(x) > self._shape[0]:
-            self._shape = x.shape
-        body = self._compiled if self._compiled and x.shape == self._shape else self.body
-        logits = body(_CastInput.apply(x, self._entry or x.dtype, self.memory_format))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self._compiled_shape is None or len(x) > self._compiled_shape[0]:
+            self._compiled_shape = x.shape
+        body = self._compiled if self._compiled and x.shape == self._compiled_shape else self.body
+        return at_least_float32(body(_CastInput.apply(x, self._input_dtype or x.dtype, self.memory_format)))
 
     def train(self, mode: bool = True) -> "FoldedModel":
-        """Stay in eval mode, whatever an attack asks for."""
+        """Stay in eval mode for every ``mode``."""
         return super().train(False)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the network's present parameters and statistics, in place: every tensor keeps its address."""
-        for own, owner, key in self._copies:
-            own.copy_(getattr(owner, key))
-        for conv, target in self._alone:
-            target.take(conv.weight)
+        """Copy the network's current parameters and statistics in place: every tensor keeps its address."""
+        for copy, module, name in self._copies:
+            copy.copy_(getattr(module, name))
+        for conv, target in self._winograd:
+            target.set_weight(conv.weight)
             if conv.bias is not None:
                 target.bias.copy_(conv.bias)
         if self._folds:
@@ -82,82 +78,76 @@ class FoldedModel(nn.Module):
                 _write(target, conv, scale, shift)
 
     def detach_source(self) -> "FoldedModel":
-        """Forget the network, so that its memory is free once nobody else holds it; ``refresh`` does nothing then."""
-        self._copies, self._folds, self._alone = [], [], []
-        gc.collect()  # tracing leaves cycles behind that still hold its tensors
+        """Drop all references to the network, so that its memory can be freed; ``refresh`` then does nothing."""
+        self._copies, self._folds, self._winograd = [], [], []
+        gc.collect()  # tracing leaves reference cycles that hold its tensors
         return self
 
-    def _part_from(
-        self, network: nn.Module, computed: set[str], early: set[str]
+    def _convert(
+        self, network: nn.Module, computed: set[str], before_cast: set[str]
     ) -> list[tuple[Tensor, nn.Module, str]]:
-        """Give every tensor its own storage; list those to copy again, with whose attribute each is in the network."""
+        """Give every tensor, shared ones too, its own storage; return those that ``refresh`` copies and their sources.
+
+        A source is a module and the name of its attribute. Tensors of ``computed`` modules have none.
+        """
         copies = []
         named = (self.body.named_parameters, self.body.named_buffers)
-        for path, shared in [pair for named in named for pair in named(remove_duplicate=False)]:
-            owner, _, key = path.rpartition(".")
-            own = self._copy(shared, shared.dtype if {path, owner} & early else self.dtype)
-            own = nn.Parameter(own, requires_grad=False) if isinstance(shared, nn.Parameter) else own
-            setattr(self.body.get_submodule(owner), key, own)
-            if owner not in computed and hasattr(source := network.get_submodule(owner), key):
-                copies.append((own, source, key))
+        for path, value in [pair for tensors in named for pair in tensors(remove_duplicate=False)]:
+            module_path, _, name = path.rpartition(".")
+            converted = {path, module_path}.isdisjoint(before_cast) and value.is_floating_point()
+            memory_format = self.memory_format if value.ndim == 4 else torch.preserve_format
+            copy = value.to(self.dtype if converted else None, memory_format=memory_format, copy=True)
+            copy = nn.Parameter(copy, requires_grad=False) if isinstance(value, nn.Parameter) else copy
+            setattr(self.body.get_submodule(module_path), name, copy)
+            if module_path not in computed and hasattr(source := network.get_submodule(module_path), name):
+                copies.append((copy, source, name))
         return copies
-
-    def _copy(self, value: Tensor, dtype: torch.dtype | None) -> Tensor:
-        dtype = dtype if dtype and value.is_floating_point() else value.dtype
-        memory_format = self.memory_format if value.ndim == 4 else torch.preserve_format
-        return value.detach().to(dtype, memory_format=memory_format, copy=True)
-
-
-class FrozenModel:
-    """``network`` in the mode it is in, with detached parameters: the forward of the network itself, bit for bit.
-
-    In train mode BatchNorm reads the batch and moves the network's running statistics, as it does in a plain forward.
-    """
-
-    def __init__(self, network: nn.Module, arithmetic: Arithmetic = PLAIN):
-        self.autocast_student = AutocastModel(network, arithmetic)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return logits (B, classes) for images x (B, C, H, W) in [0, 1]."""
-        network = self.autocast_student.network
-        constants = {name: parameter.detach() for name, parameter in network.named_parameters()}
-        return self.autocast_student.compute(x, lambda images: functional_call(network, constants, (images,)))
 
 
 class AutocastModel:
-    """The training network itself in some arithmetic: float32 weights, logits in float32 at least."""
+    """A network under autocast: float32 weights, activations in ``arithmetic.dtype``, logits in float32 or float64."""
 
     def __init__(self, network: nn.Module, arithmetic: Arithmetic = PLAIN):
         self.network, self.arithmetic = network, arithmetic
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits (B, classes) for images x (B, C, H, W) in [0, 1]."""
-        return self.compute(x, self.network)
-
-    def compute(self, x: Tensor, forward) -> Tensor:
-        """``forward(x)`` in the arithmetic."""
-        with self.arithmetic.autocast(x.device.type):
-            logits = forward(x)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return _autocast(self.network, x, self.arithmetic)
 
 
-def make_attack_model(network: nn.Module, x: Tensor) -> nn.Module:
-    """What the attacks of an evaluation climb: a float32 FoldedModel of a frozen network, laid out as its device likes.
+class FrozenModel:
+    """A network in its current mode with detached parameters; logits are bitwise those of :class:`AutocastModel`.
 
-    Some images x (B, C, H, W) are read by both first: where the view's logits are not the network's to rounding, which
-    only a network of unusual code can bring about, the network itself is returned and a line says so.
+    In train mode BatchNorm uses the statistics of the batch and updates the network's running statistics.
     """
-    view = FoldedModel(network, Arithmetic(channels_last=x.device.type == "cpu"))
+
+    def __init__(self, network: nn.Module, arithmetic: Arithmetic = PLAIN):
+        self.network, self.arithmetic = network, arithmetic
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return logits (B, classes) for images x (B, C, H, W) in [0, 1]."""
+        constants = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+        return _autocast(lambda images: functional_call(self.network, constants, (images,)), x, self.arithmetic)
+
+
+def make_attack_model(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
+    """Return the copy of a frozen network that the attacks of an evaluation use: a FoldedModel in ``dtype``.
+
+    The folding is verified in float32 on images x (B, C, H, W). If its logits differ from the network's by more than
+    rounding, which takes a network of unusual code, the network itself is returned and a warning is logged.
+    """
+    arithmetic = Arithmetic(channels_last=x.device.type == "cpu")
+    folded = FoldedModel(network, arithmetic)
     with torch.no_grad():
-        expected, found = network(x), view(x)
-    if (found - expected).abs().max() <= ROUNDING * expected.abs().max():
-        return view
-    logger.warning("%s: cannot be folded faithfully and is attacked as it is", type(network).__name__)
-    return network
+        expected, logits = network(x), folded(x)
+    if not (logits - expected).abs().max() <= ROUNDING * expected.abs().max():
+        logger.warning("%s: cannot be folded faithfully and is attacked as it is", type(network).__name__)
+        return network
+    return folded if dtype is None else FoldedModel(network, Arithmetic(dtype, channels_last=True))
 
 
 class _CastInput(torch.autograd.Function):
-    """Images in a view's type and memory layout; their gradient returns in their own, which attacks may rely on."""
+    """Convert images to a model's type and memory format; the gradient has the type and format of the images."""
 
     @staticmethod
     def forward(ctx, x: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
@@ -170,27 +160,28 @@ class _CastInput(torch.autograd.Function):
         return gradient.to(ctx.dtype, memory_format=ctx.memory_format), None, None
 
 
-def _body_of(network: nn.Module) -> tuple[nn.Module, list[Fold]]:
+def _autocast(forward: Callable[[Tensor], Tensor], x: Tensor, arithmetic: Arithmetic) -> Tensor:
+    with arithmetic.autocast(x.device.type):
+        logits = forward(x)
+    return at_least_float32(logits)
+
+
+def _fold_or_copy(network: nn.Module) -> tuple[nn.Module, list[Fold]]:
     try:
         return fold(network)
     except NotTraceable as reason:
-        logger.info("%s: attacked as it is, without folded BatchNorm (%s)", type(network).__name__, reason)
-        return skeleton(network), []
-
-
-def _parts(each: Fold, network: nn.Module, body: nn.Module) -> tuple[nn.Module, nn.Module | None, nn.Module]:
-    conv = None if each.conv is None else network.get_submodule(each.conv)
-    return network.get_submodule(each.norm), conv, body.get_submodule(each.target)
+        logger.info("%s: attacks use it without folded BatchNorm (%s)", type(network).__name__, reason)
+        return frozen_copy(network), []
 
 
 def _write(target: nn.Module, conv: nn.Conv2d | None, scale: Tensor, shift: Tensor) -> None:
-    """Let ``target`` compute ``scale * conv(x) + shift``, or ``scale * x + shift`` without a convolution."""
+    """Make ``target`` compute ``scale * conv(x) + shift``, or ``scale * x + shift`` without a convolution."""
     if conv is None:
         target.weight.copy_(scale.view_as(target.weight))
     else:
         scales = scale.view(-1, 1, 1, 1)
         if isinstance(target, WinogradConv2d):
-            target.take(conv.weight * scales)
+            target.set_weight(conv.weight * scales)
         else:
             torch.mul(conv.weight, scales, out=target.weight)
         shift = shift if conv.bias is None else torch.addcmul(shift, scale, conv.bias)

@@ -1,4 +1,4 @@
-"""In what arithmetic a run computes, chosen from its flags and its device."""
+"""How a training computes: number format, memory layout and execution, chosen from its flags and its device."""
 
 import os
 import shutil
@@ -8,64 +8,79 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from utils.errors import UserError
 
 
 class Arithmetic(NamedTuple):
-    """How networks are computed: ``dtype`` of weights and activations (None: the network's own, float32), whether they
-    lie channels-last in memory, whether what an attack climbs is compiled, whether it convolves by Winograd's algorithm
-    where that is faster.
-    """
+    """How networks compute: number format, memory format, and how attacks run them."""
 
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | None = None  # of weights and activations; None: the network's own, float32
     channels_last: bool = False
-    compiled: bool = False
-    winograd: bool = False
+    compiled: bool = False  # through torch.compile
+    winograd: bool = False  # wide 3x3 convolutions by Winograd's algorithm
+    graphs: bool = False  # the PGD loop as a CUDA graph
 
     def autocast(self, device_type: str):
-        """Context in which a live network computes in ``dtype`` while its weights stay float32."""
+        """Context in which a network computes in ``dtype`` while its weights stay float32."""
         return nullcontext() if self.dtype is None else torch.autocast(device_type, self.dtype)
 
 
 PLAIN = Arithmetic()
 
 
-def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tuple[Arithmetic, str]:
-    """Turn ``--precision`` and ``--compile`` into an Arithmetic, and a line that says what was chosen and why.
+def at_least_float32(value: Tensor) -> Tensor:
+    """Convert bfloat16 and float16 to float32; float32 and float64 stay."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
-    "auto" takes bfloat16 where the device multiplies it natively, and compiles on a GPU that can. Raises UserError
-    where the device cannot do what was asked.
+
+def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tuple[Arithmetic, str]:
+    """Turn ``--precision`` and ``--compile`` into an Arithmetic and a line for the log; set CUDA's global switches.
+
+    "auto" takes bfloat16 where the device supports it natively, and torch.compile on a GPU where it works. Raises
+    UserError where the device does not support the request.
     """
     cuda = device.type == "cuda"
-    native = _native_bf16(device)
-    chosen = ("bf16" if native else "fp32") if precision == "auto" else precision
-    if chosen == "tf32" and not cuda:
-        raise UserError("--precision tf32: is a GPU's; use --precision bf16 or fp32 on a CPU")
-    # Also undoes PyTorch's own default, which convolves in TF32, of 10 bits, on GPUs from Ampere on.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = chosen == "tf32"
-    lacking = _lacking_to_compile(device) if cuda and compile == "auto" else None
-    compiled = compile == "on" or (compile == "auto" and cuda and lacking is None)
-    # A GPU without tensor cores at work is faster in PyTorch's own layout.
-    channels_last = chosen != "fp32" or not cuda
-    why = {True: "the device multiplies bfloat16", False: "no bfloat16 on this device"}[native]
-    words = f"precision {chosen}" + (f" ({why})" if precision == "auto" else "")
-    words += f", compile {'on' if compiled else 'off'}" + (f" ({lacking})" if lacking else "")
-    words += f", {'channels-last' if channels_last else 'channels-first'}"
-    # AMX multiplies so fast that the sums of the transforms would take longer than what they save.
-    winograd = chosen == "bf16" and not cuda and not compiled and "amx_bf16" not in _cpu_flags()
-    words += ", Winograd" * winograd
-    return Arithmetic(torch.bfloat16 if chosen == "bf16" else None, channels_last, compiled, winograd), words
+    if precision == "tf32" and not cuda:
+        raise UserError("--precision tf32: needs a GPU; use --precision bf16 or fp32 on a CPU")
+    if compile == "graphs" and not cuda:
+        raise UserError("--compile graphs: needs a GPU; use --compile off on a CPU")
+    native = _has_native_bf16(device)
+    number_format, reason = precision, ""
+    if precision == "auto":
+        number_format = "bf16" if native else "fp32"
+        reason = " (native on this device)" if native else " (no native bfloat16 on this device)"
+    # PyTorch's default is TF32 in the convolutions of Ampere and later GPUs.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = number_format == "tf32"
+    if cuda:  # training batches have one shape; autotuning may choose another algorithm in every process
+        torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
+    execution, obstacle = compile, None
+    if compile == "auto":
+        obstacle = _compile_obstacle(device) if cuda else None
+        execution = "on" if cuda and obstacle is None else "off"
+    # A GPU without tensor cores in use is faster in PyTorch's default layout.
+    channels_last = number_format != "fp32" or not cuda
+    # AMX multiplies so fast that Winograd's transforms would take longer than they save.
+    winograd = number_format == "bf16" and not cuda and execution == "off" and "amx_bf16" not in _cpu_flags()
+    description = (
+        f"precision {number_format}{reason}, compile {execution}" + (f" ({obstacle})" if obstacle else ""),
+        "channels-last" if channels_last else "channels-first",
+        *(["Winograd"] if winograd else []),
+    )
+    dtype = torch.bfloat16 if number_format == "bf16" else None
+    chosen = Arithmetic(dtype, channels_last, execution == "on", winograd, execution == "graphs")
+    return chosen, ", ".join(description)
 
 
-def _native_bf16(device: torch.device) -> bool:
+def _has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_flags())
 
 
-def _lacking_to_compile(device: torch.device) -> str | None:
-    """What PyTorch's compiler lacks to serve this GPU, which it does through Triton; None where nothing."""
+def _compile_obstacle(device: torch.device) -> str | None:
+    """Return why torch.compile, which uses Triton on a GPU, does not work here; None if it does."""
     if torch.cuda.get_device_capability(device) < (7, 0):
         return "a GPU before compute capability 7"
     if not find_spec("triton"):

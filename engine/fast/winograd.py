@@ -1,8 +1,8 @@
 """Convolutions of 3x3 by Winograd's F(2x2, 3x3): 16 multiplications for 4 outputs where the definition takes 36.
 
-Lavin & Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016. An output tile of 2x2 is read off an input
-tile of 4x4, which overlaps its neighbours by two: both are transformed by sums alone, and between them each of the 16
-elements of a tile is a matrix product over channels.
+Lavin & Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016. An output tile of 2x2 depends on an
+input tile of 4x4, which overlaps its neighbors by two. Both are transformed by additions only; between the transforms
+each of the 16 elements of a tile is a matrix product over channels.
 """
 
 from collections.abc import Sequence
@@ -11,26 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-# Of a convolution's input and output, at least: with fewer, the transforms cost what the products save.
-WIDE = 160
+# Of a convolution's input and output; with fewer channels the transforms cost as much as the products save.
+MIN_CHANNELS = 160
 KERNEL = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 OUTPUT = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]])
-# The transform of a mirrored kernel has its first and last line exchanged: the gradient needs no weights of its own.
+# The transform of a mirrored kernel has its first and last row exchanged: the gradient needs no separate weights.
 ORDERS = [0, 1, 2, 3], [3, 1, 2, 0]
 OUTPUTS = tuple(torch.kron(OUTPUT[:, order], OUTPUT[:, order]) for order in ORDERS)
-# Elements of transformed images that are computed at once: they and their products stay in a CPU's last cache.
-AT_ONCE = 2**22
+# Elements of transformed images per chunk: they and their products fit into a CPU's last-level cache.
+CHUNK = 2**22
 
 
 class WinogradConv2d(nn.Module):
     """A 3x3 convolution with stride 1, padding 1 and constant weights, differentiable by its input only.
 
-    Features (B, C, H, W) to (B, K, H, W), which lie channels-last in memory; an input that does too is read fastest.
-    :meth:`take` sets the weight, which is kept transformed as ``planes`` (16, K, C). In bfloat16 the transformed
-    features are rounded too: errors are two to three times those of the usual convolution.
+    Maps features (B, C, H, W) to channels-last features (B, K, H, W); a channels-last input is fastest.
+    :meth:`set_weight` stores the weight transformed, as ``planes`` (16, K, C). In bfloat16 the transformed features are
+    rounded too: errors are two to three times those of ``nn.Conv2d``.
 
     Args:
-        conv: Gives the numbers of channels and the bias.
+        conv: Source of the numbers of channels and of the bias.
         dtype: Of ``planes``; None for that of the convolution.
     """
 
@@ -45,30 +45,30 @@ class WinogradConv2d(nn.Module):
         return _Convolution.apply(x, self.planes, self.bias, False)
 
     @torch.no_grad()
-    def take(self, weight: Tensor) -> None:
-        """Compute ``planes`` of a weight (K, C, 3, 3), which is best in float32, in place."""
+    def set_weight(self, weight: Tensor) -> None:
+        """Compute ``planes`` in place from a weight (K, C, 3, 3), preferably in float32."""
         kernel = torch.kron(KERNEL, KERNEL).to(weight)
-        lines = weight.permute(0, 2, 3, 1).reshape(len(weight), 9, -1)
-        self.planes.copy_((kernel @ lines).transpose(0, 1))
+        rows = weight.permute(0, 2, 3, 1).reshape(len(weight), 9, -1)
+        self.planes.copy_((kernel @ rows).transpose(0, 1))
 
 
-def replace_wide_convolutions(body: fx.GraphModule, kept: set[str], dtype: torch.dtype | None) -> set[str]:
-    """Put a :class:`WinogradConv2d`, still without its weight, in place of every convolution that gains by it.
+def replace_wide_convolutions(body: fx.GraphModule, skip: set[str], dtype: torch.dtype | None) -> set[str]:
+    """Replace every convolution that becomes faster by a :class:`WinogradConv2d` whose weight is not yet set.
 
-    Returns their paths. Those in ``kept`` stay as they are.
+    Returns their paths. Paths in ``skip`` are not replaced.
     """
     modules = dict(body.named_modules())
     called = {node.target for node in body.graph.nodes if node.op == "call_module"}
-    wide = {path for path in called - kept if _gains(modules[path])}
+    wide = {path for path in called - skip if _is_faster(modules[path])}
     for path in wide:
         body.set_submodule(path, WinogradConv2d(modules[path], dtype))
     return wide
 
 
-def _gains(module: nn.Module) -> bool:
+def _is_faster(module: nn.Module) -> bool:
     return (
         type(module) is nn.Conv2d
-        and min(module.in_channels, module.out_channels) >= WIDE
+        and min(module.in_channels, module.out_channels) >= MIN_CHANNELS
         and (module.kernel_size, module.stride, module.padding) == ((3, 3), (1, 1), (1, 1))
         and (module.dilation, module.groups, module.padding_mode) == ((1, 1), 1, "zeros")
     )
@@ -81,10 +81,10 @@ class _Convolution(torch.autograd.Function):
         ctx.mirrored = mirrored
         x = x.permute(0, 2, 3, 1)
         matrices = planes if mirrored else planes.transpose(1, 2)
-        parts = x.split(max(1, AT_ONCE // (4 * x[0].numel())))
+        chunks = x.split(max(1, CHUNK // (4 * x[0].numel())))
         result = x.new_empty(len(x), x.shape[1] + x.shape[1] % 2, x.shape[2] + x.shape[2] % 2, matrices.shape[2])
-        for part, out in zip(parts, result.split(len(parts[0])), strict=True):
-            _convolve(part, matrices, bias, mirrored, out)
+        for chunk, out in zip(chunks, result.split(len(chunks[0])), strict=True):
+            _convolve(chunk, matrices, bias, mirrored, out)
         return result[:, : x.shape[1], : x.shape[2]].permute(0, 3, 1, 2)
 
     @staticmethod
@@ -96,25 +96,25 @@ class _Convolution(torch.autograd.Function):
 def _convolve(x: Tensor, matrices: Tensor, bias: Tensor | None, mirrored: bool, out: Tensor) -> None:
     """Convolve x (B, H, W, C) into out (B, 2h, 2w, K).
 
-    ``matrices`` (16, C, K) are a weight's transform; where ``mirrored``, that of its mirror image.
+    ``matrices`` (16, C, K) are the transform of a weight, or of the mirrored weight if ``mirrored``.
     """
     n, height, width, channels = out.shape
     h, w, order = height // 2, width // 2, ORDERS[mirrored]
-    # What an odd side lacks to the last tile is zero too.
+    # Zeros complete the last tile of an odd side.
     padded = F.pad(x, (0, 0, 1, 1 + width - x.shape[2], 1, 1 + height - x.shape[1]))
-    lines = x.new_empty(4, n, h, width + 2, x.shape[3])
-    _combine(padded.unfold(1, 4, 2).unbind(-1), lines.unbind(0), order)
+    rows = x.new_empty(4, n, h, width + 2, x.shape[3])
+    _transform(padded.unfold(1, 4, 2).unbind(-1), rows.unbind(0), order)
     tiles = x.new_empty(4, 4, n, h, w, x.shape[3])
-    _combine(lines.unfold(3, 4, 2).unbind(-1), tiles.unbind(1), order)
+    _transform(rows.unfold(3, 4, 2).unbind(-1), tiles.unbind(1), order)
     products = torch.bmm(tiles.view(16, -1, x.shape[3]), matrices)
     outputs = torch.mm(OUTPUTS[mirrored].to(x), products.view(16, -1)).view(2, 2, n, h, w, channels)
     target = out.view(n, h, 2, w, 2, channels).permute(2, 4, 0, 1, 3, 5)
     target.copy_(outputs) if bias is None else torch.add(outputs, bias, out=target)
 
 
-def _combine(lines: Sequence[Tensor], outs: Sequence[Tensor], order: Sequence[int]) -> None:
-    """The input's transform along one axis, from every tile's four lines."""
-    torch.sub(lines[0], lines[2], out=outs[order[0]])
-    torch.add(lines[1], lines[2], out=outs[order[1]])
-    torch.sub(lines[2], lines[1], out=outs[order[2]])
-    torch.sub(lines[1], lines[3], out=outs[order[3]])
+def _transform(rows: Sequence[Tensor], outs: Sequence[Tensor], order: Sequence[int]) -> None:
+    """Transform the four rows of every tile along one axis."""
+    torch.sub(rows[0], rows[2], out=outs[order[0]])
+    torch.add(rows[1], rows[2], out=outs[order[1]])
+    torch.sub(rows[2], rows[1], out=outs[order[2]])
+    torch.sub(rows[1], rows[3], out=outs[order[3]])

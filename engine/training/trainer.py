@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from attacks.pgd import Noise, gaussian, pgd
 from engine.distributed import SINGLE_PROCESS, Processes
 from engine.fast.frozen import AutocastModel, FoldedModel, FrozenModel
+from engine.fast.graphs import GraphedPGD
 from engine.fast.precision import PLAIN, Arithmetic
 from engine.sync_batchnorm import convert_sync_batchnorm
 from engine.training.metrics import EpochMetrics
@@ -64,7 +65,8 @@ class Trainer:
         self.frozen_student = FrozenModel(student, arithmetic)
         self.student_eval = FoldedModel(student, arithmetic)  # refreshed before each attack
         self.teachers = tuple(FoldedModel(teacher, arithmetic).detach_source() for teacher in teachers)
-        self.pgd = partial(pgd, epsilon=epsilon, step_size=step_size, steps=steps)
+        loop = GraphedPGD() if arithmetic.graphs else pgd
+        self.pgd = partial(loop, epsilon=epsilon, step_size=step_size, steps=steps)
         self.epsilon, self.attack_bn, self.generator = epsilon, attack_bn, generator
 
     def attack(

@@ -1,0 +1,168 @@
+"""The PGD loop of a training attack as one CUDA graph: one launch instead of one per kernel and step."""
+
+import dis
+from collections.abc import Callable
+from functools import lru_cache
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attacks.pgd import Objective, pgd
+from engine.fast.frozen import FoldedModel, FrozenModel
+from engine.sync_batchnorm import SYNCED
+from utils.log import logger
+
+WARM_UP = 3  # runs before a capture, in which libraries allocate workspaces and choose algorithms
+MAX_GRAPHS = 4  # each holds the activations of a step; a method has one or two attacks
+CONSTANTS = (int, float, str, type(None))
+GLOBALS = (*CONSTANTS, ModuleType, FunctionType, BuiltinFunctionType, type)
+
+
+class NotCapturable(Exception):
+    """The values of an objective depend on more than tensors, networks and constants; the message is the reason."""
+
+
+class Graph(NamedTuple):
+    """A captured loop: ``replay()`` computes its result, in a fixed tensor, from the values in ``inputs``."""
+
+    inputs: list[Tensor]
+    replay: Callable[[], Tensor]
+
+
+def capture_cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Capture ``run`` as a CUDA graph on the current device; return a function that replays it."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # the outer context leaves the stream even if the capture fails
+        for _ in range(WARM_UP):
+            run()
+        with torch.cuda.graph(graph, stream=stream):
+            result = run()
+    torch.cuda.current_stream().wait_stream(stream)
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+class GraphedPGD:
+    """:func:`attacks.pgd.pgd`, captured as a graph once for each objective and replayed for every batch.
+
+    An objective is a new closure for every batch. Its tensors (images, labels, logits of a teacher) become inputs of
+    the graph, which are copied before a replay; its networks are :class:`FoldedModel` and :class:`FrozenModel`, whose
+    tensors change in place. If the objective captures anything else, or the capture fails, the loop runs eagerly and
+    the log says so once. Batches smaller than the captured one, as the last of an epoch, run eagerly too.
+
+    Args:
+        capture: Takes a function without arguments, which it may call several times, and returns its replay.
+    """
+
+    def __init__(self, capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] = capture_cuda_graph):
+        self.graphs: dict[tuple, Graph] = {}
+        self._capture, self._capture_failed, self._logged = capture, False, set()
+
+    def __call__(
+        self, objective: Objective, x: Tensor, start: Tensor, *, epsilon: float, step_size: float, steps: int
+    ) -> Tensor:
+        """Return adversarial images (B, C, H, W); arguments as for :func:`attacks.pgd.pgd`."""
+        inputs = [x, start.detach(), x.new_full((), epsilon), x.new_full((), step_size)]
+        graph = None
+        try:
+            graph = None if self._capture_failed else self._graph_for(objective, inputs, steps)
+        except (NotCapturable, ValueError) as reason:  # ValueError: an unassigned variable of a closure
+            self._log(f"CUDA graphs: an attack runs eagerly because {reason}")
+        except RuntimeError as error:
+            self._capture_failed = True
+            cause = str(error.__context__ or error).partition("\n")[0]  # ending a failed capture raises a second error
+            self._log(f"CUDA graphs: the capture failed and attacks run eagerly; use --compile off ({cause})")
+        if graph is None:
+            return pgd(objective, x, start, epsilon=epsilon, step_size=step_size, steps=steps)
+        for static, value in zip(graph.inputs, inputs, strict=True):
+            static.copy_(value)
+        return graph.replay().clone()
+
+    def _graph_for(self, objective: Objective, inputs: list[Tensor], steps: int) -> Graph | None:
+        """Return the graph for an objective, None for a smaller batch; append its tensors to ``inputs``."""
+        key, cells = [steps], []
+        scan_closure(objective, cells, key)
+        inputs += [cell.cell_contents.detach() for cell in cells]
+        graph = self.graphs.get(key := tuple(key))
+        if graph and [(t.shape, t.dtype) for t in graph.inputs] == [(t.shape, t.dtype) for t in inputs]:
+            return graph
+        if graph and len(inputs[0]) < len(graph.inputs[0]):
+            return None
+        if not graph and len(self.graphs) == MAX_GRAPHS:
+            raise NotCapturable("constants of its objective or addresses of its network change")
+        # The warm-up must not change BatchNorm's running statistics.
+        buffers = [buffer for model in key if isinstance(model, FrozenModel) for buffer in model.network.buffers()]
+        contents, saved = [cell.cell_contents for cell in cells], [buffer.clone() for buffer in buffers]
+        x, start, epsilon, step_size, *rest = static = [value.clone() for value in inputs]
+        try:
+            for cell, value in zip(cells, rest, strict=True):
+                cell.cell_contents = value
+            replay = self._capture(lambda: pgd(objective, x, start, epsilon=epsilon, step_size=step_size, steps=steps))
+        finally:
+            for cell, value in zip(cells, contents, strict=True):
+                cell.cell_contents = value
+            for buffer, value in zip(buffers, saved, strict=True):
+                buffer.copy_(value)
+        self.graphs[key] = Graph(static, replay)
+        return self.graphs[key]
+
+    def _log(self, message: str) -> None:
+        if message not in self._logged:
+            self._logged.add(message)
+            logger.warning("%s", message)
+
+
+def scan_closure(function, cells: list[CellType], key: list) -> None:
+    """Append the cells of an objective's closure that hold tensors to ``cells``, and the rest of it to ``key``.
+
+    Equal keys mean the same function of the tensors. Raises NotCapturable if it can change without changing its key.
+    """
+    if type(function) is not FunctionType:
+        raise NotCapturable(f"its objective uses a {type(function).__name__}")
+    code, variables = function.__code__, function.__globals__
+    if not _is_plain(code) or function.__defaults__ or function.__kwdefaults__:
+        raise NotCapturable("its objective has default arguments, assigns to outer variables or defines functions")
+    key += [code, function.__module__]
+    for name in code.co_names:
+        if name in variables and not isinstance(variables[name], GLOBALS):
+            raise NotCapturable(f"its objective reads the global variable {name}")
+        key.append(variables.get(name))
+    for cell in function.__closure__ or ():
+        value = cell.cell_contents
+        if isinstance(value, Tensor):
+            cells.append(cell)
+            key.append(Tensor)
+        elif isinstance(value, FoldedModel):
+            key.append(value)
+        elif isinstance(value, FrozenModel):
+            key += _state_of(value)
+        elif isinstance(value, CONSTANTS):
+            key += [type(value), value]
+        else:
+            scan_closure(value, cells, key)
+
+
+@lru_cache
+def _is_plain(code: CodeType) -> bool:
+    """Return whether a function neither assigns to variables outside of it nor defines functions."""
+    assigns = any(
+        step.opname == "STORE_GLOBAL" or (step.opname == "STORE_DEREF" and step.argval in code.co_freevars)
+        for step in dis.get_instructions(code)
+    )
+    return not assigns and not any(isinstance(constant, CodeType) for constant in code.co_consts)
+
+
+def _state_of(model: FrozenModel) -> list:
+    """Return a key of the mode of a network and of the addresses of its tensors."""
+    modules = list(model.network.modules())
+    if any(isinstance(module, SYNCED) for module in modules):
+        raise NotCapturable("its BatchNorm communicates between processes")
+    tensors = [*model.network.parameters(), *model.network.buffers()]
+    return [model, *(module.training for module in modules), *(tensor.data_ptr() for tensor in tensors)]

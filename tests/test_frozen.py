@@ -1,0 +1,254 @@
+"""The networks of an attack compute what the network computes, and the network itself does not change."""
+
+import gc
+import logging
+import weakref
+from copy import deepcopy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from engine.fast.folding import Affine
+from engine.fast.frozen import FoldedModel, FrozenModel
+from engine.fast.precision import Arithmetic
+from engine.sync_batchnorm import CudaSyncedBatchNorm2d, SyncSwitch
+from models import MODELS, build
+from models.normalized import Normalized
+from models.wide_resnet import WideResNet
+
+CLASSES = 5
+# BatchNorms after an addition or after a convolution with a second reader; all others are folded.
+AFFINES = {"presnet18": 8, "wideresnet34_10": 6, "wideresnet70_16_deepmind": 6, "resnet18": 0, "Unusual": 3}
+# float64 has 16 digits; folding reorders some products and sums of each layer, which changes the last ones.
+ROUNDING = 1e-12
+
+
+class Gated(nn.Module):
+    """Its control flow depends on its images."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = build("small_resnet", CLASSES)
+
+    def forward(self, x):
+        return self.body(x) if x.mean() > 0.5 else self.body(2 * x)
+
+
+class Unusual(nn.Module):
+    """One convolution called twice, tied weights, BatchNorm after a ReLU, dropout, features of the last forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("offset", torch.rand(1, 3, 1, 1))
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.relu, self.bn = nn.ReLU(), nn.BatchNorm2d(4, affine=False)
+        self.twice, self.tied = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.tied.weight = self.twice.weight
+        self.bn1, self.bn2, self.bn3 = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.batch = nn.BatchNorm2d(4, track_running_stats=False)
+        self.linear = nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        self.features = self.bn(self.relu(self.conv(x - 2 * self.offset)))
+        out = self.bn2(self.twice(self.bn1(self.twice(self.features)).relu()))
+        out = self.batch(self.bn3(self.tied(out)))
+        return self.linear(F.dropout(out.mean((2, 3)), training=self.training))
+
+
+class WithMean(Normalized):
+    """Normalizes its input by buffers."""
+
+    def __init__(self):
+        super().__init__(build("small_resnet", CLASSES), *torch.rand(2, 1, 3, 1, 1) + 0.1)
+
+
+OTHERS = {"Gated": Gated, "Unusual": Unusual, "WithMean": WithMean}
+
+
+def randomized(network):
+    """Give BatchNorm random statistics, and scales that are rare after training: negative and tiny ones."""
+    with torch.no_grad():
+        for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+            if norm.affine:
+                norm.weight.uniform_(-1.5, 1.5)
+                norm.weight[::5] = 1e-6
+                norm.weight[1::5] = -1e-6
+                norm.bias.normal_()
+            if norm.running_var is not None:
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.1, 3)
+    return network
+
+
+def make(name, dtype=torch.float64):
+    """Build a network by name; wide ones with depth 16 and width 2."""
+    torch.manual_seed(0)
+    if name in OTHERS:
+        return randomized(OTHERS[name]().to(dtype))
+    smaller = {"depth": 16, "width": 2} if "depth" in getattr(MODELS[name], "keywords", {}) else {}
+    return randomized(MODELS[name](CLASSES, **smaller).to(dtype))
+
+
+def batch(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(3, 3, 16, 16, dtype=dtype, generator=generator), torch.tensor([0, 3, 1])
+
+
+def logits_and_gradient(network, x, y):
+    x = x.clone().requires_grad_()
+    logits = network(x)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), x)
+    return logits.detach(), gradient
+
+
+def assert_same(got, expected, tolerance):
+    for one, other in zip(got, expected, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance * other.abs().max().item())
+
+
+def count(module, kind):
+    return sum(type(each) is kind for each in module.modules())
+
+
+def addresses(model):
+    return {key: value.data_ptr() for key, value in model.state_dict().items()}
+
+
+def train_a_step(network):
+    optimizer = torch.optim.SGD(network.train().parameters(), lr=0.01, momentum=0.9)
+    x, y = batch(next(network.parameters()).dtype)
+    F.cross_entropy(network(x), y).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "channels_last"),
+    [(name, False) for name in (*MODELS, *OTHERS)]
+    + [(name, True) for name in ("small_resnet", "mobilenetV2", "presnet18", "Unusual")],
+)
+def test_a_folded_model_is_the_network_before_and_after_a_refresh(name, channels_last):
+    network, (x, y) = make(name), batch()
+    network(x)  # leaves features with a grad_fn
+    folded = FoldedModel(network.train(), Arithmetic(channels_last=channels_last))
+    before, storage = logits_and_gradient(folded, x, y), addresses(folded)
+    assert_same(before, logits_and_gradient(network.eval(), x, y), ROUNDING)
+    train_a_step(network)
+    if name in ("Unusual", "WithMean"):
+        (network.offset if name == "Unusual" else network.mean).add_(0.1)
+    assert_same(logits_and_gradient(folded, x, y), before, 0)  # its tensors are copies
+    folded.refresh()
+    got = logits_and_gradient(folded, x, y)
+    assert_same(got, logits_and_gradient(network.eval(), x, y), ROUNDING)
+    assert not torch.equal(got[0], before[0])
+    assert addresses(folded) == storage
+    assert storage.keys() and set(storage.values()).isdisjoint(addresses(network).values())
+    assert got[1].is_contiguous()  # the layout of the images
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert all(v.is_contiguous(memory_format=layout) for v in folded.state_dict().values() if v.ndim == 4)
+
+
+@pytest.mark.parametrize(("name", "affines"), AFFINES.items())
+def test_batchnorm_is_folded_if_a_convolution_feeds_only_it(name, affines):
+    folded = FoldedModel(make(name))
+    unfolded = name == "Unusual"  # has one without running statistics
+    assert (count(folded, Affine), count(folded, nn.BatchNorm2d)) == (affines, unfolded)
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "Gated"])
+def test_the_network_does_not_change(name):
+    network, (x, y) = make(name), batch()
+    train_a_step(network)
+    state, gradients = deepcopy(network.state_dict()), [p.grad.clone() for p in network.parameters()]
+    random_state = torch.get_rng_state()
+    folded = FoldedModel(network)
+    F.cross_entropy(folded.train()(x.requires_grad_()), y).backward()
+    folded.refresh()
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(module.training for module in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0)
+    torch.testing.assert_close([p.grad for p in network.parameters()], gradients, rtol=0, atol=0)
+    assert not any(value.requires_grad or value.grad is not None for value in folded.parameters())
+
+
+def test_modules_that_the_forward_does_not_use_are_not_copied():
+    network = WideResNet(CLASSES, depth=10, width=1, sub_block1=True)
+    assert not any("sub_block1" in key for key in FoldedModel(network).state_dict())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_bfloat16(channels_last):
+    network, (x, y) = make("small_resnet", torch.float32), batch(torch.float32)
+    folded = FoldedModel(network, Arithmetic(torch.bfloat16, channels_last))
+    float32 = {key for key, value in folded.body.state_dict().items() if value.dtype == torch.float32}
+    assert float32 == {"conv1.weight", "conv1.bias"}  # images are not rounded
+    logits, gradient = logits_and_gradient(folded, x, y)
+    expected_logits, expected_gradient = logits_and_gradient(network.eval(), x, y)
+    assert logits.dtype == gradient.dtype == torch.float32
+    # Rounding errors are 2**-9 of a value. Each of 8 successive layers rounds weights, sums and the shortcut's sum;
+    # these 24 errors add up to 0.047 if all have one sign. Backward has twice as many, and a ReLU near 0 may flip.
+    assert_same([logits], [expected_logits], 24 * 2**-9)
+    assert F.cosine_similarity(gradient.flatten(), expected_gradient.flatten(), dim=0) > 1 - 48 * 2**-9
+
+
+def test_folding_is_computed_in_float32_at_least():
+    network = make("small_resnet", torch.float32).bfloat16()
+    folded, exact = FoldedModel(network, Arithmetic(torch.float32)), FoldedModel(deepcopy(network).double())
+    # float32 has 7 digits, bfloat16 has 2; a bias is a difference of terms of about 1.
+    got = {key: value.double() for key, value in folded.state_dict().items()}
+    torch.testing.assert_close(got, dict(exact.state_dict()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_with_control_flow_or_hooks_is_copied_and_the_log_says_so(caplog):
+    network, (x, y) = make("small_resnet"), batch()
+    network.conv1.register_forward_hook(lambda module, inputs, output: 3 * output)
+    expected = logits_and_gradient(network.eval(), x, y)
+    with caplog.at_level(logging.INFO, logger="run"):
+        folded, _ = FoldedModel(network), FoldedModel(make("Gated"))
+    assert_same(logits_and_gradient(folded, x, y), expected, ROUNDING)
+    hooks, gated = caplog.messages
+    assert hooks == "SmallResNet: attacks use it without folded BatchNorm (it has forward hooks)"
+    assert gated.startswith("Gated: attacks use it without folded BatchNorm (") and "\n" not in gated
+
+
+@pytest.mark.parametrize("winograd", [False, True])
+def test_detach_source_frees_the_network(winograd):
+    network, (x, _) = make("vgg16"), batch()
+    folded = FoldedModel(network.eval(), Arithmetic(channels_last=True, winograd=winograd)).detach_source()
+    before, references = folded(x), [weakref.ref(module) for module in network.modules()]
+    folded.refresh()
+    del network
+    gc.collect()
+    assert not any(reference() for reference in references)
+    assert torch.equal(folded(x), before)
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "mobilenetV2"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_frozen_model_is_a_plain_forward_with_constant_parameters(name, training):
+    network, twin = make(name).train(training), make(name).train(training)
+    x, y = batch()
+    for _ in range(2):  # the second forward uses the statistics that the first one changed
+        assert_same(logits_and_gradient(FrozenModel(network), x, y), logits_and_gradient(twin, x, y), 0)
+    torch.testing.assert_close(network.state_dict(), twin.state_dict(), rtol=0, atol=0)
+    assert torch.equal(network.bn1.running_mean, make(name).bn1.running_mean) != training
+    F.cross_entropy(FrozenModel(network)(x.requires_grad_()), y).backward()
+    assert x.grad is not None
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
+
+
+def test_batchnorm_of_several_gpus_is_folded_and_uses_replicated_batches_as_they_are():
+    network, twin, (x, y) = make("small_resnet"), make("small_resnet"), batch()
+    switch = SyncSwitch()
+    for path, module in list(network.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            network.set_submodule(path, CudaSyncedBatchNorm2d(module, switch))
+    assert network.state_dict().keys() == twin.state_dict().keys()
+    assert_same(logits_and_gradient(FoldedModel(network), x, y), logits_and_gradient(twin.eval(), x, y), ROUNDING)
+    assert count(FoldedModel(network), CudaSyncedBatchNorm2d) == 0
+    switch.on = False
+    assert_same(logits_and_gradient(network.train(), x, y), logits_and_gradient(twin.train(), x, y), 0)
+    torch.testing.assert_close(network.state_dict(), twin.state_dict(), rtol=0, atol=0)
