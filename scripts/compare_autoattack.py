@@ -53,10 +53,8 @@ def compare(argv: list[str]) -> None:
     use_full_precision()
     network = load_model(options.model_path).to(device).requires_grad_(False)
     images = subset(load(options.dataset, options.data_root).test, options.limit, TEST_SUBSET_SEED)
-    batches, attack = (
-        Batches(images, options.bs, device=device),
-        PROTOCOLS["paper"](Setting(EPSILON, options.seed))["aa"],
-    )
+    batches = Batches(images, options.bs, device=device)
+    attack = PROTOCOLS["paper"](Setting(EPSILON, options.seed))["aa"]
     start = time.monotonic()
     ours = run_attack(network, batches, predict(network, batches), attack, seed=options.seed).predicted == images.labels
     middle, equal = time.monotonic(), 0

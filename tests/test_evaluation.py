@@ -44,8 +44,8 @@ def run(monkeypatch, capsys, tmp_path):
     """Evaluate in an empty folder and check the exit status."""
     monkeypatch.chdir(tmp_path)
 
-    def start(words, status=0):
-        ended = run_here(monkeypatch, capsys, "main_eval.py", words)
+    def start(flags, status=0):
+        ended = run_here(monkeypatch, capsys, "main_eval.py", flags)
         assert ended.status == status, ended.err
         return ended
 
@@ -301,8 +301,8 @@ def results_in(path):
 def test_an_interrupted_evaluation_continues_to_the_same_results(run, tmp_path, monkeypatch, stages):
     for name in ("whole", "parts"):
         save_network(tmp_path / name / "net.pth")
-    words = f"{DIGITS} --limit_test 60 --bs 20 --eps 0.02 --restarts 2 --attacks fgsm,pgd"  # 3 and 6 stages
-    run(f"{words} --model_path whole/net.pth")
+    flags = f"{DIGITS} --limit_test 60 --bs 20 --eps 0.02 --restarts 2 --attacks fgsm,pgd"  # 3 and 6 stages
+    run(f"{flags} --model_path whole/net.pth")
 
     def interrupted(bar, advance=Bar.advance):
         interrupted.done += 1
@@ -313,28 +313,28 @@ def test_an_interrupted_evaluation_continues_to_the_same_results(run, tmp_path, 
     interrupted.done = 0
     with monkeypatch.context() as patch:
         patch.setattr("utils.progress.Bar.advance", interrupted)
-        run(f"{words} --model_path parts/net.pth --state state", status=130 if stages < 6 else 0)
+        run(f"{flags} --model_path parts/net.pth --state state", status=130 if stages < 6 else 0)
     assert "FGSM" in read_evaluations(results_path("parts/net.pth"))[-1]["figures"]
     repeated = []
     pgd = lambda *batch, **ball: repeated.append(1) or pgd_until_fooled(*batch, **ball)  # noqa: E731
     monkeypatch.setattr("attacks.suite.pgd_until_fooled", pgd)
-    run(f"{words} --model_path parts/net.pth --state state")
+    run(f"{flags} --model_path parts/net.pth --state state")
     assert results_in(results_path("parts/net.pth")) == results_in(results_path("whole/net.pth"))
     assert len(repeated) == max(0, 6 - stages - 1)  # one more stage was saved than the bar had shown
 
 
 def test_a_state_is_of_one_evaluation_and_checkpoint_under_any_name(run, tmp_path):
     save_network(tmp_path / "net.pth")
-    words = f"{DIGITS} --limit_test 20 --attacks fgsm --state state --model_path"
-    run(f"{words} net.pth")
+    flags = f"{DIGITS} --limit_test 20 --attacks fgsm --state state --model_path"
+    run(f"{flags} net.pth")
     before = results_in(results_path("net.pth"))
     for change, message in (("--eps 0.1", "eps 0.031"), ("--precision bf16", "precision fp32 -> bf16")):
-        ended = run(f"{words} net.pth {change}", status=2)
+        ended = run(f"{flags} net.pth {change}", status=2)
         assert f"of another evaluation ({message}" in ended.err and ended.err.count("\n") == 1
     (stage,) = Path("state").rglob("FGSM*")
     stage.write_text("{")
     (tmp_path / "net.pth").rename(tmp_path / "moved.pth")
-    assert f"{stage} is damaged; this stage runs again" in run(f"{words} moved.pth").out
+    assert f"{stage} is damaged; this stage runs again" in run(f"{flags} moved.pth").out
     assert results_in(results_path("moved.pth")) == before and len(stage.read_text()) > 1
 
 
@@ -343,10 +343,10 @@ def test_a_state_is_of_one_evaluation_and_checkpoint_under_any_name(run, tmp_pat
 def test_processes_of_torchrun_share_the_images_and_one_of_them_writes(run, tmp_path):
     for name in ("single", "shared"):
         save_network(tmp_path / name / "net.pth")
-    words = f"{DIGITS} --limit_test 50 --bs 10 --eps 0.02 --attacks clean,pgd,aa --limit_aa 12"
-    run(f"{words} --model_path single/net.pth")
+    flags = f"{DIGITS} --limit_test 50 --bs 10 --eps 0.02 --attacks clean,pgd,aa --limit_aa 12"
+    run(f"{flags} --model_path single/net.pth")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launch, str(ROOT / "main_eval.py"), *words.split(), "--model_path", "shared/net.pth"]
+    command = [*launch, str(ROOT / "main_eval.py"), *flags.split(), "--model_path", "shared/net.pth"]
     settings = {"cwd": tmp_path, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "timeout": 300}
     ended = subprocess.run(command, capture_output=True, text=True, **settings)
     assert ended.returncode == 0, ended.stderr
@@ -391,8 +391,8 @@ def test_a_folder_gives_best_and_last_of_its_runs_side_by_side(run, tmp_path):
 def test_a_network_without_a_name_is_recognized_and_attacked_on_the_same_images_for_every_seed(run, tmp_path):
     torch.save(build("vgg16", 10).state_dict(), tmp_path / "net.pt")
     for seed in (0, 1):
-        words = f"--dataset Digits --model_path net.pt --limit_test 10 --attacks clean --no-pictures --seed {seed}"
-        assert "net.pt: vgg16, 10 test images" in run(words).out
+        flags = f"--dataset Digits --model_path net.pt --limit_test 10 --attacks clean --no-pictures --seed {seed}"
+        assert "net.pt: vgg16, 10 test images" in run(flags).out
     evaluations = read_evaluations(results_path("net.pt"))
     assert len(evaluations) == 2 and len({entry["conditions"]["images"] for entry in evaluations}) == 1
 
@@ -472,8 +472,8 @@ def test_attacks_of_different_protocols_on_the_same_images_are_compared(tmp_path
 
 def test_reports_contain_all_that_a_result_depends_on(run, tmp_path):
     path = save_network(tmp_path / "net.pth")
-    words = "--dataset Digits --image_size 16 --model_path net.pth --natural_path net.pth --limit_test 40"
-    out = run(f"{words} --attacks clean,fgsm,pgd --eps 0.02 --restarts 2").out
+    flags = "--dataset Digits --image_size 16 --model_path net.pth --natural_path net.pth --limit_test 40"
+    out = run(f"{flags} --attacks clean,fgsm,pgd --eps 0.02 --restarts 2").out
     folder = results_folder(path)
     assert {file.name for file in folder.iterdir()} == {
         *("eval.json", "eval.csv", "eval.md", "attacks.png", "examples.png"),
@@ -527,8 +527,8 @@ def test_accuracy_against_radius_starts_clean_and_never_rises():
 def test_blackbox_protocol(run, tmp_path):
     save_network(tmp_path / "net.pth")
     save_network(tmp_path / "other.pth", seed=1)
-    words = "--limit_test 20 --eps 0.4 --protocol blackbox --surrogate_path other.pth"
-    out = run(f"{DIGITS} --model_path net.pth {words}").out
+    flags = "--limit_test 20 --eps 0.4 --protocol blackbox --surrogate_path other.pth"
+    out = run(f"{DIGITS} --model_path net.pth {flags}").out
     results = results_in(results_path("net.pth"))
     assert list(results) == ["Clean", "transfer PGD-20", "transfer C&W-inf-30", "Square", "worst case"]
     assert results["Square"][0] <= results["Clean"][0]
@@ -545,7 +545,7 @@ def test_epsilon_zero_changes_no_prediction(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("flags", "line"),
     [
         ("net7.pth", "net7.pth: has 7 classes, not 10"),
         ("net.pth --attacks ,", "--attacks ,: names no attack"),
@@ -558,7 +558,7 @@ def test_epsilon_zero_changes_no_prediction(run, tmp_path):
         ("empty", "--model_path empty: no checkpoint in that folder"),
         ("none", "none: cannot be read"),
         ("strange.pth", "--model: "),
-        ("told.pth --model vgg16", "--model vgg16: told.pth holds a small_resnet"),
+        ("named.pth --model vgg16", "--model vgg16: named.pth holds a small_resnet"),
         ("net.pth --protocol blackbox", "--surrogate_path: required by transfer_pgd, transfer_cw"),
         ("net.pth --protocol blackbox --surrogate_path net7.pth", "net7.pth: has 7 classes, not 10"),
         ("net.pth --natural_path net7.pth", "net7.pth: has 7 classes, not 10"),
@@ -568,13 +568,13 @@ def test_epsilon_zero_changes_no_prediction(run, tmp_path):
         ("net.pth --restarts 0", "--restarts 0: must be between 1 and 1000"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_written(run, tmp_path, words, line):
+def test_bad_input_is_one_line_and_nothing_is_written(run, tmp_path, flags, line):
     save_network(tmp_path / "net.pth")
     save_network(tmp_path / "net7.pth", classes=7)
-    save_network(tmp_path / "told.pth", model="small_resnet")
+    save_network(tmp_path / "named.pth", model="small_resnet")
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(768, 10)).state_dict(), tmp_path / "strange.pth")
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    ended = run(f"{DIGITS} --model_path {words}", status=2)
+    ended = run(f"{DIGITS} --model_path {flags}", status=2)
     assert ended.err.startswith("error: ") and ended.err.count("\n") == 1 and line in ended.err, ended.err
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,4 +1,4 @@
-"""The networks to evaluate: found by the flags of an evaluation, checked against its data, loaded."""
+"""The networks to evaluate, as the flags name them: checked against the dataset, loaded."""
 
 import math
 from collections.abc import Iterable
@@ -109,7 +109,7 @@ def _metadata(path: Path) -> dict:
 
 
 def _checkpoints(arguments: tuple[str, ...]) -> list[Path]:
-    """The files that ``--model_path`` names; a folder stands for the best and last checkpoints of its runs."""
+    """The files that ``--model_path`` names; of a folder the best and last checkpoints of its runs."""
     paths = []
     for path in map(Path, arguments):
         if path.is_dir():
