@@ -1,8 +1,7 @@
 """One table and one figure of evaluated runs: python scripts/compare.py RUNS... [--out DIR] [--protocol paper]
 
-RUNS are run folders, trees of them, or checkpoints. Every evaluation is a row; below, runs that differ only in the seed
-are averaged, with the sample standard deviation. The table is printed and written to DIR as comparison.csv, .md and
-.tex; comparison.png shows robust against clean accuracy.
+RUNS are run folders, trees of them, or checkpoints. Every evaluation is a row; the last rows are means ± standard
+deviations over seeds. DIR gets comparison.csv, .md, .tex (the table) and .png (robust against clean accuracy).
 """
 
 import sys
@@ -43,10 +42,9 @@ def compare(arguments: Sequence[str]) -> None:
         write_text(folder / "comparison.md", f"{markdown_table(header, cells, bold)}\n\n{caption}\n")
         latex = f"% {caption}; needs \\usepackage{{booktabs}}\n{latex_table(header, cells, bold)}\n"
         write_text(folder / "comparison.tex", latex)
+        (folder / "comparison.png").unlink(missing_ok=True)  # of an earlier comparison
         if figure:
             save_figure(figure, folder / "comparison.png")
-        else:
-            (folder / "comparison.png").unlink(missing_ok=True)  # of an earlier comparison
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written to ({error.strerror}); name another folder") from error
     logger.info("\n%s\n\nfiles: %s", text_table(header, cells), folder / "comparison.*")
@@ -57,8 +55,8 @@ def draw(rows: Sequence[Row], shown: Sequence[str]) -> Figure | None:
     attack = shared_attack({title: accuracy.percent for title, accuracy in row.accuracies.items()} for row in rows)
     drawn = [row for row in rows if {CLEAN, attack} <= row.accuracies.keys()]
     if len(drawn) < len(rows):
-        missing = f"{CLEAN} or {attack or 'an attack'}"
-        logger.warning("comparison.png shows %d of %d rows; the others have no %s", len(drawn), len(rows), missing)
+        message = "comparison.png shows %d of %d rows; the others have no %s or %s"
+        logger.warning(message, len(drawn), len(rows), CLEAN, attack or "an attack")
     if not drawn:
         return None
     points = []

@@ -313,11 +313,11 @@ def test_a_blocked_path_is_an_error_and_nothing_is_written(path, message, checkp
 # the middle of a large one.
 FULL_DISK = """
 import resource, runpy, sys
-script, *words = sys.argv[1:]
+script, *arguments = sys.argv[1:]
 import torch
 for form, limit in (("robustbench", 100_000), ("robustbench", 300_000), ("hub", 300_000), ("torch_export", 300_000)):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    sys.argv = [script, *words, "--format", form]
+    sys.argv = [script, *arguments, "--format", form]
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as ended:
@@ -328,9 +328,9 @@ for form, limit in (("robustbench", 100_000), ("robustbench", 300_000), ("hub", 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_changes_nothing(checkpoint, out):
     before = contents(run(checkpoint, out, format=()))
-    words = [ROOT / "scripts" / "export.py", "--model_path", checkpoint, "--name", NAME, "--out", out]
+    arguments = [ROOT / "scripts" / "export.py", "--model_path", checkpoint, "--name", NAME, "--out", out]
     # In a separate process, since torch may end the one that writes to a full disk.
-    ended = subprocess.run([sys.executable, "-c", FULL_DISK, *words], capture_output=True, text=True, timeout=300)
+    ended = subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True, timeout=300)
     assert ended.stdout.split() == ["status", "2"] * 4, ended.stderr[-2000:]
     lines = ended.stderr.splitlines()
     assert len(lines) == 4 and all(re.match("error: --out .*: cannot be written to", line) for line in lines), lines

@@ -54,7 +54,9 @@ def model_card(published: Published, config: ExportConfig) -> str:
         architecture=ARCHITECTURES[published.model],
         names=f", in the order of the logits: {', '.join(published.classes)}" if published.classes else "",
         paper=f"\nPaper: {paper}.\n" if paper else "",
-        table=table + attack * ("AutoAttack" in published.results) if rows else "No evaluation of it was kept.",
+        table=table + attack * ("AutoAttack" in published.results)
+        if rows
+        else "It was not evaluated before the export.",
     )
 
 

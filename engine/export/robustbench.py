@@ -1,4 +1,4 @@
-"""A checkpoint with its kept results, as RobustBench publishes networks: weights and model_info."""
+"""A checkpoint with its results, as RobustBench publishes networks: weights and model_info."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -77,10 +77,12 @@ def _table(runs: Sequence[Run]) -> tuple[dict[Column, bool], list[dict[Column, l
     for run, row in zip(runs, rows, strict=True):
         for entry in run.evaluations:
             conditions = "".join(f", {title} {entry.labels[title]}" for title in splitting)
-            about = ", ".join(f"{title} {label}" for title, label in entry.labels.items() if label != NONE)
+            conditions_text = ", ".join(f"{title} {label}" for title, label in entry.labels.items() if label != NONE)
             for attack, result in entry.results.items():
                 column, text = (attack, entry.kind + conditions), f"{result['accuracy']:.2f} (n={result['n']})"
-                row.setdefault(column, []).append((text, f"{result.get('settings', '')}; {about}", entry.outdated))
+                row.setdefault(column, []).append(
+                    (text, f"{result.get('settings', '')}; {conditions_text}", entry.outdated)
+                )
                 order[column] = (attacks.index(attack), conditions, kinds.index(entry.kind))
     texts = {column: [row[column][-1][0] for row in rows if column in row] for column in sorted(order, key=order.get)}
     return {column: all(text[0].isdigit() or text == NONE for text in texts[column]) for column in texts}, rows

@@ -56,18 +56,18 @@ def read_rows(paths: Iterable[str], protocol: str) -> list[Row]:
             for file, message in run.problems.items():
                 if message != MISSING and Path(file).name in (CONFIG, EVALUATIONS):
                     raise UserError(f"{run.path / file}: {message}")
-        found, entries = {}, [(run, entry) for run in runs for entry in run.evaluations]
+        selected, entries = {}, [(run, entry) for run in runs for entry in run.evaluations]
         for run, entry in entries:
             if entry.labels["protocol"] != protocol or (path.is_file() and entry.checkpoint != path.name):
                 continue
             if entry.outdated:
                 logger.warning("%s has changed since its evaluation, which is left out", run.path / entry.checkpoint)
             else:
-                found[run.path.resolve(), json.dumps(entry.conditions, sort_keys=True)] = _row(run, entry)
-        if not found:
+                selected[run.path.resolve(), json.dumps(entry.conditions, sort_keys=True)] = _row(run, entry)
+        if not selected:
             command = "python main_eval.py --model_path PATH" + f" --protocol {protocol}" * (protocol != "paper")
             raise UserError(f"{path}: no evaluation by protocol {protocol}; evaluate a checkpoint with: {command}")
-        rows |= found
+        rows |= selected
     return list(rows.values())
 
 
