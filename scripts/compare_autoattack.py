@@ -15,8 +15,7 @@ from utils.errors import UserError
 from utils.flags import parser_for
 from utils.log import logger
 
-EPSILON = 8 / 255
-INCLUDED = "models/pretrained/small_resnet_cifar10"
+EPSILON, INCLUDED = 8 / 255, "models/pretrained/small_resnet_cifar10"
 
 
 def compare(argv: list[str]) -> None:

@@ -68,7 +68,7 @@ def test_a_file_that_does_not_fit_is_one_clear_error(tmp_path):
         ((tmp_path / "none.pth",), "cannot be read"),
         ((tmp_path / "strange.pth",), "model: required"),
         ((INCLUDED, "resnet18"), "weights of another network"),
-        ((INCLUDED, None, 7), "made for 10 classes, not 7"),
+        ((INCLUDED, None, 7), "has 10 classes, not 7"),
     ):
         with pytest.raises(UserError, match=message):
             load_model(*arguments)
