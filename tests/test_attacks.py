@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from commands import run_here
+from commands import run_in_process
 from conftest import golden_arrays, golden_rows
 from tiny import TinyNet, part, tiny_from, tiny_problem, trained_on_stripes
 
@@ -309,12 +309,12 @@ def test_autoattack_is_compared_with_the_authors_code_image_by_image(monkeypatch
     monkeypatch.setattr("data.load", lambda *_: Splits(test, test, tuple("abcdefghij"), True))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "autoattack", raising=False)
-    ended = run_here(monkeypatch, capsys, "scripts/compare_autoattack.py", f"{tmp_path} --bs 12 --device cpu")
+    ended = run_in_process(monkeypatch, capsys, "scripts/compare_autoattack.py", f"{tmp_path} --bs 12 --device cpu")
     monkeypatch.delitem(sys.modules, "autoattack")
     assert ended.status == (0 if equal else 1), ended.err
     assert ("20 of 20 images equal" in ended.out) == equal and " of 20 images equal; ours took" in ended.out
 
 
 def test_a_folder_without_autoattack_is_one_line(monkeypatch, capsys, tmp_path):
-    ended = run_here(monkeypatch, capsys, "scripts/compare_autoattack.py", str(tmp_path))
+    ended = run_in_process(monkeypatch, capsys, "scripts/compare_autoattack.py", str(tmp_path))
     assert ended.status == 2 and ended.err.startswith(f"error: {tmp_path}: no package autoattack in it")

@@ -153,14 +153,14 @@ def _mean(values: Sequence[float | None], digits: int) -> str:
 
 
 def _best(rows: Sequence[Row], title: str) -> list[int]:
-    """Return the numbers of the rows with the highest accuracy among comparable ones; none without a rival."""
+    """Return the numbers of the rows with the highest accuracy among comparable ones; none if there is only one."""
     contests = defaultdict(list)
     for number, row in enumerate(rows):
         if accuracy := row.accuracies.get(title):
             key = (accuracy.n, accuracy.basis, *(row.labels[name] for name in COMPARABLE))
             contests[key].append((round(accuracy.percent, 2), number))
-    rivals = [contest for contest in contests.values() if len(contest) > 1]
-    return [number for contest in rivals for percent, number in contest if percent == max(contest)[0]]
+    compared = [contest for contest in contests.values() if len(contest) > 1]
+    return [number for contest in compared for percent, number in contest if percent == max(contest)[0]]
 
 
 def shared_attack(evaluations: Iterable[Mapping[str, float]]) -> str | None:
