@@ -283,7 +283,7 @@ def test_the_start_is_the_image_plus_epsilon_times_the_noise_in_the_box(until_fo
     torch.testing.assert_close(x_adv, (x + EPSILON * noise).clamp(0, 1), rtol=0, atol=1e-15)
 
 
-STAND_IN = """
+FAKE_PACKAGE = """
 from pyautoattack import AutoAttack as Base
 
 class AutoAttack(Base):
@@ -301,7 +301,7 @@ class AutoAttack(Base):
 )
 def test_autoattack_is_compared_with_the_authors_code_image_by_image(monkeypatch, capsys, tmp_path, answer, equal):
     (tmp_path / "autoattack").mkdir()
-    (tmp_path / "autoattack" / "__init__.py").write_text(STAND_IN.replace("{answer}", answer))
+    (tmp_path / "autoattack" / "__init__.py").write_text(FAKE_PACKAGE.replace("{answer}", answer))
     net, x, y = trained_on_stripes()
     test = Split((255 * x[:20]).round().byte(), y[:20])
     monkeypatch.setattr("engine.load_model", lambda path: net)

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from commands import SMALL, run_in_subprocess, run_in_process
+from commands import SMALL, run_in_process, run_in_subprocess
 from conftest import ROOT
 from small_sets import cifar_files, image_folder, tiny_imagenet_files
 from torchvision.datasets import CIFAR100

@@ -1,4 +1,4 @@
-"""The sweep and its Slurm array, with a stand-in for the interpreter that trains nothing; once with the real one."""
+"""The sweep and its Slurm array, with a fake interpreter that trains nothing; once with the real one."""
 
 import os
 import re
@@ -22,7 +22,7 @@ TIMEOUT = 300  # seconds
 # What a sweep sees of main.py: the run folder, a row per epoch, signals and exit statuses. Files in the working
 # directory control it: "hold" waits in epoch 2 for a signal, "stop" saves there and exits with status 0, "pair" waits
 # until two runs are there, "fail" names a method that fails.
-STAND_IN = f"""#!{sys.executable}
+FAKE_MAIN = f"""#!{sys.executable}
 import os, signal, sys, time
 from pathlib import Path
 
@@ -79,11 +79,11 @@ def executable(path, text):
 
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
-    """The working directory, empty; PYTHON is the stand-in."""
+    """The working directory, empty; PYTHON is the fake interpreter."""
     folder = tmp_path / "workdir"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PYTHON", executable(tmp_path / "bin" / "python", STAND_IN))
+    monkeypatch.setenv("PYTHON", executable(tmp_path / "bin" / "python", FAKE_MAIN))
     handlers = {
         number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     }
@@ -301,7 +301,7 @@ def test_the_interpreter_is_the_activated_one_or_that_of_the_repository(workdir,
 
 
 # What a Slurm task sees of sweep.py: it lists runs, or waits for a signal, saves and exits with the right status.
-SWEEP_STAND_IN = f"""#!{sys.executable}
+FAKE_SWEEP = f"""#!{sys.executable}
 import signal, sys, time
 from pathlib import Path
 
@@ -333,7 +333,7 @@ def task(workdir, monkeypatch):
     (workdir / "scripts").symlink_to(ROOT / "scripts")
     executable(workdir.parent / "bin/scontrol", SCONTROL)
     monkeypatch.setenv("PATH", f"{workdir.parent / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHON", executable(workdir.parent / "bin/sweep", SWEEP_STAND_IN))
+    monkeypatch.setenv("PYTHON", executable(workdir.parent / "bin/sweep", FAKE_SWEEP))
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(workdir))
     copy = shutil.copy(ROOT / "scripts/sweep.sbatch", workdir.parent / "slurm_script")

@@ -23,7 +23,7 @@ from models import build
 
 
 def recording(calls):
-    """A stand-in for PGD that records its arguments and returns the start."""
+    """A fake PGD that records its arguments and returns the start."""
 
     def pgd(objective, x, start, *, epsilon, step_size, steps):
         calls.append(SimpleNamespace(losses=objective(x), x=x, start=start, ball=(epsilon, step_size, steps)))
@@ -331,7 +331,7 @@ def test_restarts_are_stages_with_their_own_random_starts(evaluate, attacks):
 
 
 def autoattack_module(monkeypatch, name, answer):
-    """Replace the package of AutoAttack by a stand-in; return its objects."""
+    """Replace the package of AutoAttack by a fake one; return its objects."""
     made = []
 
     class AutoAttack:
