@@ -89,7 +89,7 @@ def test_a_distillation_and_its_evaluation_write_all_their_files(run, tmp_path):
     figures = evaluations_of(path)[0]["figures"]
     assert list(figures) == ["Clean", "FGSM", "PGD-3", "C&W-inf-30", "AutoAttack", "worst case"]
     assert (figures["PGD-3"]["n"], figures["AutoAttack"]["n"]) == (20, 3)
-    assert "epsilon 8/255, 3 steps, step 2/255, uniform start, 1 start" in ended.out
+    assert "epsilon 8/255, 3 steps, step size 2/255, uniform start, 1 restart" in ended.out
 
 
 @pytest.mark.parametrize("args", [*METHODS, "DGAD --model mobilenetV2 --bs 3"])

@@ -25,7 +25,15 @@ from utils.plots import draw_curves
 
 MAX_IMAGES = 2**26  # bytes of all images; a larger page is slow to open
 KINDS = ("best", "last")  # checkpoints in the scatter plots
-SPLITTING = ("protocol", "eps", "judged", "steps", "restarts", "surrogate")  # evaluations that differ get other columns
+SPLITTING = (
+    "protocol",
+    "eps",
+    "judged",
+    "steps",
+    "restarts",
+    "precision",
+    "surrogate",
+)  # evaluations that differ get other columns
 HIDDEN = {spec.name for spec in fields(TrainConfig) if not spec.metadata["affects_result"]}  # paths of this machine
 INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # in HTML, even escaped
 INK = "#010203"  # replaced by the text colour of the page
