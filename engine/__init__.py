@@ -119,6 +119,8 @@ def evaluate(
     from utils.errors import UserError
 
     _require(0 <= eps <= 1, f"eps: must be in [0, 1], not {eps:g}; divide by 255")
+    for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
+        _require(value is None or value >= 1, f"{name}: must be at least 1, not {value}")
     _require_images(images, labels)
     device = torch.device(device or next(model.parameters(), images).device)
     whole = Split(images.to(device), labels.to(device, torch.int64))

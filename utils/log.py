@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import UserError
@@ -22,11 +24,21 @@ def log_to_terminal() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
-def log_to_file(path: Path) -> None:
-    """Also append messages, with their time, to ``path``. Raises UserError if it is a symbolic link."""
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Inside the context, also append messages, with their time, to ``path``.
+
+    Raises UserError if it is a symbolic link.
+    """
     if path.is_symlink():  # in a folder from elsewhere, it could point at any file
         raise UserError(f"{path}: is a symbolic link, and the log would be written to its target; remove it")
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.handleError = lambda record: None  # a full disk is reported once, when a checkpoint is saved
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
-    logging.getLogger().addHandler(handler)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

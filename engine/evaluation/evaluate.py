@@ -54,7 +54,7 @@ def run_attacks(
         part = take(images, attacked)
         result = run_attack(network, batches(part), clean[attacked], attack, **options)
         seconds = time.monotonic() - start
-        yield key, result.predicted, make_result(attack, result, part.labels, attacked, seconds, classes)
+        yield key, result.predicted, make_result(attack, result, part.labels.cpu(), attacked, seconds, classes)
 
 
 def make_result(

@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -102,10 +102,11 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     )
     loop = _make_loop(config, splits, images, networks, folder, state, compute)
     del networks  # the trainer keeps folded copies of the teachers
-    with closing(folder):
+    with ExitStack() as stack:
+        stack.callback(folder.close)
         processes.on_rank0(lambda: folder.create(state))
         if processes.is_rank0:
-            log_to_file(folder.path / "log.txt")
+            stack.enter_context(log_to_file(folder.path / "log.txt"))
         log_config(config, sources, folder.path, images, device)
         logger.info("%s", compute.description)
         if processes.count > 1:

@@ -60,7 +60,7 @@ class RunFolder:
             raise UserError(f"--desc_str {config.desc_str[:20]}...: makes the folder's name too long; shorten it")
         self.path = Path(config.root_path) / config.dataset / config.method / name
         self.loggers = Loggers(config)
-        self._file_lock = FileLock(self.path / ".lock", timeout=0)
+        self._file_lock = _make_lock(self.path / ".lock")
         self.rows: list[dict] = []
         self.measurements: list[dict] = []  # of the same epochs
         self.reliability: list[dict] = []
@@ -237,6 +237,13 @@ class RunFolder:
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise UserError(f"{path}: cannot be written ({reason}); --resume continues the run") from error
+
+
+def _make_lock(path: Path) -> FileLock:
+    try:  # on file systems without locks, an error rather than a marker file that a killed run leaves behind
+        return FileLock(path, timeout=0, fallback_to_soft=False)
+    except TypeError:  # older releases have no such fallback
+        return FileLock(path, timeout=0)
 
 
 def config_fingerprint(config: TrainConfig) -> dict:

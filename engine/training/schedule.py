@@ -42,5 +42,5 @@ def learning_rate(epoch: int, config: TrainConfig) -> float:
     if epoch < warmup:
         return WARMUP_START + epoch / warmup * (config.lr_max - WARMUP_START)
     shift = warmup if config.lr_schedule == "cosine" else 0
-    milestones = config.milestones or default_milestones(config.epochs)
+    milestones = default_milestones(config.epochs) if config.milestones is None else config.milestones
     return SCHEDULES[config.lr_schedule](epoch - shift, config.epochs - shift, config.lr_max, milestones)

@@ -37,14 +37,18 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
     )
     if config.log_reliability and config.method in WITHOUT_TEACHER:
         raise UserError(f"--log_reliability: {config.method} has no teacher; leave the flag out")
-    if given.get("epochs") == "flag" and given.get("milestones") == "config file":
-        config = replace(config, milestones=None)  # the file's milestones belong to its number of epochs
+    if given.get("epochs") == "flag" and given.get("milestones") == "config file" and config.milestones:
+        message = "WARNING: --epochs %d: the milestones of --config, %s, are not used; --milestones sets them"
+        logger.warning(message, config.epochs, " ".join(map(str, config.milestones)))
+        config = replace(config, milestones=None)
         given = {key: source for key, source in given.items() if key != "milestones"}
     filled = {}
     if config.recipe == "paper":
         published = recipe(config.method, config.dataset, config.model)
         # Published milestones belong to the published number of epochs.
-        fixed = given.keys() | ({"milestones"} if "epochs" in given else set())
+        # A --recipe on the command line overrides a --config file, which has values for all flags.
+        fixed = {key for key, source in given.items() if source == "flag" or given.get("recipe") != "flag"}
+        fixed |= {"milestones"} if "epochs" in fixed else set()
         filled = {key: value for key, value in published.items() if key not in fixed}
     sources = {spec.name: given.get(spec.name, "default") for spec in fields(config)}
     return replace(config, **filled), sources | dict.fromkeys(filled, "recipe")
