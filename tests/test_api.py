@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -135,6 +136,7 @@ REFUSED = {
     "labels: must be an integer tensor of shape (4,)": {"labels": Y[:3]},
     "labels: must be between 0 and 9, the model has 10 classes": {"labels": Y + 7},
     "eps: must be in [0, 1], not 8; divide by 255": {"eps": 8},
+    "restarts: must be at least 1, not 0": {"restarts": 0},
     "attacks pgdd: unknown name; nearest: pgd": {"attacks": "pgdd"},
     "--precision tf32: requires a GPU": {"precision": "tf32"},
     "attacks: AutoAttack needs 4 classes, not 2": {"model": linear(2), "labels": Y % 2},
@@ -172,4 +174,7 @@ def test_the_snippets_of_the_page_run(tmp_path, monkeypatch):
             snippet = snippet.replace(text, replacement)
         exec(compile(snippet, "docs/api.md", "exec"), names)
     assert set(names["saved"]) == {"Clean", "PGD-20", "AutoAttack", "worst case"}
+    log = (names["folder"] / "log.txt").read_bytes()
+    names["train"](TrainConfig(**asdict(names["config"]) | {"desc_str": "again", "limit_train": 32, "limit_test": 20}))
+    assert (names["folder"] / "log.txt").read_bytes() == log, "each run has its own log"
     assert names["folder"].is_dir() and names["model"](torch.rand(1, 3, 16, 16)).shape == (1, 10)

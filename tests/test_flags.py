@@ -130,13 +130,16 @@ def test_the_config_of_a_run_repeats_its_settings_but_not_resume(config_file):
     assert given == {spec.name: "config file" for spec in fields(TrainConfig) if spec.name != "resume"}
 
 
-def test_flags_override_the_config_file_and_recipes_do_not(config_file):
-    args = ["--seed", "7", "--config", str(config_file), "--recipe", "paper", "--epochs", "10"]
+def test_flags_and_a_recipe_among_them_override_the_config_file(config_file, caplog):
+    args = ["--seed", "7", "--config", str(config_file), "--epochs", "10"]
     config, sources = resolve(*parse(TrainConfig, args, description="", choices={}))
-    assert (config.seed, config.recipe, config.epochs) == (7, "paper", 10)
-    assert (config.lr_max, config.weight_decay) == (RUN.lr_max, RUN.weight_decay)  # MART's recipe has other ones
+    assert (config.seed, config.epochs, config.lr_max) == (7, 10, RUN.lr_max)
     assert config.milestones is None  # those of the file belong to its 7 epochs
+    assert "--epochs 10: the milestones of --config" in caplog.text
     assert (sources["seed"], sources["lr_max"], sources["milestones"]) == ("flag", "config file", "default")
+    config, sources = resolve(*parse(TrainConfig, [*args, "--recipe", "paper"], description="", choices={}))
+    assert (config.lr_max, config.weight_decay) == (0.01, 3.5e-3)  # MART's
+    assert (config.seed, config.epochs, sources["lr_max"]) == (7, 10, "recipe")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from commands import SMALL, run_in_process
 from tiny import tiny_problem, trained_on_stripes
 
+from engine import evaluate
 from engine.fast.frozen import FoldedModel
 from engine.fast.precision import PLAIN, Arithmetic, choose_arithmetic
 from engine.training.trainer import Trainer
@@ -96,6 +97,12 @@ def test_a_step_needs_no_more_memory_than_the_reference():
         del trainer, student, teacher, teachers, optimizer
         torch.cuda.empty_cache()
     assert peaks[Trainer] <= peaks[plain.Trainer]
+
+
+def test_the_python_api_evaluates_on_the_gpu():
+    images, labels = torch.rand(8, 3, 16, 16), torch.arange(8)
+    model = build("small_resnet", 10, 16).cuda()
+    assert evaluate(model, images, labels, attacks="clean,pgd", steps=2)["PGD-2"].n == 8
 
 
 def test_a_run_and_its_evaluation(monkeypatch, capsys, tmp_path):
