@@ -29,7 +29,7 @@ class InvertedResidual(nn.Module):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
-        # The CIFAR codes have a (projected) shortcut wherever the stride is 1, the paper only where widths agree too.
+        # The CIFAR codes have a (projected) shortcut if the stride is 1, the paper only where widths agree too.
         self.shortcut = projection(in_width, width, 1) if stride == 1 else None
 
     def forward(self, x: Tensor) -> Tensor:

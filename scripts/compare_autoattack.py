@@ -1,7 +1,7 @@
-"""Compare AutoAttack's verdicts with its authors' code, image by image: python scripts/compare_autoattack.py FOLDER
+"""Compare AutoAttack with its authors' code, image by image: python scripts/compare_autoattack.py FOLDER
 
 FOLDER is a clone of the authors' repository (the folder that contains the package autoattack). Both attack the same
-images in the same batches from the same seed. Exit status 1 means that a verdict differs.
+images in the same batches from the same seed. Exit status 1 means that an image differs.
 """
 
 import sys
@@ -19,7 +19,7 @@ EPSILON, INCLUDED = 8 / 255, "models/pretrained/small_resnet_cifar10"
 
 
 def compare(argv: list[str]) -> None:
-    """Attack with both codes, log the number of equal verdicts and both times, exit with status 1 if any differs.
+    """Attack with both codes, log the number of equal results and both times, exit with status 1 if any differs.
 
     Raises UserError if a flag is invalid or FOLDER contains no package ``autoattack``.
     """
@@ -58,9 +58,9 @@ def compare(argv: list[str]) -> None:
     ours = run_attack(network, batches, predict(network, batches), attack, seed=options.seed).predicted == images.labels
     middle, equal = time.monotonic(), 0
     theirs = AutoAttack(network, norm="Linf", eps=EPSILON, seed=options.seed, verbose=False, device=device)
-    for (x, y), verdicts in zip(batches, ours.split(options.bs), strict=True):
+    for (x, y), robust in zip(batches, ours.split(options.bs), strict=True):
         x_adv = theirs.run_standard_evaluation(x, y, bs=len(x))
-        equal += int(((network(x_adv).argmax(1) == y).cpu() == verdicts).sum())
+        equal += int(((network(x_adv).argmax(1) == y).cpu() == robust).sum())
     times = middle - start, time.monotonic() - middle
     logger.info("%d of %d images equal; ours took %.0f s, the authors' %.0f s", equal, len(ours), *times)
     sys.exit(int(equal < len(ours)))

@@ -131,7 +131,7 @@ def listed(lines: Iterable[str]) -> list[Cost]:
 
 def cost(argv: list[str]) -> None:
     """Count the training of the flags in ``argv``, or with - those of standard input."""
-    config, given = parse(CostConfig, [word for word in argv if word != "-"], description=__doc__, choices=CHOICES)
+    config, given = parse(CostConfig, [arg for arg in argv if arg != "-"], description=__doc__, choices=CHOICES)
     costs = listed(sys.stdin) if "-" in argv else [Cost(resolve(config, given)[0], config.classes)]
     if "-" not in argv:
         costs[0].log()

@@ -32,9 +32,9 @@ EXAMPLES = 6
 
 def summarize(argv: list[str]) -> None:
     """Print the table and save the figure; raises UserError if a file is missing or damaged."""
-    if len(argv) < 2 or not all("=" in word for word in argv[1:]):
+    if len(argv) < 2 or not all("=" in arg for arg in argv[1:]):
         raise UserError("usage: python scripts/summarize.py OUT.png NAME=CHECKPOINT ...")
-    runs = {name: Path(path) for name, path in (word.split("=", 1) for word in argv[1:])}
+    runs = {name: Path(path) for name, path in (arg.split("=", 1) for arg in argv[1:])}
     results = {name: read_evaluations(results_path(path))[-1]["figures"] for name, path in runs.items()}
     counts = {attack: result["n"] for row in results.values() for attack, result in row.items()}
     header = ["accuracy (%)", *(f"{attack} (n={n})" for attack, n in counts.items())]

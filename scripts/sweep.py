@@ -52,7 +52,7 @@ class Run:
         self.train = [python, folder + ("main_tiny.py" if tiny else "main.py"), *argv]
         self.parsed = read_flags(TinyTrainConfig if tiny else TrainConfig, argv)
         values = {key: getattr(self.parsed.config, key) for key in REPEATED if key in self.parsed.given}
-        argv = [word for key, value in values.items() if value is not None for word in (f"--{key}", str(value))]
+        argv = [arg for key, value in values.items() if value is not None for arg in (f"--{key}", str(value))]
         argv += shlex.split(options.eval)
         self.evaluate = [python, folder + ("main_eval_tinyimagenet.py" if tiny else "main_eval.py"), *argv]
         self.eval_parsed = read_flags(TinyEvalConfig if tiny else EvalConfig, argv) if options.eval else None
@@ -149,7 +149,7 @@ class Sweep:
             with self.lock:
                 if self.received:
                     return UNFINISHED
-                # In a session of its own, so that Ctrl-C reaches it only from here, once.
+                # In a separate session, so that Ctrl-C reaches it only from here, once.
                 process = subprocess.Popen(command, **streams, start_new_session=True)
                 self.processes.add(process)
         status = process.wait()

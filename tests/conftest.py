@@ -32,13 +32,13 @@ def golden_arrays(row: dict) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def nursery():
-    """What runs scripts in processes of their own without the seconds of imports."""
-    from commands import Nursery  # which imports this file
+def fork_server():
+    """Runs scripts in new processes that need not import the packages again."""
+    from commands import ForkServer  # which imports this file
 
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
+    fork_server = ForkServer()
+    yield fork_server
+    fork_server.close()
 
 
 @pytest.fixture

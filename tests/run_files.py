@@ -1,4 +1,4 @@
-"""What a training run leaves on disk."""
+"""The files that a training run writes."""
 
 import csv
 import io

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from commands import run_here
+from commands import run_in_process
 from conftest import ROOT
 from safetensors.torch import save_file
 from tiny import trained_on_stripes
@@ -84,7 +84,7 @@ def test_it_gives_the_accuracies_of_the_command_line(tmp_path, monkeypatch, caps
     torch.save(build("small_resnet", 10, 16).state_dict(), tmp_path / "net.pth")
     flags = "--dataset Digits --image_size 16 --limit_test 40 --bs 16 --seed 3 --eps 0.02 --no-pictures"
     attacks = "clean,fgsm,pgd,pgd_trades,cw"
-    ended = run_here(monkeypatch, capsys, "main_eval.py", f"{flags} --attacks {attacks} --model_path net.pth")
+    ended = run_in_process(monkeypatch, capsys, "main_eval.py", f"{flags} --attacks {attacks} --model_path net.pth")
     assert ended.status == 0, ended.err
     (evaluation,) = read_evaluations(results_path("net.pth"))
     test = subset(load("Digits", image_size=16).test, 40, TEST_SUBSET_SEED)
@@ -97,7 +97,7 @@ def test_it_gives_the_accuracies_of_the_command_line(tmp_path, monkeypatch, caps
     assert re.search(r"^PGD-20 +\d+\.\d\d %  \(n 40; epsilon 5.1/255, 20 steps, ", str(report), re.M)
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_restored():
     net, x, y = trained_on_stripes(n=40)
     net.train().requires_grad_(True).zero_grad()
     net.bn1.eval()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from commands import run_here
+from commands import run_in_process
 from conftest import golden_arrays, golden_rows
 from tiny import TinyNet, part, tiny_from, tiny_problem, trained_on_stripes
 
@@ -283,7 +283,7 @@ def test_the_start_is_the_image_plus_epsilon_times_the_noise_in_the_box(until_fo
     torch.testing.assert_close(x_adv, (x + EPSILON * noise).clamp(0, 1), rtol=0, atol=1e-15)
 
 
-STAND_IN = """
+FAKE_PACKAGE = """
 from pyautoattack import AutoAttack as Base
 
 class AutoAttack(Base):
@@ -301,7 +301,7 @@ class AutoAttack(Base):
 )
 def test_autoattack_is_compared_with_the_authors_code_image_by_image(monkeypatch, capsys, tmp_path, answer, equal):
     (tmp_path / "autoattack").mkdir()
-    (tmp_path / "autoattack" / "__init__.py").write_text(STAND_IN.replace("{answer}", answer))
+    (tmp_path / "autoattack" / "__init__.py").write_text(FAKE_PACKAGE.replace("{answer}", answer))
     net, x, y = trained_on_stripes()
     test = Split((255 * x[:20]).round().byte(), y[:20])
     monkeypatch.setattr("engine.load_model", lambda path: net)
@@ -309,12 +309,12 @@ def test_autoattack_is_compared_with_the_authors_code_image_by_image(monkeypatch
     monkeypatch.setattr("data.load", lambda *_: Splits(test, test, tuple("abcdefghij"), True))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "autoattack", raising=False)
-    ended = run_here(monkeypatch, capsys, "scripts/compare_autoattack.py", f"{tmp_path} --bs 12 --device cpu")
+    ended = run_in_process(monkeypatch, capsys, "scripts/compare_autoattack.py", f"{tmp_path} --bs 12 --device cpu")
     monkeypatch.delitem(sys.modules, "autoattack")
     assert ended.status == (0 if equal else 1), ended.err
     assert ("20 of 20 images equal" in ended.out) == equal and " of 20 images equal; ours took" in ended.out
 
 
 def test_a_folder_without_autoattack_is_one_line(monkeypatch, capsys, tmp_path):
-    ended = run_here(monkeypatch, capsys, "scripts/compare_autoattack.py", str(tmp_path))
+    ended = run_in_process(monkeypatch, capsys, "scripts/compare_autoattack.py", str(tmp_path))
     assert ended.status == 2 and ended.err.startswith(f"error: {tmp_path}: no package autoattack in it")

@@ -22,15 +22,15 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(scripts.benchmark.evaluation, "load", few_digits)
     monkeypatch.setattr(scripts.benchmark.step, "product_speeds", lambda device: {"fp32": 1.0, "bf16": 1.0})
 
-    def run(words):
-        benchmark([*words.split(), "--json", str(tmp_path / "result.json")])
+    def run(args):
+        benchmark([*args.split(), "--json", str(tmp_path / "result.json")])
         return json.loads((tmp_path / "result.json").read_text())
 
     return run
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         f"step --method DGAD {SMALL_STEP}",
         f"step --method AKD2 {SMALL_STEP} --precision fp32",
@@ -39,9 +39,9 @@ def run(monkeypatch, tmp_path):
         "evaluation --limit_test 20 --pairs 1",
     ],
 )
-def test_a_benchmark_writes_both_rates_and_their_ratio(run, words):
-    result = run(words)
-    assert result["benchmark"] == words.split()[0] and result["ratio"] > 0
+def test_a_benchmark_writes_both_rates_and_their_ratio(run, args):
+    result = run(args)
+    assert result["benchmark"] == args.split()[0] and result["ratio"] > 0
     assert all(rate > 0 for rate in result["images_per_second"].values())
 
 
@@ -50,7 +50,7 @@ def test_a_trace_of_a_step_is_written(run, tmp_path):
     assert "traceEvents" in json.loads((tmp_path / "trace.json").read_text())
 
 
-@pytest.mark.parametrize("words", [[], ["steps"], ["step", "--pairs", "0"]])
-def test_bad_input_is_a_user_error(words):
+@pytest.mark.parametrize("args", [[], ["steps"], ["step", "--pairs", "0"]])
+def test_bad_input_is_a_user_error(args):
     with pytest.raises(UserError, match=r"usage|--pairs 0"):
-        benchmark(words)
+        benchmark(args)

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from commands import SMALL, run_apart, run_here
+from commands import SMALL, run_in_process, run_in_subprocess
 from conftest import ROOT
 from small_sets import cifar_files, image_folder, tiny_imagenet_files
 from torchvision.datasets import CIFAR100
@@ -44,7 +44,7 @@ def start(monkeypatch, capsys, tmp_path):
     """Run an entry script in a folder with net.pth."""
     monkeypatch.chdir(tmp_path)
     save_network(tmp_path / "net.pth")
-    return lambda script, args: run_here(monkeypatch, capsys, script, args)
+    return lambda script, args: run_in_process(monkeypatch, capsys, script, args)
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_a_recipe_sets_what_the_command_line_does_not(run, tmp_path):
     assert "beta 6" in lines["set by method"]
 
 
-def test_other_training_conditions_are_pointed_out(run, tmp_path):
+def test_other_training_conditions_are_reported(run, tmp_path):
     save_network(tmp_path / "large.pth", image_size=32)
     ended = run("main.py", f"{DIGITS} --method RSLAD {TEACHER} --teacher_path large.pth --epsilon 16")
     assert "was trained at --image_size 32, not 16" in ended.out
@@ -280,6 +280,6 @@ def test_bad_input_is_one_line_with_status_2_and_writes_nothing(start, tmp_path,
 
 
 def test_a_bad_command_line_has_no_traceback_in_a_new_process(tmp_path):
-    ended = run_apart("main.py", "--epochs none", tmp_path)
+    ended = run_in_subprocess("main.py", "--epochs none", tmp_path)
     assert (ended.status, ended.out) == (2, "")
     assert ended.err == "error: --epochs: invalid int value: 'none' (--help lists the flags)\n"

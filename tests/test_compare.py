@@ -170,7 +170,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("column", OTHER)
-def test_accuracies_under_other_conditions_are_neither_rivals_nor_averaged(run, tmp_path, column):
+def test_accuracies_under_other_conditions_are_neither_compared_nor_averaged(run, tmp_path, column):
     make_evaluation(make_run(tmp_path / "runs/1", "AT", 1), {"Clean": 80})
     make_evaluation(make_run(tmp_path / "runs/2", "AT", 2), {"Clean": 82})
     make_evaluation(make_run(tmp_path / "runs/3", "AT", 3), {"Clean": 99}, **OTHER[column])
@@ -183,7 +183,7 @@ def test_accuracies_under_other_conditions_are_neither_rivals_nor_averaged(run, 
     assert bold() == ["82.00", "99.00"]
 
 
-def test_accuracies_on_other_numbers_of_images_are_neither_rivals_nor_averaged(run, tmp_path):
+def test_accuracies_on_other_numbers_of_images_are_neither_compared_nor_averaged(run, tmp_path):
     for seed, accuracy, n in ((1, 40, 20), (2, 41, 20), (3, 90, 3)):
         one, results = make_run(tmp_path / f"runs/{seed}", "AT", seed), {"Clean": 90, "PGD-20": accuracy}
         make_evaluation(one, results, n={"Clean": 9, "PGD-20": n})
@@ -193,7 +193,7 @@ def test_accuracies_on_other_numbers_of_images_are_neither_rivals_nor_averaged(r
     assert rows[-1]["Clean (n=9)"] == "90.00 ± 0.00" and bold() == ["90.00", "90.00", "41.00 (n=20)", "90.00"]
 
 
-def test_accuracies_on_other_subsets_of_the_images_are_neither_rivals_nor_averaged(run, tmp_path):
+def test_accuracies_on_other_subsets_of_the_images_are_neither_compared_nor_averaged(run, tmp_path):
     """AutoAttack on 2 of 4 images; the third run's evaluation seed chose others."""
     for seed, correct, accuracy in ((1, "10--", 50), (2, "11--", 100), (3, "--00", 0)):
         details = {"Clean": {"correct": "1111", "bounded": True}, "AutoAttack": {"correct": correct, "bounded": True}}
@@ -205,7 +205,7 @@ def test_accuracies_on_other_subsets_of_the_images_are_neither_rivals_nor_averag
     assert bold() == ["100.00"] * 5  # clean of all, the others of the second
 
 
-def test_the_worst_case_over_other_attacks_is_neither_a_rival_nor_averaged(run, tmp_path):
+def test_the_worst_case_over_other_attacks_is_neither_compared_nor_averaged(run, tmp_path):
     attacks = {"few": "over FGSM, PGD-20", "more": "over FGSM, PGD-20, AutoAttack"}
     for seed, (name, accuracy) in enumerate((("few", 60), ("few", 62), ("more", 40), ("more", 41)), start=1):
         details = {"worst case": {"settings": attacks[name]}, "Clean": {"settings": name}}

@@ -93,7 +93,7 @@ def test_commands_of_standard_input_are_added_up(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ("--method DGADD", "--method DGADD"),
         ("--dataset Folder --classes 5", "give --limit_train --limit_test --image_size"),
@@ -102,7 +102,7 @@ def test_commands_of_standard_input_are_added_up(monkeypatch, caplog):
         ("-", "standard input: has no command"),
     ],
 )
-def test_bad_input_is_a_user_error(monkeypatch, words, message):
+def test_bad_input_is_a_user_error(monkeypatch, args, message):
     monkeypatch.setattr("sys.stdin", io.StringIO("nothing\n"))
     with pytest.raises(UserError, match=message):
-        cost(words.split())
+        cost(args.split())

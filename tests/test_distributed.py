@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from commands import run_apart
+from commands import run_in_subprocess
 from conftest import ROOT
 from run_files import rows_of
 from shared_steps import ten_steps
@@ -94,7 +94,7 @@ def test_a_killed_process_ends_the_run_which_another_number_of_processes_resumes
     assert run.returncode != 0
     assert "error: torchrun: another process of this run has ended; --resume continues the run" in err
     epochs = int(max(path.name for path in tmp_path.rglob("resume/*.pth"))[:4])
-    ended = run_apart("main.py", f"{TRAIN} --epochs {epochs + 1} --resume", tmp_path)
+    ended = run_in_subprocess("main.py", f"{TRAIN} --epochs {epochs + 1} --resume", tmp_path)
     assert ended.status == 0, ended.err
     assert len(results_of(tmp_path)) == epochs + 1
     finish(torchrun(3, "main.py", f"{TRAIN} --epochs {epochs + 2} --resume", tmp_path))
@@ -107,7 +107,7 @@ def test_a_run_of_two_processes_equals_a_run_of_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    assert run_apart("main.py", options, one).status == 0
+    assert run_in_subprocess("main.py", options, one).status == 0
     out = finish(torchrun(2, "main.py", options, two))
     assert len(re.findall("epoch 1/2", out)) == 1, "only rank 0 logs"
     assert "2 processes share each batch of 12; BatchNorm over the whole batch" in out

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from commands import run_here
+from commands import run_in_process
 from conftest import ROOT
 from small_sets import image_folder
 
@@ -93,8 +93,8 @@ def meankd(example, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_command_parses_and_is_run_or_says_why_not(name, meankd):
     for command in commands_of(name):
-        script = next((word for word in command.args if word in CONFIGS), None)
-        assert all((ROOT / word).exists() for word in command.args if re.fullmatch(r"[\w/]+\.(py|sh|sbatch)", word))
+        script = next((arg for arg in command.args if arg in CONFIGS), None)
+        assert all((ROOT / arg).exists() for arg in command.args if re.fullmatch(r"[\w/]+\.(py|sh|sbatch)", arg))
         if script:
             args = command.args[command.args.index(script) + 1 :]
             parsed = parse(CONFIGS[script], args, description="", choices={})
@@ -147,7 +147,7 @@ def test_commands_that_need_only_the_readers_files_run(folder, monkeypatch, caps
             line = " ".join(command.args[1:])
             if is_runnable(command) and "MeanKD" not in line and line not in done:
                 done.add(line)
-                ended = run_here(monkeypatch, capsys, command.args[1], shortened(command.args))
+                ended = run_in_process(monkeypatch, capsys, command.args[1], shortened(command.args))
                 assert ended.status == 0, f"{name}: {line}\n{ended.err}"
     assert len(done) > 8
 
@@ -155,7 +155,7 @@ def test_commands_that_need_only_the_readers_files_run(folder, monkeypatch, caps
 def test_the_example_of_a_method_trains(example, meankd, folder, monkeypatch, capsys):
     assert len([line for line in example[0].splitlines() if line]) <= 20
     (command,) = (command for command in commands_of("README.md") if "MeanKD" in command.args)
-    ended = run_here(monkeypatch, capsys, "main.py", shortened(command.args))
+    ended = run_in_process(monkeypatch, capsys, "main.py", shortened(command.args))
     assert ended.status == 0, ended.err
     assert (folder / "tuned_models/Digits/MeanKD").is_dir()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import run_here
+from commands import run_in_process
 from conftest import ROOT
 from tiny import trained_on_stripes
 from torch import nn
@@ -45,7 +45,7 @@ def run(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def start(flags, status=0):
-        ended = run_here(monkeypatch, capsys, "main_eval.py", flags)
+        ended = run_in_process(monkeypatch, capsys, "main_eval.py", flags)
         assert ended.status == status, ended.err
         return ended
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import matplotlib.pyplot as plt
 import pytest
-from commands import run_here
+from commands import run_in_process
 from conftest import ROOT
 
 from engine.training.run_folder import ALPHA_COLUMNS, COLUMNS, RELIABILITY_COLUMNS
@@ -17,7 +17,7 @@ CPU = ROOT / "results" / "cpu"
 
 
 def write_run(folder, method, seed, accuracies, suffix="", eps=0.1, epochs=6, robust=(25, 24, 23)):
-    """A run folder as a training and an evaluation leave it; accuracies by attack. Long runs have a reliability.csv."""
+    """A run folder as a training and an evaluation write it; accuracies by attack. Long runs have a reliability.csv."""
     folder = folder / f"{method}_{seed}_{suffix}"
     for kind in ("best_PGD10_acc_model_eval", "last_epoch_model_eval"):
         (folder / kind).mkdir(parents=True)
@@ -39,7 +39,7 @@ def write_run(folder, method, seed, accuracies, suffix="", eps=0.1, epochs=6, ro
 
 @pytest.fixture
 def make(monkeypatch, capsys):
-    return partial(run_here, monkeypatch, capsys, "scripts/reproduce/evidence.py")
+    return partial(run_in_process, monkeypatch, capsys, "scripts/reproduce/evidence.py")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import time
 
 import pytest
 import torch
-from commands import SMALL, run_here
+from commands import SMALL, run_in_process
 from conftest import ROOT
 from run_files import files_of, folder_of
 
@@ -30,11 +30,11 @@ LONG = (
 
 
 @pytest.fixture(scope="module")
-def whole(nursery, tmp_path_factory):
+def whole(fork_server, tmp_path_factory):
     """The files of a run without interruption."""
     folder = tmp_path_factory.mktemp("whole")
-    nursery.start(folder, "main.py", LONG)
-    assert nursery.wait() == 0
+    fork_server.start(folder, "main.py", LONG)
+    assert fork_server.wait() == 0
     return files_of(folder)
 
 
@@ -45,9 +45,9 @@ def wait_until(check) -> None:
         time.sleep(0.001)
 
 
-def kill(nursery, pid) -> None:
+def kill(fork_server, pid) -> None:
     os.kill(pid, signal.SIGKILL)
-    assert nursery.wait() == -signal.SIGKILL, "the run ended before it was killed: make it longer"
+    assert fork_server.wait() == -signal.SIGKILL, "the run ended before it was killed: make it longer"
 
 
 def checkpoints(files):
@@ -58,33 +58,33 @@ def checkpoints(files):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_a_run_ends_with_the_same_bytes(nursery, whole, tmp_path):
+def test_a_run_killed_at_twenty_random_times_ends_with_the_same_bytes(fork_server, whole, tmp_path):
     randomness, output = random.Random(0), tmp_path / "output.txt"
     for number in range(20):
-        pid = nursery.start(tmp_path, "main.py", LONG)
+        pid = fork_server.start(tmp_path, "main.py", LONG)
         wait_until(lambda: output.exists() and "device cpu" in output.read_text())
         if number % 2:  # while a file is written
             wait_until(lambda: any(tmp_path.rglob(".partial-*")))
         else:
             time.sleep(randomness.uniform(0, 0.2))
-        kill(nursery, pid)
+        kill(fork_server, pid)
         output.unlink()
-    nursery.start(tmp_path, "main.py", LONG)
-    assert nursery.wait() == 0
+    fork_server.start(tmp_path, "main.py", LONG)
+    assert fork_server.wait() == 0
     assert files_of(tmp_path) == whole
 
 
 @pytest.mark.slow
-def test_the_lock_of_a_killed_run_is_released(nursery, tmp_path):
-    pid = nursery.start(tmp_path, "main.py", LONG)
+def test_the_lock_of_a_killed_run_is_released(fork_server, tmp_path):
+    pid = fork_server.start(tmp_path, "main.py", LONG)
     wait_until(lambda: any(tmp_path.rglob("resume/*.pth")))
     os.kill(pid, signal.SIGSTOP)  # alive, with its lock
     command = [sys.executable, str(ROOT / "main.py"), *LONG.split()]
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert second.returncode == 2 and "another run is training there" in second.stderr
-    kill(nursery, pid)
-    nursery.start(tmp_path, "main.py", LONG)
-    assert nursery.wait() == 0
+    kill(fork_server, pid)
+    fork_server.start(tmp_path, "main.py", LONG)
+    assert fork_server.wait() == 0
 
 
 SIGNALS = [
@@ -94,21 +94,21 @@ SIGNALS = [
 
 
 @pytest.mark.parametrize(("name", "status"), SIGNALS)
-def test_a_signal_saves_and_exits_with_its_status(nursery, whole, tmp_path, name, status):
-    pid = nursery.start(tmp_path, "main.py", LONG.replace("--save_minutes 0", "--save_minutes 60"))
+def test_a_signal_saves_and_exits_with_its_status(fork_server, whole, tmp_path, name, status):
+    pid = fork_server.start(tmp_path, "main.py", LONG.replace("--save_minutes 0", "--save_minutes 60"))
     wait_until(lambda: any(tmp_path.rglob("best_PGD10_acc_model.pth")))
     os.kill(pid, getattr(signal, name))
-    assert nursery.wait() == status
+    assert fork_server.wait() == status
     last = (tmp_path / "output.txt").read_text().splitlines()[-1]
     assert re.fullmatch(f"stopped by {name}: saved in .*AT/small_resnet_eps8_seed42; --resume continues", last)
     newest = max(path.name for path in tmp_path.rglob("resume/*.pth"))
     assert not newest.endswith("-000000.pth"), "in the middle of an epoch"
-    nursery.start(tmp_path, "main.py", LONG)
-    assert nursery.wait() == 0
+    fork_server.start(tmp_path, "main.py", LONG)
+    assert fork_server.wait() == 0
     assert files_of(tmp_path) == whole
 
 
-def test_a_signal_while_a_file_is_read_is_not_taken_for_damage(train, tmp_path, monkeypatch):
+def test_a_signal_while_a_file_is_read_is_not_reported_as_damage(train, tmp_path, monkeypatch):
     train(f"{RUN} --epochs 1")
     files, load = files_of(tmp_path), torch.load
 
@@ -277,5 +277,5 @@ def test_cuda_out_of_memory_in_an_evaluation_is_one_line(train, tmp_path, monkey
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("engine.evaluation.evaluate.run_attack", full)
-    ended = run_here(monkeypatch, capsys, "main_eval.py", f"--model_path {tmp_path} --attacks pgd --bs 7")
+    ended = run_in_process(monkeypatch, capsys, "main_eval.py", f"--model_path {tmp_path} --attacks pgd --bs 7")
     assert ended.status == 2 and "--bs 7" in ended.err and ended.err.count("\n") == 1

@@ -23,7 +23,7 @@ from typing import Literal
 
 import pytest
 import torch
-from commands import SMALL, run_here
+from commands import SMALL, run_in_process
 from matplotlib.figure import Figure
 from PIL import Image
 from small_sets import image_folder, tiny_imagenet_files
@@ -63,7 +63,7 @@ FILES = [
 ]
 NAMES = ["small_resnet", "SMALL_RESNET", "small-resnet", "resnet18", "presnet18", "Gowal2020Uncovering"]
 # Field -> values, valid or nearly; other string fields take any of FILES.
-WORDS = {
+VALUES = {
     "dataset": ["Digits", "digits", "Folder", "Tiny_Image", "CIFAR10", "cifar-100", "Digit"],
     "data_root": ["images", "tiny", "folder", "file.txt", "ünï cödé", "nowhere"],
     "model": ["small_resnet", "SMALL_RESNET", "robustbench:Some2026Network", "robustbench:../net", "small_resne"],
@@ -136,11 +136,11 @@ def candidates(spec, hint) -> list[list[str]]:
     if bool in kinds:
         return [[name], [name], [name], [f"--no-{name[2:]}"], [name, "yes"], [f"{name}=1"]]
     if int in kinds or float in kinds:
-        args = [word for word in NUMBERS if "/" in word or not float(word) > LARGEST.get(spec.name, math.inf)]
+        args = [arg for arg in NUMBERS if "/" in arg or not float(arg) > LARGEST.get(spec.name, math.inf)]
     else:
         literals = [kind for kind in kinds if typing.get_origin(kind) is Literal]
-        args = [*typing.get_args(literals[0])] if literals else WORDS.get(spec.name, FILES)
-    return [*([name, word] for word in args), [f"{name}={args[0]}"], [name], [name.upper(), args[0]]]
+        args = [*typing.get_args(literals[0])] if literals else VALUES.get(spec.name, FILES)
+    return [*([name, arg] for arg in args), [f"{name}={args[0]}"], [name], [name.upper(), args[0]]]
 
 
 def command_line(script: str, random: Random, tested=None) -> list[str]:
@@ -158,7 +158,7 @@ def command_line(script: str, random: Random, tested=None) -> list[str]:
         if spec.default not in (None, "", ()) and spec.name not in (*LARGEST, "model", "dataset", "data_root"):
             flags.append(random.choice([candidates(spec, hints[spec.name])[0], [spelling(spec)]]))
     random.shuffle(flags)
-    return args + [word for flag in flags for word in flag]
+    return args + [arg for flag in flags for arg in flag]
 
 
 # Run them.
@@ -186,7 +186,7 @@ def is_complete(path: Path) -> bool:
 
 
 def names_flag_or_file(line: str, args: list[str]) -> bool:
-    pieces = [piece for word in args for piece in word.split("=") if piece.strip()]
+    pieces = [piece for arg in args for piece in arg.split("=") if piece.strip()]
     shown = [form for piece in pieces for form in (" ".join(piece.split()), ascii(piece)[1:-1])]
     return bool(re.search(r"--?[A-Za-z]", line)) or any(form in line for form in shown)
 
@@ -207,7 +207,7 @@ def check(world, monkeypatch, capsys):
             before = files_of(root)
             patch.chdir(root / "here")
             print(script, args)  # shown if it fails
-            status, out, err = astuple(run_here(patch, capsys, script, shlex.join(args)))
+            status, out, err = astuple(run_in_process(patch, capsys, script, shlex.join(args)))
             after = files_of(root)
             assert status in (0, 2) and "Traceback" not in err + out, err
             new = [root / name for name in after if after[name] != before.get(name)]

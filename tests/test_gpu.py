@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import SMALL, run_here
+from commands import SMALL, run_in_process
 from tiny import tiny_problem, trained_on_stripes
 
 from engine import evaluate
@@ -108,11 +108,11 @@ def test_the_python_api_evaluates_on_the_gpu():
 def test_a_run_and_its_evaluation(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     options = "--method AT --epochs 2 --device cuda --compile graphs"
-    ended = run_here(monkeypatch, capsys, "main.py", f"{SMALL} {options}")
+    ended = run_in_process(monkeypatch, capsys, "main.py", f"{SMALL} {options}")
     assert ended.status == 0, ended.err
     assert "device cuda" in ended.out and "compile graphs" in ended.out
     (path,) = tmp_path.rglob("best_PGD10_acc_model.pth")
     options = f"--dataset Digits --image_size 16 --model small_resnet --model_path {path} --limit_test 20 --device cuda"
-    ended = run_here(monkeypatch, capsys, "main_eval.py", f"{options} --attacks clean,pgd,cw,aa --limit_aa 3")
+    ended = run_in_process(monkeypatch, capsys, "main_eval.py", f"{options} --attacks clean,pgd,cw,aa --limit_aa 3")
     assert ended.status == 0, ended.err
     torch.load(path, weights_only=True, map_location="cpu")

@@ -1,4 +1,4 @@
-"""scripts/reproduce/gpu.py: everything at smoke scale on a CPU, its time limit, and the teacher's way back."""
+"""scripts/reproduce/gpu.py: everything at smoke scale on a CPU, its time limit, and joining the teacher."""
 
 import argparse
 import hashlib
@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from commands import run_here
+from commands import run_in_process
 from safetensors.torch import load_file
 
 from models import build
@@ -21,7 +21,7 @@ CIFAR_ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")
 
 @pytest.fixture
 def gpu(monkeypatch, capsys):
-    return partial(run_here, monkeypatch, capsys, SCRIPT)
+    return partial(run_in_process, monkeypatch, capsys, SCRIPT)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_command_that_cannot_end_in_time_is_stopped(session, tmp_path):
 
 @pytest.fixture
 def teacher(session, tmp_path):
-    """A teacher as a session leaves it in DIR."""
+    """A teacher as gpu.py writes it to DIR."""
 
     def make(autoattack):
         network = build("small_resnet", 10, 16)

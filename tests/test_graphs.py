@@ -1,4 +1,4 @@
-"""The PGD loop captured as a graph gives the eager loop's images for every batch; a recorder stands in for CUDA."""
+"""The PGD loop captured as a graph gives the eager loop's images for every batch; a recorder replaces CUDA."""
 
 from copy import deepcopy
 from functools import partial

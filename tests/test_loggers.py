@@ -1,6 +1,6 @@
 """TensorBoard and Weights & Biases receive every epoch once, and their failures never change a run.
 
-Stand-ins replace both packages.
+Fakes replace both packages.
 """
 
 import sys

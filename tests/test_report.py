@@ -213,13 +213,13 @@ def test_results_under_other_conditions_are_in_other_columns(tree):
     assert (other["PGD-20best, eps 4/255"], other["PGD-20best, eps 8/255"]) == ("-", "44.00 (n=20)")
 
 
-def test_a_result_of_a_checkpoint_that_has_changed_is_struck_out(tree):
-    def struck_out():
+def test_a_result_of_a_checkpoint_that_has_changed_is_crossed_out(tree):
+    def crossed_out():
         return read(tree).attributes.count(("div", "class", "outdated"))
 
-    assert struck_out() == 0
+    assert crossed_out() == 0
     (tree / "AT/a" / BEST).write_bytes(b"trained further")
-    assert struck_out() == 2
+    assert crossed_out() == 2
 
 
 def test_images_that_would_make_the_page_too_large_are_left_out(tree, monkeypatch):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import run_here
+from commands import run_in_process
 
 from engine.training.run_folder import RunFolder
 from engine.training.settings import resolve
@@ -63,7 +63,7 @@ def test_every_table_is_made_at_smoke_scale(group, tmp_path, monkeypatch, capsys
     planner, tables = planned(tmp_path, "smoke", [name for name in TABLES if name.startswith(group)], [1])
     for run in planner.runs.values():
         for script, *flags in run.commands:
-            ended = run_here(monkeypatch, capsys, script, " ".join(flags))
+            ended = run_in_process(monkeypatch, capsys, script, " ".join(flags))
             assert ended.status == 0, f"{run.name}\n{ended.err}"
     for name, rows in tables.items():
         show(name, {row: [planner.runs[key].folder for key in keys] for row, keys in rows.items()}, tmp_path, "smoke")
@@ -75,7 +75,7 @@ def test_every_table_is_made_at_smoke_scale(group, tmp_path, monkeypatch, capsys
 @pytest.mark.slow
 def test_the_program_makes_a_table_and_then_skips_it(tmp_path, monkeypatch, capsys):
     flags = f"--table rslad-2 --scale smoke --out {tmp_path}"
-    first, second = (run_here(monkeypatch, capsys, SCRIPT, flags) for _ in range(2))
+    first, second = (run_in_process(monkeypatch, capsys, SCRIPT, flags) for _ in range(2))
     assert first.status == second.status == 0, first.err
     assert first.out.count("python main.py") == 1 and "python main" not in second.out
     assert second.out.count("ours, best (1)") == 2  # on CIFAR-10 and CIFAR-100, which are one run at this scale
@@ -92,13 +92,13 @@ def test_the_program_makes_a_table_and_then_skips_it(tmp_path, monkeypatch, caps
     ],
 )
 def test_a_bad_request_ends_with_one_line(monkeypatch, capsys, tmp_path, flags, message):
-    ended = run_here(monkeypatch, capsys, SCRIPT, f"{flags} --out {tmp_path / 'out'}")
+    ended = run_in_process(monkeypatch, capsys, SCRIPT, f"{flags} --out {tmp_path / 'out'}")
     assert ended.status == 2 and message in ended.err and len(ended.err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_the_program_lists_commands(monkeypatch, capsys):
-    ended = run_here(monkeypatch, capsys, SCRIPT, "--table RSLAD-3-CIFAR10 --rows RSLAD --scale full --list")
+    ended = run_in_process(monkeypatch, capsys, SCRIPT, "--table RSLAD-3-CIFAR10 --rows RSLAD --scale full --list")
     assert ended.status == 0 and [line.split()[1] for line in ended.out.splitlines()] == [
         "main_eval.py",
         "main.py",

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import SMALL, run_here
+from commands import SMALL, run_in_process
 from conftest import ROOT
 from PIL import Image
 from small_sets import MARKER, Bomb, cifar_files, tiny_imagenet_files
@@ -46,7 +46,7 @@ def prepared(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for script, flags in (("main.py", TRAIN), ("main_eval.py", f"{EVALUATE} --state state")):
-            assert run_here(patch, capture, script, flags).status == 0
+            assert run_in_process(patch, capture, script, flags).status == 0
     shutil.copy(folder / BEST, folder / "net.pth")
     for name in ("train/a/0.png", "train/b/0.png", "test/a/0.png", "test/b/0.png"):
         (folder / "images" / name).parent.mkdir(parents=True)
@@ -66,7 +66,7 @@ def run(monkeypatch, capsys, prepared, outside):
     """Run a script in a copy of the prepared folder, next to ``outside``."""
     shutil.copytree(prepared, outside.with_name("inside"))
     monkeypatch.chdir(outside.with_name("inside"))
-    return lambda script, flags: run_here(monkeypatch, capsys, script, flags)
+    return lambda script, flags: run_in_process(monkeypatch, capsys, script, flags)
 
 
 def tree(folder):

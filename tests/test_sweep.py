@@ -1,4 +1,4 @@
-"""The sweep and its Slurm array, with a stand-in for the interpreter that trains nothing; once with the real one."""
+"""The sweep and its Slurm array, with a fake interpreter that trains nothing; once with the real one."""
 
 import os
 import re
@@ -22,19 +22,19 @@ TIMEOUT = 300  # seconds
 # What a sweep sees of main.py: the run folder, a row per epoch, signals and exit statuses. Files in the working
 # directory control it: "hold" waits in epoch 2 for a signal, "stop" saves there and exits with status 0, "pair" waits
 # until two runs are there, "fail" names a method that fails.
-STAND_IN = f"""#!{sys.executable}
+FAKE_MAIN = f"""#!{sys.executable}
 import os, signal, sys, time
 from pathlib import Path
 
-words = sys.argv[1:]
+args = sys.argv[1:]
 with open("calls", "a") as calls:
-    calls.write(" ".join(words) + "\\n")
-script, flags = os.path.basename(words[0]), dict(zip(words[1:], words[2:]))
+    calls.write(" ".join(args) + "\\n")
+script, flags = os.path.basename(args[0]), dict(zip(args[1:], args[2:]))
 if script.startswith("main_eval"):
     folder = Path(flags["--model_path"], "last_epoch_model_eval")
     folder.mkdir(exist_ok=True)
     (folder / "eval.json").touch()
-    sys.exit(print("error: a bad evaluation") or 2 if "666" in words else 0)
+    sys.exit(print("error: a bad evaluation") or 2 if "666" in args else 0)
 if script == "compare.py":
     sys.exit()
 received = []
@@ -78,12 +78,12 @@ def executable(path, text):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """The working directory, empty; PYTHON is the stand-in."""
-    folder = tmp_path / "here"
+def workdir(tmp_path, monkeypatch):
+    """The working directory, empty; PYTHON is the fake interpreter."""
+    folder = tmp_path / "workdir"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PYTHON", executable(tmp_path / "bin" / "python", STAND_IN))
+    monkeypatch.setenv("PYTHON", executable(tmp_path / "bin" / "python", FAKE_MAIN))
     handlers = {
         number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     }
@@ -93,7 +93,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(here, caplog):
+def run(workdir, caplog):
     """Run a sweep in this process: its exit status and its log."""
     caplog.set_level("INFO")
 
@@ -105,42 +105,42 @@ def run(here, caplog):
     return run
 
 
-def calls(here, script=""):
-    lines = (here / "calls").read_text().splitlines() if (here / "calls").exists() else []
+def calls(workdir, script=""):
+    lines = (workdir / "calls").read_text().splitlines() if (workdir / "calls").exists() else []
     return [line.removeprefix(f"{ROOT}/") for line in lines if script in line]
 
 
-def wait_for(here, pattern, count=1):
+def wait_for(workdir, pattern, count=1):
     timeout = time.monotonic() + TIMEOUT
-    while len(list(here.glob(pattern))) < count:
+    while len(list(workdir.glob(pattern))) < count:
         assert time.monotonic() < timeout, f"{pattern} did not appear"
         time.sleep(0.01)
 
 
-def epochs_done(here):
-    return sorted(len(path.read_text().splitlines()) - 1 for path in here.rglob("results.csv"))
+def epochs_done(workdir):
+    return sorted(len(path.read_text().splitlines()) - 1 for path in workdir.rglob("results.csv"))
 
 
 FOUR = ("--methods", "AT Natural", "--seeds", "1 2")
 
 
-def test_the_list_has_every_run_as_a_command_that_can_be_copied(here, capsys, monkeypatch):
+def test_the_list_has_every_run_as_a_command_that_can_be_copied(workdir, capsys, monkeypatch):
     monkeypatch.setenv("PYTHON", "python")
     options = ["--datasets", "CIFAR10 Tiny_Image", "--methods", "DGAD RSLAD", "--models", "resnet18 mobilenetV2"]
     assert sweep([*options, "--seeds", "1 2 3", "--root_path", "my runs", "--list", "--", "--desc_str", "a b"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert (len(lines), len(set(lines))) == (24, 24) and not list(here.iterdir())
+    assert (len(lines), len(set(lines))) == (24, 24) and not list(workdir.iterdir())
     first = f"python {ROOT}/main.py --dataset CIFAR10 --method DGAD --model resnet18 --seed 1"
     assert lines[0] == f"{first} --root_path 'my runs' --resume --desc_str 'a b'"
     assert lines[-1].startswith(f"python {ROOT}/main_tiny.py --dataset Tiny_Image --method RSLAD --model mobilenetV2")
     monkeypatch.chdir(ROOT)  # as users type it
     assert sweep(["--list"]) == 0
-    words = "--dataset CIFAR10 --method AT --model resnet18 --seed 42 --root_path tuned_models --resume"
-    assert capsys.readouterr().out == f"python main.py {words}\n"
+    args = "--dataset CIFAR10 --method AT --model resnet18 --seed 42 --root_path tuned_models --resume"
+    assert capsys.readouterr().out == f"python main.py {args}\n"
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ("--seeds one", "--seed: invalid int value: 'one'"),
         ("--seeds 1 2", "unrecognized arguments: 2"),
@@ -163,85 +163,85 @@ def test_the_list_has_every_run_as_a_command_that_can_be_copied(here, capsys, mo
         ("--eval --model_path=x", "--eval --model_path: the sweep evaluates"),
     ],
 )
-def test_bad_input_is_reported_before_the_first_run(here, words, message):
+def test_bad_input_is_reported_before_the_first_run(workdir, args, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        sweep(shlex.split(words))
-    assert not list(here.iterdir())
+        sweep(shlex.split(args))
+    assert not list(workdir.iterdir())
 
 
-def test_only_executes_one_run_of_the_list(here, run, capsys):
+def test_only_executes_one_run_of_the_list(workdir, run, capsys):
     sweep([*FOUR, "--list", "--", "--epochs", "2"])
     listed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert run(*FOUR, "--only", "2")[0] == 0
-    assert [call.split() for call in calls(here)] == [[listed[2][1].removeprefix(f"{ROOT}/"), *listed[2][2:]]]
+    assert [call.split() for call in calls(workdir)] == [[listed[2][1].removeprefix(f"{ROOT}/"), *listed[2][2:]]]
 
 
-def test_finished_runs_are_skipped_and_new_ones_trained(here, run):
+def test_finished_runs_are_skipped_and_new_ones_trained(workdir, run):
     assert run("--seeds", "1")[0] == 0
     status, log = run("--seeds", "1 2")
     assert status == 0 and "runs: 1 finished, 1 skipped (finished before), 0 failed" in log
-    assert all("--resume" in call for call in calls(here, "main.py"))
+    assert all("--resume" in call for call in calls(workdir, "main.py"))
     assert "runs: 2 finished" in run("--seeds", "1 2", epochs=3)[1]  # more epochs continue them
-    assert epochs_done(here) == [3, 3]
-    assert len(list(here.glob("tuned_models/logs/*.log"))) == 4  # one for each set of flags
+    assert epochs_done(workdir) == [3, 3]
+    assert len(list(workdir.glob("tuned_models/logs/*.log"))) == 4  # one for each set of flags
 
 
-def test_a_failed_run_is_reported_once_and_the_others_continue(here, run):
-    (here / "fail").write_text("Natural")
+def test_a_failed_run_is_reported_once_and_the_others_continue(workdir, run):
+    (workdir / "fail").write_text("Natural")
     status, log = run("--methods", "Natural AT")
     assert status == 1 and "runs: 1 finished, 0 skipped (finished before), 1 failed" in log
-    (path,) = here.glob("tuned_models/logs/*Natural*")
-    line = f"Natural resnet18 seed 42: failed (status 2): error: a bad run (log {path.relative_to(here)})"
+    (path,) = workdir.glob("tuned_models/logs/*Natural*")
+    line = f"Natural resnet18 seed 42: failed (status 2): error: a bad run (log {path.relative_to(workdir)})"
     assert log.count(line) == 1 and "--method Natural" in path.read_text().splitlines()[0]
-    assert epochs_done(here) == [2]
+    assert epochs_done(workdir) == [2]
 
 
-def test_jobs_run_at_the_same_time_on_one_gpu_each_and_share_the_cores(here, run, monkeypatch):
+def test_jobs_run_at_the_same_time_on_one_gpu_each_and_share_the_cores(workdir, run, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    (here / "pair").touch()
+    (workdir / "pair").touch()
     assert run("--seeds", "1 2", "--gpus", "3 5")[0] == 0
-    assert sorted(call.split()[-1] for call in calls(here, "main.py")) == ["3", "5"]
-    assert all("--threads 3 " in call for call in calls(here, "main.py"))
+    assert sorted(call.split()[-1] for call in calls(workdir, "main.py")) == ["3", "5"]
+    assert all("--threads 3 " in call for call in calls(workdir, "main.py"))
     run("--jobs", "2", "--seeds", "1 2", flags=["--threads", "5"])
-    assert all(call.endswith("--threads 5") for call in calls(here, "main.py")[2:])
+    assert all(call.endswith("--threads 5") for call in calls(workdir, "main.py")[2:])
 
 
-def test_a_run_that_exits_with_status_0_before_its_end_is_not_finished(here, run):
-    (here / "stop").touch()
+def test_a_run_that_exits_with_status_0_before_its_end_is_not_finished(workdir, run):
+    (workdir / "stop").touch()
     status, log = run("--seeds", "1 2", "--eval", "--attacks clean")
     assert status == 75 and "runs: 1 finished, 0 skipped (finished before), 0 failed, 1 left to do" in log
-    (evaluation,) = calls(here, "main_eval")
+    (evaluation,) = calls(workdir, "main_eval")
     assert evaluation.endswith("--model_path tuned_models/CIFAR10/AT/resnet18_eps8_seed2")
 
 
-def test_finished_runs_are_evaluated_once_and_compared(here, run):
+def test_finished_runs_are_evaluated_once_and_compared(workdir, run):
     options = ["--datasets", "CIFAR10 Tiny_Image", "--gpus", "1", "--eval", "--attacks clean,pgd --protocol official"]
     flags = ["--data_root", "my data", "--threads", "2"]
     assert run(*options, flags=flags)[0] == 0
     folders = [f"tuned_models/{dataset}/AT/resnet18_eps8_seed42" for dataset in ("CIFAR10", "Tiny_Image")]
-    words = "--data_root my data --threads 2 --attacks clean,pgd --protocol official --model_path"
-    assert calls(here, "main_eval") == [
-        f"main_eval.py {words} {folders[0]} --gpu_id 1",
-        f"main_eval_tinyimagenet.py {words} {folders[1]} --gpu_id 1",
+    args = "--data_root my data --threads 2 --attacks clean,pgd --protocol official --model_path"
+    assert calls(workdir, "main_eval") == [
+        f"main_eval.py {args} {folders[0]} --gpu_id 1",
+        f"main_eval_tinyimagenet.py {args} {folders[1]} --gpu_id 1",
     ]
     table = f"scripts/compare.py {' '.join(folders)} --out tuned_models/comparison --protocol official"
-    assert calls(here)[-1] == table
+    assert calls(workdir)[-1] == table
     run(*options, flags=flags)
-    assert len(calls(here, "main_eval")) == 2  # nothing has changed
+    assert len(calls(workdir, "main_eval")) == 2  # nothing has changed
     run(*options, flags=flags, epochs=3)
-    assert len(calls(here, "main_eval")) == 4  # trained further
+    assert len(calls(workdir, "main_eval")) == 4  # trained further
     run(*options[:-1], "--state 'my state' --attacks aa", epochs=3)
-    assert len(calls(here, "main_eval")) == 6  # with other flags
-    assert "--state my state --attacks aa" in calls(here, "main_eval")[-1]
+    assert len(calls(workdir, "main_eval")) == 6  # with other flags
+    assert "--state my state --attacks aa" in calls(workdir, "main_eval")[-1]
     run("--methods", "AT MART", epochs=3)
-    assert calls(here)[-1] == f"scripts/compare.py {folders[0]} --out tuned_models/comparison"
+    assert calls(workdir)[-1] == f"scripts/compare.py {folders[0]} --out tuned_models/comparison"
 
 
-def test_a_failed_evaluation_is_a_failure_and_repeated(here, run):
+def test_a_failed_evaluation_is_a_failure_and_repeated(workdir, run):
     for _ in range(2):
         status, log = run("--eval", "--attacks clean --seed 666")
         assert status == 1 and "evaluation failed (status 2): error: a bad evaluation" in log
-    assert len(calls(here, "main_eval")) == 2
+    assert len(calls(workdir, "main_eval")) == 2
 
 
 @pytest.mark.parametrize(
@@ -261,35 +261,35 @@ def test_a_signal_before_the_first_run_exits_with_its_status(number, status):
         (signal.SIGUSR1, 75, signal.SIGUSR1),
     ],
 )
-def test_a_signal_reaches_every_run_once_and_the_sweep_waits(here, run, nursery, number, status, forwarded):
-    (here / "hold").touch()
-    words = "--methods 'AT Natural' --seeds '1 2' --jobs 2 -- --epochs 2"
-    pid = nursery.start(here, "scripts/sweep.py", words, PYTHON=os.environ["PYTHON"])
-    wait_for(here, "**/holds", count=2)
+def test_a_signal_reaches_every_run_once_and_the_sweep_waits(workdir, run, fork_server, number, status, forwarded):
+    (workdir / "hold").touch()
+    args = "--methods 'AT Natural' --seeds '1 2' --jobs 2 -- --epochs 2"
+    pid = fork_server.start(workdir, "scripts/sweep.py", args, PYTHON=os.environ["PYTHON"])
+    wait_for(workdir, "**/holds", count=2)
     os.kill(pid, number)
     os.kill(pid, number)
-    assert nursery.wait() == status
-    out = (here / "output.txt").read_text()
+    assert fork_server.wait() == status
+    out = (workdir / "output.txt").read_text()
     assert "runs: 0 finished, 0 skipped (finished before), 0 failed, 4 left to do" in out
-    assert [path.read_text() for path in here.rglob("saved")] == [f"1 {forwarded:d}"] * 2
-    assert len(calls(here)) == 2  # neither another run nor a table
-    (here / "hold").unlink()
+    assert [path.read_text() for path in workdir.rglob("saved")] == [f"1 {forwarded:d}"] * 2
+    assert len(calls(workdir)) == 2  # neither another run nor a table
+    (workdir / "hold").unlink()
     assert "runs: 4 finished" in run(*FOUR)[1]
-    assert epochs_done(here) == [2] * 4
+    assert epochs_done(workdir) == [2] * 4
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_the_interpreter_is_the_activated_one_or_that_of_the_repository(here, elsewhere):
-    home = here.parent / "home"
-    print_words = '#!/bin/sh\necho "$PYTHON $*"\n'
-    executable(home / ".venv/bin/python", print_words)
-    executable(here.parent / "active/python", print_words)
+def test_the_interpreter_is_the_activated_one_or_that_of_the_repository(workdir, elsewhere):
+    home = workdir.parent / "home"
+    print_args = '#!/bin/sh\necho "$PYTHON $*"\n'
+    executable(home / ".venv/bin/python", print_args)
+    executable(workdir.parent / "active/python", print_args)
     (home / "scripts").mkdir()
     script, prefix = shutil.copy(ROOT / "scripts/sweep.sh", home / "scripts"), f"{home}/" if elsewhere else ""
 
     def start(**variables):
-        variables |= {"PATH": f"{here.parent / 'active'}{os.pathsep}{os.environ['PATH']}"}
-        command, folder = ["bash", script, "--list"], here if elsewhere else home
+        variables |= {"PATH": f"{workdir.parent / 'active'}{os.pathsep}{os.environ['PATH']}"}
+        command, folder = ["bash", script, "--list"], workdir if elsewhere else home
         return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=TIMEOUT)
 
     for conda in ({}, {"CONDA_PREFIX": "/opt/conda", "CONDA_DEFAULT_ENV": "base"}):
@@ -301,7 +301,7 @@ def test_the_interpreter_is_the_activated_one_or_that_of_the_repository(here, el
 
 
 # What a Slurm task sees of sweep.py: it lists runs, or waits for a signal, saves and exits with the right status.
-SWEEP_STAND_IN = f"""#!{sys.executable}
+FAKE_SWEEP = f"""#!{sys.executable}
 import signal, sys, time
 from pathlib import Path
 
@@ -310,7 +310,7 @@ if "--list" in sys.argv:
 received = []
 for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, lambda number, frame: received.append(number))
-Path("words").write_text(" ".join(sys.argv[1:]))
+Path("args").write_text(" ".join(sys.argv[1:]))
 Path("started").touch()
 while Path("hold").exists() and not received:
     time.sleep(0.01)
@@ -328,19 +328,19 @@ echo "$* $(ls | grep -c saved)" >>scontrol-calls
 
 
 @pytest.fixture
-def task(here, monkeypatch):
+def task(workdir, monkeypatch):
     """Start a task as Slurm does: from a copy of the script in another folder."""
-    (here / "scripts").symlink_to(ROOT / "scripts")
-    executable(here.parent / "bin/scontrol", SCONTROL)
-    monkeypatch.setenv("PATH", f"{here.parent / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHON", executable(here.parent / "bin/sweep", SWEEP_STAND_IN))
+    (workdir / "scripts").symlink_to(ROOT / "scripts")
+    executable(workdir.parent / "bin/scontrol", SCONTROL)
+    monkeypatch.setenv("PATH", f"{workdir.parent / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHON", executable(workdir.parent / "bin/sweep", FAKE_SWEEP))
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setenv("SLURM_SUBMIT_DIR", str(here))
-    copy = shutil.copy(ROOT / "scripts/sweep.sbatch", here.parent / "slurm_script")
+    monkeypatch.setenv("SLURM_SUBMIT_DIR", str(workdir))
+    copy = shutil.copy(ROOT / "scripts/sweep.sbatch", workdir.parent / "slurm_script")
 
-    def start(*words, number="1"):
+    def start(*args, number="1"):
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", number)
-        return subprocess.Popen(["bash", copy, *words], stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(["bash", copy, *args], stderr=subprocess.PIPE, text=True)
 
     return start
 
@@ -353,31 +353,31 @@ def task(here, monkeypatch):
         (signal.SIGTERM, "COMPLETING", 143, ["show job 77 1"]),  # cancelled
     ],
 )
-def test_a_stopped_task_saves_and_is_requeued_unless_it_was_cancelled(here, task, number, state, status, commands):
-    (here / "hold").touch()
-    (here / "state").write_text(state)
+def test_a_stopped_task_saves_and_is_requeued_unless_it_was_cancelled(workdir, task, number, state, status, commands):
+    (workdir / "hold").touch()
+    (workdir / "state").write_text(state)
     process = task("--seeds", "1 2")
-    wait_for(here, "started")
+    wait_for(workdir, "started")
     process.send_signal(number)
-    assert process.wait(TIMEOUT) == status and (here / "saved").read_text() == "1"
-    assert (here / "words").read_text() == "scripts/sweep.py --only 1 --seeds 1 2"
-    assert (here / "scontrol-calls").read_text().splitlines() == commands
+    assert process.wait(TIMEOUT) == status and (workdir / "saved").read_text() == "1"
+    assert (workdir / "args").read_text() == "scripts/sweep.py --only 1 --seeds 1 2"
+    assert (workdir / "scontrol-calls").read_text().splitlines() == commands
 
 
 @pytest.mark.parametrize(("status", "signalled"), [(0, False), (0, True), (1, False), (1, True), (75, False)])
-def test_a_task_that_ends_by_itself_is_not_requeued(here, task, status, signalled):
+def test_a_task_that_ends_by_itself_is_not_requeued(workdir, task, status, signalled):
     for name in ("hold", "finish") if signalled else ():
-        (here / name).touch()
+        (workdir / name).touch()
     process = task(str(status))
-    wait_for(here, "started")
+    wait_for(workdir, "started")
     if signalled:
         process.send_signal(signal.SIGUSR1)
-    assert process.wait(TIMEOUT) == status and not (here / "scontrol-calls").exists()
+    assert process.wait(TIMEOUT) == status and not (workdir / "scontrol-calls").exists()
 
 
-@pytest.mark.parametrize(("words", "message"), [((), "--array=0-2"), (("bad",), "error: bad")])
-def test_a_task_without_a_number_says_which_there_are(task, words, message):
-    process = task(*words, number="")
+@pytest.mark.parametrize(("args", "message"), [((), "--array=0-2"), (("bad",), "error: bad")])
+def test_a_task_without_a_number_says_which_there_are(task, args, message):
+    process = task(*args, number="")
     err = process.communicate(timeout=TIMEOUT)[1]
     assert process.returncode in (1, 2) and message in err and len(err.splitlines()) == 1
 

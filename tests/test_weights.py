@@ -304,12 +304,12 @@ def test_robustbench_network_from_the_package(network, monkeypatch):
 INCLUDED_FILE = teachers.INCLUDED["small_resnet", "CIFAR10"]
 
 
-def test_a_distillation_with_it_needs_no_path(nursery, tmp_path, monkeypatch):
+def test_a_distillation_with_it_needs_no_path(fork_server, tmp_path, monkeypatch):
     cifar_files(tmp_path, CIFAR10, monkeypatch, names=list("abcdefghij"), labels=range(10))
     flags = "--dataset CIFAR10 --model small_resnet --method DGAD --teacher_model small_resnet --no_teacher_check"
     flags += f" --data_root {tmp_path} --limit_train 32 --limit_test 20 --epochs 1 --num_steps 2 --bs 16"
-    nursery.start(tmp_path, "tests/unsigned_cifar.py", f"{ROOT / 'main.py'} {flags}")
-    assert nursery.wait() == 0, (tmp_path / "output.txt").read_text()
+    fork_server.start(tmp_path, "tests/unsigned_cifar.py", f"{ROOT / 'main.py'} {flags}")
+    assert fork_server.wait() == 0, (tmp_path / "output.txt").read_text()
     assert list(tmp_path.glob("tuned_models/CIFAR10/DGAD/*/best_PGD10_acc_model.pth"))
 
 

@@ -5,7 +5,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from commands import SMALL, run_here
+from commands import SMALL, run_in_process
 from run_files import folder_of, rows_of, state_of
 from tiny import tiny_problem
 
@@ -23,7 +23,7 @@ from models import build
 
 
 def recording(calls):
-    """A stand-in for PGD that records its arguments and returns the start."""
+    """A fake PGD that records its arguments and returns the start."""
 
     def pgd(objective, x, start, *, epsilon, step_size, steps):
         calls.append(SimpleNamespace(losses=objective(x), x=x, start=start, ball=(epsilon, step_size, steps)))
@@ -48,7 +48,7 @@ def evaluate(monkeypatch, capsys, tmp_path):
 
     def start(args):
         files = "--dataset Digits --image_size 16 --model_path net.pth --model small_resnet"
-        ended = run_here(monkeypatch, capsys, "main_eval.py", f"{files} {args}")
+        ended = run_in_process(monkeypatch, capsys, "main_eval.py", f"{files} {args}")
         assert ended.status == 0, ended.err
 
     return start
@@ -247,9 +247,9 @@ def cross_entropy(logits, y):
 
 
 def margin(logits, y):
-    rival = logits.clone()
-    rival[torch.arange(len(y)), y] = -torch.inf
-    return rival.amax(1) - logits[torch.arange(len(y)), y] - 50
+    other = logits.clone()
+    other[torch.arange(len(y)), y] = -torch.inf
+    return other.amax(1) - logits[torch.arange(len(y)), y] - 50
 
 
 # Protocol and attack -> its objective, its step size as a function of epsilon, its number of steps.
@@ -291,7 +291,7 @@ def test_a_named_attack_has_its_objective_and_steps(attacks, protocol, key, epsi
 
 
 @pytest.mark.parametrize("key", ["pgd", "pgd_trades", "cw"])
-def test_with_either_judge_an_attack_has_the_same_parameters(monkeypatch, key):
+def test_the_flag_judge_changes_no_parameter_of_an_attack(monkeypatch, key):
     until_fooled, last = [], []
     monkeypatch.setattr(
         suite, "pgd_until_fooled", lambda *args, **ball: until_fooled.append((args[1], ball)) or args[2]
@@ -331,7 +331,7 @@ def test_restarts_are_stages_with_their_own_random_starts(evaluate, attacks):
 
 
 def autoattack_module(monkeypatch, name, answer):
-    """Replace the package of AutoAttack by a stand-in; return its objects."""
+    """Replace the package of AutoAttack by a fake one; return its objects."""
     made = []
 
     class AutoAttack:

@@ -40,7 +40,7 @@ def tiny_problem(seed: int = 0, n: int = 6, dtype=torch.float64):
 
 
 def trained_on_stripes(n=500, seed=0):
-    """TinyNet trained for some seconds to tell noisy stripes of ten directions apart, in eval mode; its images."""
+    """TinyNet trained for some seconds to classify noisy stripes by ten directions, in eval mode; its images."""
     torch.manual_seed(0)
     y = torch.arange(n) % 10
     grid = torch.arange(8) - 3.5

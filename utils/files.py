@@ -54,7 +54,7 @@ def read_json(path: Path) -> Any:
 
 
 def require_writable(folder: Path) -> None:
-    """Raise OSError if ``folder`` cannot be created or files cannot be written to it; leaves nothing behind."""
+    """Raise OSError if ``folder`` cannot be created or files cannot be written to it; leaves no file."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     with tempfile.TemporaryFile(dir=existing):
         pass

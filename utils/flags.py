@@ -210,15 +210,15 @@ def parser_for(description: str) -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
-        for word in sys.argv[1:] if args is None else args:
-            if not _is_text(word):  # a log or a table could not hold it
-                raise UserError(f"{word!a}: has bytes that are not UTF-8; rename the file")
+        for arg in sys.argv[1:] if args is None else args:
+            if not _is_text(arg):  # a log or a table could not hold it
+                raise UserError(f"{arg!a}: has bytes that are not UTF-8; rename the file")
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        unknown = [word for word in message.split() if word.startswith("--") and word.rstrip(":") not in known]
-        near = [flag for word in unknown for flag in difflib.get_close_matches(word, known, n=1)]
+        unknown = [part for part in message.split() if part.startswith("--") and part.rstrip(":") not in known]
+        near = [flag for part in unknown for flag in difflib.get_close_matches(part, known, n=1)]
         hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
         raise UserError(f"{message.removeprefix('argument ')} ({hint})")
 
@@ -253,19 +253,19 @@ def _kind(hint: Any, default: Any) -> dict[str, Any]:
     return {"type": _fraction if hint is float else hint, "metavar": _METAVAR.get(hint, "NAME")}
 
 
-def _fraction(word: str) -> float:
+def _fraction(text: str) -> float:
     """Read a number or a fraction such as 8/255."""
-    numerator, slash, denominator = word.partition("/")
+    numerator, slash, denominator = text.partition("/")
     try:
-        return float(numerator) / float(denominator) if slash else float(word)
+        return float(numerator) / float(denominator) if slash else float(text)
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"invalid float value: {word!r}") from None
+        raise argparse.ArgumentTypeError(f"invalid float value: {text!r}") from None
 
 
 def _one_of(allowed: dict[str, str]) -> Callable[[str], str]:
-    def convert(word: str) -> str:
-        if word.lower() not in allowed:
-            raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(allowed.values())}")
-        return allowed[word.lower()]
+    def convert(text: str) -> str:
+        if text.lower() not in allowed:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(allowed.values())}")
+        return allowed[text.lower()]
 
     return convert

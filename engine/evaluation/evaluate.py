@@ -33,7 +33,7 @@ def run_attacks(
     limit_aa: int | None = None,
     **options,
 ) -> Iterator[tuple[str, Tensor, dict]]:
-    """Yield the key of each attack, the classes it leads to (n,), and its entry in eval.json.
+    """Yield the key of each attack, the classes predicted under it (n,), and its entry in eval.json.
 
     Args:
         network: In eval mode with constant parameters.

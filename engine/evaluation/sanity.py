@@ -95,8 +95,8 @@ def _weaker_attacks_that_win(results: dict[str, dict]) -> Iterator[str]:
         gradient["AutoAttack's gradient-based attacks"] = autoattack | {"accuracy": accuracies["FAB-T"]}
         black_box["AutoAttack's Square"] = autoattack | {"accuracy": accuracies["Square"]}
     for title, square in black_box.items():
-        rivals = [name for name in gradient if square and gradient[name]["n"] == square["n"]]
-        best = min(rivals, key=lambda name: gradient[name]["accuracy"], default=None)
+        others = [name for name in gradient if square and gradient[name]["n"] == square["n"]]
+        best = min(others, key=lambda name: gradient[name]["accuracy"], default=None)
         if best and _wins(square, gradient[best]):
             yield f"{title} is stronger than {best} ({_accuracies(square, gradient[best])}), although it is black-box"
 

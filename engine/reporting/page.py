@@ -154,7 +154,7 @@ def _draw_points(axes, runs: Sequence[Run], points: Sequence[Points]) -> None:
 
 
 def _color(number: int) -> str:
-    """Return a colour for the number-th run: multiples of the golden angle are hues that stay apart."""
+    """Return a colour for the number-th run: multiples of the golden angle are distinct hues."""
     return matplotlib.colors.to_hex(colorsys.hls_to_rgb(number * 0.381966 % 1, 0.5, 0.65))
 
 

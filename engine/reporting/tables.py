@@ -153,14 +153,14 @@ def _mean(values: Sequence[float | None], digits: int) -> str:
 
 
 def _best(rows: Sequence[Row], title: str) -> list[int]:
-    """Return the numbers of the rows with the highest accuracy among comparable ones; none without a rival."""
-    contests = defaultdict(list)
+    """Return the numbers of the rows with the highest accuracy among comparable ones; none if there is only one."""
+    groups = defaultdict(list)
     for number, row in enumerate(rows):
         if accuracy := row.accuracies.get(title):
             key = (accuracy.n, accuracy.basis, *(row.labels[name] for name in COMPARABLE))
-            contests[key].append((round(accuracy.percent, 2), number))
-    rivals = [contest for contest in contests.values() if len(contest) > 1]
-    return [number for contest in rivals for percent, number in contest if percent == max(contest)[0]]
+            groups[key].append((round(accuracy.percent, 2), number))
+    compared = [group for group in groups.values() if len(group) > 1]
+    return [number for group in compared for percent, number in group if percent == max(group)[0]]
 
 
 def shared_attack(evaluations: Iterable[Mapping[str, float]]) -> str | None:

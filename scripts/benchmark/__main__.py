@@ -32,7 +32,7 @@ BENCHMARKS = {
 
 
 def benchmark(argv: list[str]) -> None:
-    """Run the benchmark that the first word names; raises UserError for an unknown name."""
+    """Run the benchmark that the first argument names; raises UserError for an unknown name."""
     if not argv or argv[0] not in BENCHMARKS:
         raise UserError(f"usage: python scripts/benchmark NAME [flags]; NAME is one of {', '.join(BENCHMARKS)}")
     config_class, run = BENCHMARKS[argv[0]]

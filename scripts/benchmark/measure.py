@@ -1,4 +1,4 @@
-"""Time two functions alternately, measure the ceiling of the hardware, count arithmetic."""
+"""Time two functions alternately, measure the peak speed of the hardware, count arithmetic."""
 
 import platform
 import statistics
@@ -17,7 +17,7 @@ from utils.flags import at_least, check_values, flag
 from utils.log import logger
 
 EXECUTION, WORKLOAD = "execution", "workload"
-SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product is the ceiling
+SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product measures the peak speed
 
 
 @dataclass(frozen=True)

@@ -76,16 +76,16 @@ def time_step(config: Step) -> dict:
     if device.type == "cuda":
         logger.info("peak memory: reference %.0f MiB, ours %.0f MiB", peaks["reference"], peaks["ours"])
         result["peak_mib"] = peaks
-    ceiling, kind = product_speeds(device), "fp32" if arithmetic.dtype is None else "bf16"
+    peak_speed, kind = product_speeds(device), "fp32" if arithmetic.dtype is None else "bf16"
     rate, executed = (result["images_per_second"]["ours"] * counts[name] for name in SIDES)
     logger.info("GFLOP per image: reference %.1f, ours %.1f", *counts.values())
     line = (
         "ours: %.1f GFLOP/s of the reference's count (--rate of cost.py); executed %.1f, %.0f %% of a %s product's %.1f"
     )
-    logger.info(line, rate, executed, 100 * executed / ceiling[kind], kind, ceiling[kind])
+    logger.info(line, rate, executed, 100 * executed / peak_speed[kind], kind, peak_speed[kind])
     if config.profile:
         _profile(steps["ours"], config.profile, device)
-    setup = {"machine": machine(device), "arithmetic": description, "gflop_per_image": counts, "ceilings": ceiling}
+    setup = {"machine": machine(device), "arithmetic": description, "gflop_per_image": counts, "ceilings": peak_speed}
     return setup | result
 
 

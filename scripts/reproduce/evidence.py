@@ -208,7 +208,7 @@ def ranked(groups: Mapping[str, Group], kind: str, attack: str | None = None) ->
 def differences(groups: Mapping[str, Group], attack: str, kind: str = "best") -> str:
     """A table of the differences of all pairs of groups with several seeds, under its title."""
     values = {name: accuracies(groups[name], kind, attack) for name in ranked(groups, kind, attack)}
-    values = {name: found for name, found in values.items() if len(found) > 1}
+    values = {name: results for name, results in values.items() if len(results) > 1}
     names, rows, bold = list(values), [], set()
     for row, name in enumerate(names[:-1]):
         later = range(row + 1, len(names))

@@ -163,7 +163,7 @@ class Session:
                     self.done.setdefault(key, piece)
 
     def measure(self) -> None:
-        """Measure all pieces in order of worth."""
+        """Measure all pieces in order of importance."""
         tests = ["-m", "pytest", "-q", *self.scale["tests"]]
         self.attempt("tests", 20, lambda: self.command(tests, limit=TEST_SECONDS))
         self.steps(until=time.monotonic() + STEP_SECONDS)
@@ -193,9 +193,7 @@ class Session:
             if (self.work / part).exists():
                 shutil.copy(self.work / part, self.out / part)
 
-    def command(
-        self, words: Sequence[str], *, limit: float = 1e9, epochs: int = 0, results: Path | None = None
-    ) -> dict:
+    def command(self, args: Sequence[str], *, limit: float = 1e9, epochs: int = 0, results: Path | None = None) -> dict:
         """Run a command of the project; raises UserError if it fails or does not end in time.
 
         Of a training, ``results`` is its results.csv: it is stopped as soon as its ``epochs`` cannot end in time.
@@ -203,7 +201,7 @@ class Session:
         began, ends = time.monotonic(), []
         limit, log = min(limit, self.end - began), self.work / "log.txt"
         with open(log, "w", encoding="utf-8") as file:
-            process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+            process = subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
         while process.poll() is None:
             time.sleep(0.1)
             elapsed = time.monotonic() - began
@@ -217,16 +215,16 @@ class Session:
         if process.returncode:
             raise UserError(f"status {process.returncode}: {lines[-1]}")
         timed = {"first_epoch_seconds": ends[0], "epoch_seconds": _per_epoch(ends)} if ends else {}
-        return {"command": shlex.join(["python", *words]), "log": lines[-5:], **timed}
+        return {"command": shlex.join(["python", *args]), "log": lines[-5:], **timed}
 
     def steps(self, until: float) -> None:
         """Benchmark training steps against the plain reference until a time of the clock."""
         path = self.work / "step.json"
         for flags in self.scale["steps"]:
-            words = [BENCHMARK, "step", *flags.split(), "--json", str(path)]
+            args = [BENCHMARK, "step", *flags.split(), "--json", str(path)]
             taken = [piece["seconds"] for key, piece in self.pieces.items() if key.startswith(STEP)]
             if time.monotonic() < until:
-                step = partial(lambda words: self.command(words) | {"benchmark": read_json(path)}, words)
+                step = partial(lambda args: self.command(args) | {"benchmark": read_json(path)}, args)
                 self.attempt(f"{STEP} {flags}", max(taken, default=40), step)
 
     def probe(self) -> dict:
@@ -248,19 +246,19 @@ class Session:
         epochs = min(self.scale["epochs"], max(1, int((TEACHER_SECONDS - first) / (MARGIN * epoch))))
         epochs = self.done.get(TEACHER, {}).get("epochs", epochs)
         for row, run in self.runs.items():
-            words, evaluation = run.commands[0], self.pieces.get(EVALUATION, {}).get("seconds", 90)
-            best, seconds = run.folder / BEST_PGD10, first + epochs * epoch * COSTS.get(_method(words), 1.4)
+            args, evaluation = run.commands[0], self.pieces.get(EVALUATION, {}).get("seconds", 90)
+            best, seconds = run.folder / BEST_PGD10, first + epochs * epoch * COSTS.get(_method(args), 1.4)
             if row == SECOND:
                 if not run.folder.exists():
                     self.done.pop(row, None)
-                self.attempt(row, first, partial(self.train, run, words, 10))
+                self.attempt(row, first, partial(self.train, run, args, 10))
                 continue
-            words = [*words, "--epochs", str(epochs)]
+            args = [*args, "--epochs", str(epochs)]
             if row != TEACHER and not (weights := self.weights()):
                 return
-            if "--teacher_path" in words:
-                words += ["--teacher_path", str(weights)]
-            train = partial(self.train, run, words, epochs)
+            if "--teacher_path" in args:
+                args += ["--teacher_path", str(weights)]
+            train = partial(self.train, run, args, epochs)
             if row != TEACHER:
                 self.attempt(row, seconds + evaluation, train, partial(self.evaluate, run, best))
                 continue
@@ -268,18 +266,18 @@ class Session:
             if weights := self.weights():
                 self.attempt(EVALUATION, evaluation, partial(self.evaluate, run, weights))
 
-    def train(self, run: Run, words: list[str], epochs: int) -> dict:
+    def train(self, run: Run, args: list[str], epochs: int) -> dict:
         """Train one row; the result has the rows of results.csv."""
         results = run.folder / "results.csv"
-        ended = self.command(words, epochs=epochs, results=results)
+        ended = self.command(args, epochs=epochs, results=results)
         return ended | {"epochs": epochs, "rows": read_csv(results)}
 
     def evaluate(self, run: Run, best: Path) -> dict:
         """Evaluate the best and the last checkpoint of a row; the result has the accuracies of each."""
         checkpoints = {"best": best, "last": run.folder / LAST}
         checkpoints = {kind: path for kind, path in checkpoints.items() if path.exists()}
-        words = [*run.commands[1], "--model_path", *map(str, checkpoints.values())]
-        command = self.command(words)["command"]
+        args = [*run.commands[1], "--model_path", *map(str, checkpoints.values())]
+        command = self.command(args)["command"]
         paths = {kind: results_folder(path) / "eval.json" for kind, path in checkpoints.items()}
         results = {kind: read_evaluations(path)[-1]["figures"] for kind, path in paths.items()}
         return {"evaluation_command": command, "results": results}
@@ -371,8 +369,8 @@ def _read(path: Path) -> dict[str, dict]:
         raise UserError(f"{path}: no results of gpu.py ({error})") from error
 
 
-def _method(words: Sequence[str]) -> str:
-    return words[words.index("--method") + 1]
+def _method(args: Sequence[str]) -> str:
+    return args[args.index("--method") + 1]
 
 
 def _per_epoch(ends: Sequence[float]) -> float:

@@ -166,7 +166,7 @@ def _suffix(row: Row) -> str:
 
 
 class Runner:
-    """Carries out runs, several at once, and remembers in ``out`` which commands have ended well."""
+    """Carries out runs, several at once, and remembers in ``out`` which commands have succeeded."""
 
     def __init__(self, out: Path, jobs: int):
         self.out, self.jobs = out, jobs
@@ -219,8 +219,8 @@ class Runner:
 
 def reproduce(arguments: Sequence[str]) -> None:
     """Carry out a table's runs. Raises UserError for a bad request; exits with status 1 where a run failed."""
-    words = list(arguments)
-    own, data = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    args = list(arguments)
+    own, data = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
     options = _parser().parse_args(own)
     tables = load_tables()
     wanted = (options.table or "").lower()

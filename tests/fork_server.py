@@ -1,6 +1,6 @@
 """A process that has imported everything and forks a run for each line it reads, which saves the imports of each run.
 
-A line is JSON: a folder, a script, the words of its command line, and environment variables. The output of the run goes
+A line is JSON: a folder, a script, its arguments, and environment variables. The output of the run goes
 to output.txt in the folder. The process prints each child's pid, then its exit status.
 """
 
@@ -20,13 +20,13 @@ import engine.evaluation.run  # noqa: E402
 import engine.training.run  # noqa: E402, F401
 
 
-def child(folder: str, script: str, words: list[str], variables: dict[str, str]) -> None:
+def child(folder: str, script: str, args: list[str], variables: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ.update(variables)
     log = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.argv = [script, *words]
+    sys.argv = [script, *args]
     status = 0
     try:
         runpy.run_path(script, run_name="__main__")
