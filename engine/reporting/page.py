@@ -31,7 +31,7 @@ SPLITTING = (
     "judged",
     "steps",
     "restarts",
-    "precision",
+    "attack precision",
     "surrogate",
 )  # evaluations that differ get other columns
 HIDDEN = {spec.name for spec in fields(TrainConfig) if not spec.metadata["affects_result"]}  # paths of this machine

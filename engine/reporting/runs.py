@@ -26,7 +26,7 @@ COSTS = {"images/s": ("images_per_s", median), "peak memory (MiB)": ("peak_memor
 # Title -> condition of an evaluation, and how it is shown.
 CONDITIONS = {"dataset": "dataset", "student": "model", "protocol": "protocol", "eps": "eps", "evaluation seed": "seed"}
 CONDITIONS |= {"image size": "image_size", "steps": "steps", "restarts": "restarts", "judged": "judge", "batch": "bs"}
-CONDITIONS |= {"precision": "precision", "surrogate": "surrogate", "images": "images"}
+CONDITIONS |= {"attack precision": "precision", "surrogate": "surrogate", "images": "images"}
 FORMATS = {"eps": lambda eps: f"{255 * eps:.4g}/255", "surrogate": lambda sha256: sha256[:8], "images": "{:08x}".format}
 NONE, MISSING = "-", "missing"
 MAX_BYTES, MAX_NUMBER = 2**24, 1e9  # larger files are not read, larger numbers in a table are damage
