@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(bash scripts/setup.sh)
-"$python" -c 'import pytest, xdist; from importlib.metadata import version; version("ruff")' 2>/dev/null ||
+"$python" -c 'import hypothesis, pytest, xdist; from importlib.metadata import version; version("ruff")' 2>/dev/null ||
   "$python" -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 # A second implementation for one test; its own requirements pin an old requests and are left out.
 "$python" -c 'import torchattacks' 2>/dev/null ||

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from small_sets import cifar_files, tiny_imagenet_files
 from torchvision.datasets import CIFAR10, CIFAR100
@@ -313,6 +315,19 @@ def test_subset_of_unequal_classes_keeps_their_shares_and_each_class():
     labels = [0] * 120 + [1] * 60 + [2] * 20
     assert data.subset(numbered(labels), 100, seed=0).labels.bincount().tolist() == [60, 30, 10]
     assert data.subset(numbered([0] * 100 + [1]), 2, seed=0).labels.tolist() == [0, 1]
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0.02, 1), st.integers(0, 2**31))
+def test_any_subset_has_the_requested_size_and_keeps_the_shares_of_the_classes(labels, fraction, seed):
+    y = torch.tensor(labels)
+    n = max(1, round(fraction * len(y)))
+    mask = data.subset_mask(Split(torch.zeros(len(y), 3, 1, 1, dtype=torch.uint8), y), n, seed)
+    assert mask.sum() == n
+    kept, shares = y[mask].bincount(minlength=5), y.bincount(minlength=5) * n / len(y)
+    present = y.bincount(minlength=5) > 0
+    assert (kept - shares).abs().max() < 2
+    assert n < present.sum() or (kept[present] > 0).all()
 
 
 def test_hold_out_is_stratified_and_complete():
