@@ -17,9 +17,12 @@ from data import Split, Splits
 from data.loader import Batches
 from engine.accuracy import Score
 from engine.checkpoint import save_checkpoint
+from engine.distributed import SINGLE_PROCESS
+from engine.training.loop import TrainingLoop
 from engine.training.validation import Validator
 from methods import METHODS
 from models import build
+from utils.config import TrainConfig
 
 
 def recording(calls):
@@ -411,3 +414,12 @@ def test_the_flags_of_an_evaluation_reach_its_attacks(evaluate, attacks, monkeyp
     assert (attacks[0].ball, len(attacks[0].x)) == ((0.05, 0.05 / 4, 3), 20)
     assert {(attack.settings["eps"], attack.settings["seed"]) for attack in made} <= {(0.05, 5)}
     assert all(attack.options["batch_size"] <= 4 for attack in made)
+
+
+def test_every_step_has_its_own_attack_noise():
+    split = Split(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6))
+    batches = Batches(split, 2, device="cpu", shuffle=True, generator=torch.Generator())
+    trainer, folder = SimpleNamespace(generator=torch.Generator()), SimpleNamespace(config=TrainConfig(epochs=2))
+    loop = TrainingLoop(trainer, batches, None, folder, {}, SINGLE_PROCESS)
+    seeds = [trainer.generator.initial_seed() for epoch in range(2) for _ in loop._training_batches(epoch, 0)]
+    assert len(set(seeds)) == 6
