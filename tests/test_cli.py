@@ -224,7 +224,7 @@ NAMES = [
     (lambda: resolve(TrainConfig(model="resnet81"), {}), "--model resnet81: unknown name; nearest: resnet18"),
     (lambda: resolve(TrainConfig(dataset="CIFAR11"), {}), "--dataset CIFAR11: unknown name; nearest: CIFAR10"),
     (lambda: select_attacks(EvalConfig(attacks="fgsm,pdg")), "--attacks pdg: unknown name; nearest: pgd"),
-    (lambda: EvalConfig(eps=8.0), "--eps 8.0: must be between 0 and 1, as 8/255"),
+    (lambda: EvalConfig(eps=8.0), "--eps 8.0: must be between 0 and 1, for example 8/255"),
 ]
 
 

@@ -88,7 +88,7 @@ def test_resume_starts_a_new_run_and_leaves_a_finished_one(train, tmp_path):
     for epochs in (2, 1):
         assert "all 2 epochs are done" in train(f"{NATURAL} --epochs {epochs} --resume")
     assert files_of(tmp_path) == files
-    train(f"{NATURAL} --epochs 2", error="holds a run already; --resume continues it")
+    train(f"{NATURAL} --epochs 2", error="already contains a run; --resume continues it")
     train(f"{NATURAL} --epochs 1 --desc_str again")
 
 
@@ -133,7 +133,7 @@ def test_settings_that_the_method_does_not_use_may_differ(train):
 def test_more_epochs_keep_the_milestones_of_the_first_start(train, tmp_path):
     train(f"{NATURAL} --epochs 2")
     log = train(f"{NATURAL} --epochs 4 --resume")
-    assert "the milestones remain 1 2, those of the first start; a new run of --epochs 4 would have 2 3" in log
+    assert "the milestones stay 1 2, as at the first start; a new run with --epochs 4 would use 2 3" in log
     assert [float(row["lr"]) for row in rows_of(tmp_path)] == pytest.approx([0.1, 0.01, 0.001, 0.001])
     assert json.loads((folder_of(tmp_path) / "config.json").read_text())["milestones"] == [1, 2]
 

@@ -26,13 +26,13 @@ class CommonConfig:
     data_root: str | None = flag(None, "folder of the dataset; default: datasets/", group=DATA, affects_result=False)
     image_size: int | None = flag(
         None,
-        "height and width of the images in pixels; resizes Folder and Digits",
+        "height and width of the images in pixels; Folder and Digits are resized and center-cropped to it",
         group=DATA,
         check=between(16, 1024),
     )
     limit_test: int | None = flag(
         None,
-        "use N test images, stratified by class, the same for every seed; default: all",
+        "use N test images, the same for every seed, stratified by class; default: all",
         group=DATA,
         check=at_least(1),
     )

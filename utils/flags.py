@@ -75,7 +75,7 @@ def unit_255(least: float) -> Check:
 def unit_interval(value: float) -> str | None:
     """A length in [0, 1]; the message for a larger value suggests that it was meant in units of 1/255."""
     error = between(0, 1)(value)
-    return f"{error}, as {value:g}/255" if error and value > 1 else error
+    return f"{error}, for example {value:g}/255" if error and value > 1 else error
 
 
 def increasing(values: Sequence[int]) -> str | None:
@@ -224,8 +224,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _help(spec: Field) -> str:
-    default = "" if spec.default in (None, "", False, ()) else f" [default: {_text(spec.default)}]"
+    default = "" if spec.default in (None, "", False, ()) else f" [default: {_default(spec.default)}]"
     return spec.metadata["help"] + default
+
+
+def _default(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else _text(value)
 
 
 def _text(value: Any) -> str:

@@ -52,7 +52,9 @@ def warn_of_constant_prediction(predicted: Tensor, classes: Sequence[str]) -> bo
     """Return, and log, whether the network predicts one class for all images, which no attack can change."""
     constant = len(predicted) > 1 and len(predicted.unique()) == 1
     if constant:
-        logger.warning("WARNING: predicts class %r for every image; the network is not trained", classes[predicted[0]])
+        logger.warning(
+            "WARNING: predicts class %r for every image; the network is untrained or collapsed", classes[predicted[0]]
+        )
     return constant
 
 

@@ -1,7 +1,7 @@
 """One HTML page of many runs: python -m engine.reporting RUNS... [--out FILE] [--watch SECONDS]
 
-RUNS are run folders, or trees of them. The page shows every run with its results, figures and images; it is one
-file that loads nothing from a network. --watch writes it again while runs are training; the opened page reloads.
+RUNS are folders, searched recursively for runs. The page shows every run with its results, figures and images; it is
+one file that loads nothing from a network. --watch writes it again while runs are training; the opened page reloads.
 """
 
 import math
@@ -21,7 +21,8 @@ from utils.log import logger
 def report(arguments: list[str]) -> None:
     """Write the page once, or until interrupted; raises UserError for bad arguments."""
     parser = parser_for(__doc__)
-    parser.add_argument("runs", metavar="RUNS", nargs="+", help="run folders, or trees of them")
+    parser.prog = "python -m engine.reporting"
+    parser.add_argument("runs", metavar="RUNS", nargs="+", help="folders, searched recursively for runs")
     parser.add_argument("--out", metavar="FILE", help="file of the page [default: report.html in the first of RUNS]")
     parser.add_argument("--watch", metavar="SECONDS", type=float, help="write the page every SECONDS until interrupted")
     args = parser.parse_args(arguments)
@@ -29,7 +30,7 @@ def report(arguments: list[str]) -> None:
         raise UserError(f"--watch {args.watch:g}: must be a number of at least 1")
     out = Path(args.out or Path(args.runs[0]) / "report.html")
     runs = write(args.runs, out, args.watch)
-    logger.info("%s: %d runs, %d of them with problems", out, len(runs), sum(bool(run.problems) for run in runs))
+    logger.info("%s: runs: %d, with problems: %d", out, len(runs), sum(bool(run.problems) for run in runs))
     try:
         while args.watch:
             time.sleep(args.watch)
@@ -43,7 +44,7 @@ def write(paths: list[str], out: Path, reload_seconds: float | None = None) -> l
     """Write the page of all runs below ``paths``. Raises UserError for no runs, and where ``out`` is not writable."""
     runs = read_runs(paths)
     if not runs:
-        raise UserError(f"{' '.join(paths)}: no run found; name run folders, or trees of them (tuned_models)")
+        raise UserError(f"{' '.join(paths)}: no run found; name a folder that contains runs, such as tuned_models")
     try:
         write_text(out, render(runs, reload_seconds))
     except OSError as error:

@@ -150,7 +150,7 @@ def _with_milestones(config: TrainConfig, state: dict | None) -> TrainConfig:
     milestones = tuple(state["config"]["milestones"]) if state else defaults
     if milestones != defaults:
         old, new = (" ".join(map(str, values)) for values in (milestones, defaults))
-        message = "WARNING: the milestones remain %s, those of the first start; a new run of --epochs %d would have %s"
+        message = "WARNING: the milestones stay %s, as at the first start; a new run with --epochs %d would use %s"
         logger.warning(message, old, config.epochs, new)
     return replace(config, milestones=milestones)
 

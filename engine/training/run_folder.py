@@ -79,7 +79,9 @@ class RunFolder:
         if not self._states_read and not (self.path / LAST).exists():
             return None
         if not self.config.resume:
-            raise UserError(f"{self.path}: holds a run already; --resume continues it, --desc_str NAME starts another")
+            raise UserError(
+                f"{self.path}: already contains a run; --resume continues it, --desc_str NAME starts another"
+            )
         state = self._newest_state()
         self._require_same_settings(state["config"])
         return state

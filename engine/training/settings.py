@@ -82,7 +82,7 @@ def log_config(
     config: TrainConfig, sources: dict[str, str], folder: Path, images: tuple[Split, Split], device: torch.device
 ) -> None:
     """Log the run, all settings grouped by source, warnings, and the flags that its method ignores."""
-    logger.info("%s of %s on %s, run folder %s", config.method, config.model, config.dataset, folder)
+    logger.info("training %s on %s with %s; run folder %s", config.model, config.dataset, config.method, folder)
     unused = unused_fields(config)
     for source in ("flag", "config file", "recipe", "default"):
         specs = [spec for spec in fields(config) if sources[spec.name] == source]
@@ -98,11 +98,13 @@ def log_config(
         logger.warning("WARNING: %s", warning)
     if config.lr_schedule == "piecewise":
         drops = ", ".join(str(milestone) for milestone in config.milestones if milestone < config.epochs)
-        logger.info("learning rate %g, divided by 10 after epochs: %s", config.lr_max, drops or "none")
+        logger.info(
+            "learning rate %g, %s", config.lr_max, f"divided by 10 after epochs: {drops}" if drops else "constant"
+        )
     kind = "validation" if config.val_size else "test"
     training, validation = (len(part.labels) for part in images)
     logger.info("%d training images; the best checkpoint is chosen on %d %s images", training, validation, kind)
-    logger.info("device %s, %d threads, PyTorch %s", device, torch.get_num_threads(), torch.__version__)
+    logger.info("device %s, CPU threads: %d, PyTorch %s", device, torch.get_num_threads(), torch.__version__)
 
 
 def _log_settings(source: str, values: dict) -> None:

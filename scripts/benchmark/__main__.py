@@ -1,7 +1,13 @@
 """Time this code against a plain reference, alternately in one process: python scripts/benchmark NAME [flags]
 
-NAME is one of: step, data, validation, evaluation, scale; each has --help. A ratio is the median over pairs of
-(reference, ours), its spread their quartiles.
+NAME is one of the following; each has --help:
+  step        training steps per second, memory, FLOP
+  data        loading and augmentation
+  validation  the PGD-10 after each epoch
+  evaluation  PGD-20 or AutoAttack on robust images
+  scale       several processes
+
+A ratio is the median over pairs of (reference, ours), its spread their quartiles.
 """
 
 import json
@@ -19,6 +25,7 @@ from utils.cli import run_command
 from utils.errors import UserError
 from utils.files import require_writable, write_text
 from utils.flags import parse
+from utils.names import canonical
 from utils.seed import seed_everything
 from utils.versions import versions
 
@@ -33,16 +40,22 @@ BENCHMARKS = {
 
 def benchmark(argv: list[str]) -> None:
     """Run the benchmark that the first argument names; raises UserError for an unknown name."""
-    if not argv or argv[0] not in BENCHMARKS:
-        raise UserError(f"usage: python scripts/benchmark NAME [flags]; NAME is one of {', '.join(BENCHMARKS)}")
-    config_class, run = BENCHMARKS[argv[0]]
+    if not argv:
+        raise UserError(
+            f"name a benchmark: python scripts/benchmark NAME [flags]; NAME is one of {', '.join(BENCHMARKS)}"
+        )
+    if argv[0] in ("-h", "--help"):
+        print(__doc__, end="")
+        return
+    name = canonical(argv[0], BENCHMARKS, {}, "python scripts/benchmark")
+    config_class, run = BENCHMARKS[name]
     config = parse(config_class, argv[1:], description=run.__doc__, choices={}).config
     if config.json:
         require_writable(Path(config.json).parent)
     use_full_precision()
     seed_everything(0)
     flags = {key: value for key, value in asdict(config).items() if key not in ("json", "profile")}
-    result = {"benchmark": argv[0], "config": flags, "versions": versions(), **run(config)}
+    result = {"benchmark": name, "config": flags, "versions": versions(), **run(config)}
     if config.json and os.environ.get("RANK", "0") == "0":
         write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
 

@@ -48,7 +48,7 @@ def compare(reference: Callable, ours: Callable, images: int, pairs: int, device
     ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
     low, ratio, high = statistics.quantiles(ratios, n=4) if pairs > 1 else ratios * 3
     rates = {name: images / statistics.median(times) for name, times in seconds.items()}
-    line = "reference %.1f images/s, ours %.1f images/s: %.2f times the speed (quartiles %.2f to %.2f)"
+    line = "reference %.1f images/s, ours %.1f images/s: %.2fx as fast (quartiles %.2f to %.2f)"
     logger.info(line, *rates.values(), ratio, low, high)
     return {"images_per_second": rates, "ratio": ratio, "quartiles": [low, high], "seconds": seconds}
 

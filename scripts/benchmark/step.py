@@ -79,9 +79,7 @@ def time_step(config: Step) -> dict:
     peak_speed, kind = product_speeds(device), "fp32" if arithmetic.dtype is None else "bf16"
     rate, executed = (result["images_per_second"]["ours"] * counts[name] for name in SIDES)
     logger.info("GFLOP per image: reference %.1f, ours %.1f", *counts.values())
-    line = (
-        "ours: %.1f GFLOP/s of the reference's count (--rate of cost.py); executed %.1f, %.0f %% of a %s product's %.1f"
-    )
+    line = "ours: --rate %.1f of cost.py (GFLOP/s); executed %.1f GFLOP/s, %.0f %% of a %s matrix product's %.1f"
     logger.info(line, rate, executed, 100 * executed / peak_speed[kind], kind, peak_speed[kind])
     if config.profile:
         _profile(steps["ours"], config.profile, device)
