@@ -40,8 +40,9 @@ def finish(run: subprocess.Popen, timeout: int = 120) -> str:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.dist
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [2, 3])
 def test_ten_steps_of_several_processes_are_those_of_one(tmp_path, processes):
     finish(torchrun(processes, "tests/shared_steps.py", f"{tmp_path / 'net.pt'} {' '.join(METHODS)}", tmp_path), 300)
     shared = torch.load(tmp_path / "net.pt", weights_only=True)
@@ -120,6 +121,7 @@ def test_a_run_of_two_processes_equals_a_run_of_one(tmp_path):
         assert (state[key] - value).abs().max() <= 1e-3 * value.abs().max() + 1e-4, key
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_batches_smaller_than_the_number_of_processes_are_refused(tmp_path):
     run = torchrun(2, "main.py", TRAIN.replace("--bs 12", "--bs 1"), tmp_path)

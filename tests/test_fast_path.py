@@ -76,7 +76,10 @@ def twenty_steps(name, dtype, make=TinyNet, size=8):
         yield step(reference, x, y, seed), step(fast, x, y, seed), (reference.student, fast.student)
 
 
-@pytest.mark.parametrize("name", [*METHODS, *(("residual", name) for name in ("DGAD", "TRADES", "IAD-II"))], ids=str)
+RESIDUAL = [pytest.param(("residual", name), marks=pytest.mark.slow) for name in ("DGAD", "TRADES", "IAD-II")]
+
+
+@pytest.mark.parametrize("name", [*METHODS, *RESIDUAL], ids=str)
 def test_twenty_steps_in_float64(name):
     name, *network = (name[1], lambda: build("small_resnet", 10, 16), 16) if isinstance(name, tuple) else (name,)
     for (x_adv, gradients), (fast_x_adv, fast_gradients), students in twenty_steps(name, torch.float64, *network):

@@ -124,9 +124,12 @@ def train_a_step(network):
     optimizer.step()
 
 
+LARGE = ("resnet34", "resnet50", "wideresnet34_20", "wideresnet70_16")
+
+
 @pytest.mark.parametrize(
     ("name", "channels_last"),
-    [(name, False) for name in (*MODELS, *OTHERS)]
+    [pytest.param(name, False, marks=[pytest.mark.slow] * (name in LARGE)) for name in (*MODELS, *OTHERS)]
     + [(name, True) for name in ("small_resnet", "mobilenetV2", "presnet18", "Unusual")],
 )
 def test_a_folded_model_is_the_network_before_and_after_a_refresh(name, channels_last):

@@ -161,6 +161,7 @@ def test_a_run_writes_a_row_per_epoch_and_a_figure(distill, tmp_path):
         assert image.format == "PNG"
 
 
+@pytest.mark.slow
 def test_the_flag_changes_nothing_else_of_a_run_and_may_change_on_resuming(distill, tmp_path):
     distill("DGAD", "--epochs 2 --root_path plain")
     distill("DGAD", "--epochs 2 --root_path logged --log_reliability")
@@ -175,6 +176,7 @@ def test_the_flag_changes_nothing_else_of_a_run_and_may_change_on_resuming(disti
     assert parts == [whole[0], whole[1], whole[3]]
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_an_epoch_ends_with_the_same_bytes(distill, tmp_path, monkeypatch):
     args = "--epochs 2 --save_minutes 0 --resume --log_reliability"
     distill("DGAD", args)

@@ -237,7 +237,7 @@ def test_the_command_writes_the_page(tree, monkeypatch, caplog):
     monkeypatch.chdir(tree.parent)
     caplog.set_level("INFO")
     report(["runs"])
-    assert "runs/report.html: 2 runs" in caplog.text
+    assert "runs/report.html: runs: 2" in caplog.text
     report(["runs/AT", "runs/DGAD", "--out", "page.html"])
     for page in ("runs/report.html", "page.html"):
         assert len(Document(Path(page).read_text()).table()) == 2
