@@ -120,8 +120,9 @@ class Sweep:
         if self.received:
             return UNFINISHED
         gpu = self.gpus.get()
-        logger.info("%s: started, log %s", run.title, run.log)
         before = run.complete()
+        if not before:
+            logger.info("%s: started, log %s", run.title, run.log)
         outcome = self._call(run.train + gpu, run.log, "failed")
         if not outcome:  # also after a run that saved and stopped
             outcome = SKIPPED if before else FINISHED if run.complete() else UNFINISHED

@@ -89,7 +89,10 @@ def log_config(
         if source in ("config file", "default"):  # those of the method are logged below
             specs = [spec for spec in specs if spec.metadata["group"] != METHOD and spec.name not in unused]
         values = {spelling(spec): getattr(config, spec.name) for spec in specs}
-        _log_settings(source, {name: value for name, value in values.items() if value is not None and value != ""})
+        # Switches that are off by default have no flag to turn them off.
+        off = {spelling(spec) for spec in specs if spec.default is False}
+        shown = {name: value for name, value in values.items() if value not in (None, "")}
+        _log_settings(source, {name: value for name, value in shown.items() if value or name not in off})
     # All parameters of the method, including those whose default depends on it.
     _log_settings("method", getattr(METHODS[config.method](config), "keywords", {}))
     if ignored := [spelling(spec) for spec in fields(config) if spec.name in unused and sources[spec.name] == "flag"]:
@@ -108,6 +111,14 @@ def log_config(
 
 
 def _log_settings(source: str, values: dict) -> None:
-    texts = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()]
-    if texts:
-        logger.info("set by %s: %s", source, "  ".join(texts))
+    if values:
+        logger.info("set by %s: %s", source, "  ".join(_as_flag(name, value) for name, value in values.items()))
+
+
+def _as_flag(name: str, value) -> str:
+    """Return a setting as the command line spells it; parameters of a method have names without dashes."""
+    if isinstance(value, bool) and name.startswith("--"):
+        return name if value else f"--no-{name[2:]}"
+    if isinstance(value, tuple):
+        return f"{name} {' '.join(map(str, value))}"
+    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
