@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data import TEST_SUBSET_SEED, Splits, subset
+from data import TEST_SUBSET_SEED, Splits, decode_files, subset
 from data.loader import Batches
 from engine.accuracy import evaluate
 from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
@@ -100,7 +100,7 @@ def checksum(network: nn.Module) -> int:
 
 def _check(teacher: nn.Module, kind: str, name: str, splits: Splits, config: TrainConfig, device: torch.device) -> None:
     """Log the teacher's accuracy on clean test images; raise UserError if it is close to chance level."""
-    images = subset(splits.test, TEACHER_CHECK_IMAGES, TEST_SUBSET_SEED)
+    (images,) = decode_files(subset(splits.test, TEACHER_CHECK_IMAGES, TEST_SUBSET_SEED))
     score = evaluate(teacher, Batches(images, config.bs, device=device))
     logger.info("%s teacher %s: %.2f %% of %d clean test images", kind, name, score.accuracy, score.n)
     if not math.isfinite(score.loss):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.suite import PROTOCOLS, Attack, Setting
-from data import TEST_SUBSET_SEED, Split, Splits, dataset_name, fingerprint, load, subset
+from data import TEST_SUBSET_SEED, Split, Splits, dataset_name, decode_files, fingerprint, load_configured, subset
 from data.loader import Batches
 from engine.accuracy import predict
 from engine.checkpoint import BEST_PGD10, LAST
@@ -65,8 +65,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     warn_of_epsilon(paths, config.eps)
     use_full_precision()
     seed_everything(config.seed)
-    read = partial(load, config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
-    splits = processes.rank0_first(read)
+    splits, images = processes.rank0_first(lambda: _read(config))
     keys = select_attacks(config, len(splits.classes))
     natural = load_other_network(config.natural_path, None, "--natural_path", config, splits, device)
     setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge)
@@ -75,12 +74,16 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     setting = setting._replace(surrogate=surrogate, surrogate_name=config.surrogate_path)
     protocol = PROTOCOLS[config.protocol](setting)
     attacks = {key: protocol[key] for key in keys}
-    images = subset(splits.test, config.limit_test, TEST_SUBSET_SEED)
     for target in targets:
         target.load(config, splits)  # reports a bad file before the first attack
     evaluations = [Evaluation(target, attacks, images, splits.classes, config) for target in targets]
     results = {each.target.path: each.run(device, processes, splits, natural) for each in evaluations}
     logger.info("\n%s", comparison(results))
+
+
+def _read(config: EvalConfig) -> tuple[Splits, Split]:
+    splits = load_configured(config)
+    return splits, *decode_files(subset(splits.test, config.limit_test, TEST_SUBSET_SEED))
 
 
 class Evaluation:
