@@ -49,8 +49,8 @@ ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")
 BENCHMARK = "scripts/benchmark"
 LEAST_AUTOATTACK = 40.0  # percent, of a teacher that is published
 COSTS = {"Natural": 0.2, "AT": 1.0, "AdaAD": 2.2, "AdaIAD": 2.2, "DGAD": 2.2, "DGAD-IAD": 2.2}  # epochs of AT; else 1.4
-MARGIN = 1.15  # of every estimate
-EVALUATION_SECONDS, STEP_SECONDS, START_SECONDS, SECOND_EPOCHS = 60, 30, 15, 10
+MARGIN = 1.1  # of every estimate
+EVALUATION_SECONDS, STEP_SECONDS, START_SECONDS, SECOND_EPOCHS = 50, 30, 15, 10
 PAIRS = (("AT", "resnet18"), *((method, of) for of in ("wideresnet34_10", "resnet18") for method in ("DGAD", "RSLAD")))
 SCALES = {
     "full": {
