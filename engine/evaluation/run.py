@@ -18,7 +18,7 @@ from engine.distributed import EVALUATION_TIMEOUT, Processes, destroy, init, loc
 from engine.evaluation.evaluate import choose_attacks, choose_precision, run_attacks
 from engine.evaluation.figures import draw_adversarial_examples, draw_confusions, draw_radii
 from engine.evaluation.records import Record, results_folder, sha256, worst_case
-from engine.evaluation.sanity import sanity_check, warn_of_constant_prediction, warn_of_masking
+from engine.evaluation.sanity import sanity_check, warn_of_chance_level, warn_of_constant_prediction, warn_of_masking
 from engine.evaluation.state import State
 from engine.evaluation.targets import EvalTarget, find_targets, infer_dataset, load_other_network, warn_of_epsilon
 from utils.config import EvalConfig
@@ -125,6 +125,8 @@ class Evaluation:
         self.record.write_tables()
         pgd, check = self.attacks.get("pgd"), None
         constant = warn_of_constant_prediction(predicted["clean"], self.classes)
+        if not constant:
+            warn_of_chance_level(predicted["clean"], images.labels, self.classes)
         if pgd and not constant:
             check = sanity_check(network, images, config.eps, device, batch_size=config.bs)
         warn_of_masking(self.record, config.eps, check)
