@@ -3,13 +3,15 @@
 import errno
 import hashlib
 import logging
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
-import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _VERSION = 2  # increase it when the same files are decoded to other pixels
 _SAMPLE = 4096  # bytes that are compared at the start, in the middle and at the end of a file
+_MANY = 512  # images that are worth starting processes
 _CHUNK = 16  # images that a thread decodes at a time
 
 
@@ -54,10 +57,9 @@ class PixelCache:
         pixels = ("pixels", "u1", (3, size, size))
         self.dtype = np.dtype([("content", "S16"), ("crc32", "<u4"), ("resized", "?"), pixels])
         self.damaged: dict[int, str] = {}  # index in ``paths`` -> reason
-        self._contents: dict[int, bytes] = {}
         self._ready: dict[int, np.ndarray] = {}  # index -> pixels, mapped or in memory
-        self._records = self._stream = None
-        self._lock = threading.Lock()
+        self._records: np.ndarray | None = None
+        self._writable = True
 
     def __getitem__(self, index: int) -> np.ndarray:
         """The pixels of an image that was added."""
@@ -70,31 +72,30 @@ class PixelCache:
         disk nor memory has the space.
         """
         indices = [index for index in dict.fromkeys(indices) if index not in self._ready and index not in self.damaged]
-        pool = ThreadPoolExecutor(self.options.workers)  # threads: Pillow releases the lock while it decodes
-        try:
-            if indices and self._records is None:
-                self._open()
-            for _ in _in_chunks(pool, self._look_up, indices):
-                pass
-            missing = [index for index in indices if index not in self._ready and index not in self.damaged]
-            if missing:
-                self._require_space(len(missing) * self.dtype.itemsize)
-                log.info("decoding %s images in %s, once", f"{len(missing):,}", self.root)
-                progress = {"desc": "decoding", "total": len(missing), "unit": "image", "leave": False, "disable": None}
-                with tqdm(**progress) as bar:  # disable=None: not in a log file
-                    for _ in _in_chunks(pool, lambda index: self._decode(index, decode), missing):
-                        bar.update()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        if indices and self._records is None:
+            self._open()
+        for _ in self._in_threads(self._look_up, indices):
+            pass
+        missing = [index for index in indices if index not in self._ready and index not in self.damaged]
+        if not missing:
+            return
+        self._require_space(len(missing) * self.dtype.itemsize)
+        log.info("decoding %s images in %s, once", f"{len(missing):,}", self.root)
+        progress = {"desc": "decoding", "total": len(missing), "unit": "image", "leave": False}
+        with tqdm(**progress, disable=None) as bar:  # None: not in a log file
+            many = len(missing) >= _MANY and self.options.workers > 1 and self._writable
+            if many and sys.platform == "linux" and not multiprocessing.current_process().daemon:
+                missing = self._decode_in_processes(missing, decode, bar)
+            for _ in self._in_threads(lambda index: self._decode(index, decode), missing):
+                bar.update(bar.n < bar.total)
 
     def _open(self) -> None:
         length = len(self.paths) * self.dtype.itemsize
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file.touch()
-            self._stream = FileIO(self.file, "r+")
             if self.file.stat().st_size != length:
-                self._stream.truncate(length)
+                os.truncate(self.file, length)
             for old in {*self.folder.glob(f"{self.size}-*.bin")} - {self.file}:  # of other files
                 old.unlink()
         except OSError as error:
@@ -103,34 +104,68 @@ class PixelCache:
             self._records = np.asarray(np.memmap(self.file, self.dtype, "r", shape=len(self.paths)))
 
     def _look_up(self, index: int) -> None:
+        record = self._records[index] if self._records is not None else None
+        if record is None or not record["content"] or (record["resized"] and not self.resize):
+            return
         try:
-            self._contents[index] = content = _content(self.paths[index])
-        except OSError as error:
-            self.damaged[index] = (error.strerror or type(error).__name__).lower()
+            current = record["content"] == _content(self.paths[index])
+        except OSError:
             return
-        if self._records is None:
-            return
-        record = self._records[index]
-        if record["content"] == content and (self.resize or not record["resized"]):
-            if zlib.crc32(record["pixels"]) == record["crc32"]:
-                self._ready[index] = record["pixels"]
-            else:
-                log.warning("%s is damaged: decoding %s again", self.file, self.paths[index])
+        if current and zlib.crc32(record["pixels"]) == record["crc32"]:
+            self._ready[index] = record["pixels"]
+        elif current:
+            log.warning("%s is damaged: decoding %s again", self.file, self.paths[index])
+
+    def _decode_in_processes(self, missing: Sequence[int], decode: Callable, bar: tqdm) -> list[int]:
+        """Fill the cache by processes, since for a small image the lock of Python is held most of the time.
+
+        Returns what is still missing: damaged files, and all after an error, which the threads report.
+        """
+        context, parent, count = multiprocessing.get_context("fork"), os.getpid(), self.options.workers
+        done = np.frombuffer(context.RawArray("B", len(missing)), np.uint8)
+
+        def work(first: int) -> None:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_DFL)
+            with suppress(OSError, UserError):
+                for k in range(first, len(missing), count):
+                    if (record := self._record(missing[k], decode)) is not None:
+                        self._write(missing[k], record)
+                        done[k] = 1
+                    if os.getppid() != parent:
+                        return
+
+        workers = [context.Process(target=work, args=(first,), daemon=True) for first in range(count)]
+        try:
+            for worker in workers:
+                worker.start()
+            while any(worker.is_alive() for worker in workers):
+                time.sleep(0.02)
+                bar.update(int(done.sum()) - bar.n)
+        finally:
+            for worker in workers:
+                worker.terminate()
+                worker.join()
+        self._ready |= {index: self._records[index]["pixels"] for index in np.array(missing)[done == 1].tolist()}
+        return np.array(missing)[done == 0].tolist()
+
+    def _in_threads(self, function: Callable, items: Sequence) -> Iterator:
+        """Yield the results of ``function`` in order; Pillow releases the lock while it decodes."""
+        chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+        pool = ThreadPoolExecutor(self.options.workers)
+        try:
+            for results in pool.map(lambda chunk: list(map(function, chunk)), chunks):
+                yield from results
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _decode(self, index: int, decode: Callable) -> None:
-        record = np.zeros((), self.dtype)
-        try:
-            record["pixels"], record["resized"] = decode(self.paths[index], self.size, self.resize)
-        except ValueError as error:
-            self.damaged[index] = str(error)
+        record = self._record(index, decode)
+        if record is None:
             return
-        record["content"], record["crc32"] = self._contents[index], zlib.crc32(record["pixels"])
-        if self._stream:
+        if self._writable:
             try:
-                with self._lock:
-                    self._stream.seek(index * self.dtype.itemsize)
-                    if self._stream.write(record) < record.nbytes:
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._write(index, record)
                 self._ready[index] = self._records[index]["pixels"]
                 return
             except OSError as error:
@@ -139,14 +174,31 @@ class PixelCache:
             raise UserError(f"--cache_dir: {self.folder} cannot be written and the memory is full; name another folder")
         self._ready[index] = record["pixels"]
 
+    def _record(self, index: int, decode: Callable) -> np.ndarray | None:
+        record = np.zeros((), self.dtype)
+        try:
+            record["content"] = _content(self.paths[index])
+            record["pixels"], record["resized"] = decode(self.paths[index], self.size, self.resize)
+        except (OSError, ValueError) as error:
+            self.damaged[index] = getattr(error, "strerror", None) or str(error)
+            return None
+        record["crc32"] = zlib.crc32(record["pixels"])
+        return record
+
+    def _write(self, index: int, record: np.ndarray) -> None:
+        with FileIO(self.file, "r+") as stream:
+            stream.seek(index * record.nbytes)
+            if stream.write(record) < record.nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def _use_memory(self, error: OSError) -> None:
-        self._stream = None
+        self._writable = False
         message = "%s: cannot cache decoded images (%s): they are kept in memory; --cache_dir names another folder"
         log.warning(message, self.folder, error.strerror or error)
 
     def _require_space(self, size: int) -> None:
         existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        disk, memory = shutil.disk_usage(existing).free if self._stream else 0, available_memory()
+        disk, memory = shutil.disk_usage(existing).free if self._writable else 0, available_memory()
         if size > max(disk, memory):
             need, disk, memory = (f"{value / 2**30:,.1f} GiB" for value in (size, disk, memory))
             raise UserError(
@@ -184,10 +236,3 @@ def _hash(*parts: bytes) -> str:
     for part in parts:
         digest.update(part + b"\0")
     return digest.hexdigest()
-
-
-def _in_chunks(pool: Executor, function: Callable, items: Sequence) -> Iterator:
-    """Yield the results of ``function`` in order; a task of the pool computes several."""
-    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
-    for results in pool.map(lambda chunk: list(map(function, chunk)), chunks):
-        yield from results
