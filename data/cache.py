@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import logging
+import mmap
 import multiprocessing
 import os
 import shutil
@@ -122,7 +123,7 @@ class PixelCache:
         Returns what is still missing: damaged files, and all after an error, which the threads report.
         """
         context, parent, count = multiprocessing.get_context("fork"), os.getpid(), self.options.workers
-        done = np.frombuffer(context.RawArray("B", len(missing)), np.uint8)
+        done = np.frombuffer(mmap.mmap(-1, len(missing)), np.uint8)  # shared
 
         def work(first: int) -> None:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

@@ -90,7 +90,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
         return folder.path
     folder.config = config = _with_milestones(config, state)
     files = processes.on_all_ranks(lambda: find_teachers(config))
-    splits, images = processes.rank0_first(lambda: _read(config))
+    splits, images = processes.rank0_first(lambda: _read(config, folder))
     seed_everything(config.seed)
     networks = processes.on_all_ranks(
         lambda: (
@@ -153,10 +153,13 @@ def _with_milestones(config: TrainConfig, state: dict | None) -> TrainConfig:
     return replace(config, milestones=milestones)
 
 
-def _read(config: TrainConfig) -> tuple[Splits, list[Split]]:
+def _read(config: TrainConfig, folder: RunFolder) -> tuple[Splits, list[Split]]:
     """The dataset, and its training and validation images, which are decoded."""
     splits = load_configured(config)
-    return splits, decode_files(*_training_and_validation(splits, config))
+    chosen = _training_and_validation(splits, config)
+    images = decode_files(*chosen)
+    folder.skipped_images = sum(len(part.labels) for part in chosen) - sum(len(part.labels) for part in images)
+    return splits, images
 
 
 def _training_and_validation(splits: Splits, config: TrainConfig) -> tuple[Split, Split]:
