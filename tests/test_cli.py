@@ -19,7 +19,6 @@ from torchvision.datasets import CIFAR100
 
 from engine.evaluation.records import results_path
 from engine.evaluation.run import select_attacks
-from engine.training.run import command_for
 from engine.training.settings import resolve
 from methods import ALIASES, METHODS
 from models import build
@@ -142,12 +141,6 @@ def test_a_training_ends_with_the_command_that_evaluates_it(run, tmp_path, class
     assert {one["checkpoint"] for one in conditions} == {"best_PGD10_acc_model.pth", "last_epoch_model.pth"}
     assert {one["eps"] for one in conditions} == {8 / 3 / 255}
     assert {one["image_size"] for one in conditions} == {32}
-
-
-def test_in_the_repository_the_command_names_the_script_without_a_path(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    config = TrainConfig(dataset="Digits", gpu_id=1)
-    assert command_for(config, Path("runs/a"), 10) == "python main_eval.py --model_path runs/a --gpu_id 1"
 
 
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it(tmp_path):
