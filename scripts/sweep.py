@@ -114,9 +114,7 @@ class Sweep:
         gpu, before = self.gpus.get(), run.complete()
         if not before:
             logger.info("%s: started, log %s", run.title, run.log)
-        outcome = self._call(run.train + gpu, run.log, "failed")
-        if not outcome:  # also after a run that saved and stopped
-            outcome = SKIPPED if before else FINISHED if run.complete() else UNFINISHED
+        outcome = self._call(run.train + gpu, run.log, "failed") or (SKIPPED if before else FINISHED)
         if self.evaluates and outcome in (FINISHED, SKIPPED) and run.needs_evaluation():
             failure = self._call(run.evaluate + gpu, run.log, "evaluation failed")
             if not failure:
@@ -140,7 +138,7 @@ class Sweep:
         with self.lock:
             self.processes.remove(process)
         status = 128 - status if status < 0 else status
-        if status in (130, 143) or (status > 128 and self.received):
+        if status in (75, 130, 143) or (status > 128 and self.received):
             return UNFINISHED
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
         return f"{failed} (status {status}): {last} (log {log})" if status else None

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals"
 TIMEOUT = 300  # seconds
 
 # What a sweep sees of main.py: the run folder, a row per epoch, signals and exit statuses. Files in the working
-# directory control it: "hold" waits in epoch 2 for a signal, "stop" saves there and exits with status 0, "pair" waits
+# directory control it: "hold" waits in epoch 2 for a signal, "stop" saves there and exits with status 75, "pair" waits
 # until two runs are there, "fail" names a method that fails.
 FAKE_MAIN = f"""#!{sys.executable}
 import os, signal, sys, time
@@ -53,14 +53,14 @@ results = folder / "results.csv"
 rows = results.read_text().splitlines() if results.exists() else ["epoch"]
 for epoch in range(len(rows) - 1, int(flags["--epochs"])):
     if epoch == 1 and Path("stop").exists():
-        sys.exit(Path("stop").unlink())
+        sys.exit(Path("stop").unlink() or 75)
     if epoch == 1 and Path("hold").exists():
         (folder / "holds").touch()
         while not received:
             time.sleep(0.01)
         time.sleep(0.3)  # saving takes a while
         (folder / "saved").write_text(f"{{len(received)}} {{received[0]}}")
-        sys.exit({{signal.SIGTERM: 143, signal.SIGUSR1: 0}}[received[0]])
+        sys.exit({{signal.SIGTERM: 143, signal.SIGUSR1: 75}}[received[0]])
     if Path("pair").exists():
         Path(f"here-{{flags.get('--gpu_id')}}").touch()
         timeout = time.monotonic() + 20
@@ -217,7 +217,7 @@ def test_jobs_run_at_the_same_time_on_one_gpu_each_and_share_the_cores(workdir, 
     assert all(call.endswith("--threads 5") for call in calls(workdir, "main.py")[2:])
 
 
-def test_a_run_that_exits_with_status_0_before_its_end_is_not_finished(workdir, run):
+def test_a_run_that_saves_and_stops_is_not_finished(workdir, run):
     (workdir / "stop").touch()
     status, log = run("--seeds", "1 2", "--eval", "--attacks clean")
     assert status == 75 and "runs: 1 finished, 0 skipped (finished before), 0 failed, 1 left to do" in log
