@@ -236,7 +236,7 @@ BAD = [
     ("main_eval.py", "--dataset Digits", "--model_path: required"),
     ("main_eval.py", "--dataset Digits --model_path missing.pth", "missing.pth: "),
     ("main_eval.py", "--dataset Digits --model resnet18 --model_path net.pth", "net.pth: weights of another"),
-    ("main_eval.py", "--dataset Digits --model resnet18 --model_path named.pth", "holds a small_resnet"),
+    ("main_eval.py", "--dataset Digits --model resnet18 --model_path named.pth", "contains a small_resnet"),
     ("main_eval.py", f"{FOLDER} --data_root pair --model_path net2.pth", "AutoAttack needs 4"),
     ("main_eval_tinyimagenet.py", "--data_root nowhere --model_path net.pth", "no Tiny-ImageNet (no wnids.txt)"),
 ]

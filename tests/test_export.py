@@ -234,7 +234,7 @@ def test_networks_are_identified_by_their_keys(content, network, out, tmp_path):
 
 
 FLAGS = {
-    "--model resnet18: .* holds a small_resnet": {"model": "resnet18"},
+    "--model resnet18: .* contains a small_resnet": {"model": "resnet18"},
     "--model resnet81: unknown name; nearest: resnet18": {"model": "resnet81"},
     "--dataset CIFAR100: .* was trained on CIFAR10": {"dataset": "CIFAR100"},
     "--format onnx: unknown name": {"format": ("onnx",)},
@@ -256,11 +256,11 @@ def test_files_that_cannot_be_exported(network, out, tmp_path):
         "absent": (None, r"absent.pth: cannot be read \(No such file", {}),
         "unknown": ({"net": other}, "--model: ", {}),
         "named": ({"net": other}, "another network", {"model": "small_resnet", "dataset": "Folder"}),
-        "zoo": ({"net": other, "model": "robustbench:Doe2020"}, "zoo.pth: holds robustbench:Doe2020", {}),
+        "zoo": ({"net": other, "model": "robustbench:Doe2020"}, "zoo.pth: contains robustbench:Doe2020", {}),
         "flat": ({"bias": torch.rand(3)}, "flat.pth: has no linear classifier", {"model": "resnet18"}),
         "classes": (state, "--dataset CIFAR100: has 100 classes", {"dataset": "CIFAR100"}),
         "nan": (state | {"bn1.weight": torch.full((24,), float("nan"))}, "nan.pth: its logits are nan or inf", {}),
-        "evil": ({"net": state, "dataset": "../../evil"}, "evil.pth: states the unknown dataset", {}),
+        "evil": ({"net": state, "dataset": "../../evil"}, "evil.pth: names the unknown dataset", {}),
     }
     for name, (content, message, flags) in cases.items():
         if content:

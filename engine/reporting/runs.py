@@ -69,14 +69,14 @@ class Run(NamedTuple):
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Return all runs in the given run folders and trees of them, each once, sorted by path.
+    """Return all runs in the given folders, each once, sorted by path.
 
     Raises UserError for a path that is no folder.
     """
     paths = list(map(Path, paths))
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"{path}: no such folder; name run folders, or trees of them")
+            raise UserError(f"{path}: no such folder; name folders of runs")
     folders = {folder.resolve(): folder for path in paths for folder in _find_folders(path)}
     base = Path(os.path.commonpath([*(path.resolve() for path in paths), *folders]))
     names = {real: real.name if real == base else str(real.relative_to(base)) for real in folders}

@@ -116,7 +116,7 @@ def _check(options: argparse.Namespace) -> None:
     if not 0 < options.minutes < 1e4:
         raise UserError(f"--minutes {options.minutes:g}: must be a number above 0")
     if not options.out:
-        raise UserError("--out: needed; name the folder of the results")
+        raise UserError("--out: required; name the folder of the results")
     if options.scale == "full":
         for part in ("train", "test"):
             if not any(Path(options.data_root, part).glob("*/*.*")):
