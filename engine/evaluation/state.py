@@ -31,7 +31,7 @@ class State:
             raise UserError(f"--state {folder}: cannot be used ({error}); choose another folder") from error
         changes = [f"{key} {stored.get(key)} -> {new}" for key, new in conditions.items() if stored.get(key) != new]
         if changes:
-            raise UserError(f"--state {folder}: a state of another evaluation ({', '.join(changes)}); choose another folder")
+            raise UserError(f"--state {folder}: of another evaluation ({', '.join(changes)}); choose another folder")
 
     def load(self, title: str, batch: int, stage: int, size: int) -> tuple[Tensor, Tensor] | None:
         """Return predicted classes and stages, (``size``,) int64 each, as passed to :meth:`save`.
