@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
 from data import load
-from engine.checkpoint import BEST_PGD10
+from engine.checkpoint import BEST_PGD10, load_checkpoint, save_checkpoint
 from engine.evaluation.records import read_evaluations
 from engine.evaluation.run import run_evaluation
 from engine.reporting.runs import read_run
@@ -61,14 +61,14 @@ GRID = {
     "ADR": RATES,
     "DGAD": tuple(f"--distill_weight {scale:g} --ALP_beta {5 * scale:g}" for scale in (0.3, 1, 3)),
     "AdaAD": SCALES,
-    "IGDM": SCALES,
+    "IGDM": tuple(f"--igdm 1 {rate}" for rate in RATES),  # the official weight on CIFAR-10
 }
 BASE = "AT"  # every method is compared with it
 PIECES = {"AWP": "--awp 0.005", "IDBH-weak": "--augment idbh-weak"}
 TEACHER = ROOT / "models" / "pretrained" / "small_resnet_cifar10" / "model.safetensors"
 TRAIN, WEIGHTS = "train", ("ema", "raw")  # the steps of a run: a training, and an evaluation of each kind of weights
 ATTACKS = ("Clean", "PGD-20", "AutoAttack")
-RESULTS, PAGE, FIGURE = "results.json", "fair.md", "fair.png"
+RESULTS, PAGE, FIGURE, RAW = "results.json", "fair.md", "fair.png", "raw.pth"
 NONE = "-"
 
 
@@ -201,8 +201,8 @@ class Runner:
         """The flags of main.py or main_eval.py."""
         run, folder = step.run, self.work / step.run.folder
         if step.part != TRAIN:
-            path = find(folder, BEST_PGD10) or folder / BEST_PGD10
-            args = ["--model_path", str(path), "--weights", step.part, "--out", str(folder / step.part)]
+            path = find(folder, RAW if step.part == "raw" else BEST_PGD10) or folder
+            args = ["--model_path", str(path), "--out", str(folder / step.part)]
             return [*args, *self.setting.evaluation.split(), *self.shared]
         args = ["--method", run.method, *self.setting.training.split(), *run.flags.split(), "--seed", str(run.seed)]
         if run.method in WITH_TEACHER:
@@ -269,9 +269,16 @@ def execute(part: str, args: list[str], log: Path) -> None:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     if part == TRAIN:
-        run_command(lambda: train(*parse(TrainConfig, args, description="", choices={})))
+        run_command(lambda: _train(args))
     else:
         run_command(lambda: run_evaluation(parse(EvalConfig, args, description="", choices={}).config))
+
+
+def _train(args: list[str]) -> None:
+    """Train, and write the raw weights of the best checkpoint as a checkpoint."""
+    folder = train(*parse(TrainConfig, args, description="", choices={}))
+    best = load_checkpoint(folder / BEST_PGD10)
+    save_checkpoint(folder / RAW, {**best, "net": best["net_raw"]})
 
 
 def read_results(folder: Path) -> dict[str, dict]:
