@@ -46,7 +46,7 @@ from utils.errors import UserError
 from utils.files import read_json, write_text
 from utils.flags import parse, parser_for
 from utils.log import logger
-from utils.plots import name_points, save_figure
+from utils.plots import save_figure
 from utils.tables import markdown_table
 from utils.versions import versions
 
@@ -317,7 +317,7 @@ def evidence(arguments: Sequence[str]) -> None:
     succeeded = bool(options.table) or carry_out(study, options, flags)
     if not options.list:
         write_text(folder / PAGE, page(study))
-        save_figure(tradeoff(study), folder / FIGURE)
+        save_figure(draw(study), folder / FIGURE)
         logger.info("%s, %s", folder / PAGE, folder / FIGURE)
     if not succeeded:
         sys.exit(1)
@@ -404,25 +404,23 @@ def _cell(values: Sequence[float]) -> str:
     return f"{mean(values):.2f}{errors}" if values else NONE
 
 
-def tradeoff(study: Study) -> Figure:
-    """Robust against clean accuracy with two standard errors: averaged weights filled, raw ones empty."""
-    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    points, names, attack = [], [], ATTACKS[-1]
+def draw(study: Study) -> Figure:
+    """Accuracy of each row with two standard errors, one panel per attack: averaged weights filled, raw ones empty."""
     rows = study.rows()
-    for number, (title, runs) in enumerate(rows.items()):
-        color = plt.colormaps["turbo"]((number + 0.5) / len(rows))
-        for weights, fill in zip(WEIGHTS, (color, "white"), strict=True):
-            values = [accuracies(study, runs, weights, name) for name in (ATTACKS[0], attack)]
-            if all(values):
-                xerr, yerr = (two_errors(one) if len(one) > 1 else 0 for one in values)
-                look = {"fmt": "o", "color": color, "markerfacecolor": fill, "elinewidth": 0.8, "capsize": 2}
-                points.append(tuple(map(mean, values)))
-                names.append(title if weights == WEIGHTS[0] else "")
-                axes.errorbar(*points[-1], xerr=xerr, yerr=yerr, **look)
-    axes.set(xlabel="clean accuracy (%)", ylabel=f"accuracy under {attack} (%)", title="filled: averaged, empty: raw")
-    axes.margins(0.12)
-    axes.grid(alpha=0.3)
-    name_points(axes, points, names) if points else None
+    size = (10, 0.35 * len(rows) + 1.3)
+    figure, axes = plt.subplots(1, len(ATTACKS), figsize=size, sharey=True, layout="constrained")
+    for axis, attack in zip(axes, ATTACKS, strict=True):
+        for weights, shift, fill in (("ema", -0.12, "C0"), ("raw", 0.12, "white")):
+            for number, runs in enumerate(rows.values()):
+                if values := accuracies(study, runs, weights, attack):
+                    look = {"fmt": "o", "color": "C0", "markerfacecolor": fill, "elinewidth": 0.8, "capsize": 2}
+                    error = two_errors(values) if len(values) > 1 else 0
+                    axis.errorbar(mean(values), number + shift, xerr=error, **look)
+        axis.set_xlabel(f"{attack} (%)")
+        axis.grid(alpha=0.3)
+    axes[0].set_yticks(range(len(rows)), rows)
+    axes[0].invert_yaxis()
+    figure.suptitle("filled: averaged weights, empty: raw weights", fontsize="medium")
     return figure
 
 
