@@ -211,6 +211,16 @@ class TrainConfig(CommonConfig):
         group=TRAINING,
         check=within(0, 0.99999),
     )
+    awp: float | None = flag(
+        None,
+        "adversarial weight perturbation: take each gradient at weights moved by X of their layer's norm\n"
+        "(Wu et al.: 0.01 with AT, 0.005 with TRADES)",
+        group=TRAINING,
+        check=within(0, 0.1),
+    )
+    awp_warmup: int = flag(
+        1, "first epoch with --awp (Wu et al.: 1 with AT, 10 with TRADES)", group=TRAINING, check=at_least(1)
+    )
     eval_every: int = flag(
         1, "validate every N epochs and after the last one (papers: every epoch)", group=TRAINING, check=at_least(1)
     )

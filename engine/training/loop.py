@@ -137,7 +137,9 @@ class TrainingLoop:
         self.last_save = time.monotonic()
 
     def _new_metrics(self, state: dict | None = None) -> EpochMetrics:
-        return EpochMetrics(self.batches.device, self.processes, state, teacher=self.config.log_reliability)
+        return EpochMetrics(
+            self.batches.device, self.processes, state, teacher=self.config.log_reliability, parts=self.trainer.parts
+        )
 
     def _require_finite(self, epoch: int, *losses: float | None) -> None:
         weights = all(value.isfinite().all() for value in self.trainer.student.parameters())

@@ -30,6 +30,7 @@ from engine.training.settings import log_config, resolve
 from engine.training.signals import Signals
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
+from engine.training.weight_perturbation import WeightPerturbation
 from methods import METHODS, WITHOUT_TEACHER
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -197,6 +198,7 @@ def _make_loop(
         processes=compute.processes,
         sync_bn=config.sync_bn,
         average=Ema(student, config.ema) if config.ema else None,
+        perturbation=WeightPerturbation(student, config.awp, config.awp_warmup - 1) if config.awp else None,
     )
     if state:
         compute.processes.on_all_ranks(lambda: folder.require_same_data(state, metadata))
