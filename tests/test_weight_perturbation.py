@@ -136,5 +136,5 @@ def test_the_state_of_a_method_changes_once():
 
 
 def test_a_gamma_far_above_the_published_ones_is_refused():
-    with pytest.raises(UserError, match="--awp 0.5: must be above 0 and at most 0.1"):
+    with pytest.raises(UserError, match=r"--awp 0\.5: must be above 0 and at most 0.1"):
         TrainConfig(awp=0.5)

@@ -15,7 +15,7 @@ from engine.fast.frozen import AutocastModel, FoldedModel, FrozenModel
 from engine.fast.graphs import GraphedPGD
 from engine.fast.precision import PLAIN, Arithmetic
 from engine.sync_batchnorm import convert_sync_batchnorm
-from engine.training.averaging import Ema
+from engine.training.averaging import WeightAverage
 from engine.training.weight_perturbation import Recording, WeightPerturbation
 from methods.losses import Step, concatenate
 from utils.errors import UserError
@@ -38,7 +38,7 @@ class Trainer:
         processes: Ranks that share each batch. Each draws the noise of the whole batch, so results do not depend on
             their number; attacks need no communication.
         sync_bn: In train mode, normalize over the whole batch instead of each rank's share.
-        average: Of the student's weights, updated after each step.
+        average: Of the student's weights; it is validated and saved in place of them.
         perturbation: Perturbs the weights at which the gradient is taken; the method is then called twice, and the
             second call gets the adversarial images of the first.
         clip_grad: Largest norm of the gradient of all parameters together.
@@ -60,7 +60,7 @@ class Trainer:
         arithmetic: Arithmetic = PLAIN,
         processes: Processes = SINGLE_PROCESS,
         sync_bn: bool = True,
-        average: Ema | None = None,
+        average: WeightAverage | None = None,
         perturbation: WeightPerturbation | None = None,
         clip_grad: float | None = None,
         parts: int = 1,
@@ -114,7 +114,7 @@ class Trainer:
         if self.processes.count > 1 and not self.sync_switch:
             self.processes.broadcast(self.student.buffers())  # else every rank would attack with its own statistics
         if self.average:
-            self.average.update()
+            self.average.after_step()
         return result
 
     def _backward(self, student, attacks: list, x: Tensor, y: Tensor, epoch: int, shards: list[Shard]) -> Step:
