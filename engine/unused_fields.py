@@ -7,12 +7,8 @@ from utils.config import METHOD, TrainConfig
 
 TEACHER = {"teacher_model", "teacher_path", "no_teacher_check"}
 SECOND_TEACHER = {"std_teacher_model", "std_teacher_path"}
-INNER_ATTACK = {
-    "step_size",
-    "num_steps",
-    "attack_bn",
-    "epsilon_ramp",
-}  # epsilon is also the radius of the validation's PGD-10
+# Without epsilon, which is also the radius of the validation's PGD-10.
+INNER_ATTACK = {"step_size", "num_steps", "attack_bn", "epsilon_ramp"}
 
 
 def unused_fields(config: TrainConfig) -> set[str]:

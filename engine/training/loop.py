@@ -67,13 +67,14 @@ class TrainingLoop:
 
     def _run_epoch(self, epoch: int, metrics: EpochMetrics) -> None:
         """Train, validate and save one epoch (from 0); ``metrics`` holds its batches of an earlier process, if any."""
-        start, images, lr = time.monotonic(), metrics.images, learning_rate(epoch, self.config)
+        start, images, per_step = time.monotonic(), metrics.images, self.config.lr_schedule in PER_STEP
+        lr = learning_rate(epoch + per_step, self.config)  # of the last step
         self.trainer.set_learning_rate(lr)
         self.trainer.radius_scale = epsilon_scale(epoch, self.config)
         for x, y in self._training_batches(epoch, metrics.batches):
-            if self.config.lr_schedule in PER_STEP:
-                lr = learning_rate(epoch + (metrics.batches + 1) / len(self.batches), self.config)
-                self.trainer.set_learning_rate(lr)
+            if per_step:
+                done = (metrics.batches + 1) / len(self.batches)
+                self.trainer.set_learning_rate(learning_rate(epoch + done, self.config))
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
         if self.trainer.average:

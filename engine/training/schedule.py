@@ -30,7 +30,7 @@ def constant(epoch: int, epochs: int, lr_max: float, milestones: Sequence[int]) 
 
 
 def onecycle(epoch: float, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:
-    """From ``lr_max / 25`` by half a cosine to ``lr_max`` in the first 2.5 % of the epochs, then to ``lr_max / 250000``.
+    """Half a cosine from ``lr_max / 25`` to ``lr_max`` in the first 2.5 % of the epochs, one to ``lr_max / 250000``.
 
     ``OneCycleLR`` of PyTorch, one step per epoch, as Wang et al. (ICML 2023) use it; but the momentum is constant.
     """
