@@ -161,7 +161,8 @@ def _with_milestones(config: TrainConfig, state: dict | None) -> TrainConfig:
 def _training_and_validation(splits: Splits, config: TrainConfig) -> tuple[Split, Split]:
     """Images to train on, and images that choose the best checkpoint."""
     if config.val_size:
-        training, validation = hold_out(splits.train, config.val_size, config.seed)
+        # The same for every --seed, so that a teacher trained with --val_size has not seen its student's images.
+        training, validation = hold_out(splits.train, config.val_size, TEST_SUBSET_SEED)
     else:
         training, validation = splits.train, _test_images(splits, config)
     return subset(training, config.limit_train, config.seed), validation
