@@ -8,16 +8,17 @@ import torch
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import download_and_extract_archive
 
+from data.cache import ReadOptions
 from data.splits import Split, Splits, check_image_size
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-def load(dataset: type[CIFAR10], root: Path | None, image_size: int | None, workers: int) -> Splits:
+def load(dataset: type[CIFAR10], root: Path | None, image_size: int | None, options: ReadOptions) -> Splits:
     """Read torchvision's ``dataset`` from ``root`` (default ``datasets/``): 50,000 + 10,000 images, 3x32x32.
 
-    ``root`` may also be the extracted folder itself. Nothing is downloaded if its files are complete. ``workers`` is
+    ``root`` may also be the extracted folder itself. Nothing is downloaded if its files are complete. ``options`` are
     not used: the files hold decoded pixels. Raises UserError for another ``image_size`` and for a failed download.
     """
     check_image_size(dataset.__name__, 32, image_size)

@@ -40,6 +40,17 @@ class CommonConfig:
         4,
         "threads that decode image files; decoded images are cached",
         group=DATA,
+        check=between(1, 256),
+        affects_result=False,
+    )
+    cache_dir: str | None = flag(
+        None, "folder of the decoded images; default: .decoded/ in --data_root", group=DATA, affects_result=False
+    )
+    skip_damaged: bool = flag(False, "leave out image files that cannot be read", group=DATA, affects_result=False)
+    max_pixels: int | None = flag(
+        None,
+        "refuse image files of more than N pixels (decompression bombs); default: Pillow's limit, 178956970",
+        group=DATA,
         check=at_least(1),
         affects_result=False,
     )

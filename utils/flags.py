@@ -18,6 +18,8 @@ from utils.versions import project_version
 
 _METAVAR = {int: "N", float: "X"}
 
+SKIPPED = "skipped_images"  # in a run's config.json: the number of images that --skip_damaged left out
+
 Check = Callable[[Any], str | None]  # value -> error message, or None if the value is valid
 
 
@@ -142,6 +144,7 @@ def read_config(config_class: type, path: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a JSON object of flags and values"
         raise UserError(f"--config {path}: {reason}") from error
+    content.pop(SKIPPED, None)
     hints, values = typing.get_type_hints(config_class), {}
     specs = {spec.name: spec for spec in fields(config_class)}
     if unknown := [key for key in content if key not in specs]:

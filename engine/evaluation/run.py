@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.suite import PROTOCOLS, Attack, Setting
-from data import TEST_SUBSET_SEED, Split, Splits, dataset_name, fingerprint, load, subset
+from data import TEST_SUBSET_SEED, Split, Splits, dataset_name, decode_files, fingerprint, load_configured, subset
 from data.loader import Batches
 from engine.accuracy import predict
 from engine.checkpoint import BEST_PGD10, LAST
@@ -18,7 +18,7 @@ from engine.distributed import EVALUATION_TIMEOUT, Processes, destroy, init, loc
 from engine.evaluation.evaluate import choose_attacks, choose_precision, run_attacks
 from engine.evaluation.figures import draw_adversarial_examples, draw_confusions, draw_radii
 from engine.evaluation.records import Record, results_folder, sha256, worst_case
-from engine.evaluation.sanity import sanity_check, warn_of_constant_prediction, warn_of_masking
+from engine.evaluation.sanity import sanity_check, warn_of_chance_level, warn_of_constant_prediction, warn_of_masking
 from engine.evaluation.state import State
 from engine.evaluation.targets import EvalTarget, find_targets, infer_dataset, load_other_network, warn_of_epsilon
 from utils.config import EvalConfig
@@ -65,8 +65,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     warn_of_epsilon(paths, config.eps)
     use_full_precision()
     seed_everything(config.seed)
-    read = partial(load, config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
-    splits = processes.rank0_first(read)
+    splits, images = processes.rank0_first(lambda: _read(config))
     keys = select_attacks(config, len(splits.classes))
     natural = load_other_network(config.natural_path, None, "--natural_path", config, splits, device)
     setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge)
@@ -75,12 +74,16 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     setting = setting._replace(surrogate=surrogate, surrogate_name=config.surrogate_path)
     protocol = PROTOCOLS[config.protocol](setting)
     attacks = {key: protocol[key] for key in keys}
-    images = subset(splits.test, config.limit_test, TEST_SUBSET_SEED)
     for target in targets:
         target.load(config, splits)  # reports a bad file before the first attack
     evaluations = [Evaluation(target, attacks, images, splits.classes, config) for target in targets]
     results = {each.target.path: each.run(device, processes, splits, natural) for each in evaluations}
     logger.info("\n%s", comparison(results))
+
+
+def _read(config: EvalConfig) -> tuple[Splits, Split]:
+    splits = load_configured(config)
+    return splits, *decode_files(subset(splits.test, config.limit_test, TEST_SUBSET_SEED))
 
 
 class Evaluation:
@@ -122,6 +125,8 @@ class Evaluation:
         self.record.write_tables()
         pgd, check = self.attacks.get("pgd"), None
         constant = warn_of_constant_prediction(predicted["clean"], self.classes)
+        if not constant:
+            warn_of_chance_level(predicted["clean"], images.labels, self.classes)
         if pgd and not constant:
             check = sanity_check(network, images, config.eps, device, batch_size=config.bs)
         warn_of_masking(self.record, config.eps, check)

@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.libraries import AUTOATTACK_CLASSES
 from attacks.suite import PROTOCOLS, Setting
-from data import TEST_SUBSET_SEED, Split, Splits, fingerprint, hold_out, load, subset
+from data import TEST_SUBSET_SEED, Split, Splits, decode_files, fingerprint, hold_out, load_configured, subset
 from data.loader import Batches
 from engine.checkpoint import BEST_PGD10
 from engine.device import choose_device
@@ -84,18 +83,16 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
     folder = RunFolder(config, teacher=teacher, writes=processes.is_rank0)
     state = processes.on_rank0(folder.last_state)
-    read = partial(load, config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
     if state and state["epochs"] >= config.epochs:
         logger.info("%s: all %d epochs are done", folder.path, state["epochs"])
         if folder.writes and not (folder.path / CURVES).exists():
             folder.restore(state)
-            _finalize(config, read(), folder, compute)
+            _finalize(config, load_configured(config), folder, compute)
         logger.info("evaluate: %s", command_for(config, folder.path, len(state["classes"])))
         return folder.path
     folder.config = config = _with_milestones(config, state)
     files = processes.on_all_ranks(lambda: find_teachers(config))
-    splits = processes.rank0_first(read)
-    images = _training_and_validation(splits, config)
+    splits, images = processes.rank0_first(lambda: _read(config, folder))
     seed_everything(config.seed)
     networks = processes.on_all_ranks(
         lambda: (
@@ -156,6 +153,15 @@ def _with_milestones(config: TrainConfig, state: dict | None) -> TrainConfig:
         message = "WARNING: the milestones stay %s, as at the first start; a new run with --epochs %d would use %s"
         logger.warning(message, old, config.epochs, new)
     return replace(config, milestones=milestones)
+
+
+def _read(config: TrainConfig, folder: RunFolder) -> tuple[Splits, list[Split]]:
+    """The dataset, and its training and validation images, which are decoded."""
+    splits = load_configured(config)
+    chosen = _training_and_validation(splits, config)
+    images = decode_files(*chosen)
+    folder.skipped_images = sum(len(part.labels) for part in chosen) - sum(len(part.labels) for part in images)
+    return splits, images
 
 
 def _training_and_validation(splits: Splits, config: TrainConfig) -> tuple[Split, Split]:
@@ -259,6 +265,7 @@ def _finalize(config: TrainConfig, splits: Splits, folder: RunFolder, compute: C
     if config.val_size and best.exists():
         network = make_network(config.model, str(best), config.dataset, splits).to(compute.device)
         rank0_only = compute._replace(processes=SINGLE_PROCESS)
-        clean, robust = _make_validator(network, _test_images(splits, config), config, rank0_only)()
+        (images,) = decode_files(_test_images(splits, config))
+        clean, robust = _make_validator(network, images, config, rank0_only)()
         logger.info("%s on the test images: clean %.2f %%, PGD-10 %.2f %%", best.name, clean.accuracy, robust.accuracy)
     folder.draw()

@@ -18,7 +18,7 @@ from engine.unused_fields import unused_fields
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.files import PARTIAL, require_writable, write_text
-from utils.flags import spelling
+from utils.flags import SKIPPED, spelling
 from utils.log import logger
 from utils.plots import save_curves, save_reliability
 from utils.tables import read_csv, write_csv
@@ -53,7 +53,7 @@ class RunFolder:
     """
 
     def __init__(self, config: TrainConfig, *, teacher: str | None, writes: bool = True):
-        self.config, self.writes = config, writes
+        self.config, self.writes, self.skipped_images = config, writes, 0
         parts = [config.model, teacher and f"from_{teacher}", config.method != "Natural" and f"eps{config.epsilon:g}"]
         name = "_".join(filter(None, [*parts, f"seed{config.seed}", config.desc_str]))
         name = name.replace(os.sep, "-").replace(":", "-")
@@ -137,7 +137,8 @@ class RunFolder:
             for newer in self._states():  # could not be read
                 if state is None or _progress(newer) > (state["epochs"], state["metrics"]["batches"]):
                     newer.rename(newer.with_suffix(".bad"))
-            write_text(self.path / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
+            content = asdict(self.config) | ({SKIPPED: self.skipped_images} if self.config.skip_damaged else {})
+            write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
         self.loggers.open(self.path, self._table())
 
     def close(self) -> None:
