@@ -1,4 +1,4 @@
-"""Settings that a method does not use."""
+"""Settings that a method, or another setting, does not use."""
 
 from dataclasses import fields
 
@@ -17,3 +17,18 @@ def unused_fields(config: TrainConfig) -> set[str]:
     unused |= TEACHER if config.method in WITHOUT_TEACHER else set()
     unused |= SECOND_TEACHER if config.method not in WITH_TWO_TEACHERS else set()
     return unused | (INNER_ATTACK if config.method in WITHOUT_ATTACK else set())
+
+
+def ignored_fields(config: TrainConfig) -> dict[str, str]:
+    """Return the names of the fields that have no effect, each with the method or the flag that ignores it."""
+    ignored = dict.fromkeys(unused_fields(config), config.method)
+    for field, flag, used in (
+        ("momentum", f"--optim {config.optim}", config.optim == "SGD"),
+        ("milestones", f"--lr_schedule {config.lr_schedule}", config.lr_schedule == "piecewise"),
+        ("warmup_lr_epochs", "training without --warmup_lr", config.warmup_lr),
+        ("alp_beta", f"--alp {config.alp}", config.alp == "on"),
+        ("gpu_id", f"--device {config.device}", config.device in ("auto", "cuda")),
+    ):
+        if not used:
+            ignored.setdefault(field, flag)
+    return ignored

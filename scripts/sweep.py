@@ -157,7 +157,7 @@ class Sweep:
         with self.lock:
             self.processes.remove(process)
         status = 128 - status if status < 0 else status
-        if status in (130, 143) or (status > 128 and self.received):
+        if status in (75, 130, 143) or (status > 128 and self.received):
             return UNFINISHED
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
         return f"{failed} (status {status}): {last} (log {log})" if status else None

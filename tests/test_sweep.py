@@ -57,7 +57,7 @@ for epoch in range(len(rows) - 1, int(flags["--epochs"])):
             time.sleep(0.01)
         time.sleep(0.3)  # saving takes a while
         (folder / "saved").write_text(f"{{len(received)}} {{received[0]}}")
-        sys.exit({{signal.SIGTERM: 143, signal.SIGUSR1: 0}}[received[0]])
+        sys.exit({{signal.SIGTERM: 143, signal.SIGUSR1: 75}}[received[0]])
     if Path("pair").exists():
         Path(f"here-{{flags.get('--gpu_id')}}").touch()
         timeout = time.monotonic() + 20

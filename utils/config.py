@@ -23,7 +23,9 @@ DATA, RUN, NETWORKS, METHOD, ATTACK, TRAINING, EVALUATION = (
 class CommonConfig:
     """Settings that training and evaluation share."""
 
-    data_root: str | None = flag(None, "folder of the dataset; default: datasets/", group=DATA, affects_result=False)
+    data_root: str | None = flag(
+        None, "folder of the dataset; default: datasets/", group=DATA, metavar="DIR", affects_result=False
+    )
     image_size: int | None = flag(
         None,
         "height and width of the images in pixels; Folder and Digits are resized and center-cropped to it",
@@ -48,6 +50,7 @@ class CommonConfig:
         "auto",
         "auto, cpu, cuda or cuda:N; auto uses GPU --gpu_id if there is one",
         group=RUN,
+        metavar="DEVICE",
         affects_result=False,
     )
     gpu_id: int = flag(0, "index of the GPU", group=RUN, check=at_least(0), affects_result=False)
@@ -76,18 +79,22 @@ class TrainConfig(CommonConfig):
     )
 
     model: str = flag("resnet18", "student; robustbench:NAME starts from a published network", group=NETWORKS)
-    model_path: str = flag("", "initialize the student from this checkpoint", group=NETWORKS)
+    model_path: str = flag(
+        "", "initialize the student from this checkpoint", group=NETWORKS, metavar="FILE", affects_result=False
+    )
     teacher_model: str = flag("wideresnet34_10", "teacher (official CIFAR-10 command)", group=NETWORKS)
     teacher_path: str | None = flag(
         None,
         "checkpoint of the teacher; default: its path in the official codes, teacher_models/...",
         group=NETWORKS,
+        metavar="FILE",
         affects_result=False,
     )
     no_teacher_check: bool = flag(
         False,
         "accept a teacher whose clean accuracy on 256 test images is below twice the chance level",
         group=NETWORKS,
+        affects_result=False,
     )
     std_teacher_model: str = flag(
         "resnet18", "naturally trained second teacher of AKD2 and IAD-II (official: always resnet18)", group=NETWORKS
@@ -96,6 +103,7 @@ class TrainConfig(CommonConfig):
         None,
         "checkpoint of the second teacher; required by AKD2 and IAD-II",
         group=NETWORKS,
+        metavar="FILE",
         affects_result=False,
     )
 
@@ -118,7 +126,7 @@ class TrainConfig(CommonConfig):
         "AdaAD: weight of the adversarial term, 1 - X of the clean one (official)",
         name="AdaAD_alpha",
         group=METHOD,
-        check=at_least(0),
+        check=between(0, 1),
     )
     kl_weight: float | None = flag(
         None,
@@ -138,7 +146,7 @@ class TrainConfig(CommonConfig):
         "ARD, IAD-I, AdaIAD: weight of the distillation terms, 1 - X of the cross entropy (official)",
         name="IAD_alpha",
         group=METHOD,
-        check=at_least(0),
+        check=between(0, 1),
     )
     iad_beta: float = flag(
         0.1,
@@ -156,10 +164,10 @@ class TrainConfig(CommonConfig):
         check=at_least(0),
     )
     robust_weight: float = flag(
-        0.5, "AKD2, IAD-II: weight of the robust teacher (IAD code)", group=METHOD, check=at_least(0)
+        0.5, "AKD2, IAD-II: weight of the robust teacher (IAD code)", group=METHOD, check=between(0, 1)
     )
     std_weight: float = flag(
-        0.25, "AKD2, IAD-II: weight of the standard teacher (IAD code)", group=METHOD, check=at_least(0)
+        0.25, "AKD2, IAD-II: weight of the standard teacher (IAD code)", group=METHOD, check=between(0, 1)
     )
     trades_beta: float = flag(6.0, "TRADES: weight of the robust term (paper)", group=METHOD, check=at_least(0))
     mart_beta: float = flag(5.0, "MART: weight of the robust term (paper: lambda)", group=METHOD, check=at_least(0))
@@ -200,7 +208,7 @@ class TrainConfig(CommonConfig):
         group=TRAINING,
         check=increasing,
     )
-    momentum: float = flag(0.9, "SGD momentum (papers)", group=TRAINING, check=at_least(0))
+    momentum: float = flag(0.9, "SGD momentum (papers)", group=TRAINING, check=between(0, 0.999))
     weight_decay: float = flag(5e-4, "weight decay (official DGAD)", group=TRAINING, check=at_least(0))
     warmup_lr: bool = flag(False, "increase the learning rate linearly from 0.001 in the first epochs", group=TRAINING)
     warmup_lr_epochs: int = flag(15, "epochs of --warmup_lr (official)", group=TRAINING, check=at_least(1))
@@ -228,7 +236,9 @@ class TrainConfig(CommonConfig):
         group=RUN,
         affects_result=False,
     )
-    root_path: str = flag("tuned_models", "folder of all runs (official)", group=RUN, affects_result=False)
+    root_path: str = flag(
+        "tuned_models", "folder of all runs (official)", group=RUN, metavar="DIR", affects_result=False
+    )
     desc_str: str = flag("", "suffix of the run's folder name (official)", group=RUN, affects_result=False)
     resume: bool = flag(
         False,
@@ -274,19 +284,24 @@ class EvalConfig(CommonConfig):
     """Evaluation of a saved checkpoint (``main_eval.py``)."""
 
     model_path: tuple[str, ...] = flag(
-        (), "checkpoints or folders; of a run's folder its best PGD-10 and its last checkpoint", group=NETWORKS
+        (),
+        "checkpoints or folders; of a run's folder its best PGD-10 and its last checkpoint",
+        group=NETWORKS,
+        metavar="PATH",
     )
     model: str | None = flag(
         None,
         "network of the checkpoint, if the file does not name it; or robustbench:NAME without a file",
         group=NETWORKS,
     )
-    surrogate_path: str = flag("", "blackbox: checkpoint of the surrogate for transfer attacks", group=NETWORKS)
+    surrogate_path: str = flag(
+        "", "blackbox: checkpoint of the surrogate for transfer attacks", group=NETWORKS, metavar="FILE"
+    )
     surrogate_model: str | None = flag(
         None, "blackbox: network of --surrogate_path, if the file does not name it", group=NETWORKS
     )
     natural_path: str = flag(
-        "", "checkpoint of a naturally trained network to compare with in attacks.png", group=NETWORKS
+        "", "checkpoint of a naturally trained network to compare with in attacks.png", group=NETWORKS, metavar="FILE"
     )
 
     dataset: str | None = flag(
@@ -341,9 +356,12 @@ class EvalConfig(CommonConfig):
         group=RUN,
     )
     state: str = flag(
-        "", "folder for finished parts of this evaluation; the same command continues from them", group=RUN
+        "",
+        "folder for finished parts of this evaluation; the same command continues from them",
+        group=RUN,
+        metavar="DIR",
     )
-    out: str = flag("", "folder for results and plots; default: beside each checkpoint", group=RUN)
+    out: str = flag("", "folder for results and plots; default: beside each checkpoint", group=RUN, metavar="DIR")
     pictures: bool = flag(
         True, "draw attacks.png, examples.png and confusion.png if pgd is among the attacks", group=RUN
     )

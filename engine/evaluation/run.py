@@ -23,6 +23,7 @@ from engine.evaluation.state import State
 from engine.evaluation.targets import EvalTarget, find_targets, infer_dataset, load_other_network, warn_of_epsilon
 from utils.config import EvalConfig
 from utils.errors import UserError
+from utils.files import WriteError
 from utils.log import logger
 from utils.seed import seed_everything
 from utils.tables import text_table
@@ -46,6 +47,12 @@ def run_evaluation(config: EvalConfig) -> None:
         raise UserError(
             f"--bs {config.bs}: CUDA out of memory; reduce --bs (with --state DIR the same command continues from "
             "finished stages)"
+        ) from error
+    except WriteError as error:
+        again = "continues from --state" if config.state else "repeats them (with --state DIR it would continue)"
+        raise UserError(
+            f"{error.filename}: cannot be written ({error.strerror}); attacks finished before are in eval.json, and the "
+            f"same command {again} after the cause is removed; --out DIR writes to another folder"
         ) from error
     finally:
         destroy()
