@@ -231,8 +231,8 @@ class TrainConfig(CommonConfig):
     )
     compile: Literal["auto", "off", "on", "graphs"] = flag(
         "auto",
-        "how the attack runs its networks; on: torch.compile; graphs: the whole PGD loop as one CUDA graph;\n"
-        "auto: torch.compile on a GPU with Triton, else off",
+        "how the attack runs its networks; on: torch.compile; graphs: the PGD loop as one CUDA graph of compiled\n"
+        "networks; auto: graphs on a GPU, else off",
         group=RUN,
         affects_result=False,
     )
