@@ -14,7 +14,7 @@ from utils.config import METHOD, TrainConfig
 from utils.flags import parse
 
 # Another value for each type of a field.
-OTHER = {bool: lambda value: not value, float: lambda value: value + 0.5, str: lambda value: "off"}
+OTHER = {bool: lambda value: not value, float: lambda value: value / 2 + 0.125, str: lambda value: "off"}
 
 
 def altered(value):
@@ -79,6 +79,9 @@ def test_settings_that_prevent_a_part_of_the_training_are_warnings(args):
         ("--method Natural --step_size 1 --no-els", "--num_steps, --step_size, --els"),
         ("--method TRADES --trades_beta 2", None),
         ("--method TRADES --recipe paper", None),
+        ("--method AT --optim Adam --momentum 0.5", "--momentum"),
+        ("--method AT --lr_schedule cosine --milestones 1", "--milestones"),
+        ("--method AT --warmup_lr_epochs 2", "--warmup_lr_epochs"),
     ],
 )
 def test_a_run_logs_flags_that_its_method_ignores_and_warnings(train, tmp_path, args, ignored):

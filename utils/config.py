@@ -23,9 +23,7 @@ DATA, RUN, NETWORKS, METHOD, ATTACK, TRAINING, EVALUATION = (
 class CommonConfig:
     """Settings that training and evaluation share."""
 
-    data_root: str | None = flag(
-        None, "folder of the dataset; default: datasets/", group=DATA, metavar="DIR", affects_result=False
-    )
+    data_root: str | None = flag(None, "folder of the dataset; default: datasets/", group=DATA, affects_result=False)
     image_size: int | None = flag(
         None,
         "height and width of the images in pixels; Folder and Digits are resized and center-cropped to it",
@@ -50,7 +48,6 @@ class CommonConfig:
         "auto",
         "auto, cpu, cuda or cuda:N; auto uses GPU --gpu_id if there is one",
         group=RUN,
-        metavar="DEVICE",
         affects_result=False,
     )
     gpu_id: int = flag(0, "index of the GPU", group=RUN, check=at_least(0), affects_result=False)
@@ -79,15 +76,12 @@ class TrainConfig(CommonConfig):
     )
 
     model: str = flag("resnet18", "student; robustbench:NAME starts from a published network", group=NETWORKS)
-    model_path: str = flag(
-        "", "initialize the student from this checkpoint", group=NETWORKS, metavar="FILE", affects_result=False
-    )
+    model_path: str = flag("", "initialize the student from this checkpoint", group=NETWORKS, affects_result=False)
     teacher_model: str = flag("wideresnet34_10", "teacher (official CIFAR-10 command)", group=NETWORKS)
     teacher_path: str | None = flag(
         None,
         "checkpoint of the teacher; default: its path in the official codes, teacher_models/...",
         group=NETWORKS,
-        metavar="FILE",
         affects_result=False,
     )
     no_teacher_check: bool = flag(
@@ -103,7 +97,6 @@ class TrainConfig(CommonConfig):
         None,
         "checkpoint of the second teacher; required by AKD2 and IAD-II",
         group=NETWORKS,
-        metavar="FILE",
         affects_result=False,
     )
 
@@ -236,9 +229,7 @@ class TrainConfig(CommonConfig):
         group=RUN,
         affects_result=False,
     )
-    root_path: str = flag(
-        "tuned_models", "folder of all runs (official)", group=RUN, metavar="DIR", affects_result=False
-    )
+    root_path: str = flag("tuned_models", "folder of all runs (official)", group=RUN, affects_result=False)
     desc_str: str = flag("", "suffix of the run's folder name (official)", group=RUN, affects_result=False)
     resume: bool = flag(
         False,
@@ -284,24 +275,19 @@ class EvalConfig(CommonConfig):
     """Evaluation of a saved checkpoint (``main_eval.py``)."""
 
     model_path: tuple[str, ...] = flag(
-        (),
-        "checkpoints or folders; of a run's folder its best PGD-10 and its last checkpoint",
-        group=NETWORKS,
-        metavar="PATH",
+        (), "checkpoints or folders; of a run's folder its best PGD-10 and its last checkpoint", group=NETWORKS
     )
     model: str | None = flag(
         None,
         "network of the checkpoint, if the file does not name it; or robustbench:NAME without a file",
         group=NETWORKS,
     )
-    surrogate_path: str = flag(
-        "", "blackbox: checkpoint of the surrogate for transfer attacks", group=NETWORKS, metavar="FILE"
-    )
+    surrogate_path: str = flag("", "blackbox: checkpoint of the surrogate for transfer attacks", group=NETWORKS)
     surrogate_model: str | None = flag(
         None, "blackbox: network of --surrogate_path, if the file does not name it", group=NETWORKS
     )
     natural_path: str = flag(
-        "", "checkpoint of a naturally trained network to compare with in attacks.png", group=NETWORKS, metavar="FILE"
+        "", "checkpoint of a naturally trained network to compare with in attacks.png", group=NETWORKS
     )
 
     dataset: str | None = flag(
@@ -356,12 +342,9 @@ class EvalConfig(CommonConfig):
         group=RUN,
     )
     state: str = flag(
-        "",
-        "folder for finished parts of this evaluation; the same command continues from them",
-        group=RUN,
-        metavar="DIR",
+        "", "folder for finished parts of this evaluation; the same command continues from them", group=RUN
     )
-    out: str = flag("", "folder for results and plots; default: beside each checkpoint", group=RUN, metavar="DIR")
+    out: str = flag("", "folder for results and plots; default: beside each checkpoint", group=RUN)
     pictures: bool = flag(
         True, "draw attacks.png, examples.png and confusion.png if pgd is among the attacks", group=RUN
     )

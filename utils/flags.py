@@ -17,7 +17,7 @@ from utils.errors import UserError, torchrun_rank
 from utils.files import read_json
 from utils.versions import project_version
 
-_METAVAR = {int: "N", float: "X"}
+_METAVAR = {int: "N", float: "X", "device": "DEVICE"}  # by type or name of the field
 _KINDS = {int: "a whole number", float: "a number or a fraction such as 8/255"}
 PATHS = ("PATH", "FILE", "DIR", "RUNS", "FOLDER")  # metavars of paths
 
@@ -34,15 +34,13 @@ def flag(
     affects_result: bool = True,
     short: str | None = None,
     in_file: bool = True,
-    metavar: str | None = None,
 ) -> Any:
     """Declare a field and its flag, spelled ``name`` if that differs from the field's name, and also ``short``.
 
-    ``metavar`` stands for the value in ``--help``; one of PATHS makes it a path, in which ``~`` is expanded.
     ``group`` is its heading in ``--help``. ``affects_result`` is False for settings of where or how a run is carried
     out, not of what it computes; ``in_file`` is False if ``--config`` ignores the field.
     """
-    metadata = {"help": help, "group": group, "name": name, "check": check, "short": short, "metavar": metavar}
+    metadata = {"help": help, "group": group, "name": name, "check": check, "short": short}
     return field(default=default, metadata=metadata | {"affects_result": affects_result, "in_file": in_file})
 
 
@@ -164,7 +162,7 @@ def read_config(config_class: type, path: str) -> dict[str, Any]:
     for key, value in content.items():
         try:
             values[key] = _from_json(value, hints[key])
-            if specs[key].metadata["metavar"] in PATHS and isinstance(values[key], str):
+            if _path_metavar(key) and isinstance(values[key], str):
                 values[key] = os.path.expanduser(values[key])
         except (TypeError, OverflowError) as error:
             kind = str(hints[key]).replace("typing.", "") if typing.get_args(hints[key]) else hints[key].__name__
@@ -210,7 +208,7 @@ def _config_parser(config_class: type, description: str, choices: dict[str, str]
             groups[heading] = parser.add_argument_group(heading)
         names = [name for name in (spec.metadata["short"], spelling(spec)) if name]
         text = "\n".join(filter(None, [_help(spec), choices.get(spec.name)])).replace("%", "%%")
-        kind = _kind(hints[spec.name], spec.default, spec.metadata["metavar"])
+        kind = _kind(hints[spec.name], spec.default, _METAVAR.get(spec.name) or _path_metavar(spec.name))
         # SUPPRESS: a flag that is not given is absent, so that a recipe or a config file can set it.
         groups[heading].add_argument(*names, dest=spec.name, default=argparse.SUPPRESS, help=text, **kind)
     return parser
@@ -266,6 +264,13 @@ def _without_none(hint: Any) -> Any:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     return hint
+
+
+def _path_metavar(name: str) -> str | None:
+    """Return DIR or FILE for a field whose name says that it is a path, in which ``~`` is expanded."""
+    if name.endswith(("_root", "_dir")) or name in ("root_path", "state", "out"):
+        return "DIR"
+    return "FILE" if name.endswith("_path") or name == "extra_data" else None
 
 
 def _kind(hint: Any, default: Any, metavar: str | None) -> dict[str, Any]:
