@@ -39,7 +39,7 @@ class SummaryWriter:
 class Wandb(ModuleType):
     """Like the real one: a run keeps the first values of a step; a failed init reserves its id until teardown."""
 
-    def Settings(self, base_url="http://nowhere.example", **settings):  # noqa: N802
+    def Settings(self, base_url="http://nowhere.example", **settings):
         return SimpleNamespace(base_url=base_url, **settings)
 
     def __init__(self):

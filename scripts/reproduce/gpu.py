@@ -1,9 +1,9 @@
 """Measure on one GPU within a time limit: python scripts/reproduce/gpu.py --minutes 9 --out DIR --data_root IMAGES
 
-Trains the rows of the table GPU: a robust teacher, then one student after another with the same schedule. The GPU tests
-and each row's evaluation run beside the next training. Training steps are benchmarked in the time that is left. Starts
-nothing that cannot end in time. DIR gets results.json, rewritten after every piece, and the teacher's weights in two
-files. Pieces that DIR, --work or --done already hold are skipped.
+Runs the GPU tests, benchmarks the training steps of the papers, and trains and evaluates the rows of the table GPU: a
+robust teacher, then one student after another with the same schedule. Starts nothing that cannot end in time. DIR gets
+results.json, rewritten after every piece, and the teacher's weights in two files. Pieces that DIR, --work or --done
+already hold are skipped.
 
     gpu.py --table results/gpu                                      print the results as Markdown
     gpu.py --join DIR --to models/pretrained/resnet18_cifar10       join and check the teacher's weights, write its card
@@ -20,10 +20,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from threading import Lock
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -61,7 +59,7 @@ SCALES = {
             for method, teacher in PAIRS
         ],
         "rows": ["*"],
-        "epochs": 15,
+        "epochs": 30,
     },
     "smoke": {  # shows on a CPU that every piece runs
         "tests": ["tests/test_schedule.py"],
@@ -93,7 +91,7 @@ def gpu(arguments: Sequence[str]) -> None:
     parser.add_argument("--minutes", type=float, default=0, metavar="M", help="time limit of everything")
     parser.add_argument("--out", metavar="DIR", help="folder of the results: 3 files of at most 16 MiB")
     parser.add_argument("--data_root", default=".images/cifar10_jpeg", metavar="DIR", help="image folder of CIFAR-10")
-    parser.add_argument("--epochs", type=int, metavar="N", help="of every training; default: 15 at scale full")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of every training; default: 30 at scale full")
     parser.add_argument("--scale", choices=SCALES, default="full", help="smoke runs on a CPU [default: full]")
     parser.add_argument("--done", default="results/gpu", metavar="DIR", help="earlier results [default: results/gpu]")
     parser.add_argument("--work", metavar="DIR", help="folder of checkpoints; default: runs/gpu-SCALE")
@@ -137,7 +135,6 @@ class Session:
 
     def __init__(self, options: argparse.Namespace):
         self.end = time.monotonic() + 60 * options.minutes - 5
-        self.lock, self.background = Lock(), ThreadPoolExecutor(1)
         self.epochs = options.epochs or SCALES[options.scale]["epochs"]
         self.scale, self.earlier = SCALES[options.scale], Path(options.done)
         self.out, self.work = Path(options.out), Path(options.work or f"runs/gpu-{options.scale}").absolute()
@@ -168,17 +165,21 @@ class Session:
 
     def measure(self) -> None:
         """Measure all pieces in order of importance."""
-        tests = partial(self.command, ["-m", "pytest", "-q", *self.scale["tests"]], log="tests")
-        with self.background as background:
-            futures = [background.submit(self.attempt, "tests", 20, tests)]
-            futures += [future for row in self.runs if (future := self.train_row(row))]
-        for future in futures:
-            future.result()  # raises what its thread raised
-        for flags in self.scale["steps"]:
-            path = self.work / "step.json"
-            step = partial(self.command, [BENCHMARK, "step", *flags.split(), "--json", str(path)])
-            seconds = self.longest(STEP, STEP_SECONDS)
-            self.attempt(f"{STEP} {flags}", seconds, step, lambda path=path: {"benchmark": read_json(path)})
+        self.attempt("tests", 20, lambda: self.command(["-m", "pytest", "-q", *self.scale["tests"]], log="tests"))
+        first = len(PAIRS)  # the papers' batch size, as CUDA graphs; the rest comes after the students
+        self.benchmark(self.scale["steps"][:first])
+        for row in self.runs:
+            self.train_row(row)
+        self.benchmark(self.scale["steps"][first:])
+
+    def benchmark(self, steps: Sequence[str]) -> None:
+        """Benchmark training steps against the plain reference."""
+        path = self.work / "step.json"
+        for flags in steps:
+            step = partial(self.command, [BENCHMARK, "step", *flags.split(), "--json", str(path)], log="step")
+            self.attempt(
+                f"{STEP} {flags}", self.longest(STEP, STEP_SECONDS), step, lambda: {"benchmark": read_json(path)}
+            )
 
     def attempt(self, key: str, seconds: float, *measures: Callable[[], dict]) -> None:
         """Measure one piece if it is not done and fits into the time; write the results at once."""
@@ -193,17 +194,16 @@ class Session:
             piece = {name: value for measure in measures for name, value in measure().items()}
         except UserError as error:
             piece = {"error": str(error)}
-        with self.lock:
-            self.pieces[key] = piece | {"seconds": round(time.monotonic() - began, 1)}
-            if "error" not in piece:
-                self.done[key] = self.pieces[key]
-            logger.info("%s: %.0f s %s", key, self.pieces[key]["seconds"], piece.get("error", ""))
-            results = json.dumps({"machine": self.machine, "pieces": self.pieces}, indent=1)
-            for folder in (self.work, self.out):
-                write_text(folder / RESULTS, results + "\n")
-            for part in PARTS:
-                if (self.work / part).exists():
-                    shutil.copy(self.work / part, self.out / part)
+        self.pieces[key] = piece | {"seconds": round(time.monotonic() - began, 1)}
+        if "error" not in piece:
+            self.done[key] = self.pieces[key]
+        logger.info("%s: %.0f s %s", key, self.pieces[key]["seconds"], piece.get("error", ""))
+        results = json.dumps({"machine": self.machine, "pieces": self.pieces}, indent=1)
+        for folder in (self.work, self.out):
+            write_text(folder / RESULTS, results + "\n")
+        for part in PARTS:
+            if (self.work / part).exists():
+                shutil.copy(self.work / part, self.out / part)
 
     def longest(self, kind: str, default: float) -> float:
         """Seconds of the longest piece so far whose name has ``kind``."""
@@ -235,8 +235,8 @@ class Session:
         timed = {"first_epoch_seconds": ends[0], "epoch_seconds": _per_epoch(ends)} if ends else {}
         return {"command": shlex.join(["python", *args]), "log": lines[-5:], **timed}
 
-    def train_row(self, row: str) -> Future | None:
-        """Train one row and evaluate it in the background; a row whose teacher does not exist is left out."""
+    def train_row(self, row: str) -> None:
+        """Train and evaluate one row; a row whose teacher does not exist is left out."""
         run, epochs = self.runs[row], self.done.get(TEACHER, {}).get("epochs", self.epochs)
         epochs = SECOND_EPOCHS if row == SECOND else epochs
         args, evaluation = [*run.commands[0], "--epochs", str(epochs)], f"{row} evaluation"
@@ -245,17 +245,16 @@ class Session:
         exists = self.weights() if row == TEACHER else run.folder.exists() or evaluation in self.done
         if not exists:  # an earlier call trained it, but its checkpoints are on another machine
             self.done.pop(row, None)
+            self.done.pop(evaluation, None)
         if row != TEACHER and not self.weights():
-            return None
+            return
         of_teacher, best = self.done.get(TEACHER, {}).get("epoch_seconds", 0), run.folder / BEST_PGD10
         limit = self.longest("evaluation", EVALUATION_SECONDS)
         seconds = START_SECONDS + epochs * COSTS.get(_method(args), 1.4) * of_teacher + limit
         measures = [partial(self.train, run, args, epochs), *([partial(self.keep_teacher, best)] * (row == TEACHER))]
         self.attempt(row, seconds, *measures)
-        if row not in self.done or row == SECOND:
-            return None
-        evaluate = partial(self.evaluate, run, self.weights() if row == TEACHER else best)
-        return self.background.submit(self.attempt, evaluation, limit, evaluate)
+        if row in self.done and row != SECOND:
+            self.attempt(evaluation, limit, lambda: self.evaluate(run, self.weights() if row == TEACHER else best))
 
     def train(self, run: Run, args: list[str], epochs: int) -> dict:
         """Train one row; the result has the rows of results.csv."""
