@@ -1,5 +1,6 @@
 """Killed processes, signals, damaged files, full disks, bad losses: nothing finished is lost; errors are one line."""
 
+import errno
 import os
 import random
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ import methods
 from engine.training.run_folder import RunFolder
 from utils.config import TrainConfig
 from utils.errors import Stopped
+from utils.files import _warn_once
 
 RUN = f"{SMALL} --method AT --lr_schedule constant"
 # 24 steps per epoch, a state after each: long enough to be killed often.
@@ -188,7 +191,7 @@ def test_a_full_disk_ends_the_run_without_incomplete_files(train, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # less than a checkpoint
     try:
-        train(f"{RUN} --epochs 3 --resume", error=r"\.pth: cannot be written \(.*\); --resume continues the run")
+        train(f"{RUN} --epochs 3 --resume", error=r"\.pth: cannot be written \(.*\); .*--resume continues the run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     files = files_of(tmp_path)
@@ -198,6 +201,50 @@ def test_a_full_disk_ends_the_run_without_incomplete_files(train, tmp_path):
     train(f"{RUN} --epochs 3 --root_path whole")
     parts, whole = (checkpoints(files_of(folder_of(tmp_path / name))) for name in ("tuned_models", "whole"))
     assert parts == whole
+
+
+def fail(number, of=lambda *args: True):
+    def failing(*args, **kwargs):
+        if of(*args):
+            raise OSError(number, os.strerror(number))
+
+    return failing
+
+
+def test_a_file_system_without_modes_or_flushing_of_folders_is_one_warning(train, tmp_path, monkeypatch):
+    _warn_once.cache_clear()
+    monkeypatch.setattr(Path, "chmod", fail(errno.EPERM))
+    monkeypatch.setattr(os, "fsync", fail(errno.EINVAL))
+    monkeypatch.setattr(os, "link", fail(errno.EPERM))
+    assert train(f"{RUN} --epochs 2").count("modes or flushing are not supported") == 1
+    train(f"{RUN} --epochs 2 --desc_str again")
+    first, second = (files_of(path.parent) for path in sorted(tmp_path.rglob("config.json")))
+    assert all(second[name] == data for name, data in first.items() if name != "config.json")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_file_that_cannot_be_written_names_what_is_saved_and_how_to_continue(train, tmp_path, monkeypatch, number):
+    train(f"{RUN} --epochs 1")
+    monkeypatch.setattr(os, "fsync", fail(number))
+    mount = " in the file system of /" if number != errno.EIO else ""
+    error = rf"cannot be written \({os.strerror(number)}{mount}.*the last good checkpoint is .*/0001-000000.pth; "
+    train(f"{RUN} --epochs 2 --resume", error=f"{error}.*--resume continues the run")
+
+
+def test_a_full_disk_in_an_evaluation_is_one_line(train, tmp_path, monkeypatch, capsys):
+    train(f"{RUN} --epochs 1")
+    args = f"--model_path {folder_of(tmp_path)}/last_epoch_model.pth --limit_test 20 --no-pictures --attacks"
+    assert run_in_process(monkeypatch, capsys, "main_eval.py", f"{args} clean").status == 0
+    before = files_of(tmp_path)
+    monkeypatch.setattr(os, "fsync", fail(errno.ENOSPC))
+    ended = run_in_process(monkeypatch, capsys, "main_eval.py", f"{args} clean,fgsm")
+    assert ended.status == 2 and ended.err.count("\n") == 1 and "eval.json keeps finished attacks" in ended.err
+    assert "No space left on device in the file system of /" in ended.err and files_of(tmp_path) == before
+
+
+def test_the_newest_checkpoint_and_the_best_ones_are_one_file(train, tmp_path):
+    train(f"{RUN} --epochs 1")
+    assert len({path.stat().st_ino for path in folder_of(tmp_path).glob("*.pth")}) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_reported_before_training(train):

@@ -14,7 +14,7 @@ from utils.config import METHOD, TrainConfig
 from utils.flags import parse
 
 # Another value for each type of a field.
-OTHER = {bool: lambda value: not value, float: lambda value: value / 2 + 0.125, str: lambda value: "off"}
+OTHER = {bool: lambda value: not value, float: lambda value: 0.9 * value + 0.03, str: lambda value: "off"}
 
 
 def altered(value):

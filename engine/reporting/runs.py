@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
     """Results of one checkpoint under one set of conditions: an entry of eval.json.
 
     ``checkpoint`` is a file name, ``kind`` best, best clean or PGD-10, last or that name; ``labels`` are the conditions
-    as text; ``outdated``: the checkpoint has changed since. ``results[attack]`` holds ``accuracy`` in percent and ``n``.
+    as text; ``outdated``: the checkpoint has changed since. ``results[attack]`` holds ``accuracy`` (percent), ``n``.
     """
 
     checkpoint: str
