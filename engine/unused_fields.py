@@ -27,7 +27,6 @@ def ignored_fields(config: TrainConfig) -> dict[str, str]:
         ("milestones", f"--lr_schedule {config.lr_schedule}", config.lr_schedule == "piecewise"),
         ("warmup_lr_epochs", "training without --warmup_lr", config.warmup_lr),
         ("alp_beta", f"--alp {config.alp}", config.alp == "on"),
-        ("gpu_id", f"--device {config.device}", config.device in ("auto", "cuda")),
     ):
         if not used:
             ignored.setdefault(field, flag)

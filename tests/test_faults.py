@@ -19,9 +19,10 @@ from conftest import ROOT
 from run_files import files_of, folder_of
 
 import methods
+from engine.distributed import Processes, local_gpu
 from engine.training.run_folder import RunFolder
 from utils.config import TrainConfig
-from utils.errors import Stopped
+from utils.errors import Stopped, UserError
 from utils.files import _warn_once
 
 RUN = f"{SMALL} --method AT --lr_schedule constant"
@@ -315,6 +316,37 @@ def test_cuda_out_of_memory_is_one_line(train, monkeypatch, args, advice):
 
     replace_method(monkeypatch, "Natural", full)
     train(f"{SMALL} --method Natural --epochs 1 {args}", error=f"^CUDA out of memory; {advice}")
+
+
+# Ranks of torchrun.
+
+
+@pytest.mark.parametrize(
+    ("errors", "printed"),
+    [(["a", None], [0]), ([None, "b"], [1]), (["a", "b"], [0, 1]), (["a", "a"], [0]), (["a", "a", None], [0, 1])],
+)
+def test_every_rank_prints_its_own_error_and_rank_0_that_of_all(monkeypatch, errors, printed):
+    def function():
+        if error:
+            raise UserError(error)
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda all_, own: all_.__setitem__(slice(None), errors))
+    for rank, error in enumerate(errors):
+        with pytest.raises(UserError, match=error or next(filter(None, errors))) as raised:
+            Processes(rank, len(errors)).on_all_ranks(function)
+        assert raised.value.printed == (rank in printed)
+
+
+def test_the_rank_is_printed_under_torchrun_and_ignored_without_it(monkeypatch, capsys):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "3")
+    assert local_gpu(0) == 0
+    ended = run_in_process(monkeypatch, capsys, "main.py", "--epochs 0")
+    assert (ended.status, ended.err[:18]) == (2, "error: --epochs 0:")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert local_gpu(5) == 0
+    assert run_in_process(monkeypatch, capsys, "main.py", "--epochs 0").err.startswith("[rank 3] error: --epochs 0:")
 
 
 def test_cuda_out_of_memory_in_an_evaluation_is_one_line(train, tmp_path, monkeypatch, capsys):

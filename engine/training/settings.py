@@ -116,12 +116,8 @@ def log_config(
         )
     kind = "validation" if config.val_size else "test"
     training, validation = (len(part.labels) for part in images)
-    for flag, limit, n in (
-        ("--limit_train", config.limit_train, training),
-        ("--limit_test", config.limit_test, validation),
-    ):
-        if limit and limit > n and (flag == "--limit_train" or not config.val_size):
-            logger.warning("WARNING: %s %d: the dataset has only %d such images", flag, limit, n)
+    if config.limit_train and config.limit_train > training:
+        logger.warning("WARNING: --limit_train %d: there are only %d training images", config.limit_train, training)
     logger.info("%d training images; the best checkpoint is chosen on %d %s images", training, validation, kind)
     logger.info("device %s, CPU threads: %d, PyTorch %s", device, config.threads, torch.__version__)
     if device.type == "cpu":
