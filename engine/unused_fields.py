@@ -7,7 +7,8 @@ from utils.config import METHOD, TrainConfig
 
 TEACHER = {"teacher_model", "teacher_path", "no_teacher_check"}
 SECOND_TEACHER = {"std_teacher_model", "std_teacher_path"}
-INNER_ATTACK = {"step_size", "num_steps", "attack_bn"}  # epsilon is also the radius of the validation's PGD-10
+# Without epsilon, which is also the radius of the validation's PGD-10.
+INNER_ATTACK = {"step_size", "num_steps", "attack_bn", "epsilon_ramp"}
 
 
 def unused_fields(config: TrainConfig) -> set[str]:
@@ -24,6 +25,8 @@ def ignored_fields(config: TrainConfig) -> dict[str, str]:
     ignored = dict.fromkeys(unused_fields(config), config.method)
     for field, flag, used in (
         ("momentum", f"--optim {config.optim}", config.optim == "SGD"),
+        ("nesterov", f"--optim {config.optim}", config.optim == "SGD"),
+        ("awp_warmup", "training without --awp", config.awp is not None),
         ("milestones", f"--lr_schedule {config.lr_schedule}", config.lr_schedule == "piecewise"),
         ("warmup_lr_epochs", "training without --warmup_lr", config.warmup_lr),
         ("alp_beta", f"--alp {config.alp}", config.alp == "on"),
