@@ -14,6 +14,7 @@ from typing import Any
 from utils.log import logger
 
 PARTIAL = ".partial-"  # prefix of the names of incomplete files
+_warn_once = cache(logger.warning)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -52,8 +53,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         if cause.errno in FULL:
             reason += f" in the file system of {_mount(path)}"
         raise WriteError(cause.errno, reason, str(path)) from error
-    with _optional(path):
-        _flush(path.parent)
+    with _optional(path):  # flush the folder, so that the new name survives a power failure
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _mount(path: Path) -> Path:
@@ -69,21 +74,7 @@ def _optional(path: Path, *numbers: int) -> Iterator[None]:
     except OSError as error:
         if numbers and error.errno not in numbers:
             raise
-        _warn_once(f"file modes or flushing are not supported in the file system of {_mount(path)}")
-
-
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning("WARNING: %s", message)
-
-
-def _flush(folder: Path) -> None:
-    """Flush the folder, so that the new name survives a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        _warn_once("WARNING: file modes or flushing are not supported in the file system of %s", _mount(path))
 
 
 def link(source: Path, path: Path) -> None:
