@@ -87,7 +87,7 @@ class TrainConfig(CommonConfig):
     )
 
     model: str = flag("resnet18", "student; robustbench:NAME starts from a published network", group=NETWORKS)
-    model_path: str = flag("", "initialize the student from this checkpoint", group=NETWORKS)
+    model_path: str = flag("", "initialize the student from this checkpoint", group=NETWORKS, affects_result=False)
     teacher_model: str = flag("wideresnet34_10", "teacher (official CIFAR-10 command)", group=NETWORKS)
     teacher_path: str | None = flag(
         None,
@@ -99,6 +99,7 @@ class TrainConfig(CommonConfig):
         False,
         "accept a teacher whose clean accuracy on 256 test images is below twice the chance level",
         group=NETWORKS,
+        affects_result=False,
     )
     std_teacher_model: str = flag(
         "resnet18", "naturally trained second teacher of AKD2 and IAD-II (official: always resnet18)", group=NETWORKS
@@ -129,7 +130,7 @@ class TrainConfig(CommonConfig):
         "AdaAD: weight of the adversarial term, 1 - X of the clean one (official)",
         name="AdaAD_alpha",
         group=METHOD,
-        check=at_least(0),
+        check=between(0, 1),
     )
     kl_weight: float | None = flag(
         None,
@@ -149,7 +150,7 @@ class TrainConfig(CommonConfig):
         "ARD, IAD-I, AdaIAD: weight of the distillation terms, 1 - X of the cross entropy (official)",
         name="IAD_alpha",
         group=METHOD,
-        check=at_least(0),
+        check=between(0, 1),
     )
     iad_beta: float = flag(
         0.1,
@@ -191,10 +192,10 @@ class TrainConfig(CommonConfig):
         None, "ARD, IAD-I: weight of the teacher's term; default: --IAD_alpha", group=METHOD, check=at_least(0)
     )
     robust_weight: float = flag(
-        0.5, "AKD2, IAD-II: weight of the robust teacher (IAD code)", group=METHOD, check=at_least(0)
+        0.5, "AKD2, IAD-II: weight of the robust teacher (IAD code)", group=METHOD, check=between(0, 1)
     )
     std_weight: float = flag(
-        0.25, "AKD2, IAD-II: weight of the standard teacher (IAD code)", group=METHOD, check=at_least(0)
+        0.25, "AKD2, IAD-II: weight of the standard teacher (IAD code)", group=METHOD, check=between(0, 1)
     )
     trades_beta: float = flag(6.0, "TRADES: weight of the robust term (paper)", group=METHOD, check=at_least(0))
     mart_beta: float = flag(5.0, "MART: weight of the robust term (paper: lambda)", group=METHOD, check=at_least(0))
@@ -254,7 +255,7 @@ class TrainConfig(CommonConfig):
         group=TRAINING,
         check=increasing,
     )
-    momentum: float = flag(0.9, "SGD momentum (papers)", group=TRAINING, check=at_least(0))
+    momentum: float = flag(0.9, "SGD momentum (papers)", group=TRAINING, check=between(0, 0.999))
     nesterov: bool = flag(False, "SGD with Nesterov momentum", group=TRAINING)
     weight_decay: float = flag(5e-4, "weight decay (official DGAD)", group=TRAINING, check=at_least(0))
     no_bn_decay: bool = flag(False, "no weight decay of BatchNorm's weights and biases", group=TRAINING)

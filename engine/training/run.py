@@ -17,7 +17,7 @@ from attacks.libraries import AUTOATTACK_CLASSES
 from attacks.suite import PROTOCOLS, Setting
 from data import TEST_SUBSET_SEED, Split, Splits, decode_files, fingerprint, hold_out, load_configured, subset
 from data.loader import Batches
-from engine.checkpoint import BEST_PGD10
+from engine.checkpoint import best_checkpoint
 from engine.device import choose_device
 from engine.distributed import SINGLE_PROCESS, TRAINING_TIMEOUT, Processes, destroy, init, is_peer_failure, local_gpu
 from engine.fast.precision import Arithmetic, choose_arithmetic
@@ -52,12 +52,8 @@ def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) 
         with Signals() as signals:
             folder = _train(config, given, processes, signals)
     except torch.OutOfMemoryError as error:
-        message = f"CUDA out of memory; reduce --bs {config.bs}" + f" or --eval_bs {config.eval_bs}" * bool(
-            config.eval_bs
-        )
-        if not processes.is_rank0:
-            logger.error("%s", message)  # entry scripts print the errors of rank 0 only
-        raise UserError(message) from error
+        eval_bs = f" or --eval_bs {config.eval_bs}" * bool(config.eval_bs)
+        raise UserError(f"CUDA out of memory; reduce --bs {config.bs}{eval_bs}") from error
     except RuntimeError as error:
         if is_peer_failure(error, processes):
             raise UserError("torchrun: another process of this run has ended; --resume continues the run") from error
@@ -76,13 +72,16 @@ class Compute(NamedTuple):
 
 
 def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, signals: Signals) -> Path:
-    config, sources = resolve(config, given)
-    _check_processes(config, processes)
+    config, sources = processes.on_all_ranks(lambda: resolve(config, given))
+    processes.on_all_ranks(lambda: _check_processes(config, processes))
     device = processes.on_all_ranks(lambda: choose_device(config.device, local_gpu(config.gpu_id), config.threads))
     compute = Compute(device, *choose_arithmetic(config.precision, config.compile, device), processes)
     teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
     folder = RunFolder(config, teacher=teacher, writes=processes.is_rank0)
     state = processes.on_rank0(folder.last_state)
+    threads = config.threads or processes.on_rank0(folder.threads) or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    folder.config = config = replace(config, threads=threads)
     if state and state["epochs"] >= config.epochs:
         logger.info("%s: all %d epochs are done", folder.path, state["epochs"])
         if folder.writes and not (folder.path / CURVES).exists():
@@ -96,7 +95,8 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     seed_everything(config.seed)
     networks = processes.on_all_ranks(
         lambda: (
-            make_network(config.model, config.model_path, config.dataset, splits).to(device),
+            # A state holds the weights: the file that a run started from may be gone.
+            make_network(config.model, "" if state else config.model_path, config.dataset, splits).to(device),
             make_teachers(config, files, splits, device),
         )
     )
@@ -261,7 +261,7 @@ def _finalize(config: TrainConfig, splits: Splits, folder: RunFolder, compute: C
     for column, title in (("PGD10_acc", "PGD-10"), ("clean_acc", "clean")):
         if row := folder.best(column):
             logger.info("best %s accuracy: %.2f %%, epoch %d", title, row[column], row["epoch"])
-    best = folder.path / BEST_PGD10
+    best = folder.path / best_checkpoint(config.method)
     if config.val_size and best.exists():
         network = make_network(config.model, str(best), config.dataset, splits).to(compute.device)
         rank0_only = compute._replace(processes=SINGLE_PROCESS)
