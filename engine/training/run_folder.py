@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from engine.checkpoint import LAST, STATES, load_checkpoint, save_checkpoint
 from engine.training.loggers import Loggers
 from engine.training.metrics import ALPHA_BINS, Reliability
+from engine.training.schedule import WHOLE_RUN
 from engine.unused_fields import unused_fields
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -250,9 +251,9 @@ def _make_lock(path: Path) -> FileLock:
 
 
 def config_fingerprint(config: TrainConfig) -> dict:
-    """Return the settings that affect the result; the number of epochs does only with a cosine schedule."""
+    """Return the settings that affect the result; the number of epochs does only with some schedules."""
     names = [spec.name for spec in fields(config) if spec.metadata["affects_result"]]
-    values = {name: getattr(config, name) for name in names if name != "epochs" or config.lr_schedule == "cosine"}
+    values = {name: getattr(config, name) for name in names if name != "epochs" or config.lr_schedule in WHOLE_RUN}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
