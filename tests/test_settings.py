@@ -85,6 +85,8 @@ def test_settings_that_prevent_a_part_of_the_training_are_warnings(args):
             "--label_smoothing, --nesterov, --awp_warmup",
         ),
         ("--method TRADES --trades_beta 2 --label_smoothing 0.1 --nesterov", None),
+        ("--method TRADES --trades_beta 2 --temp 20", None),
+        ("--method AT --IAD_down --akd2_partial --self_weight 1", "--IAD_down, --akd2_partial, --self_weight"),
         ("--method TRADES --recipe paper", None),
     ],
 )
