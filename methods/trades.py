@@ -23,4 +23,5 @@ def trades(student, attack, x, y, epoch, *, beta, temp, label_smoothing=0.0):
 
 def trades_loss(clean, adv, y, *, beta, temp=1.0, label_smoothing=0.0):
     """``CE(s, y) + beta * T^2 * mean KL(s || s'; T)``, gradient into s and s'; logits (B, C), labels (B,)."""
-    return F.cross_entropy(clean, y, label_smoothing=label_smoothing) + beta * temp**2 * kl(clean, adv, temp).mean()
+    error = F.cross_entropy(clean, y, label_smoothing=label_smoothing)
+    return error + beta * temp**2 * kl(clean, adv, temp).mean()
