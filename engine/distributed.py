@@ -43,12 +43,19 @@ class Processes(NamedTuple):
         """Return this rank's rows of ``n``: consecutive, balanced to within one row, possibly none."""
         return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
 
-    def shard(self, n: int) -> Shard:
-        """Return this rank's share of a training batch of ``n`` images; never empty."""
+    def shards(self, n: int, parts: int = 1) -> list[Shard]:
+        """Return this rank's shares of the consecutive ``parts`` of a training batch of ``n`` images; none is empty.
+
+        There are fewer parts if one would have fewer images than there are ranks.
+        """
         if n < self.count:
-            return Shard(slice(0, n), n, 1 / self.count, replicated=True)
-        rows = self.rows(n)
-        return Shard(rows, n, (rows.stop - rows.start) / n)
+            return [Shard(slice(0, n), n, 1 / self.count, replicated=True)]
+        parts, shards = min(parts, n // self.count), []
+        for part in (Processes(k, parts).rows(n) for k in range(parts)):
+            rows = self.rows(part.stop - part.start)
+            count = rows.stop - rows.start
+            shards.append(Shard(slice(part.start + rows.start, part.start + rows.stop), n, count / n))
+        return shards
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sum a CPU tensor over all ranks, in place."""

@@ -7,13 +7,16 @@ from utils.config import METHOD, TrainConfig
 
 TEACHER = {"teacher_model", "teacher_path", "no_teacher_check"}
 SECOND_TEACHER = {"std_teacher_model", "std_teacher_path"}
-INNER_ATTACK = {"step_size", "num_steps", "attack_bn"}  # epsilon is also the radius of the validation's PGD-10
+# Without epsilon, which is also the radius of the validation's PGD-10.
+INNER_ATTACK = {"step_size", "num_steps", "attack_bn", "epsilon_ramp"}
 
 
 def unused_fields(config: TrainConfig) -> set[str]:
-    """Return the names of the fields that have no effect with the config's method."""
+    """Return the names of the fields that have no effect with the config's method and optimizer."""
     unused = {spec.name for spec in fields(config) if spec.metadata["group"] == METHOD and spec.name != "method"}
     unused -= fields_read(config.method, config)
     unused |= TEACHER if config.method in WITHOUT_TEACHER else set()
     unused |= SECOND_TEACHER if config.method not in WITH_TWO_TEACHERS else set()
+    unused |= {"awp_warmup"} if config.awp is None else set()
+    unused |= {"momentum", "nesterov"} if config.optim == "Adam" else set()
     return unused | (INNER_ATTACK if config.method in WITHOUT_ATTACK else set())

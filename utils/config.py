@@ -188,6 +188,14 @@ class TrainConfig(CommonConfig):
     trades_beta: float = flag(6.0, "TRADES: weight of the robust term (paper)", group=METHOD, check=at_least(0))
     mart_beta: float = flag(5.0, "MART: weight of the robust term (paper: lambda)", group=METHOD, check=at_least(0))
 
+    label_smoothing: float = flag(
+        0.0,
+        "Natural, AT, TRADES: share of each label that is spread over all classes in the cross entropy of the loss\n"
+        "(Wang et al.: 0.1 with TRADES)",
+        group=METHOD,
+        check=between(0, 0.99),
+    )
+
     epsilon: float = flag(
         8.0,
         "radius of the L-infinity ball in units of 1/255 (papers)",
@@ -202,10 +210,18 @@ class TrainConfig(CommonConfig):
         None, "BatchNorm mode of the student during the attack; default: official mode of the method", group=ATTACK
     )
 
-    recipe: Literal["fair", "paper"] = flag(
+    epsilon_ramp: int = flag(
+        0,
+        "increase radius and step size linearly over the first N epochs, reaching their values in epoch N",
+        group=ATTACK,
+        check=at_least(0),
+    )
+
+    recipe: Literal["fair", "paper", "strong"] = flag(
         "fair",
         "values of flags that are not given; fair: the defaults listed here, the same for all methods;\n"
-        "paper: the training that the method's paper published",
+        "paper: the training that the method's paper published; strong: weight averaging, AWP and a cosine schedule,\n"
+        "as in the best published trainings of ResNet-18",
         group=TRAINING,
     )
     epochs: int = flag(200, "training epochs (papers)", group=TRAINING, check=at_least(1))
@@ -214,8 +230,11 @@ class TrainConfig(CommonConfig):
     lr_max: float = flag(
         0.1, "maximum learning rate (papers: 0.1; DGAD: 0.05 for MobileNetV2)", group=TRAINING, check=above(0)
     )
-    lr_schedule: Literal["piecewise", "cosine", "constant"] = flag(
-        "piecewise", "learning rate schedule (papers)", group=TRAINING
+    lr_schedule: Literal["piecewise", "cosine", "constant", "onecycle", "cyclic"] = flag(
+        "piecewise",
+        "learning rate schedule (papers: piecewise); onecycle: a short warm-up, then a cosine (Wang et al.);\n"
+        "cyclic: up over 2/5 of the run and down to 0, step by step (Rice et al.)",
+        group=TRAINING,
     )
     milestones: tuple[int, ...] | None = flag(
         None,
@@ -225,7 +244,19 @@ class TrainConfig(CommonConfig):
         check=increasing,
     )
     momentum: float = flag(0.9, "SGD momentum (papers)", group=TRAINING, check=at_least(0))
+    nesterov: bool = flag(False, "SGD with Nesterov momentum", group=TRAINING)
     weight_decay: float = flag(5e-4, "weight decay (official DGAD)", group=TRAINING, check=at_least(0))
+    no_bn_decay: bool = flag(False, "no weight decay of BatchNorm's weights and biases", group=TRAINING)
+    clip_grad: float | None = flag(
+        None, "scale the gradient of all weights down to the norm X if it is larger", group=TRAINING, check=above(0)
+    )
+    accumulate: int = flag(
+        1,
+        "process each batch in N parts and step with the sum of their gradients, which needs less memory;\n"
+        "BatchNorm normalizes over a part, not over the batch",
+        group=TRAINING,
+        check=at_least(1),
+    )
     warmup_lr: bool = flag(False, "increase the learning rate linearly from 0.001 in the first epochs", group=TRAINING)
     warmup_lr_epochs: int = flag(15, "epochs of --warmup_lr (official)", group=TRAINING, check=at_least(1))
     ema: float | None = flag(
@@ -234,6 +265,23 @@ class TrainConfig(CommonConfig):
         "checkpoints keep the raw weights beside it, as net_raw (Rebuffi et al.: 0.995)",
         group=TRAINING,
         check=within(0, 0.99999),
+    )
+    swa_start: int | None = flag(
+        None,
+        "average the weights at the ends of the epochs from N on, and estimate BatchNorm's statistics anew on the\n"
+        "training images; validate, save and evaluate the average, as with --ema (SAAD: 95 of 200)",
+        group=TRAINING,
+        check=at_least(1),
+    )
+    awp: float | None = flag(
+        None,
+        "adversarial weight perturbation: take each gradient at weights moved by X of their layer's norm\n"
+        "(Wu et al.: 0.01 with AT, 0.005 with TRADES)",
+        group=TRAINING,
+        check=within(0, 0.1),
+    )
+    awp_warmup: int = flag(
+        1, "first epoch with --awp (Wu et al.: 1 with AT, 10 with TRADES)", group=TRAINING, check=at_least(1)
     )
     eval_every: int = flag(
         1, "validate every N epochs and after the last one (papers: every epoch)", group=TRAINING, check=at_least(1)

@@ -11,7 +11,7 @@ from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
 from engine.distributed import Processes
 from engine.training.metrics import EpochMetrics, Reliability, peak_memory_mib
 from engine.training.run_folder import RunFolder
-from engine.training.schedule import learning_rate
+from engine.training.schedule import PER_STEP, epsilon_scale, learning_rate
 from engine.training.signals import Signals, stopped
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
@@ -67,11 +67,18 @@ class TrainingLoop:
 
     def _run_epoch(self, epoch: int, metrics: EpochMetrics) -> None:
         """Train, validate and save one epoch (from 0); ``metrics`` holds its batches of an earlier process, if any."""
-        start, images, lr = time.monotonic(), metrics.images, learning_rate(epoch, self.config)
+        start, images, per_step = time.monotonic(), metrics.images, self.config.lr_schedule in PER_STEP
+        lr = learning_rate(epoch + per_step, self.config)  # of the last step
         self.trainer.set_learning_rate(lr)
+        self.trainer.radius_scale = epsilon_scale(epoch, self.config)
         for x, y in self._training_batches(epoch, metrics.batches):
+            if per_step:
+                done = (metrics.batches + 1) / len(self.batches)
+                self.trainer.set_learning_rate(learning_rate(epoch + done, self.config))
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
+        if self.trainer.average:
+            self.trainer.average.after_epoch(epoch, self._training_images(epoch, metrics))
         means, reliability = metrics.means(), metrics.reliability()
         trained = time.monotonic()
         row = {"epoch": epoch + 1, "lr": lr, **self._validate(epoch, metrics)}
@@ -95,6 +102,13 @@ class TrainingLoop:
             seed_everything(derive_seed(seed, "global", epoch, number))
             self.trainer.generator.manual_seed(derive_seed(seed, "noise", epoch, number))
             yield batch
+
+    def _training_images(self, epoch: int, metrics: EpochMetrics) -> Iterator[Tensor]:
+        """Images of one pass over the training set, in another order and with another augmentation than the epoch's."""
+        self.batches.generator.manual_seed(derive_seed(self.config.seed, "statistics", epoch))
+        for x, _ in progress(self.batches, "BatchNorm", len(self.batches)):
+            yield x
+            self._save_or_stop(epoch, metrics)
 
     def _validate(self, epoch: int, metrics: EpochMetrics) -> dict[str, float]:
         """Validation columns of results.csv; empty except for every ``eval_every``-th and the last epoch."""
@@ -137,7 +151,9 @@ class TrainingLoop:
         self.last_save = time.monotonic()
 
     def _new_metrics(self, state: dict | None = None) -> EpochMetrics:
-        return EpochMetrics(self.batches.device, self.processes, state, teacher=self.config.log_reliability)
+        return EpochMetrics(
+            self.batches.device, self.processes, state, teacher=self.config.log_reliability, parts=self.trainer.parts
+        )
 
     def _require_finite(self, epoch: int, *losses: float | None) -> None:
         weights = all(value.isfinite().all() for value in self.trainer.student.parameters())

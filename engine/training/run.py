@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.libraries import AUTOATTACK_CLASSES
 from attacks.suite import PROTOCOLS, Setting
@@ -22,7 +23,7 @@ from engine.device import choose_device
 from engine.distributed import SINGLE_PROCESS, TRAINING_TIMEOUT, Processes, destroy, init, is_peer_failure, local_gpu
 from engine.fast.precision import Arithmetic, choose_arithmetic
 from engine.networks import checksum, find_teachers, make_network, make_teachers
-from engine.training.averaging import Ema
+from engine.training.averaging import Ema, Swa, WeightAverage
 from engine.training.loop import TrainingLoop
 from engine.training.run_folder import CURVES, RunFolder
 from engine.training.schedule import default_milestones
@@ -30,6 +31,7 @@ from engine.training.settings import log_config, resolve
 from engine.training.signals import Signals
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
+from engine.training.weight_perturbation import WeightPerturbation
 from methods import METHODS, WITHOUT_TEACHER
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -197,7 +199,10 @@ def _make_loop(
         arithmetic=compute.arithmetic,
         processes=compute.processes,
         sync_bn=config.sync_bn,
-        average=Ema(student, config.ema) if config.ema else None,
+        clip_grad=config.clip_grad,
+        parts=config.accumulate,
+        average=_make_average(student, config, compute.arithmetic),
+        perturbation=WeightPerturbation(student, config.awp, config.awp_warmup - 1) if config.awp else None,
     )
     if state:
         compute.processes.on_all_ranks(lambda: folder.require_same_data(state, metadata))
@@ -211,12 +216,24 @@ def _make_loop(
     return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
 
 
+def _make_average(student: nn.Module, config: TrainConfig, arithmetic: Arithmetic) -> WeightAverage | None:
+    if config.ema:
+        return Ema(student, config.ema)
+    return Swa(student, config.swa_start - 1, arithmetic) if config.swa_start else None
+
+
 def _make_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     # Weight decay applies to all parameters, BatchNorm and biases included, as in every official code.
+    parameters = student.parameters()
+    if config.no_bn_decay:
+        norms = [p for module in student.modules() if isinstance(module, _BatchNorm) for p in module.parameters()]
+        ids = set(map(id, norms))
+        others = [parameter for parameter in parameters if id(parameter) not in ids]
+        parameters = [{"params": others}, {"params": norms, "weight_decay": 0.0}]
     settings = {"lr": config.lr_max, "weight_decay": config.weight_decay, "fused": True}
     if config.optim == "Adam":
-        return torch.optim.Adam(student.parameters(), **settings)
-    return torch.optim.SGD(student.parameters(), momentum=config.momentum, **settings)
+        return torch.optim.Adam(parameters, **settings)
+    return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, **settings)
 
 
 def _make_validator(network: nn.Module, images: Split, config: TrainConfig, compute: Compute) -> Validator:

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from engine.checkpoint import LAST, STATES, load_checkpoint, save_checkpoint
 from engine.training.loggers import Loggers
 from engine.training.metrics import ALPHA_BINS, Reliability
+from engine.training.schedule import WHOLE_RUN
 from engine.unused_fields import unused_fields
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -130,7 +131,7 @@ class RunFolder:
         with self._writing(self.path):
             self._lock()
             if self._states() != self._states_read:
-                raise UserError(f"{self.path}: another run was training there just now; start the command again")
+                raise UserError(f"{self.path}: another process was training this run just now; repeat the command")
             for partial in (*self.path.glob(f"{PARTIAL}*"), *(self.path / STATES).glob(f"{PARTIAL}*")):
                 partial.unlink()  # of a process that was killed while it saved
             for newer in self._states():  # could not be read
@@ -154,7 +155,7 @@ class RunFolder:
             self._file_lock.acquire()
         except Timeout as error:
             raise UserError(
-                f"{self.path}: another run is training there; --desc_str NAME starts one beside it"
+                f"{self.path}: another run is training there; --desc_str NAME starts a separate run"
             ) from error
         except (OSError, NotImplementedError) as error:  # for instance a network file system
             logger.warning("%s: cannot be locked (%s); start no second run there", self.path, error)
@@ -223,7 +224,7 @@ class RunFolder:
 
     def _newest_state(self) -> dict:
         if not self._states_read:
-            raise UserError(f"{self.path}: its folder {STATES}/ is empty; --desc_str NAME starts another run beside it")
+            raise UserError(f"{self.path}: its folder {STATES}/ is empty; --desc_str NAME starts another run")
         for path in self._states_read:
             try:
                 state = load_checkpoint(path)
@@ -250,9 +251,9 @@ def _make_lock(path: Path) -> FileLock:
 
 
 def config_fingerprint(config: TrainConfig) -> dict:
-    """Return the settings that affect the result; the number of epochs does only with a cosine schedule."""
+    """Return the settings that affect the result; the number of epochs does only with some schedules."""
     names = [spec.name for spec in fields(config) if spec.metadata["affects_result"]]
-    values = {name: getattr(config, name) for name in names if name != "epochs" or config.lr_schedule == "cosine"}
+    values = {name: getattr(config, name) for name in names if name != "epochs" or config.lr_schedule in WHOLE_RUN}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

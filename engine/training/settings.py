@@ -12,7 +12,7 @@ from engine.training.schedule import WARMUP_START
 from engine.unused_fields import unused_fields
 from methods import ALIASES as METHOD_ALIASES
 from methods import METHODS, WITHOUT_ATTACK, WITHOUT_TEACHER
-from methods.recipes import recipe
+from methods.recipes import STRONG, recipe
 from models.teachers import teacher_name
 from utils.config import METHOD, TrainConfig
 from utils.errors import UserError
@@ -43,15 +43,27 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
         config = replace(config, milestones=None)
         given = {key: source for key, source in given.items() if key != "milestones"}
     filled = {}
-    if config.recipe == "paper":
-        published = recipe(config.method, config.dataset, config.model)
+    if config.recipe != "fair":
+        published = STRONG if config.recipe == "strong" else recipe(config.method, config.dataset, config.model)
         # Published milestones belong to the published number of epochs.
         # A --recipe on the command line overrides a --config file, which has values for all flags.
         fixed = {key for key, source in given.items() if source == "flag" or given.get("recipe") != "flag"}
         fixed |= {"milestones"} if "epochs" in fixed else set()
         filled = {key: value for key, value in published.items() if key not in fixed}
-    sources = {spec.name: given.get(spec.name, "default") for spec in fields(config)}
-    return replace(config, **filled), sources | dict.fromkeys(filled, "recipe")
+    sources = {spec.name: given.get(spec.name, "default") for spec in fields(config)} | dict.fromkeys(filled, "recipe")
+    config = replace(config, **filled)
+    _check_pieces(config)
+    return config, sources
+
+
+def _check_pieces(config: TrainConfig) -> None:
+    """Raise UserError for pieces of a recipe that exclude each other."""
+    if config.ema and config.swa_start:
+        raise UserError("--swa_start: --ema averages the weights already; leave one of them out")
+    if config.nesterov and config.optim == "SGD" and not config.momentum:
+        raise UserError("--nesterov: needs --momentum above 0")
+    if config.accumulate > config.bs:
+        raise UserError(f"--accumulate {config.accumulate}: a batch of --bs {config.bs} has fewer images than parts")
 
 
 def config_warnings(config: TrainConfig) -> list[str]:
@@ -63,6 +75,9 @@ def config_warnings(config: TrainConfig) -> list[str]:
             f"{config.method} starts introspection after epoch {begin}, never in --epochs {config.epochs}: the method "
             "that it extends is trained; --IAD_begin sets the epoch"
         )
+    for name in ("awp_warmup", "swa_start"):
+        if (getattr(config, name) or 0) > config.epochs:
+            warnings.append(f"--{name} {getattr(config, name)}: the run of --epochs {config.epochs} ends before")
     distance = config.step_size * config.num_steps
     if config.method not in WITHOUT_ATTACK and distance < config.epsilon:
         warnings.append(
