@@ -72,6 +72,7 @@ class TrainingLoop:
         for x, y in self._training_batches(epoch, metrics.batches):
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
+        getattr(self.trainer.method, "after_epoch", lambda epoch: None)(epoch)
         means, reliability = metrics.means(), metrics.reliability()
         trained = time.monotonic()
         row = {"epoch": epoch + 1, "lr": lr, **self._validate(epoch, metrics)}
@@ -122,6 +123,7 @@ class TrainingLoop:
             self.folder.add_reliability(epoch + 1, reliability)
         # Official keys; there "epoch" counts from 0. The accuracies are None in epochs without validation.
         checkpoint = {"net": self.trainer.student.state_dict(), "epoch": epoch, **self.metadata}
+        checkpoint |= self.trainer.method_state()
         checkpoint |= {key: row.get(key) for key in ("clean_acc", "PGD10_acc")}
         # Strictly better than all earlier epochs, as in the official code.
         improved = [name for name, key in BEST.items() if self.folder.best(key) is self.folder.rows[-1]]
@@ -134,6 +136,7 @@ class TrainingLoop:
         sums = metrics.state()
         self._require_finite(epochs, sums["loss"])
         content = {"net": self.trainer.student.state_dict(), "optimizer": self.trainer.optimizer.state_dict()}
+        content |= self.trainer.method_state()
         self.folder.save_state({**content, **self.metadata, "epochs": epochs, "metrics": sums})
         self.last_save = time.monotonic()
 

@@ -29,7 +29,7 @@ from engine.training.settings import log_config, resolve
 from engine.training.signals import Signals
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
-from methods import METHODS, WITHOUT_TEACHER
+from methods import METHODS, SINGLE_PROCESS_ONLY, WITHOUT_TEACHER
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import log_to_file, logger
@@ -138,6 +138,8 @@ def _check_processes(config: TrainConfig, processes: Processes) -> None:
         raise UserError(
             f"--bs {config.bs}: is shared by {processes.count} processes; use --bs {processes.count} or more"
         )
+    if processes.count > 1 and config.method in SINGLE_PROCESS_ONLY:
+        raise UserError(f"--method {config.method}: trains in a single process only; start it without torchrun")
     if processes.count > 1 and config.device.startswith("cuda:"):
         raise UserError(f"--device {config.device}: under torchrun each process uses its own GPU; use --device cuda")
 
@@ -182,6 +184,8 @@ def _make_loop(
     training, validation = images
     student, teachers = networks
     metadata = _metadata(config, splits, images, teachers, compute.arithmetic)
+    augmentation = {"shuffle": True, "crop": CROP_PADDING, "flip": splits.flip, "generator": torch.Generator()}
+    batches = Batches(training, config.bs, device=compute.device, **augmentation)
     trainer = Trainer(
         student,
         teachers,
@@ -195,14 +199,15 @@ def _make_loop(
         arithmetic=compute.arithmetic,
         processes=compute.processes,
         sync_bn=config.sync_bn,
+        make_network=lambda: make_network(config.model, "", config.dataset, splits).to(compute.device),
+        steps_per_epoch=len(batches),
     )
     if state:
         compute.processes.on_all_ranks(lambda: folder.require_same_data(state, metadata))
         folder.restore(state)
         trainer.restore(state)
-        del state["net"], state["optimizer"]  # as large as the networks
-    augmentation = {"shuffle": True, "crop": CROP_PADDING, "flip": splits.flip, "generator": torch.Generator()}
-    batches = Batches(training, config.bs, device=compute.device, **augmentation)
+        for key in ("net", "optimizer", "method_state"):  # as large as the networks
+            state.pop(key, None)
     validator = _make_validator(student, validation, config, compute)
     return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
 

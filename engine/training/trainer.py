@@ -1,7 +1,8 @@
 """The training step: everything that changes the weights. It never waits for the device."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from engine.fast.frozen import AutocastModel, FoldedModel, FrozenModel
 from engine.fast.graphs import GraphedPGD
 from engine.fast.precision import PLAIN, Arithmetic
 from engine.sync_batchnorm import convert_sync_batchnorm
-from methods.losses import Step
+from methods.losses import Setup, Step, set_up
 from utils.errors import UserError
 
 
@@ -35,6 +36,8 @@ class Trainer:
         processes: Ranks that share each batch. Each draws the noise of the whole batch, so results do not depend on
             their number; attacks need no communication.
         sync_bn: In train mode, normalize over the whole batch instead of each rank's share.
+        make_network: Makes another network like the student for a method that trains one; None copies the student.
+        steps_per_epoch: For a method whose schedule is per step.
     """
 
     def __init__(
@@ -52,11 +55,17 @@ class Trainer:
         arithmetic: Arithmetic = PLAIN,
         processes: Processes = SINGLE_PROCESS,
         sync_bn: bool = True,
+        make_network: Callable[[], nn.Module] | None = None,
+        steps_per_epoch: int = 1,
     ):
         self.student, self.method, self.optimizer = student, method, optimizer
         self.processes, self.shard = processes, None
         if arithmetic.channels_last:
             student.to(memory_format=torch.channels_last)
+        make_network = make_network or partial(deepcopy, student)
+        layout = {"memory_format": torch.channels_last} if arithmetic.channels_last else {}
+        forward = partial(AutocastModel, arithmetic=arithmetic)
+        set_up(method, optimizer, Setup(student, lambda: make_network().to(**layout), forward, steps_per_epoch))
         distributed = processes.count > 1
         self.sync_switch = convert_sync_batchnorm(student) if distributed and sync_bn else None
         self.autocast_student = AutocastModel(_data_parallel(student) if distributed else student, arithmetic)
@@ -86,6 +95,7 @@ class Trainer:
         self.shard = None
         if self.processes.count > 1 and not self.sync_switch:
             self.processes.broadcast(self.student.buffers())  # else every rank would attack with its own statistics
+        getattr(self.method, "after_step", lambda: None)()
         # Detached, because logits without a part in the loss would keep their graph in memory until the next step.
         return Step(*(None if value is None else value.detach() for value in result))
 
@@ -122,10 +132,16 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
+    def method_state(self) -> dict:
+        """Return the entry of a checkpoint for the state of the method; empty if it has none."""
+        return {"method_state": self.method.state_dict()} if hasattr(self.method, "state_dict") else {}
+
     def restore(self, state: dict) -> None:
-        """Load student and optimizer from a resume state; raises UserError if it belongs to another network."""
+        """Load student, method and optimizer from a resume state; raises UserError if it is of another network."""
         try:
             self.student.load_state_dict(state["net"])
+            if hasattr(self.method, "load_state_dict"):
+                self.method.load_state_dict(state["method_state"])
             self.optimizer.load_state_dict(state["optimizer"])
             _match_memory_format(self.optimizer)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
