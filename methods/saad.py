@@ -4,7 +4,6 @@ TMLR 2026.
 """
 
 import torch
-import torch.nn.functional as F
 
 from attacks.pgd import gaussian
 from methods.igdm import mirrored, ramped
@@ -17,7 +16,7 @@ SCALE = 5.0  # of the weights (official)
 class SAAD:
     """IGDM on images weighted by the teacher's uncertainty on x', attacked with a linear estimate of the teacher.
 
-    Its state is the number of batches of the epoch that train nothing because all of their weights are 0.
+    Its state is the number of batches of the epoch whose weights are all 0.
     """
 
     def __init__(self, *, igdm, beta, gamma, epochs):
@@ -28,15 +27,14 @@ class SAAD:
         """Forwards of the student: x', x - d, x."""
         igdm, beta, gamma, epochs = self.keywords.values()
         t_clean, gradient = label_gradient(teacher, x, y)
-        label = F.one_hot(y, t_clean.shape[1]).to(x.dtype)
-        x_adv = attack(lambda s, t: lambda z: kl(estimate(t_clean, gradient, z - x, label), s(z)), x, noise=gaussian)
+        x_adv = attack(lambda s, t: lambda z: kl(estimate(t_clean, gradient, z - x, y), s(z)), x, noise=gaussian)
         x_minus = mirrored(x, x_adv)
         with torch.no_grad():
             t_adv, t_minus = teacher(x_adv), teacher(x_minus)
         adv, s_minus, clean = student(x_adv), student(x_minus), student(x)
         alpha = ramped(igdm, epoch, epochs)
         loss = saad_loss(clean, adv, s_minus, t_clean, t_adv, t_minus, alpha=alpha, beta=beta, gamma=gamma)
-        self.pending = (beta == 0) * (weights(t_adv, gamma).max() == 0).long()
+        self.pending = (weights(t_adv, gamma).max() == 0).long()
         return Step(loss, clean, adv, t_clean, t_adv)
 
     def after_step(self):
@@ -44,12 +42,12 @@ class SAAD:
         self.unweighted = self.unweighted.to(self.pending.device) + self.pending
 
     def after_epoch(self, epoch):
-        """Log the batches of an epoch, from 0, that trained nothing."""
+        """Log the batches of an epoch, from 0, whose weights were all 0."""
         if count := int(self.unweighted):
             message = (
-                "SAAD trained nothing in %d batches of epoch %d: all weights were 0, because the batch has one image "
+                "SAAD: in %d batches of epoch %d all weights were 0: one image, or a teacher equally certain of all. "
             )
-            logger.warning(message + "or the teacher is equally certain of all; try --saad_beta 1", count, epoch + 1)
+            logger.warning(message + "Without --saad_beta such a batch trains nothing", count, epoch + 1)
         self.unweighted = torch.zeros_like(self.unweighted)
 
     def state_dict(self):
@@ -91,6 +89,6 @@ def label_gradient(teacher, x, y):
     return logits.detach(), gradient
 
 
-def estimate(logits, gradient, delta, label):
-    """Return the logits with ``<gradient, delta>`` added to the label's, (B, C); ``label`` is one-hot."""
-    return logits + (gradient * delta).flatten(1).sum(1, keepdim=True) * label
+def estimate(logits, gradient, delta, y):
+    """Return logits (B, C) whose label's logit is moved by the inner product of ``gradient`` and ``delta``."""
+    return logits.scatter_add(1, y[:, None], (gradient * delta).flatten(1).sum(1, keepdim=True))
