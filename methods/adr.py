@@ -47,9 +47,11 @@ class ADR:
     def after_step(self):
         """Update the average after the optimizer's step, BatchNorm statistics included."""
         self.steps += 1
-        for old, new in zip(self.average.state_dict().values(), self.student.state_dict().values(), strict=True):
-            if old.is_floating_point():
-                old.mul_(DECAY).add_(new, alpha=1 - DECAY)
+        averages, values = (
+            [value for value in network.state_dict().values() if value.is_floating_point()]
+            for network in (self.average, self.student)
+        )
+        torch._foreach_lerp_(averages, values, 1 - DECAY)
 
     def state_dict(self):
         """Return the state to resume from."""

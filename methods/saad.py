@@ -45,9 +45,9 @@ class SAAD:
         """Log the batches of an epoch, from 0, whose weights were all 0."""
         if count := int(self.unweighted):
             message = (
-                "SAAD: in %d batches of epoch %d all weights were 0: one image, or a teacher equally certain of all. "
+                "SAAD: in %d batches of epoch %d all weights were 0 (one image, or a teacher equally certain of all);"
             )
-            logger.warning(message + "Without --saad_beta such a batch trains nothing", count, epoch + 1)
+            logger.warning(f"{message} without --saad_beta they train nothing", count, epoch + 1)
         self.unweighted = torch.zeros_like(self.unweighted)
 
     def state_dict(self):

@@ -15,6 +15,7 @@ from engine.fast.frozen import AutocastModel, FoldedModel, FrozenModel
 from engine.fast.graphs import GraphedPGD
 from engine.fast.precision import PLAIN, Arithmetic
 from engine.sync_batchnorm import convert_sync_batchnorm
+from engine.training.averaging import Ema
 from methods.losses import Setup, Step, set_up
 from utils.errors import UserError
 
@@ -36,6 +37,7 @@ class Trainer:
         processes: Ranks that share each batch. Each draws the noise of the whole batch, so results do not depend on
             their number; attacks need no communication.
         sync_bn: In train mode, normalize over the whole batch instead of each rank's share.
+        average: Of the student's weights, updated after each step.
         make_network: Makes another network like the student for a method that trains one; None copies the student.
         steps_per_epoch: For a method whose schedule is per step.
     """
@@ -55,13 +57,16 @@ class Trainer:
         arithmetic: Arithmetic = PLAIN,
         processes: Processes = SINGLE_PROCESS,
         sync_bn: bool = True,
+        average: Ema | None = None,
         make_network: Callable[[], nn.Module] | None = None,
         steps_per_epoch: int = 1,
     ):
         self.student, self.method, self.optimizer = student, method, optimizer
         self.processes, self.shard = processes, None
+        self.average, self.network = average, average.network if average else student  # that is validated and saved
         if arithmetic.channels_last:
-            student.to(memory_format=torch.channels_last)
+            for network in {student, self.network}:
+                network.to(memory_format=torch.channels_last)
         make_network = make_network or partial(deepcopy, student)
         layout = {"memory_format": torch.channels_last} if arithmetic.channels_last else {}
         forward = partial(AutocastModel, arithmetic=arithmetic)
@@ -96,6 +101,8 @@ class Trainer:
         if self.processes.count > 1 and not self.sync_switch:
             self.processes.broadcast(self.student.buffers())  # else every rank would attack with its own statistics
         getattr(self.method, "after_step", lambda: None)()
+        if self.average:
+            self.average.update()
         # Detached, because logits without a part in the loss would keep their graph in memory until the next step.
         return Step(*(None if value is None else value.detach() for value in result))
 
@@ -132,14 +139,24 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def method_state(self) -> dict:
-        """Return the entry of a checkpoint for the state of the method; empty if it has none."""
-        return {"method_state": self.method.state_dict()} if hasattr(self.method, "state_dict") else {}
+    def weights(self) -> dict:
+        """Return what checkpoints hold: ``net``, ``method_state``, and with an average of the weights ``net_raw``."""
+        net = {"net": self.network.state_dict()}
+        net |= {"method_state": self.method.state_dict()} if hasattr(self.method, "state_dict") else {}
+        return net | {"net_raw": self.student.state_dict()} if self.average else net
+
+    def state(self) -> dict:
+        """Return what a resume state holds of the training."""
+        state = self.weights() | {"optimizer": self.optimizer.state_dict()}
+        return state | {"averaged": self.average.count} if self.average else state
 
     def restore(self, state: dict) -> None:
-        """Load student, method and optimizer from a resume state; raises UserError if it is of another network."""
+        """Load what :meth:`state` returned; raises UserError if it belongs to another network."""
         try:
-            self.student.load_state_dict(state["net"])
+            self.network.load_state_dict(state["net"])
+            if self.average:
+                self.student.load_state_dict(state["net_raw"])
+                self.average.count = state["averaged"]
             if hasattr(self.method, "load_state_dict"):
                 self.method.load_state_dict(state["method_state"])
             self.optimizer.load_state_dict(state["optimizer"])
