@@ -44,10 +44,8 @@ class SAAD:
     def after_epoch(self, epoch):
         """Log the batches of an epoch, from 0, whose weights were all 0."""
         if count := int(self.unweighted):
-            message = (
-                "SAAD: in %d batches of epoch %d all weights were 0 (one image, or a teacher equally certain of all);"
-            )
-            logger.warning(f"{message} without --saad_beta they train nothing", count, epoch + 1)
+            message = "SAAD: epoch %d had %d batches of weight 0 (one image, or a teacher equally certain of all); "
+            logger.warning(f"{message}without --saad_beta they train nothing", epoch + 1, count)
         self.unweighted = torch.zeros_like(self.unweighted)
 
     def state_dict(self):
