@@ -18,7 +18,7 @@ from engine.training.run import _check_processes
 from engine.training.trainer import Trainer
 from methods.adr import adr_loss, rectified_labels
 from methods.igdm import igdm_loss
-from methods.mtard import WEIGHT_RATE, divergence, mtard_loss, rebalance, retemper
+from methods.mtard import divergence, entropy, mtard_loss, rebalance, retemper
 from methods.peeraid import peeraid_loss
 from methods.saad import saad_loss
 from models import build
@@ -52,9 +52,8 @@ def saad_row(row, a):
 
 
 def adr_row(row, a):
-    return adr_loss(
-        a["s_adv"], rectified_labels(a["t_ema"], a["targets"], temperature=row["hp"]["T"], lam=row["hp"]["lam"])
-    )
+    labels = rectified_labels(a["t_ema"], a["targets"], temperature=row["hp"]["T"], lam=row["hp"]["lam"])
+    return adr_loss(a["s_adv"], labels)
 
 
 def peeraid_row(row, a):
@@ -66,11 +65,9 @@ def peeraid_row(row, a):
 def mtard_row(row, a):
     kl_weight = (10 if row["method"] == "MTARD_c100" else 1) / row["C"]  # officially a mean over classes too
     state = state_of_row(row["hp"])
-    t_adv, t_nat = (
-        a[key] / state[temp].to(a[key].dtype) for key, temp in (("t_adv", "temp_adv"), ("t_nat", "temp_nat"))
-    )
+    t_adv, t_nat = (a[f"t_{key}"] / state[f"temp_{key}"].to(a["s_adv"].dtype) for key in ("adv", "nat"))
     terms = (kl_weight * divergence(t, s).detach() for t, s in ((t_adv, a["s_adv"]), (t_nat, a["s_clean"])))
-    state = rebalance(state, *terms, rate=WEIGHT_RATE)
+    state = rebalance(state, *terms, rate=row["hp"]["weight_learn_rate"])
     weight = state["weight_nat"].to(t_adv.dtype)
     row["got"] = retemper(state, t_adv, t_nat, rate=row["hp"].get("temp_learn_rate", 0.0))
     return mtard_loss(
@@ -80,13 +77,12 @@ def mtard_row(row, a):
 
 LOSSES = {"IGDM": igdm_row, "SAAD": saad_row, "ADR": adr_row, "PeerAiD": peeraid_row}
 LOSSES |= dict.fromkeys(("MTARD_c10", "MTARD_c100", "BMTARD"), mtard_row)
-ROWS = [row for row in json.loads((FOLDER / "INDEX.json").read_text()) if row.get("method") in LOSSES]
+ROWS = json.loads((FOLDER / "INDEX.json").read_text())
+ROWS = [row for row in ROWS if row.get("method") in LOSSES and row["status"] == "ok"]
 
 
 @pytest.mark.recorded
-@pytest.mark.parametrize(
-    "row", [row for row in ROWS if row["status"] == "ok"], ids=lambda row: f"{row['method']}-{row['key']}"
-)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['method']}-{row['key']}")
 def test_loss_gradients_and_state_equal_the_official_code(row):
     arrays = golden_arrays(row | {"file": FOLDER / row["file"]})
     inputs = {key: arrays[key].requires_grad_() for key in arrays if key[:2] in ("s_", "p_")}
@@ -142,10 +138,9 @@ class Repeated:
 
     def __call__(self, student, *args):
         for _ in range(self.calls - 1):
-            with torch.no_grad():
-                frozen = {key: value.clone() for key, value in student.network.state_dict().items()}
+            state = {key: value.clone() for key, value in student.network.state_dict().items()}
             self.method(student, *args)
-            student.network.load_state_dict(frozen)
+            student.network.load_state_dict(state)
         return self.method(student, *args)
 
 
@@ -154,10 +149,7 @@ def test_temperatures_balance_the_entropies_of_the_teachers():
     t_adv, t_nat = torch.randn(64, 10, dtype=torch.float64), 4 * torch.randn(64, 10, dtype=torch.float64)
     for _ in range(300):
         state = retemper(state, t_adv / state["temp_adv"], t_nat / state["temp_nat"], rate=0.05)
-    entropies = [
-        -(p * p.log()).sum(1).mean()
-        for p in ((t_adv / state["temp_adv"]).softmax(1), (t_nat / state["temp_nat"]).softmax(1))
-    ]
+    entropies = [entropy(t_adv / state["temp_adv"]), entropy(t_nat / state["temp_nat"])]
     assert state["temp_adv"] == 1 and entropies[0] == pytest.approx(entropies[1].item(), rel=0.05)
 
 
@@ -167,9 +159,8 @@ def test_temperatures_balance_the_entropies_of_the_teachers():
 @pytest.fixture
 def distill(train, tmp_path):
     save_network(tmp_path / "teacher.pth", 0)
-    return lambda method, args="", **options: train(
-        args_of(method, args).replace("teacher.pth", str(tmp_path / "teacher.pth")), **options
-    )
+    path = str(tmp_path / "teacher.pth")
+    return lambda method, args="", **options: train(args_of(method, args).replace("teacher.pth", path), **options)
 
 
 @pytest.mark.parametrize("method", ["PeerAiD", "ADR", "B-MTARD"])
@@ -207,8 +198,6 @@ def test_the_peer_has_its_own_weights_and_is_trained(distill, tmp_path):
     ("method", "args", "error"),
     [
         ("AT", "--igdm 1", "--igdm: AT has no such term; .* use it with RSLAD, AdaIAD, DGAD, IGDM, SAAD"),
-        ("DGAD", "--igdm -1", "--igdm -1.0: must be a number of at least 0"),
-        ("SAAD", "--saad_gamma 0", "--saad_gamma 0.0: must be a number above 0"),
         ("MTARD", "--std_teacher_path ''", "--std_teacher_path: MTARD needs a naturally trained teacher"),
     ],
 )
@@ -220,7 +209,7 @@ def test_bad_input_is_one_line(distill, tmp_path, method, args, error):
 @pytest.mark.parametrize("method", ["SAAD", "MTARD", "B-MTARD", "PeerAiD"])
 def test_methods_of_one_process_are_refused_under_torchrun(method):
     with pytest.raises(UserError, match=f"--method {method}: trains in a single process only"):
-        _check_processes(TrainConfig(method=method), Processes(0, 2, None))
+        _check_processes(TrainConfig(method=method), Processes(0, 2))
 
 
 @pytest.mark.parametrize(("method", "args"), [("IGDM", ""), ("DGAD", "--igdm 1"), ("ADR", "")])
