@@ -41,7 +41,7 @@ def network_in(path: str | Path, requested: str | None, flag: str = "--model") -
         return name
     name = network_name(requested)
     if stored not in (None, name):
-        raise UserError(f"{flag} {requested}: {path} holds a {stored}; leave the flag out, or use {flag} {stored}")
+        raise UserError(f"{flag} {requested}: {path} contains a {stored}; leave the flag out, or use {flag} {stored}")
     return name
 
 

@@ -19,7 +19,7 @@ from methods import adaad, adr, akd2, ard, at, dgad, iad, igdm, mart, mtard, nat
 WITHOUT_TEACHER = {
     "Natural": lambda c: natural.natural,
     "AT": lambda c: at.at,
-    "TRADES": lambda c: partial(trades.trades, beta=c.trades_beta),
+    "TRADES": lambda c: partial(trades.trades, beta=c.trades_beta, temp=given(c.temp, 1.0)),
     "MART": lambda c: partial(mart.mart, beta=c.mart_beta),
     "ADR": lambda c: adr.ADR(epochs=c.epochs, **_adr_schedule(c)),
     "PeerAiD": lambda c: peeraid.PeerAiD(**_peer_weights(c)),
@@ -27,8 +27,16 @@ WITHOUT_TEACHER = {
 
 # Distilled from one robust teacher.
 WITH_TEACHER = {
-    "ARD": lambda c: partial(ard.ard, alpha=c.iad_alpha, temp=given(c.temp, ard.TEMPERATURE), kl_weight=c.kl_weight),
-    "IAD-I": lambda c: partial(iad.iad1, **_introspection(c, iad.TEMPERATURE)),
+    "ARD": lambda c: partial(
+        ard.ard, alpha=c.iad_alpha, temp=given(c.temp, ard.TEMPERATURE), kl_weight=c.kl_weight, **_term_weights(c)
+    ),
+    "IAD-I": lambda c: partial(
+        iad.iad1,
+        **_introspection(c, iad.TEMPERATURE),
+        coefficient=c.iad_coefficient,
+        down=c.iad_down,
+        **_term_weights(c),
+    ),
     "RSLAD": lambda c: _with_igdm(c, partial(rslad.rslad, kl_weight=given(c.kl_weight, rslad.KL_WEIGHT))),
     "AdaAD": lambda c: partial(
         adaad.adaad, alpha=c.adaad_alpha, kl_weight=given(c.kl_weight, adaad.KL_WEIGHT.get(c.dataset, 1.0))
@@ -44,8 +52,14 @@ WITH_TEACHER = {
 
 # Distilled from a robust teacher and a standard one.
 WITH_TWO_TEACHERS = {
-    "AKD2": lambda c: partial(akd2.akd2, **_two_teachers(c)),
-    "IAD-II": lambda c: partial(iad.iad2, **_two_teachers(c), beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_II)),
+    "AKD2": lambda c: partial(akd2.akd2, **_two_teachers(c), beta=c.iad_beta if c.akd2_partial else None),
+    "IAD-II": lambda c: partial(
+        iad.iad2,
+        **_two_teachers(c),
+        beta=c.iad_beta,
+        begin=given(c.iad_begin, iad.BEGIN_II),
+        coefficient=c.iad_coefficient,
+    ),
     "MTARD": lambda c: mtard.MTARD(**_balance(c)),
     "B-MTARD": lambda c: mtard.MTARD(**_balance(c), temp_rate=mtard.TEMP_RATE),
 }
@@ -94,6 +108,10 @@ class _ReadRecorder:
 def _introspection(c, temp: float) -> dict:
     weights = {"alpha": c.iad_alpha, "beta": c.iad_beta}
     return {**weights, "temp": given(c.temp, temp), "begin": given(c.iad_begin, iad.BEGIN_I)}
+
+
+def _term_weights(c) -> dict:
+    return {"label_weight": c.label_weight, "self_weight": c.self_weight, "teacher_weight": c.teacher_weight}
 
 
 def _dgad_terms(c) -> dict:

@@ -57,6 +57,11 @@ def kl(target: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
+def reliability(t_adv: Tensor, y: Tensor, beta: float) -> Tensor:
+    """Return IAD's ``A = softmax(t')[y] ** beta`` per adversarial image, (B,), without gradient."""
+    return t_adv.detach().softmax(1).gather(1, y[:, None]).squeeze(1) ** beta
+
+
 def swap(logits: Tensor, y: Tensor) -> Tensor:
     """Swap the label's logit with the largest other logit if that one is strictly larger.
 

@@ -23,6 +23,7 @@ for checkpoint in "$natural" "$teacher" "$student"; do
   "$python" main_eval.py --dataset Digits --image_size 16 --model small_resnet --model_path "$checkpoint" \
     --eps 16/255 --attacks clean,fgsm,pgd,aa --limit_aa 32
 done
-"$python" scripts/summarize.py "$out/quickstart.png" "natural=$natural" "AT teacher=$teacher" "DGAD student=$student"
+"$python" scripts/compare.py "$out/Digits" --out "$out/comparison"
+"$python" -m engine.reporting "$out"
 activate=${python%python}activate
 [ -n "${VIRTUAL_ENV:-}" ] || [ ! -e "$activate" ] || echo "next: source $activate, then run the commands of README.md"

@@ -90,6 +90,10 @@ def test_values_are_read(args, field, value):
         ("--model", "--model"),
         ("--data_root=--", "--data_root: -- is not a value"),
         ("--temp 1e300", "--temp 1e+300: must be"),
+        ("--IAD_coefficient -1", "--IAD_coefficient -1.0: must be a number of at least 0"),
+        ("--label_weight inf", "--label_weight inf: must be"),
+        ("--self_weight -6", "--self_weight -6.0: must be"),
+        ("--teacher_weight nan", "--teacher_weight nan: must be"),
         ("--desc_str \udcff", "has bytes that are not UTF-8"),
     ],
 )

@@ -80,7 +80,8 @@ def test_settings_that_prevent_a_part_of_the_training_are_warnings(args):
         ("--method AT --teacher_model resnet18 --temp 2", "--teacher_model, --temp"),
         ("--method TRADES --mart_beta 3 --trades_beta 2", "--mart_beta"),
         ("--method Natural --step_size 1 --no-els", "--num_steps, --step_size, --els"),
-        ("--method TRADES --trades_beta 2", None),
+        ("--method TRADES --trades_beta 2 --temp 20", None),
+        ("--method AT --IAD_down --akd2_partial --self_weight 1", "--IAD_down, --akd2_partial, --self_weight"),
         ("--method TRADES --recipe paper", None),
     ],
 )

@@ -131,7 +131,7 @@ class TrainConfig(CommonConfig):
     )
     temp: float | None = flag(
         None,
-        "distillation temperature (official defaults: 30 for ARD and AdaIAD, 1 for AKD2, IAD-I, IAD-II,\n"
+        "distillation temperature (official defaults: 30 for ARD and AdaIAD, 1 for AKD2, IAD-I, IAD-II, TRADES,\n"
         "5 for PeerAiD, on Tiny_Image 1)",
         group=METHOD,
         check=within(0, 1e6),
@@ -157,6 +157,30 @@ class TrainConfig(CommonConfig):
         name="IAD_begin",
         group=METHOD,
         check=at_least(0),
+    )
+    iad_coefficient: float | None = flag(
+        None,
+        "IAD-I, IAD-II: weight of the introspection; default: 1 minus the teacher's reliability (paper)",
+        name="IAD_coefficient",
+        group=METHOD,
+        check=at_least(0),
+    )
+    iad_down: bool = flag(
+        False, "IAD-I: weight the teacher's term by its reliability (paper: IAD-I-Down)", name="IAD_down", group=METHOD
+    )
+    akd2_partial: bool = flag(False, "AKD2: weight the robust term by the teacher's reliability (IAD)", group=METHOD)
+    label_weight: float | None = flag(
+        None, "ARD, IAD-I: weight of the cross entropy; default: 1 - --IAD_alpha", group=METHOD, check=at_least(0)
+    )
+    self_weight: float | None = flag(
+        None,
+        "ARD, IAD-I: weight of the KL divergence between the student's predictions on clean and adversarial images;\n"
+        "default: 0 for ARD, --IAD_alpha for IAD-I",
+        group=METHOD,
+        check=at_least(0),
+    )
+    teacher_weight: float | None = flag(
+        None, "ARD, IAD-I: weight of the teacher's term; default: --IAD_alpha", group=METHOD, check=at_least(0)
     )
     robust_weight: float = flag(
         0.5, "AKD2, IAD-II: weight of the robust teacher (IAD code)", group=METHOD, check=at_least(0)

@@ -131,7 +131,7 @@ class RunFolder:
         with self._writing(self.path):
             self._lock()
             if self._states() != self._states_read:
-                raise UserError(f"{self.path}: another run was training there just now; start the command again")
+                raise UserError(f"{self.path}: another process was training this run just now; repeat the command")
             for partial in (*self.path.glob(f"{PARTIAL}*"), *(self.path / STATES).glob(f"{PARTIAL}*")):
                 partial.unlink()  # of a process that was killed while it saved
             for newer in self._states():  # could not be read
@@ -155,7 +155,7 @@ class RunFolder:
             self._file_lock.acquire()
         except Timeout as error:
             raise UserError(
-                f"{self.path}: another run is training there; --desc_str NAME starts one beside it"
+                f"{self.path}: another run is training there; --desc_str NAME starts a separate run"
             ) from error
         except (OSError, NotImplementedError) as error:  # for instance a network file system
             logger.warning("%s: cannot be locked (%s); start no second run there", self.path, error)
@@ -224,7 +224,7 @@ class RunFolder:
 
     def _newest_state(self) -> dict:
         if not self._states_read:
-            raise UserError(f"{self.path}: its folder {STATES}/ is empty; --desc_str NAME starts another run beside it")
+            raise UserError(f"{self.path}: its folder {STATES}/ is empty; --desc_str NAME starts another run")
         for path in self._states_read:
             try:
                 state = load_checkpoint(path)

@@ -164,7 +164,7 @@ class Trainer:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"--resume: the state in resume/ is of another network or optimizer ({reason}); "
+                f"--resume: the state in resume/ belongs to another network or optimizer ({reason}); "
                 "--desc_str NAME starts another run"
             ) from error
 

@@ -3,9 +3,8 @@
 NAME is one of the following; each has --help:
   step        training steps per second, memory, FLOP
   data        loading and augmentation
-  validation  the PGD-10 after each epoch
   evaluation  PGD-20 or AutoAttack on robust images
-  scale       several processes
+  scale       several processes: torchrun --standalone --nproc_per_node=2 scripts/benchmark scale
 
 A ratio is the median over pairs of (reference, ours), its spread their quartiles.
 """
@@ -19,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this folder is run as a script
 
 from engine.device import use_full_precision
-from scripts.benchmark.evaluation import Evaluation, Validation, time_evaluation, time_validation
-from scripts.benchmark.step import Data, Scale, Step, time_data, time_scaling, time_step
+from scripts.benchmark.evaluation import Evaluation, time_evaluation
+from scripts.benchmark.step import Data, Step, time_data, time_scaling, time_step
 from utils.cli import run_command
 from utils.errors import UserError
 from utils.files import require_writable, write_text
@@ -32,9 +31,8 @@ from utils.versions import versions
 BENCHMARKS = {
     "step": (Step, time_step),
     "data": (Data, time_data),
-    "validation": (Validation, time_validation),
     "evaluation": (Evaluation, time_evaluation),
-    "scale": (Scale, time_scaling),
+    "scale": (Step, time_scaling),
 }
 
 
