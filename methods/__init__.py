@@ -17,9 +17,11 @@ from methods import adaad, adr, akd2, ard, at, dgad, iad, igdm, mart, mtard, nat
 
 # Trained from labels only.
 WITHOUT_TEACHER = {
-    "Natural": lambda c: natural.natural,
-    "AT": lambda c: at.at,
-    "TRADES": lambda c: partial(trades.trades, beta=c.trades_beta, temp=given(c.temp, 1.0)),
+    "Natural": lambda c: partial(natural.natural, label_smoothing=c.label_smoothing),
+    "AT": lambda c: partial(at.at, label_smoothing=c.label_smoothing),
+    "TRADES": lambda c: partial(
+        trades.trades, beta=c.trades_beta, temp=given(c.temp, 1.0), label_smoothing=c.label_smoothing
+    ),
     "MART": lambda c: partial(mart.mart, beta=c.mart_beta),
     "ADR": lambda c: adr.ADR(epochs=c.epochs, **_adr_schedule(c)),
     "PeerAiD": lambda c: peeraid.PeerAiD(**_peer_weights(c)),

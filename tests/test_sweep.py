@@ -142,7 +142,7 @@ def test_the_list_has_every_run_as_a_command_that_can_be_copied(workdir, capsys,
 
 
 BAD = {
-    "--seeds one": "--seeds: invalid int value: 'one'",
+    "--seeds one": "--seeds: 'one' is not a whole number",
     "--seeds 1 2": "unrecognized arguments: 2",
     "--seeds": "--seeds: expected one argument",
     "--methods ' '": "a list of names is empty",
@@ -150,7 +150,7 @@ BAD = {
     "--methods 'AT DGDA'": "--methods DGDA: unknown name; nearest: DGAD",
     "--jobs 0": "--jobs is below 1",
     "--only 1": "numbered 0 to 0",
-    "--gpus a": "--gpu_id: invalid int value: 'a'",
+    "--gpus a": "--gpu_id: 'a' is not a whole number",
     "--epochs 3": "unrecognized arguments: --epochs",
     "-- --epoch": "--epoch",
     "-- --seed 3": "--seed after --",

@@ -89,7 +89,8 @@ def save_network(path, seed=0):
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        ("", {"momentum": 0.9, "weight_decay": 5e-4}),
+        ("", {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": False}),
+        ("--nesterov", {"momentum": 0.9, "nesterov": True}),
         ("--momentum 0.5 --weight_decay 0.01", {"momentum": 0.5, "weight_decay": 0.01}),
         ("--optim Adam --weight_decay 0.02", {"betas": [0.9, 0.999], "weight_decay": 0.02}),
     ],
@@ -99,6 +100,25 @@ def test_the_optimizer_has_its_flags_for_every_parameter(train, tmp_path, args, 
     (group,) = state_of(tmp_path)["optimizer"]["param_groups"]
     assert {key: group.get(key) for key in expected} == expected
     assert len(group["params"]) == len(list(build("small_resnet", 10, 16).parameters()))
+
+
+def test_weight_decay_may_leave_out_batchnorm(train, tmp_path):
+    train(f"{SMALL} --method Natural --epochs 1 --no_bn_decay")
+    others, norms = state_of(tmp_path)["optimizer"]["param_groups"]
+    assert (others["weight_decay"], norms["weight_decay"], others["lr"], norms["lr"]) == (5e-4, 0, 0.1, 0.1)
+    modules = build("small_resnet", 10, 16).modules()
+    assert len(norms["params"]) == 2 * sum(isinstance(module, torch.nn.BatchNorm2d) for module in modules)
+
+
+def test_the_radius_of_the_inner_attack_grows(train, monkeypatch):
+    training = []
+    monkeypatch.setattr("engine.training.trainer.pgd", recording(training))
+    train(f"{SMALL} --method AT --epochs 3 --limit_test 16 --epsilon 8 --step_size 2 --epsilon_ramp 2 --precision fp32")
+    assert [call.ball for call in training[::3]] == [
+        (4 / 255, 1 / 255, 2),
+        (8 / 255, 2 / 255, 2),
+        (8 / 255, 2 / 255, 2),
+    ]
 
 
 def test_the_inner_attack_and_the_validation_have_the_runs_epsilon(train, monkeypatch):

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -10,7 +11,9 @@ from data.loader import Batches
 from engine.device import choose_device
 from engine.distributed import SINGLE_PROCESS, TRAINING_TIMEOUT, destroy, init, local_gpu
 from engine.fast.precision import Arithmetic, choose_arithmetic
+from engine.training.averaging import Ema
 from engine.training.trainer import Trainer
+from engine.training.weight_perturbation import WeightPerturbation
 from methods import ALIASES, METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import build
 from scripts.benchmark import plain
@@ -23,6 +26,10 @@ from utils.names import canonical
 from utils.seed import seed_everything
 
 SIDES = {"reference": plain.Trainer, "ours": Trainer}
+PIECES = {
+    "awp": lambda student: {"perturbation": WeightPerturbation(student, 0.01)},
+    "ema": lambda student: {"average": Ema(student, 0.995)},
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,9 @@ class Step(Timing):
     epoch: int = flag(100, "epoch of the step, from 0; introspection begins at 60", group=WORKLOAD, check=at_least(0))
     precision: str = flag("auto", "precision of our side; the reference computes in fp32", group=WORKLOAD)
     compile: str = flag("auto", "compilation of our side: auto, off, on, graphs", group=WORKLOAD)
+    piece: Literal["awp", "ema"] | None = flag(
+        None, "time our step with this piece of a recipe against our step without it", group=WORKLOAD
+    )
     profile: str = flag("", "write a trace of one step of our side to this file", group=EXECUTION)
 
 
@@ -122,6 +132,8 @@ def make_step(config: Step, side: str, device: torch.device, arithmetic: Arithme
     student = build(config.model, config.classes, config.image_size).to(device)
     teachers = [build(config.teacher_model, config.classes, config.image_size).to(device) for _ in range(count)]
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
+    options |= PIECES[config.piece](student) if config.piece and side == "ours" else {}
+    side = "ours" if config.piece else side
     optimizer = torch.optim.SGD(student.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4, fused=side == "ours")
     options |= {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10}
     options |= {"arithmetic": arithmetic} if side == "ours" else {}
