@@ -23,7 +23,6 @@ class Step(NamedTuple):
     t_adv: Tensor | None = None
 
 
-<<<<<<< HEAD
 class Setup(NamedTuple):
     """What a method with state receives before the first step."""
 
@@ -39,7 +38,8 @@ def set_up(method, optimizer: torch.optim.Optimizer, setup: Setup) -> None:
         method.setup(setup)
     if hasattr(method, "parameters"):
         optimizer.add_param_group({"params": list(method.parameters())})
-=======
+
+
 def concatenate(results: list[Step], weights: list[float]) -> Step:
     """Join the results of parts of a batch; the loss is their mean with ``weights``."""
     if len(results) == 1:
@@ -47,7 +47,6 @@ def concatenate(results: list[Step], weights: list[float]) -> Step:
     loss = sum(result.loss * weight for result, weight in zip(results, weights, strict=True)) / sum(weights)
     columns = list(zip(*results, strict=True))[1:]
     return Step(loss, *(None if column[0] is None else torch.cat(column) for column in columns))
->>>>>>> main
 
 
 def update_batchnorm(student, x) -> None:

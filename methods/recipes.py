@@ -24,20 +24,14 @@ RECIPES = {
     "AdaIAD": {**DGAD, "temp": 30.0, "iad_begin": 60},
     "DGAD": DGAD,
     "IGDM": {**TWO_DROPS, "weight_decay": 2e-4},
-    "SAAD": {**TWO_DROPS, "weight_decay": 2e-4},
+    "SAAD": {**TWO_DROPS, "weight_decay": 2e-4, "swa_start": 95},
     "MTARD": THREE_DROPS,
     "B-MTARD": THREE_DROPS,
     "PeerAiD": {**THREE_DROPS, "milestones": (214, 259, 284)},
-    "ADR": DGAD,
+    "ADR": {**DGAD, "nesterov": True},
     "DGAD-IAD": {**DGAD, "iad_begin": 60},
 }
 
-<<<<<<< HEAD
-TINY_IMAGENET = {
-    "PeerAiD": {"epochs": 200, "milestones": (99, 149)},
-    "ADR": {"epochs": 80, "milestones": (40, 60)},
-}
-=======
 # For --recipe strong, with any method: the pieces of the best published trainings of a ResNet-18.
 STRONG = {
     "ema": 0.995,  # Rebuffi et al. (2021), Wang et al. (ICML 2023), ADR (ICLR 2024)
@@ -46,7 +40,10 @@ STRONG = {
     "lr_schedule": "cosine",  # Rebuffi et al. (2021)
 }
 
->>>>>>> main
+TINY_IMAGENET = {
+    "PeerAiD": {"epochs": 200, "milestones": (99, 149)},
+    "ADR": {"epochs": 80, "milestones": (40, 60)},
+}
 ALP_BETA = {"CIFAR10": 5.0, "CIFAR100": 5.0, "Tiny_Image": 15.0}  # DGAD's project page
 
 

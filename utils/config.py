@@ -203,7 +203,6 @@ class TrainConfig(CommonConfig):
     trades_beta: float = flag(6.0, "TRADES: weight of the robust term (paper)", group=METHOD, check=at_least(0))
     mart_beta: float = flag(5.0, "MART: weight of the robust term (paper: lambda)", group=METHOD, check=at_least(0))
 
-<<<<<<< HEAD
     igdm: float | None = flag(
         None,
         "RSLAD, AdaIAD, DGAD: add the term of IGDM; its weight grows linearly to X in the last epoch.\n"
@@ -244,14 +243,13 @@ class TrainConfig(CommonConfig):
     )
     lambda_high: float | None = flag(
         None, "ADR: last lambda (official: 0.95; Tiny_Image 0.9)", group=METHOD, check=at_least(0)
-=======
+    )
     label_smoothing: float = flag(
         0.0,
         "Natural, AT, TRADES: share of each label that is spread over all classes in the cross entropy of the loss\n"
         "(Wang et al.: 0.1 with TRADES)",
         group=METHOD,
         check=between(0, 0.99),
->>>>>>> main
     )
 
     epsilon: float = flag(

@@ -78,12 +78,9 @@ class TrainingLoop:
                 self.trainer.set_learning_rate(learning_rate(epoch + done, self.config))
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
-<<<<<<< HEAD
         getattr(self.trainer.method, "after_epoch", lambda epoch: None)(epoch)
-=======
         if self.trainer.average:
             self.trainer.average.after_epoch(epoch, self._training_images(epoch, metrics))
->>>>>>> main
         means, reliability = metrics.means(), metrics.reliability()
         trained = time.monotonic()
         row = {"epoch": epoch + 1, "lr": lr, **self._validate(epoch, metrics)}

@@ -30,12 +30,8 @@ from engine.training.settings import log_config, resolve
 from engine.training.signals import Signals
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
-<<<<<<< HEAD
-from methods import METHODS, SINGLE_PROCESS_ONLY, WITHOUT_TEACHER
-=======
 from engine.training.weight_perturbation import WeightPerturbation
-from methods import METHODS, WITHOUT_TEACHER
->>>>>>> main
+from methods import METHODS, SINGLE_PROCESS_ONLY, WITHOUT_TEACHER
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import log_to_file, logger
@@ -213,16 +209,12 @@ def _make_loop(
         arithmetic=compute.arithmetic,
         processes=compute.processes,
         sync_bn=config.sync_bn,
-<<<<<<< HEAD
-        make_network=lambda: make_network(config.model, "", config.dataset, splits).to(compute.device),
-        steps_per_epoch=len(batches),
-        average=Ema(student, config.ema) if config.ema else None,
-=======
         clip_grad=config.clip_grad,
         parts=config.accumulate,
         average=_make_average(student, config, compute.arithmetic),
         perturbation=WeightPerturbation(student, config.awp, config.awp_warmup - 1) if config.awp else None,
->>>>>>> main
+        make_network=lambda: make_network(config.model, "", config.dataset, splits).to(compute.device),
+        steps_per_epoch=len(batches),
     )
     if state:
         compute.processes.on_all_ranks(lambda: folder.require_same_data(state, metadata))

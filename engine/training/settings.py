@@ -11,13 +11,8 @@ from engine.networks import network_name
 from engine.training.schedule import WARMUP_START
 from engine.unused_fields import ignored_fields
 from methods import ALIASES as METHOD_ALIASES
-<<<<<<< HEAD
-from methods import METHODS, WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
-from methods.recipes import recipe
-=======
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER
+from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
 from methods.recipes import STRONG, recipe
->>>>>>> main
 from models.teachers import teacher_name
 from utils.config import METHOD, TrainConfig
 from utils.errors import UserError

@@ -1,11 +1,7 @@
 """The training step: everything that changes the weights. It never waits for the device."""
 
 import warnings
-<<<<<<< HEAD
 from collections.abc import Callable, Sequence
-=======
-from collections.abc import Sequence
->>>>>>> main
 from copy import deepcopy
 from functools import partial
 
@@ -19,14 +15,9 @@ from engine.fast.frozen import AutocastModel, FoldedModel, FrozenModel
 from engine.fast.graphs import GraphedPGD
 from engine.fast.precision import PLAIN, Arithmetic
 from engine.sync_batchnorm import convert_sync_batchnorm
-<<<<<<< HEAD
-from engine.training.averaging import Ema
-from methods.losses import Setup, Step, set_up
-=======
 from engine.training.averaging import WeightAverage
 from engine.training.weight_perturbation import Recording, WeightPerturbation
-from methods.losses import Step, concatenate
->>>>>>> main
+from methods.losses import Setup, Step, concatenate, set_up
 from utils.errors import UserError
 
 
@@ -47,17 +38,13 @@ class Trainer:
         processes: Ranks that share each batch. Each draws the noise of the whole batch, so results do not depend on
             their number; attacks need no communication.
         sync_bn: In train mode, normalize over the whole batch instead of each rank's share.
-<<<<<<< HEAD
-        average: Of the student's weights, updated after each step.
-        make_network: Makes another network like the student for a method that trains one; None copies the student.
-        steps_per_epoch: For a method whose schedule is per step.
-=======
         average: Of the student's weights; it is validated and saved in place of them.
         perturbation: Perturbs the weights at which the gradient is taken; the method is then called twice, and the
             second call gets the adversarial images of the first.
         clip_grad: Largest norm of the gradient of all parameters together.
         parts: Process each batch in parts and add their gradients; BatchNorm normalizes over a part.
->>>>>>> main
+        make_network: Makes another network like the student for a method that trains one; None copies the student.
+        steps_per_epoch: For a method whose schedule is per step.
     """
 
     def __init__(
@@ -75,16 +62,12 @@ class Trainer:
         arithmetic: Arithmetic = PLAIN,
         processes: Processes = SINGLE_PROCESS,
         sync_bn: bool = True,
-<<<<<<< HEAD
-        average: Ema | None = None,
-        make_network: Callable[[], nn.Module] | None = None,
-        steps_per_epoch: int = 1,
-=======
         average: WeightAverage | None = None,
         perturbation: WeightPerturbation | None = None,
         clip_grad: float | None = None,
         parts: int = 1,
->>>>>>> main
+        make_network: Callable[[], nn.Module] | None = None,
+        steps_per_epoch: int = 1,
     ):
         self.student, self.method, self.optimizer = student, method, optimizer
         self.processes, self.shard = processes, None
