@@ -31,7 +31,7 @@ from engine.training.signals import Signals
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
 from engine.training.weight_perturbation import WeightPerturbation
-from methods import METHODS, WITHOUT_TEACHER
+from methods import METHODS, SINGLE_PROCESS_ONLY, WITHOUT_TEACHER
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import log_to_file, logger
@@ -138,6 +138,8 @@ def _check_processes(config: TrainConfig, processes: Processes) -> None:
         raise UserError(
             f"--bs {config.bs}: is shared by {processes.count} processes; use --bs {processes.count} or more"
         )
+    if processes.count > 1 and config.method in SINGLE_PROCESS_ONLY:
+        raise UserError(f"--method {config.method}: trains in a single process only; start it without torchrun")
     if processes.count > 1 and config.device.startswith("cuda:"):
         raise UserError(f"--device {config.device}: under torchrun each process uses its own GPU; use --device cuda")
 
@@ -192,6 +194,8 @@ def _make_loop(
     training, validation = images
     student, teachers = networks
     metadata = _metadata(config, splits, images, teachers, compute.arithmetic)
+    augmentation = {"shuffle": True, "crop": CROP_PADDING, "flip": splits.flip, "generator": torch.Generator()}
+    batches = Batches(training, config.bs, device=compute.device, **augmentation)
     trainer = Trainer(
         student,
         teachers,
@@ -209,15 +213,15 @@ def _make_loop(
         parts=config.accumulate,
         average=_make_average(student, config, compute.arithmetic),
         perturbation=WeightPerturbation(student, config.awp, config.awp_warmup - 1) if config.awp else None,
+        make_network=lambda: make_network(config.model, "", config.dataset, splits).to(compute.device),
+        steps_per_epoch=len(batches),
     )
     if state:
         compute.processes.on_all_ranks(lambda: folder.require_same_data(state, metadata))
         folder.restore(state)
         trainer.restore(state)
-        for key in ("net", "net_raw", "optimizer"):  # as large as the networks
+        for key in ("net", "net_raw", "optimizer", "method_state"):  # as large as the networks
             state.pop(key, None)
-    augmentation = {"shuffle": True, "crop": CROP_PADDING, "flip": splits.flip, "generator": torch.Generator()}
-    batches = Batches(training, config.bs, device=compute.device, **augmentation)
     validator = _make_validator(trainer.network, validation, config, compute)
     return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
 

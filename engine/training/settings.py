@@ -11,7 +11,7 @@ from engine.networks import network_name
 from engine.training.schedule import WARMUP_START
 from engine.unused_fields import ignored_fields
 from methods import ALIASES as METHOD_ALIASES
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER
+from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
 from methods.recipes import STRONG, recipe
 from models.teachers import teacher_name
 from utils.config import METHOD, TrainConfig
@@ -41,6 +41,9 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
         raise UserError(f"{total}: is above 1, and 1 minus their sum is the weight of the cross entropy")
     if config.log_reliability and config.method in WITHOUT_TEACHER:
         raise UserError(f"--log_reliability: {config.method} has no teacher; leave the flag out")
+    if config.igdm is not None and "igdm" not in fields_read(config.method, config):
+        having = ", ".join(method for method in METHODS if "igdm" in fields_read(method, config))
+        raise UserError(f"--igdm: {config.method} has no such term; leave the flag out, or use it with {having}")
     if given.get("epochs") == "flag" and given.get("milestones") == "config file" and config.milestones:
         message = "WARNING: --epochs %d: the milestones of --config, %s, are not used; --milestones sets them"
         logger.warning(message, config.epochs, " ".join(map(str, config.milestones)))
