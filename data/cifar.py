@@ -51,7 +51,7 @@ def _split(dataset: CIFAR10) -> Split:
 
 def _download(dataset: type[CIFAR10], root: Path) -> None:
     # Not dataset(download=True): it ignores a missing file of class names if the batches are complete.
-    log.info("%s is not in %s: downloading %s", dataset.__name__, root, dataset.url)
+    log.info("%s is not in %s: downloading it", dataset.__name__, root)
     try:
         download_and_extract_archive(dataset.url, root, filename=dataset.filename, md5=dataset.tgz_md5)
     except (OSError, HTTPException, RuntimeError) as error:

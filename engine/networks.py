@@ -10,6 +10,7 @@ from torch import nn
 from data import TEST_SUBSET_SEED, Splits, decode_files, subset
 from data.loader import Batches
 from engine.accuracy import CAUSES_OF_CHANCE_LEVEL, evaluate, minimum_accuracy
+from engine.checkpoint import best_checkpoint
 from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import ALIASES, MODELS, build
 from models.robustbench import PREFIX
@@ -41,7 +42,7 @@ def network_in(path: str | Path, requested: str | None, flag: str = "--model") -
         return name
     name = network_name(requested)
     if stored not in (None, name):
-        raise UserError(f"{flag} {requested}: {path} holds a {stored}; leave the flag out, or use {flag} {stored}")
+        raise UserError(f"{flag} {requested}: {path} contains a {stored}; leave the flag out, or use {flag} {stored}")
     return name
 
 
@@ -70,7 +71,8 @@ def find_teachers(config: TrainConfig) -> list[tuple[str, Path | None]]:
         if not config.std_teacher_path:
             command = training_command("Natural", config.std_teacher_model, config.dataset, data_flags)
             raise UserError(
-                f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: {command}"
+                f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: {command} "
+                f"(then --std_teacher_path .../{best_checkpoint('Natural')})"
             )
         file = find_teacher(config.std_teacher_model, config.dataset, config.std_teacher_path)
         teachers.append((config.std_teacher_model, file))

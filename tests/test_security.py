@@ -112,8 +112,6 @@ REFUSED = [
     (BEST, "main_eval.py", "--model_path runs --attacks clean"),
     ("bomb.pth", "main_eval.py", "--model_path net.pth --protocol blackbox --surrogate_path bomb.pth"),
     ("bomb.pth", "main_eval.py", "--model_path net.pth --attacks clean,pgd --natural_path bomb.pth"),
-    (RUN / "results.csv", "scripts/summarize.py", f"out.png a={BEST}"),
-    (BEST, "scripts/summarize.py", f"out.png a={BEST}"),
     ("bomb.pth", "scripts/export.py", "--model_path bomb.pth --name Doe2026Bomb --out out"),
 ]
 
@@ -265,8 +263,6 @@ READERS = [
     ("main_eval.py", EVALUATE, RESULTS, TEXTS),
     ("scripts/compare.py", "runs", RESULTS, TEXTS),
     ("scripts/compare.py", "runs", RUN / "config.json", ["bomb", "deep list", "deep value", "long number", "bytes"]),
-    ("scripts/summarize.py", f"out.png a={BEST}", RESULTS, TEXTS),
-    ("scripts/summarize.py", f"out.png a={BEST}", RUN / "config.json", TEXTS),
     ("scripts/export.py", f"--model_path {BEST} --name Doe2026Deep --out out", RESULTS, TEXTS),
 ]
 

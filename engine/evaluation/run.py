@@ -1,6 +1,7 @@
 """Evaluate checkpoints: from an EvalConfig to results that are printed and written beside each checkpoint."""
 
 import logging
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from engine.evaluation.state import State
 from engine.evaluation.targets import EvalTarget, find_targets, infer_dataset, load_other_network, warn_of_epsilon
 from utils.config import EvalConfig
 from utils.errors import UserError
+from utils.files import WriteError, write_atomically
 from utils.log import logger
 from utils.seed import seed_everything
 from utils.tables import text_table
@@ -46,6 +48,12 @@ def run_evaluation(config: EvalConfig) -> None:
         raise UserError(
             f"--bs {config.bs}: CUDA out of memory; reduce --bs (with --state DIR the same command continues from "
             "finished stages)"
+        ) from error
+    except WriteError as error:
+        again = "continues from --state" if config.state else "repeats them (with --state DIR it would continue)"
+        raise UserError(
+            f"{error.filename}: cannot be written ({error.strerror}); eval.json keeps finished attacks, and the "
+            f"same command {again} after the cause is removed; --out DIR writes to another folder"
         ) from error
     finally:
         destroy()
@@ -123,6 +131,9 @@ class Evaluation:
         """Write tables and figures, and warn if the results are not meaningful."""
         folder, config, images = self.record.path.parent, self.config, self.images
         self.record.write_tables()
+        settings, copy = self.target.path.with_name("config.json"), folder.with_name("config.json")
+        if config.out and settings.is_file() and not settings.is_symlink() and not copy.exists():
+            write_atomically(copy, partial(shutil.copyfile, settings))  # names method, teacher and seed in tables
         pgd, check = self.attacks.get("pgd"), None
         constant = warn_of_constant_prediction(predicted["clean"], self.classes)
         if not constant:
