@@ -22,7 +22,7 @@ from utils.log import logger
 from utils.plots import Point, save_figure, scatter, shortened
 from utils.tables import latex_table, markdown_table, text_table, write_csv
 
-MARKERS = {"best": "o", "best clean": "^", "last": "s"}  # by kind of checkpoint
+MARKERS = {"best": "o", "best clean": "^", "best PGD-10": "v", "last": "s"}  # by kind of checkpoint
 
 
 def compare(arguments: Sequence[str]) -> None:

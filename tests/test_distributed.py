@@ -17,7 +17,7 @@ from shared_steps import ten_steps
 from engine.distributed import SINGLE_PROCESS, Processes
 from engine.training.run_folder import MEASUREMENTS
 
-METHODS = ("AT", "TRADES", "IAD-II", "DGAD")
+METHODS = ("AT", "TRADES", "IAD-II", "DGAD", "ADR", "IGDM")
 TRAIN = (
     "--dataset Digits --image_size 16 --model small_resnet --limit_train 50 --limit_test 41 --bs 12 --num_steps 2 "
     "--method AT --lr_schedule constant --precision fp32"

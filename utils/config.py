@@ -40,6 +40,17 @@ class CommonConfig:
         4,
         "threads that decode image files; decoded images are cached",
         group=DATA,
+        check=between(1, 256),
+        affects_result=False,
+    )
+    cache_dir: str | None = flag(
+        None, "folder of the decoded images; default: .decoded/ in --data_root", group=DATA, affects_result=False
+    )
+    skip_damaged: bool = flag(False, "leave out image files that cannot be read", group=DATA, affects_result=False)
+    max_pixels: int | None = flag(
+        None,
+        "refuse image files of more than N pixels (decompression bombs); default: Pillow's limit, 178956970",
+        group=DATA,
         check=at_least(1),
         affects_result=False,
     )
@@ -76,7 +87,7 @@ class TrainConfig(CommonConfig):
     )
 
     model: str = flag("resnet18", "student; robustbench:NAME starts from a published network", group=NETWORKS)
-    model_path: str = flag("", "initialize the student from this checkpoint", group=NETWORKS)
+    model_path: str = flag("", "initialize the student from this checkpoint", group=NETWORKS, affects_result=False)
     teacher_model: str = flag("wideresnet34_10", "teacher (official CIFAR-10 command)", group=NETWORKS)
     teacher_path: str | None = flag(
         None,
@@ -88,13 +99,16 @@ class TrainConfig(CommonConfig):
         False,
         "accept a teacher whose clean accuracy on 256 test images is below twice the chance level",
         group=NETWORKS,
+        affects_result=False,
     )
     std_teacher_model: str = flag(
-        "resnet18", "naturally trained second teacher of AKD2 and IAD-II (official: always resnet18)", group=NETWORKS
+        "resnet18",
+        "naturally trained second teacher of AKD2, IAD-II, MTARD, B-MTARD (IAD code: always resnet18)",
+        group=NETWORKS,
     )
     std_teacher_path: str | None = flag(
         None,
-        "checkpoint of the second teacher; required by AKD2 and IAD-II",
+        "checkpoint of the second teacher; required by AKD2, IAD-II, MTARD and B-MTARD",
         group=NETWORKS,
         affects_result=False,
     )
@@ -118,18 +132,19 @@ class TrainConfig(CommonConfig):
         "AdaAD: weight of the adversarial term, 1 - X of the clean one (official)",
         name="AdaAD_alpha",
         group=METHOD,
-        check=at_least(0),
+        check=between(0, 1),
     )
     kl_weight: float | None = flag(
         None,
-        "ARD, RSLAD, AdaAD: weight of the batch-mean KL divergence\n"
-        "(official defaults: ARD 1/classes, RSLAD 0.1, AdaAD 0.1 on CIFAR10 and 1 elsewhere)",
+        "ARD, RSLAD, AdaAD, MTARD, B-MTARD: weight of the batch-mean KL divergence\n"
+        "(official defaults: ARD 1/classes, RSLAD and MTARD 0.1, AdaAD 0.1 on CIFAR10 and 1 elsewhere)",
         group=METHOD,
         check=above(0),
     )
     temp: float | None = flag(
         None,
-        "distillation temperature (official defaults: 30 for ARD and AdaIAD, 1 for AKD2, IAD-I, IAD-II, TRADES)",
+        "distillation temperature (official defaults: 30 for ARD and AdaIAD, 1 for AKD2, IAD-I, IAD-II, TRADES,\n"
+        "5 for PeerAiD, on Tiny_Image 1)",
         group=METHOD,
         check=within(0, 1e6),
     )
@@ -138,7 +153,7 @@ class TrainConfig(CommonConfig):
         "ARD, IAD-I, AdaIAD: weight of the distillation terms, 1 - X of the cross entropy (official)",
         name="IAD_alpha",
         group=METHOD,
-        check=at_least(0),
+        check=between(0, 1),
     )
     iad_beta: float = flag(
         0.1,
@@ -180,14 +195,55 @@ class TrainConfig(CommonConfig):
         None, "ARD, IAD-I: weight of the teacher's term; default: --IAD_alpha", group=METHOD, check=at_least(0)
     )
     robust_weight: float = flag(
-        0.5, "AKD2, IAD-II: weight of the robust teacher (IAD code)", group=METHOD, check=at_least(0)
+        0.5, "AKD2, IAD-II: weight of the robust teacher (IAD code)", group=METHOD, check=between(0, 1)
     )
     std_weight: float = flag(
-        0.25, "AKD2, IAD-II: weight of the standard teacher (IAD code)", group=METHOD, check=at_least(0)
+        0.25, "AKD2, IAD-II: weight of the standard teacher (IAD code)", group=METHOD, check=between(0, 1)
     )
     trades_beta: float = flag(6.0, "TRADES: weight of the robust term (paper)", group=METHOD, check=at_least(0))
     mart_beta: float = flag(5.0, "MART: weight of the robust term (paper: lambda)", group=METHOD, check=at_least(0))
 
+    igdm: float | None = flag(
+        None,
+        "RSLAD, AdaIAD, DGAD: add the term of IGDM; its weight grows linearly to X in the last epoch.\n"
+        "IGDM, SAAD: this weight (official defaults: 1 on CIFAR10, 10 elsewhere)",
+        group=METHOD,
+        check=at_least(0),
+    )
+    saad_beta: float = flag(0.0, "SAAD: weight of the clean term (official)", group=METHOD, check=at_least(0))
+    saad_gamma: float = flag(
+        1.0, "SAAD: order of the Renyi entropy that weights the images (official)", group=METHOD, check=above(0)
+    )
+    gamma2: float | None = flag(
+        None,
+        "PeerAiD: weight of the peer's KL (official: 0.1; CIFAR100 1, Tiny_Image 100)",
+        group=METHOD,
+        check=at_least(0),
+    )
+    lambda1: float | None = flag(
+        None, "PeerAiD: weight of the student's CE (official: 0; Tiny_Image 0.035)", group=METHOD, check=at_least(0)
+    )
+    lambda2: float | None = flag(
+        None, "PeerAiD: weight of the KL from the peer (official: 1; Tiny_Image 35)", group=METHOD, check=at_least(0)
+    )
+    lambda3: float | None = flag(
+        None,
+        "PeerAiD: weight of the KL from clean images (official: 1; Tiny_Image 20)",
+        group=METHOD,
+        check=at_least(0),
+    )
+    temp_high: float | None = flag(
+        None, "ADR: first temperature (official: 2.5; CIFAR100 1.5, Tiny_Image 2)", group=METHOD, check=within(0, 1e6)
+    )
+    temp_low: float | None = flag(
+        None, "ADR: last temperature (official: 2; CIFAR100 1, Tiny_Image 1.5)", group=METHOD, check=within(0, 1e6)
+    )
+    lambda_low: float | None = flag(
+        None, "ADR: first lambda (official: 0.7; Tiny_Image 0.5)", group=METHOD, check=at_least(0)
+    )
+    lambda_high: float | None = flag(
+        None, "ADR: last lambda (official: 0.95; Tiny_Image 0.9)", group=METHOD, check=at_least(0)
+    )
     label_smoothing: float = flag(
         0.0,
         "Natural, AT, TRADES: share of each label that is spread over all classes in the cross entropy of the loss\n"
@@ -243,7 +299,7 @@ class TrainConfig(CommonConfig):
         group=TRAINING,
         check=increasing,
     )
-    momentum: float = flag(0.9, "SGD momentum (papers)", group=TRAINING, check=at_least(0))
+    momentum: float = flag(0.9, "SGD momentum (papers)", group=TRAINING, check=between(0, 0.999))
     nesterov: bool = flag(False, "SGD with Nesterov momentum", group=TRAINING)
     weight_decay: float = flag(5e-4, "weight decay (official DGAD)", group=TRAINING, check=at_least(0))
     no_bn_decay: bool = flag(False, "no weight decay of BatchNorm's weights and biases", group=TRAINING)

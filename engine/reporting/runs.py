@@ -7,12 +7,12 @@ read: no link is followed out of it.
 import csv
 import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST, STATES
+from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST, STATES, best_checkpoint
 from engine.evaluation.records import is_plain, read_evaluations, sha256
 from utils.errors import UserError
 from utils.files import read_json
@@ -20,7 +20,7 @@ from utils.files import read_json
 CONFIG, RESULTS, EVALUATIONS = "config.json", "results.csv", "eval.json"
 IMAGES = ("examples.png", "attacks.png", "confusion.png")  # of an evaluation, in this order
 RUN_FILES = {CONFIG, RESULTS, BEST_PGD10, BEST_CLEAN, LAST, STATES}  # a folder with any of them may be a run
-KINDS = {BEST_PGD10: "best", BEST_CLEAN: "best clean", LAST: "last"}
+KINDS = {BEST_PGD10: "best PGD-10", BEST_CLEAN: "best clean", LAST: "last"}  # but "best" for best_checkpoint()
 # Title -> column of results.csv, and how its epochs are summarized.
 COSTS = {"images/s": ("images_per_s", median), "peak memory (MiB)": ("peak_memory_mib", max)}
 # Title -> condition of an evaluation, and how it is shown.
@@ -38,8 +38,8 @@ Rows = list[dict[str, float | None]]  # None: an empty cell
 class Evaluation(NamedTuple):
     """Results of one checkpoint under one set of conditions: an entry of eval.json.
 
-    ``checkpoint`` is a file name, ``kind`` best, best clean, last or that name; ``labels`` are the conditions as text;
-    ``outdated``: the checkpoint has changed since. ``results[attack]`` holds ``accuracy`` in percent, ``n`` and others.
+    ``checkpoint`` is a file name, ``kind`` best, best clean or PGD-10, last or that name; ``labels`` are the conditions
+    as text; ``outdated``: the checkpoint has changed since. ``results[attack]`` holds ``accuracy`` (percent), ``n``.
     """
 
     checkpoint: str
@@ -118,8 +118,9 @@ def read_run(folder: Path, name: str = "") -> Run:
     config, (rows, damaged) = read(CONFIG, _read_config, {}), read(RESULTS, _read_rows, ([], 0))
     if damaged:
         problems[RESULTS] = f"{damaged} damaged rows left out"
+    parse = partial(_read_evaluations, best=best_checkpoint(config.get("method")))
     evaluated = [path.parent.name for path in sorted(folder.glob(f"*/{EVALUATIONS}"))]
-    evaluations = [entry for sub in evaluated for entry in read(f"{sub}/{EVALUATIONS}", _read_evaluations, [])]
+    evaluations = [entry for sub in evaluated for entry in read(f"{sub}/{EVALUATIONS}", parse, [])]
     files = ["reliability.png", *(f"{sub}/{image}" for sub in evaluated for image in IMAGES)]
     images = {file: content for file in files if (content := read(file, _read_image, b""))}
     columns = {title: [row[column] for row in rows if row.get(column)] for title, (column, _) in COSTS.items()}
@@ -155,7 +156,7 @@ def _read_rows(path: Path) -> tuple[Rows, int]:
     return rows, damaged
 
 
-def _read_evaluations(path: Path) -> list[Evaluation]:
+def _read_evaluations(path: Path, best: str) -> list[Evaluation]:
     evaluations = []
     for entry in read_evaluations(path):
         conditions, results = entry["conditions"], entry["figures"]
@@ -166,7 +167,7 @@ def _read_evaluations(path: Path) -> list[Evaluation]:
         labels = {t: NONE if value in (None, "") else FORMATS.get(t, str)(value) for t, value in values.items()}
         status = checkpoint.stat() if checkpoint.is_file() else None
         outdated = bool(status) and _digest(checkpoint, status.st_mtime_ns, status.st_size) != digest
-        kind = KINDS.get(checkpoint.name, checkpoint.stem)
+        kind = "best" if checkpoint.name == best else KINDS.get(checkpoint.name, checkpoint.stem)
         evaluations.append(Evaluation(checkpoint.name, kind, conditions, labels, results, outdated))
     return evaluations
 

@@ -19,9 +19,9 @@ CLEAN = "Clean"
 ALWAYS_SHOWN = {"method", "student", "teacher", "seed", "checkpoint"}
 # Accuracies are compared between rows that agree in these columns: the same attacks on the same images.
 COMPARABLE = ("dataset", "images", "image size", "eps", "judged", "restarts", "steps", "surrogate")
-# Settings in which repetitions of a run may differ. Other teacher files or other code (desc_str) are no repetition.
+# Settings in which repetitions of a run may differ: not in start and teacher files, nor in code (desc_str).
 REPEATED = {"seed", *(spec.name for spec in fields(TrainConfig) if not spec.metadata["affects_result"])}
-REPEATED -= {"teacher_path", "std_teacher_path", "desc_str"}
+REPEATED -= {"model_path", "teacher_path", "std_teacher_path", "desc_str"}
 
 
 class Accuracy(NamedTuple):

@@ -16,6 +16,7 @@ from engine.training.signals import Signals, stopped
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
 from utils.errors import UserError
+from utils.load import CPU_LOAD
 from utils.log import logger
 from utils.progress import progress
 from utils.seed import derive_seed, seed_everything
@@ -77,6 +78,7 @@ class TrainingLoop:
                 self.trainer.set_learning_rate(learning_rate(epoch + done, self.config))
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
+        getattr(self.trainer.method, "after_epoch", lambda epoch: None)(epoch)
         if self.trainer.average:
             self.trainer.average.after_epoch(epoch, self._training_images(epoch, metrics))
         means, reliability = metrics.means(), metrics.reliability()
@@ -90,8 +92,8 @@ class TrainingLoop:
         clean, robust = (f"{row[key]:.2f}" if key in row else "-" for key in ("clean_acc", "PGD10_acc"))
         result = f"lr {lr:g}  loss {means.loss:.4f}  clean {clean}  PGD-10 {robust}"
         seconds = f"{trained - start:.0f} s, {rate:.0f} images/s; validation {time.monotonic() - trained:.0f} s"
-        message = "epoch %d/%d  %s  (%s; peak memory %.0f MiB)"
-        logger.info(message, epoch + 1, self.config.epochs, result, seconds, memory)
+        seconds += f"; peak memory {memory:.0f} MiB" if memory else ""
+        logger.info("epoch %d/%d  %s  (%s)", epoch + 1, self.config.epochs, result, seconds)
 
     def _training_batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of an epoch after its first ``done``. Every batch seeds all generators by its number."""
@@ -126,6 +128,8 @@ class TrainingLoop:
             self._fail(epoch, f"the loss of step {bad_step} of epoch {epoch + 1} is nan or inf")
         if signal or due:
             self._save_state(epoch, metrics)
+        if self.batches.device.type == "cpu":
+            CPU_LOAD.warn(self.config.threads)
         if signal:
             raise stopped(signal, f"saved in {self.folder.path}; --resume continues")
 
@@ -139,8 +143,7 @@ class TrainingLoop:
         checkpoint |= {key: row.get(key) for key in ("clean_acc", "PGD10_acc")}
         # Strictly better than all earlier epochs, as in the official code.
         improved = [name for name, key in BEST.items() if self.folder.best(key) is self.folder.rows[-1]]
-        for name in (*improved, LAST):
-            self.folder.save(name, checkpoint)
+        self.folder.save(LAST, checkpoint, *improved)
         self._save_state(epoch + 1, self._new_metrics())
 
     def _save_state(self, epochs: int, metrics: EpochMetrics) -> None:

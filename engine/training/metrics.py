@@ -1,6 +1,5 @@
 """Metrics of one training epoch: sums over its images, kept on the device until the epoch ends."""
 
-import resource
 import sys
 from typing import NamedTuple
 
@@ -10,6 +9,11 @@ from torch import Tensor
 from engine.distributed import SINGLE_PROCESS, Processes
 from methods.iad import reliability
 from methods.losses import Step
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 EMPTY = {"batches": 0, "images": 0, "loss": 0.0, "clean": None, "adv": None}
 EMPTY_TEACHER = {"t_images": 0, "t_clean": None, "t_adv": None, "alpha": None}
@@ -133,10 +137,12 @@ class EpochMetrics:
         return sums if self.processes.is_rank0 else sums * 0  # saved sums are over all ranks: only rank 0 adds to them
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Return this process's peak memory so far in MiB: allocated on a GPU, or resident for the CPU."""
+def peak_memory_mib(device: torch.device) -> float | None:
+    """Return this process's peak memory so far in MiB: allocated on a GPU, or resident; None if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB elsewhere
 

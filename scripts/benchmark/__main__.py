@@ -10,7 +10,6 @@ A ratio is the median over pairs of (reference, ours), its spread their quartile
 """
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from engine.device import use_full_precision
 from scripts.benchmark.evaluation import Evaluation, time_evaluation
 from scripts.benchmark.step import Data, Step, time_data, time_scaling, time_step
 from utils.cli import run_command
-from utils.errors import UserError
+from utils.errors import UserError, torchrun_rank
 from utils.files import require_writable, write_text
 from utils.flags import parse
 from utils.names import canonical
@@ -54,7 +53,7 @@ def benchmark(argv: list[str]) -> None:
     seed_everything(0)
     flags = {key: value for key, value in asdict(config).items() if key not in ("json", "profile")}
     result = {"benchmark": name, "config": flags, "versions": versions(), **run(config)}
-    if config.json and os.environ.get("RANK", "0") == "0":
+    if config.json and not torchrun_rank():
         write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
 
 
