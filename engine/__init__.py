@@ -56,24 +56,25 @@ def load_model(path: str | Path, model: str | None = None, num_classes: int | No
     """
     from engine.networks import network_in
     from models.robustbench import PREFIX
-    from models.teachers import load_robustbench
-    from models.weights import load_network, read_metadata, read_state_dict
+    from models.robustbench import load_published
+    from models.weights import Checkpoint, identify, load_network
     from utils.errors import UserError
 
     path = Path(path) if Path(path).exists() else ROOT / path
     path = path / "model.safetensors" if path.is_dir() else path
-    name, metadata = network_in(path, model, "model"), read_metadata(path)
-    if num_classes is None:  # the classifier is the last matrix
-        num_classes = next((len(value) for value in reversed(read_state_dict(path).values()) if value.ndim == 2), 0)
+    file = Checkpoint(path)
+    name, metadata = network_in(file, model, "model"), file.metadata
+    if num_classes is None:
+        num_classes = (identify(file) or (name, 10))[1]
     if name.startswith(PREFIX):
-        return load_robustbench(name, metadata.get("dataset", "CIFAR10"), num_classes, path).eval()
+        return load_published(name, metadata.get("dataset", "CIFAR10"), file).eval()
     image_size = metadata.get("image_size", 32)
     try:
-        return load_network(name, num_classes, path, image_size).eval()
+        return load_network(name, num_classes, file, image_size).eval()
     except UserError:
         if (name, image_size) != ("presnet18", 32):
             raise
-        return load_network(name, num_classes, path, 64).eval()  # its classifier depends on the image size
+        return load_network(name, num_classes, file, 64).eval()  # its classifier depends on the image size
 
 
 def evaluate(

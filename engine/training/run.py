@@ -30,6 +30,7 @@ from engine.training.signals import Signals
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
 from methods import METHODS, WITHOUT_TEACHER
+from models.weights import Checkpoint
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import log_to_file, logger
@@ -90,14 +91,15 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
         logger.info("evaluate: %s", command_for(config, folder.path, len(state["classes"])))
         return folder.path
     folder.config = config = _with_milestones(config, state)
-    files = processes.on_all_ranks(lambda: find_teachers(config))
+    found = processes.rank0_first(lambda: find_teachers(config))
+    start = Checkpoint(config.model_path, config.weights, config.normalize) if config.model_path else ""
     splits = processes.rank0_first(read)
     images = _training_and_validation(splits, config)
     seed_everything(config.seed)
     networks = processes.on_all_ranks(
         lambda: (
-            make_network(config.model, config.model_path, config.dataset, splits).to(device),
-            make_teachers(config, files, splits, device),
+            make_network(config.model, start, config.dataset, splits).to(device),
+            make_teachers(config, found, splits, device),
         )
     )
     loop = _make_loop(config, splits, images, networks, folder, state, compute)
