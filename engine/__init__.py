@@ -55,8 +55,7 @@ def load_model(path: str | Path, model: str | None = None, num_classes: int | No
     Raises utils.errors.UserError if the file is missing, damaged or does not fit.
     """
     from engine.networks import network_in
-    from models.robustbench import PREFIX
-    from models.robustbench import load_published
+    from models.robustbench import PREFIX, load_published
     from models.weights import Checkpoint, identify, load_network
     from utils.errors import UserError
 
@@ -126,8 +125,8 @@ def evaluate(
     device = torch.device(device or next(model.parameters(), images).device)
     whole = Split(images.to(device), labels.to(device, torch.int64))
 
-    def batches(part: Split) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(part.images.split(batch_size), part.labels.split(batch_size), strict=True))
+    def batches(part: Split, size: int) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(part.images.split(size), part.labels.split(size), strict=True))
 
     try:
         precision = choose_precision(precision, device)
@@ -138,8 +137,9 @@ def evaluate(
             _require(allowed, f"labels: must be between 0 and {shape[1] - 1}, the model has {shape[1]} classes")
             protocol = PROTOCOLS["paper"](Setting(eps, seed, steps, restarts))
             chosen = {key: protocol[key] for key in choose_attacks(attacks, "paper", shape[1], "attacks")}
-            clean, classes = predict(model, batches(whole)), list(map(str, range(shape[1])))
-            options = {"batches": batches, "classes": classes, "precision": precision, "seed": seed}
+            clean, classes = predict(model, batches(whole, batch_size)), list(map(str, range(shape[1])))
+            options = {"batches": batches, "batch_size": batch_size, "classes": classes}
+            options |= {"precision": precision, "seed": seed}
             outcomes = run_attacks(model, chosen, whole, clean, **options)
             results = {chosen[key].title: result for key, _, result in outcomes}
     except UserError as error:

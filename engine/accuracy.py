@@ -13,7 +13,6 @@ from engine.device import allow_tf32
 from utils.errors import UserError
 from utils.log import logger
 
-
 MAX_SCALE = 1.75  # a normalization by mean and std 0.5 gives 2
 # Of an accuracy close to chance level.
 CAUSES = (

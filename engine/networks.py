@@ -53,7 +53,7 @@ def network_in(source: str | Path | Checkpoint, requested: str | None, flag: str
     return name
 
 
-def make_network(name: str, source: str | Path | Checkpoint, dataset: str, splits: Splits) -> nn.Module:
+def make_network(name: str, source: str | Path | Checkpoint | None, dataset: str, splits: Splits) -> nn.Module:
     """Build a network for the dataset, with the weights of ``source`` unless it is empty."""
     classes = len(splits.classes)
     if name.startswith(PREFIX):

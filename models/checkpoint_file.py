@@ -24,7 +24,8 @@ PLAIN = [argparse.Namespace, types.SimpleNamespace, list, dict, int, float, froz
 PLAIN += [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
 PLAIN += [np.dtype, np.ndarray, torch.torch_version.TorchVersion]
 PLAIN += [kind for kind in vars(np.dtypes).values() if isinstance(kind, type) and kind is not np.dtypes.ObjectDType]
-PATHS = [f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows", "Pure")]
+KINDS = ("Posix", "Windows", "Pure", "PurePosix", "PureWindows")
+PATHS = [f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in KINDS]
 PLAIN += [(pathlib.PurePath, name) for name in PATHS]  # a path of any system; it opens no file
 # Kinds of dict, without what is special about them.
 PLAIN += [(lambda *_: {}, "collections.defaultdict")]

@@ -1,6 +1,5 @@
 """Networks of RobustBench's model zoo, from its package or from its cache folder."""
 
-import importlib
 import io
 import re
 import sys
@@ -69,18 +68,20 @@ def zoo(dataset: str) -> Mapping[str, dict]:
     stand_in = find_spec("autoattack") is None and find_spec("pyautoattack") is not None
     try:
         if stand_in:  # PyPI has the authors' code under this name only
-            sys.modules["autoattack"] = importlib.import_module("pyautoattack")
+            import pyautoattack
+
+            sys.modules["autoattack"] = pyautoattack
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = importlib.import_module("robustbench.model_zoo")
+            from robustbench.model_zoo import model_dicts
+            from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
         raise UserError(f"{MISSING.get(missing, INSTALL)} (no module {missing or error})") from error
     finally:
         if stand_in:
             sys.modules.pop("autoattack", None)
-    enums = importlib.import_module("robustbench.model_zoo.enums")
-    return module.model_dicts[enums.BenchmarkDataset(DATASETS[dataset])][enums.ThreatModel.Linf]
+    return model_dicts[BenchmarkDataset(DATASETS[dataset])][ThreatModel.Linf]
 
 
 def load_published(name: str, dataset: str, path: str | Path | Checkpoint | None = None) -> nn.Module:

@@ -91,7 +91,7 @@ def candidate_paths(name: str, dataset: str) -> list[Path]:
 def find_teacher(
     name: str, dataset: str, path: str | Path | None = None, *, data_flags: str = "", flag: str = "--teacher_model"
 ) -> Path | None:
-    """Return the file of a teacher: ``path`` or the first existing candidate; None if robustbench loads or downloads it.
+    """Return the file of a teacher: ``path`` or the first existing candidate; None if robustbench loads it.
 
     Raises UserError if there is no file. Its message lists the candidates and a command that trains such a teacher,
     with ``data_flags`` appended.
@@ -106,6 +106,7 @@ def find_teacher(
     candidates = candidate_paths(name, dataset)
     existing = next((candidate for candidate in candidates if candidate.exists()), None)
     if existing is None:
+        path_flag = flag.replace("_model", "_path")
         command = training_command("AT", architecture_of(name, dataset), dataset, data_flags)
         # An image folder may have the classes of an included teacher.
         hints = [
@@ -114,8 +115,8 @@ def find_teacher(
             if included == name and dataset == "Folder"
         ]
         raise UserError(
-            f"{flag} {name}: no file {' or '.join(map(str, candidates))}; name one with {flag.replace('_model', '_path')} FILE"
-            f"{''.join(hints)}, or train one: {command} (then {flag.replace('_model', '_path')} .../best_PGD10_acc_model.pth)"
+            f"{flag} {name}: no file {' or '.join(map(str, candidates))}; name one with {path_flag} FILE"
+            f"{''.join(hints)}, or train one: {command} (then {path_flag} .../best_PGD10_acc_model.pth)"
         )
     return existing
 
