@@ -69,11 +69,11 @@ def load_model(path: str | Path, model: str | None = None, num_classes: int | No
         return load_published(name, metadata.get("dataset", "CIFAR10"), file).eval()
     image_size = metadata.get("image_size", 32)
     try:
-        return load_network(name, num_classes, file, image_size).eval()
+        return load_network(name, num_classes, file, image_size, "model").eval()
     except UserError:
         if (name, image_size) != ("presnet18", 32):
             raise
-        return load_network(name, num_classes, file, 64).eval()  # its classifier depends on the image size
+        return load_network(name, num_classes, file, 64, "model").eval()  # its classifier depends on the image size
 
 
 def evaluate(

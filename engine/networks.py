@@ -80,7 +80,8 @@ def find_teachers(config: TrainConfig) -> list[tuple[str, Checkpoint | nn.Module
             if flag == "--std_teacher_model" and not path:
                 command = training_command("Natural", name, config.dataset, data_flags)
                 raise UserError(
-                    f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: {command}"
+                    f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: {command} "
+                    "(then --std_teacher_path .../best_clean_acc_model.pth)"
                 )
             file = find_teacher(name, config.dataset, path, data_flags=data_flags, flag=flag)
             if file is None:

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -214,8 +214,12 @@ def _is_dense(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout is torch.strided and not (value.is_quantized or value.is_meta)
 
 
-@functools.cache
 def _layout(name: str, image_size: int = 32) -> dict[str, Tensor]:
+    return _cached_layout(name, image_size, MODELS[name])
+
+
+@functools.cache
+def _cached_layout(name: str, image_size: int, constructor: Callable) -> dict[str, Tensor]:
     with torch.device("meta"):  # only shapes: the largest network has 267 million parameters
         return build(name, 10, image_size).state_dict()
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import save_file
-from small_sets import MARKER, Bomb, cifar_files
+from small_sets import MARKER, Bomb, cifar_files, robustbench_package
 from torch import nn
 from torchvision.datasets import CIFAR10
 
@@ -417,51 +417,27 @@ def test_robustbench_network_from_its_cache_without_the_package(tmp_path, monkey
 
 
 @pytest.fixture
-def package(network, tmp_path, monkeypatch):
-    """A package with the modules of robustbench 1.1.1, one network and no autoattack; its path."""
+def package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    files = {
-        "robustbench/__init__.py": "from autoattack import AutoAttack\nfrom autoattack.state import EvaluationState\n",
-        "robustbench/model_zoo/__init__.py": """from .enums import *
-from models import build
-networks = {"Any2026Network": {"model": lambda: build("small_resnet", 10), "gdrive_id": "abc"}}
-model_dicts = {BenchmarkDataset.cifar_10: {ThreatModel.Linf: networks}}""",
-        "robustbench/model_zoo/enums.py": """from enum import Enum
-BenchmarkDataset = Enum("BenchmarkDataset", {"cifar_10": "cifar10"})
-ThreatModel = Enum("ThreatModel", {"Linf": "Linf"})""",
-        "robustbench/utils.py": """import torch
-from models import build
-def load_model(name, dataset, threat_model):
-    net = build("small_resnet", 10)
-    net.load_state_dict(torch.load(f"models/{dataset}/{threat_model}/{name}.pt"))
-    return net""",
-        "timm.py": "def is_model(name):\n    return False\n",
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("robustbench", "timm")]:
-        monkeypatch.delitem(sys.modules, name)
-    yield tmp_path / "robustbench"
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("robustbench", "timm")]:
-        sys.modules.pop(name)
+    return robustbench_package(tmp_path, monkeypatch)
 
 
 def test_the_zoo_needs_only_packages_of_pypi_and_names_what_is_missing(package, network, tmp_path):
-    with pytest.raises(UserError, match=r"robustbench:Any206Network: unknown name; nearest: Any2026Network; python -m"):
-        robustbench.find("robustbench:Any206Network", "CIFAR10")
-    assert robustbench.find("robustbench:any2026network", "CIFAR10") == "robustbench:Any2026Network"
+    with pytest.raises(
+        UserError, match=r"robustbench:Some206Network: unknown name; nearest: Some2026Network; python -m"
+    ):
+        robustbench.find("robustbench:Some206Network", "CIFAR10")
+    assert robustbench.find("robustbench:some2026network", "CIFAR10") == "robustbench:Some2026Network"
     assert "autoattack" not in sys.modules
     with pytest.raises(
-        UserError, match=r"save https://drive\.google\.com/uc\?id=abc as models/cifar10/Linf/Any2026Network"
+        UserError, match=r"save https://drive\.google\.com/uc\?id=abc as models/cifar10/Linf/Some2026Network"
     ):
-        load_teacher("robustbench:Any2026Network", "CIFAR10", 10)
+        load_teacher("robustbench:Some2026Network", "CIFAR10", 10)
     write(network.state_dict(), tmp_path / "own.pth")
-    assert same(load_teacher("robustbench:Any2026Network", "CIFAR10", 10, "own.pth"), network)
+    assert same(load_teacher("robustbench:Some2026Network", "CIFAR10", 10, "own.pth"), network)
     (tmp_path / "models/cifar10/Linf").mkdir(parents=True)
-    write(network.state_dict(), tmp_path / "models/cifar10/Linf/Any2026Network.pt")
-    assert same(load_teacher("robustbench:Any2026Network", "CIFAR10", 10), network)
+    write(network.state_dict(), tmp_path / "models/cifar10/Linf/Some2026Network.pt")
+    assert same(load_teacher("robustbench:Some2026Network", "CIFAR10", 10), network)
 
 
 @pytest.mark.parametrize(
@@ -473,7 +449,7 @@ def test_a_missing_piece_of_the_zoo_is_named_with_the_command_that_installs_it(p
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(robustbench, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=re.escape(f"or pip install {command} (no module {module})")):
-        robustbench.find("robustbench:Any2026Network", "CIFAR10")
+        robustbench.find("robustbench:Some2026Network", "CIFAR10")
 
 
 # ---- the included teacher ----
