@@ -71,7 +71,8 @@ PACKAGE = {
     "robustbench/model_zoo/__init__.py": """from .enums import *
 from models import build
 def networks(classes):
-    return {ThreatModel.Linf: {"Some2026Network": {"model": lambda: build("small_resnet", classes), "gdrive_id": "abc"}}}
+    network = {"model": lambda: build("small_resnet", classes), "gdrive_id": "abc"}
+    return {ThreatModel.Linf: {"Some2026Network": network}}
 model_dicts = {BenchmarkDataset.cifar_10: networks(10), BenchmarkDataset.cifar_100: networks(100)}""",
     "robustbench/model_zoo/enums.py": """from enum import Enum
 BenchmarkDataset = Enum("BenchmarkDataset", {"cifar_10": "cifar10", "cifar_100": "cifar100"})
