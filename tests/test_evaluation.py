@@ -316,7 +316,7 @@ def test_an_interrupted_evaluation_continues_to_the_same_results_with_any_batch_
 ):
     for name in ("whole", "parts"):
         save_network(tmp_path / name / "net.pth")
-    flags = f"{DIGITS} --limit_test 60 --eps 0.02 --restarts 2 --attacks fgsm,pgd,aa --limit_aa 30"
+    flags = f"{DIGITS} --limit_test 60 --eps 0.02 --restarts 2 --attacks fgsm,pgd"
     run(f"{flags} --bs 20 --model_path whole/net.pth")
 
     def interrupted(bar, advance=Bar.advance):
@@ -331,12 +331,11 @@ def test_an_interrupted_evaluation_continues_to_the_same_results_with_any_batch_
         run(f"{flags} --bs 20 --model_path parts/net.pth --state state", status=130)
     assert "FGSM" in read_evaluations(results_path("parts/net.pth"))[-1]["figures"]
     attacked = []
-    pgd = lambda model, objective, x, *rest, **ball: (
+
+    def pgd(model, objective, x, *rest, **ball):
         attacked.append(len(x))
-        or pgd_until_fooled(  # noqa: E731
-            model, objective, x, *rest, **ball
-        )
-    )
+        return pgd_until_fooled(model, objective, x, *rest, **ball)
+
     monkeypatch.setattr("attacks.suite.pgd_until_fooled", pgd)
     run(f"{flags} --bs {batch_size} --model_path parts/net.pth --state state")
     assert results_in(results_path("parts/net.pth")) == results_in(results_path("whole/net.pth"))
