@@ -14,8 +14,7 @@ from utils.errors import UserError
 from utils.log import logger
 
 MAX_SCALE = 1.75  # a normalization by mean and std 0.5 gives 2
-# Of an accuracy close to chance level.
-CAUSES = (
+CAUSES_OF_CHANCE_LEVEL = (
     "untrained, or trained on other classes, another order of classes, or images normalized outside the network "
     "(--normalize adds it)"
 )
@@ -27,6 +26,11 @@ class Score(NamedTuple):
     loss: float
     accuracy: float
     n: int
+
+
+def minimum_accuracy(classes: int) -> float:
+    """Return the clean accuracy in % below which a network of so many classes is probably not used as intended."""
+    return min(200 / classes, 50 + 50 / classes)  # with two classes, twice the chance level is 100 %
 
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], perturb: Perturb | None = None) -> Score:
@@ -61,12 +65,6 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], name: st
             raise UserError(f"{name}: the network's logits are nan or inf on clean images: the file is damaged")
         classes.append(logits.argmax(1).cpu())
     return torch.cat(classes)
-
-
-def is_near_chance(accuracy: float, classes: int) -> bool:
-    """Whether an accuracy in percent is below twice the chance level (with two classes: below 75 %)."""
-    chance = 100 / classes
-    return accuracy < min(2 * chance, (100 + chance) / 2)
 
 
 @torch.no_grad()

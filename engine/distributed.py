@@ -1,6 +1,5 @@
 """Data parallelism under torchrun; without torchrun a single process."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import UserError, torchrun_rank
 
 # In an evaluation ranks synchronize only at the end of an attack, hours apart; in training at every step.
 EVALUATION_TIMEOUT, TRAINING_TIMEOUT = timedelta(days=30), timedelta(minutes=30)
@@ -18,8 +17,8 @@ EVALUATION_TIMEOUT, TRAINING_TIMEOUT = timedelta(days=30), timedelta(minutes=30)
 class Shard(NamedTuple):
     """One rank's share of a training batch of ``batch_size`` images.
 
-    ``rows`` are its images; ``weight`` is the weight of their mean in the mean of the batch. A batch with fewer images
-    than ranks is ``replicated``: every rank gets the whole batch, all with the same weight.
+    ``rows`` are its images; ``weight`` is the weight of their mean in the mean of the batch. If there are fewer images
+    than ranks, the share is ``replicated``: every rank gets all images, with the same weight.
     """
 
     rows: slice
@@ -43,12 +42,16 @@ class Processes(NamedTuple):
         """Return this rank's rows of ``n``: consecutive, balanced to within one row, possibly none."""
         return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
 
-    def shard(self, n: int) -> Shard:
-        """Return this rank's share of a training batch of ``n`` images; never empty."""
-        if n < self.count:
-            return Shard(slice(0, n), n, 1 / self.count, replicated=True)
-        rows = self.rows(n)
-        return Shard(rows, n, (rows.stop - rows.start) / n)
+    def shards(self, n: int, parts: int = 1) -> list[Shard]:
+        """Return this rank's shares of the consecutive ``parts``, at most ``n``, of a training batch of ``n`` images.
+
+        None is empty: if a part has fewer images than there are ranks, all parts are replicated.
+        """
+        slices = [Processes(part, min(parts, n)).rows(n) for part in range(min(parts, n))]
+        if n // len(slices) < self.count:
+            return [Shard(part, n, (part.stop - part.start) / n / self.count, replicated=True) for part in slices]
+        shares = [(part.start, self.rows(part.stop - part.start)) for part in slices]
+        return [Shard(slice(at + rows.start, at + rows.stop), n, (rows.stop - rows.start) / n) for at, rows in shares]
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sum a CPU tensor over all ranks, in place."""
@@ -86,7 +89,7 @@ class Processes(NamedTuple):
         """
         if self.count == 1:
             return function()
-        local_first = os.environ["LOCAL_RANK"] == "0"
+        local_first = torchrun_rank("LOCAL_RANK") == 0
         first = self.on_all_ranks(lambda: function() if local_first else None)
         others = self.on_all_ranks(lambda: None if local_first else function())
         return first if local_first else others
@@ -102,8 +105,10 @@ class Processes(NamedTuple):
             error = str(raised)
         errors = [None] * self.count
         torch.distributed.all_gather_object(errors, error)
-        for message in filter(None, errors):
-            raise UserError(message)
+        for message in filter(None, [error, *errors]):
+            raised = UserError(message)  # printed by the ranks that have it, by rank 0 if all have the same
+            raised.printed = error is not None and (self.is_rank0 or len(set(errors)) > 1)
+            raise raised
         return result
 
 
@@ -136,4 +141,5 @@ def destroy() -> None:
 
 def local_gpu(gpu_id: int) -> int:
     """Return the GPU of this process: LOCAL_RANK under torchrun, else ``gpu_id``."""
-    return int(os.environ.get("LOCAL_RANK", gpu_id))
+    local_rank = torchrun_rank("LOCAL_RANK")
+    return gpu_id if local_rank is None else local_rank

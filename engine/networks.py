@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data import TEST_SUBSET_SEED, Splits, subset
+from data import TEST_SUBSET_SEED, Splits, decode_files, subset
 from data.loader import Batches
-from engine.accuracy import CAUSES, is_near_chance, predict, warn_of_input_scale
+from engine.accuracy import CAUSES_OF_CHANCE_LEVEL, minimum_accuracy, predict, warn_of_input_scale
+from engine.checkpoint import best_checkpoint
 from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import ALIASES, MODELS, build, robustbench
 from models.robustbench import PREFIX
@@ -48,7 +49,9 @@ def network_in(source: str | Path | Checkpoint, requested: str | None, flag: str
         return name
     name = network_name(requested)
     if stored not in (None, name):
-        message = f"{flag} {requested}: {checkpoint.path} holds a {stored}; leave the flag out, or use {flag} {stored}"
+        message = (
+            f"{flag} {requested}: {checkpoint.path} contains a {stored}; leave the flag out, or use {flag} {stored}"
+        )
         raise UserError(message)
     return name
 
@@ -81,7 +84,7 @@ def find_teachers(config: TrainConfig) -> list[tuple[str, Checkpoint | nn.Module
                 command = training_command("Natural", name, config.dataset, data_flags)
                 raise UserError(
                     f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: {command} "
-                    "(then --std_teacher_path .../best_clean_acc_model.pth)"
+                    f"(then --std_teacher_path .../{best_checkpoint('Natural')})"
                 )
             file = find_teacher(name, config.dataset, path, data_flags=data_flags, flag=flag)
             if file is None:
@@ -136,7 +139,7 @@ def checksum(network: nn.Module) -> int:
 
 def _check(teacher: nn.Module, flag: str, name: str, splits: Splits, config: TrainConfig, device: torch.device) -> None:
     """Log the teacher's accuracy on clean test images; raise UserError if it is close to chance level."""
-    images = subset(splits.test, TEACHER_CHECK_IMAGES, TEST_SUBSET_SEED)
+    (images,) = decode_files(subset(splits.test, TEACHER_CHECK_IMAGES, TEST_SUBSET_SEED))
     batches = Batches(images, config.bs, device=device)
     predicted, n = predict(teacher, batches, f"{flag} {name}"), len(images.labels)
     accuracy = 100 * float((predicted == images.labels).double().mean())
@@ -144,12 +147,12 @@ def _check(teacher: nn.Module, flag: str, name: str, splits: Splits, config: Tra
     logger.info("%s teacher %s: %.2f %% of %d clean test images", kind, name, accuracy, n)
     warn_of_input_scale(teacher, next(iter(batches))[0], f"{kind} teacher {name}")
     constant = len(predicted.unique()) == 1 < len(images.labels.unique())
-    if config.no_teacher_check or not (constant or is_near_chance(accuracy, len(splits.classes))):
+    if config.no_teacher_check or not (constant or accuracy < minimum_accuracy(len(splits.classes))):
         return
     problem = f"classifies only {accuracy:.1f} % of {n} clean test images correctly"
     if constant:
         problem = f"predicts class {splits.classes[predicted[0]]!r} for every one of {n} clean test images"
     raise UserError(
-        f"{flag} {name}: {problem} (chance level {100 / len(splits.classes):.1f} %): {CAUSES}; --no_teacher_check "
-        "accepts it"
+        f"{flag} {name}: {problem} (chance level {100 / len(splits.classes):.1f} %): {CAUSES_OF_CHANCE_LEVEL}; "
+        "--no_teacher_check accepts it"
     )

@@ -107,7 +107,11 @@ def find_teacher(
     existing = next((candidate for candidate in candidates if candidate.exists()), None)
     if existing is None:
         path_flag = flag.replace("_model", "_path")
-        command = training_command("AT", architecture_of(name, dataset), dataset, data_flags)
+        published = {teacher.dataset for teacher in TEACHERS if teacher.name == name}
+        # A large network that was published for other images only is not the teacher to start with.
+        model = "small_resnet" if published and dataset not in published else architecture_of(name, dataset)
+        command = training_command("AT", model, dataset, data_flags)
+        flags = f"{flag} {model} " * (model == "small_resnet" != name)
         # An image folder may have the classes of an included teacher.
         hints = [
             f" (for the classes of {trained_on}: {file})"
@@ -116,7 +120,7 @@ def find_teacher(
         ]
         raise UserError(
             f"{flag} {name}: no file {' or '.join(map(str, candidates))}; name one with {path_flag} FILE"
-            f"{''.join(hints)}, or train one: {command} (then {path_flag} .../best_PGD10_acc_model.pth)"
+            f"{''.join(hints)}, or train one: {command} (then {flags}{path_flag} .../best_PGD10_acc_model.pth)"
         )
     return existing
 

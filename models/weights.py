@@ -182,7 +182,7 @@ def load_network(
         if held in (None, name):
             raise
         raise UserError(
-            f"{flag} {name}: {checkpoint.path} holds {held}; use {flag} {held}, or name another file"
+            f"{flag} {name}: {checkpoint.path} contains {held}; use {flag} {held}, or name another file"
         ) from error
 
 
@@ -288,7 +288,7 @@ def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
     best, *others = [fit for fit in wanted if _rank(fit) == _rank(wanted[0])]
     if any(not torch.equal(best.state[key], fit.state[key]) for fit in others for key in best.state):
         names = ", ".join(fit.name for fit in (best, *others))
-        raise UserError(f"{path}: holds several such networks ({names}); save one of them")
+        raise UserError(f"{path}: contains several such networks ({names}); save one of them")
     if averages and raw:
         used, other = ("average", "raw weights") if best in averages else ("raw weights", "average")
         unused = (raw if best in averages else averages)[0]

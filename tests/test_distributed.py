@@ -17,7 +17,7 @@ from shared_steps import ten_steps
 from engine.distributed import SINGLE_PROCESS, Processes
 from engine.training.run_folder import MEASUREMENTS
 
-METHODS = ("AT", "TRADES", "IAD-II", "DGAD")
+METHODS = ("AT", "TRADES", "IAD-II", "DGAD", "ADR", "IGDM")
 TRAIN = (
     "--dataset Digits --image_size 16 --model small_resnet --limit_train 50 --limit_test 41 --bs 12 --num_steps 2 "
     "--method AT --lr_schedule constant --precision fp32"
@@ -46,8 +46,8 @@ def finish(run: subprocess.Popen, timeout: int = 120) -> str:
 def test_ten_steps_of_several_processes_are_those_of_one(tmp_path, processes):
     finish(torchrun(processes, "tests/shared_steps.py", f"{tmp_path / 'net.pt'} {' '.join(METHODS)}", tmp_path), 300)
     shared = torch.load(tmp_path / "net.pt", weights_only=True)
-    for name in METHODS:
-        expected = ten_steps(name, SINGLE_PROCESS)
+    for name in (*METHODS, "pieces"):
+        expected = ten_steps("AT" if name == "pieces" else name, SINGLE_PROCESS, pieces=name == "pieces")
         assert shared[name]["means"] == pytest.approx(expected["means"], rel=1e-9), name
         # Float64 sums in another order differ by 1e-16 a step, too little to change the sign of a gradient.
         torch.testing.assert_close(shared[name]["net"], expected["net"], rtol=1e-9, atol=1e-11)
@@ -57,10 +57,21 @@ def test_ten_steps_of_several_processes_are_those_of_one(tmp_path, processes):
     assert not torch.equal(first["bn1.running_mean"], shared["AT"]["net"]["bn1.running_mean"])
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shards_of_parts_are_the_whole_batch(count):
+    for n, parts in ((11, 3), (2, 3), (11, 4)):
+        ranks = [Processes(rank, count).shards(n, parts) for rank in range(count)]
+        images = [i for k in range(min(n, parts)) for shards in ranks for i in range(n)[shards[k].rows]]
+        replicated = ranks[0][0].replicated
+        assert replicated == (n // min(n, parts) < count) and sorted(images) == images
+        assert images == [i for i in range(n) for _ in range(count if replicated else 1)] or replicated
+        assert sum(shard.weight for shards in ranks for shard in shards) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("n", [1, 2, 6, 7, 20])
 def test_shards_are_the_whole_batch_and_weigh_as_their_images(n, count):
-    shards = [Processes(rank, count).shard(n) for rank in range(count)]
+    shards = [Processes(rank, count).shards(n)[0] for rank in range(count)]
     assert sum(shard.weight for shard in shards) == pytest.approx(1)
     if n >= count:
         assert [i for shard in shards for i in range(n)[shard.rows]] == list(range(n))

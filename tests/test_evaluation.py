@@ -18,7 +18,7 @@ from torch import nn
 
 from attacks.pgd import pgd_until_fooled, uniform
 from attacks.suite import Attack, Setting, official_protocol, pgd20
-from data import Split, load
+from data import Split, load, load_configured
 from data.loader import Batches
 from engine.accuracy import predict, warn_of_input_scale
 from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
@@ -450,11 +450,11 @@ def test_a_checkpoint_that_is_replaced_meanwhile_is_evaluated_as_it_was_read(run
     run(f"{flags} --model_path net.pth --out first")
     expected = [results_in(file) for file in Path("first").rglob("eval.json")]
 
-    def replaced(*args, read=load, **options):
+    def replaced(config, read=load_configured):
         save_network(path, seed=5)
-        return read(*args, **options)
+        return read(config)
 
-    monkeypatch.setattr("engine.evaluation.run.load", replaced)
+    monkeypatch.setattr("engine.evaluation.run.load_configured", replaced)
     run(f"{flags} --model_path net.pth --out second --state state")
     (file,) = Path("second").rglob("eval.json")
     assert hashlib.sha256(path.read_bytes()).hexdigest() != before
@@ -510,7 +510,7 @@ def test_an_accuracy_near_chance_level_is_reported_with_its_causes(caplog):
     warn_of_chance_level(labels, labels, classes)
     assert not caplog.text
     warn_of_chance_level(torch.arange(100) // 10, labels, classes)
-    assert "chance level of 10.00 %" in caplog.text and "--normalize" in caplog.text and "as 'c'" not in caplog.text
+    assert "near chance level (10.0 %)" in caplog.text and "--normalize" in caplog.text and "as 'c'" not in caplog.text
     warn_of_chance_level((labels + 1) % 10, labels, classes)
     assert "images of class 'a' are predicted as 'b': another order" in caplog.text
 
@@ -653,7 +653,7 @@ def test_epsilon_zero_changes_no_prediction(run, tmp_path):
         ("empty", "--model_path empty: no checkpoint in that folder"),
         ("none", "none: cannot be read"),
         ("strange.pth", "--model: "),
-        ("named.pth --model vgg16", "--model vgg16: named.pth holds a small_resnet"),
+        ("named.pth --model vgg16", "--model vgg16: named.pth contains a small_resnet"),
         ("net.pth --protocol blackbox", "--surrogate_path: required by transfer_pgd, transfer_cw"),
         ("net.pth --protocol blackbox --surrogate_path net7.pth", "net7.pth: has 7 classes, not 10"),
         ("net.pth --natural_path net7.pth", "net7.pth: has 7 classes, not 10"),

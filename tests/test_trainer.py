@@ -34,7 +34,7 @@ def same(a, b):
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"SAAD"}))  # whose weights move with the adversarial images
 def test_the_loss_of_one_batch_decreases_and_the_teacher_does_not_change(name):
     student, teacher, x, y = tiny_problem(n=16, dtype=torch.float32)
     before = copy_of(teacher)
@@ -51,7 +51,8 @@ def test_small_batches_train(name, n):
     student, teacher, x, y = tiny_problem(n=n, dtype=torch.float32)
     before = copy_of(student)
     assert trainer_of(name, student, teacher).step(x, y).loss.isfinite()
-    assert not torch.equal(before["conv1.weight"], student.conv1.weight)
+    trains_nothing = (name, n) == ("SAAD", 1)  # its run logs such batches
+    assert torch.equal(before["conv1.weight"], student.conv1.weight) == trains_nothing
 
 
 @pytest.mark.parametrize("correct", [True, False])
@@ -94,6 +95,12 @@ TRAIN_FORWARDS = {
     "DGAD-IAD": (2, 2),  # x, x'
     "AKD2": (3, 3),  # attack, x'
     "IAD-II": (3, 4),  # attack, x', and x
+    "IGDM": (2, 2),  # x', x - d
+    "SAAD": (3, 3),  # x', x - d, x
+    "MTARD": (2, 2),  # x', x
+    "B-MTARD": (2, 2),  # x', x
+    "PeerAiD": (3, 3),  # x', x', x
+    "ADR": (3, 3),  # attack, x'
 }
 
 
@@ -193,6 +200,20 @@ def test_evaluation_attacks_every_batch():
         expected = (net.eval()(torch.zeros_like(x)).argmax(1) == y).float().mean().item() * 100
     assert evaluate(net, [(x[:3], y[:3]), (x[3:], y[3:])], perturb).accuracy == pytest.approx(expected)
     assert calls == [(False, 3), (False, 1)]
+
+
+def test_parts_of_a_batch_without_batchnorm_are_the_batch():
+    results = []
+    for parts in (1, 3):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)).double()
+        x, y = torch.rand(7, 3, 8, 8).double(), torch.arange(7)
+        trainer, metrics = trainer_of("TRADES", net, None, parts=parts, clip_grad=0.1), EpochMetrics("cpu", parts=parts)
+        start_noise = 0.01 * torch.randn_like(x)
+        metrics.add(trainer.step(x, y, start_noise=start_noise), y)
+        assert sum(parameter.grad.square().sum() for parameter in net.parameters()).sqrt() == pytest.approx(0.1)
+        results.append((net[1].weight.detach(), torch.tensor(metrics.means())))
+    torch.testing.assert_close(*results)
 
 
 def test_any_module_can_be_a_student():

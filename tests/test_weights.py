@@ -156,7 +156,7 @@ def test_what_is_not_used_is_reported(network, tmp_path, caplog):
 
 def test_layers_that_the_network_does_not_have_are_not_dropped(network, tmp_path):
     torch.save(build("resnet34", 10).state_dict(), tmp_path / "deeper.pth")
-    with pytest.raises(UserError, match=r"--model resnet18: .*deeper.pth holds resnet34; use --model resnet34"):
+    with pytest.raises(UserError, match=r"--model resnet18: .*deeper.pth contains resnet34; use --model resnet34"):
         load_network("resnet18", 10, tmp_path / "deeper.pth")
     for extra in ("head.weight", "bn.weight", "layers.3.conv1.weight"):
         torch.save(network.state_dict() | {extra: torch.ones(10, 10)}, tmp_path / "more.pth")
@@ -165,7 +165,7 @@ def test_layers_that_the_network_does_not_have_are_not_dropped(network, tmp_path
     for content in ([network.state_dict(), changed(network.state_dict())], {"a": network.state_dict()}):
         content = content if isinstance(content, list) else content | {"b": changed(content["a"])}
         torch.save(content, tmp_path / "two.pth")
-        with pytest.raises(UserError, match=r"holds several such networks \((0, 1|a, b)\)"):
+        with pytest.raises(UserError, match=r"contains several such networks \((0, 1|a, b)\)"):
             load_network("small_resnet", 10, tmp_path / "two.pth")
 
 
@@ -394,7 +394,9 @@ def test_the_table_of_teachers_shows_existing_files(tmp_path, monkeypatch):
 def test_a_wrong_teacher_names_the_flag_that_fits(tmp_path, network):
     path = write(network.state_dict(), tmp_path / "net.pth")
     for flag in ("--teacher_model", "--std_teacher_model"):
-        with pytest.raises(UserError, match=rf"{flag} resnet18: .*net.pth holds small_resnet; use {flag} small_resnet"):
+        with pytest.raises(
+            UserError, match=rf"{flag} resnet18: .*net.pth contains small_resnet; use {flag} small_resnet"
+        ):
             load_teacher("resnet18", "CIFAR10", 10, path, flag=flag)
 
 

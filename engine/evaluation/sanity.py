@@ -14,7 +14,7 @@ from attacks.objectives import cross_entropy
 from attacks.suite import Perturb, linf
 from data import TEST_SUBSET_SEED, Split, subset
 from data.loader import Batches
-from engine.accuracy import CAUSES, evaluate, is_near_chance
+from engine.accuracy import CAUSES_OF_CHANCE_LEVEL, evaluate, minimum_accuracy
 from engine.evaluation.figures import confusion
 from engine.evaluation.records import Record
 from utils.log import logger
@@ -61,16 +61,15 @@ def warn_of_constant_prediction(predicted: Tensor, classes: Sequence[str]) -> bo
 
 def warn_of_chance_level(predicted: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
     """Log the usual causes of a clean accuracy close to chance level; another order of classes is recognized."""
-    correct = predicted == labels
-    accuracy = 100 * float(correct.double().mean())
-    if not is_near_chance(accuracy, len(classes)):
+    accuracy = 100 * float((predicted == labels).double().mean())
+    if accuracy >= minimum_accuracy(len(classes)):
         return
-    message = f"{accuracy:.2f} % of the clean images, near the chance level of {100 / len(classes):.2f} %: {CAUSES}"
-    counts = confusion(predicted, labels, len(classes))
-    label, other = divmod(int(counts.fill_diagonal_(0).argmax()), len(classes))
+    message = "WARNING: the clean accuracy, %.1f %%, is near chance level (%.1f %%): %s%s"
+    counts, order = confusion(predicted, labels, len(classes)).fill_diagonal_(0), ""
     if 2 * int(counts.amax(1).sum()) > len(labels):  # most images of each class are taken for one other class
-        message += f"; here, images of class {classes[label]!r} are predicted as {classes[other]!r}: another order"
-    logger.warning("WARNING: classifies only %s", message)
+        label, other = divmod(int(counts.argmax()), len(classes))
+        order = f"; images of class {classes[label]!r} are predicted as {classes[other]!r}: another order of classes"
+    logger.warning(message, accuracy, 100 / len(classes), CAUSES_OF_CHANCE_LEVEL, order)
 
 
 def warn_of_masking(record: Record, epsilon: float, check: SanityCheck | None) -> list[str]:

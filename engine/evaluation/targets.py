@@ -112,13 +112,22 @@ def load_other_network(
     return target.load(config, splits).to(device)
 
 
+def _best(run: Path) -> str:
+    """Return the name of a run's best checkpoint."""
+    try:
+        name = best_checkpoint(read_json(run / "config.json")["method"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return BEST_PGD10
+    return name if (run / name).exists() else BEST_PGD10
+
+
 def _checkpoints(config: EvalConfig) -> Iterator[Checkpoint]:
     """Read the files that ``--model_path`` names; of a folder the best and last checkpoints of its runs."""
     paths = {}  # of each file, whether a folder contained it
     for path in map(Path, config.model_path):
         if path.is_dir():
             runs = sorted({file.parent for name in (BEST_PGD10, LAST) for file in path.rglob(name)})
-            files = [run / name for run in runs for name in (best_checkpoint(run), LAST) if (run / name).exists()]
+            files = [run / name for run in runs for name in (_best(run), LAST) if (run / name).exists()]
             files = files or sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES))
             if not files:
                 raise UserError(f"--model_path {path}: no checkpoint in that folder ({', '.join(SUFFIXES)})")

@@ -76,7 +76,7 @@ def read(config: ExportConfig) -> Published:
     metadata, held = file.metadata, identify(file)
     stated, given = metadata.get("dataset"), config.dataset and dataset_name(config.dataset)
     if stated and stated not in DATASETS:  # it becomes the name of a folder
-        raise UserError(f"{path}: states the unknown dataset {stated!r}: the file is damaged")
+        raise UserError(f"{path}: names the unknown dataset {stated!r}: the file is damaged")
     if stated and given not in (None, stated):
         raise UserError(f"--dataset {given}: {path} was trained on {stated}; leave the flag out")
     dataset = given or stated or "CIFAR10"
@@ -84,7 +84,7 @@ def read(config: ExportConfig) -> Published:
     if name.startswith(robustbench.PREFIX) and held:  # the starting point of a student that may be one of our networks
         name = held[0]
     if name not in MODELS:
-        raise UserError(f"{path}: holds {name}, which is not one of our networks; RobustBench has it already")
+        raise UserError(f"{path}: contains {name}, which RobustBench has published already; export another network")
     known = KNOWN.get(dataset, Known(held[1] if held else 0, 32, 0))
     num_classes = held[1] if held else known.classes
     if num_classes != known.classes:
