@@ -55,25 +55,25 @@ def load_model(path: str | Path, model: str | None = None, num_classes: int | No
     Raises utils.errors.UserError if the file is missing, damaged or does not fit.
     """
     from engine.networks import network_in
-    from models.robustbench import PREFIX
-    from models.teachers import load_robustbench
-    from models.weights import load_network, read_metadata, read_state_dict
+    from models.robustbench import PREFIX, load_published
+    from models.weights import Checkpoint, identify, load_network
     from utils.errors import UserError
 
     path = Path(path) if Path(path).exists() else ROOT / path
     path = path / "model.safetensors" if path.is_dir() else path
-    name, metadata = network_in(path, model, "model"), read_metadata(path)
-    if num_classes is None:  # the classifier is the last matrix
-        num_classes = next((len(value) for value in reversed(read_state_dict(path).values()) if value.ndim == 2), 0)
+    file = Checkpoint(path)
+    name, metadata = network_in(file, model, "model"), file.metadata
+    if num_classes is None:
+        num_classes = (identify(file) or (name, 10))[1]
     if name.startswith(PREFIX):
-        return load_robustbench(name, metadata.get("dataset", "CIFAR10"), num_classes, path).eval()
+        return load_published(name, metadata.get("dataset", "CIFAR10"), file).eval()
     image_size = metadata.get("image_size", 32)
     try:
-        return load_network(name, num_classes, path, image_size).eval()
+        return load_network(name, num_classes, file, image_size, "model").eval()
     except UserError:
         if (name, image_size) != ("presnet18", 32):
             raise
-        return load_network(name, num_classes, path, 64).eval()  # its classifier depends on the image size
+        return load_network(name, num_classes, file, 64, "model").eval()  # its classifier depends on the image size
 
 
 def evaluate(
@@ -125,8 +125,8 @@ def evaluate(
     device = torch.device(device or next(model.parameters(), images).device)
     whole = Split(images.to(device), labels.to(device, torch.int64))
 
-    def batches(part: Split) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(part.images.split(batch_size), part.labels.split(batch_size), strict=True))
+    def batches(part: Split, size: int) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(part.images.split(size), part.labels.split(size), strict=True))
 
     try:
         precision = choose_precision(precision, device)
@@ -137,8 +137,9 @@ def evaluate(
             _require(allowed, f"labels: must be between 0 and {shape[1] - 1}, the model has {shape[1]} classes")
             protocol = PROTOCOLS["paper"](Setting(eps, seed, steps, restarts))
             chosen = {key: protocol[key] for key in choose_attacks(attacks, "paper", shape[1], "attacks")}
-            clean, classes = predict(model, batches(whole)), list(map(str, range(shape[1])))
-            options = {"batches": batches, "classes": classes, "precision": precision, "seed": seed}
+            clean, classes = predict(model, batches(whole, batch_size)), list(map(str, range(shape[1])))
+            options = {"batches": batches, "batch_size": batch_size, "classes": classes}
+            options |= {"precision": precision, "seed": seed}
             outcomes = run_attacks(model, chosen, whole, clean, **options)
             results = {chosen[key].title: result for key, _, result in outcomes}
     except UserError as error:

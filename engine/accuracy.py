@@ -11,9 +11,12 @@ from attacks.pgd import uniform
 from attacks.suite import Perturb
 from engine.device import allow_tf32
 from utils.errors import UserError
+from utils.log import logger
 
+MAX_SCALE = 1.75  # a normalization by mean and std 0.5 gives 2
 CAUSES_OF_CHANCE_LEVEL = (
-    "untrained, or trained on other classes, another order of classes, or images normalized outside the network"
+    "untrained, or trained on other classes, another order of classes, or images normalized outside the network "
+    "(--normalize adds it)"
 )
 
 
@@ -48,10 +51,10 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], perturb
     return Score(float(loss) / n, 100 * int(correct) / n, n)
 
 
-def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], name: str = "--model_path") -> Tensor:
     """Return the classes (N,) int64 that ``model`` predicts for clean images, on the CPU; leaves it in eval mode.
 
-    Raises UserError if a logit is nan or inf.
+    Raises UserError, naming the network's flag, if a logit is nan or inf.
     """
     model.eval()
     classes = []
@@ -59,9 +62,32 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tenso
         with torch.no_grad():
             logits = model(x)
         if not logits.isfinite().all():
-            raise UserError("--model_path: the network's logits are nan or inf on clean images: the file is damaged")
+            raise UserError(f"{name}: the network's logits are nan or inf on clean images: the file is damaged")
         classes.append(logits.argmax(1).cpu())
     return torch.cat(classes)
+
+
+@torch.no_grad()
+def warn_of_input_scale(model: nn.Module, x: Tensor, name: str) -> None:
+    """Warn if the first BatchNorm was trained on inputs of another scale than it has for images x (B, 3, H, W).
+
+    A network trained on images normalized by its data loader, with a std near 0.25, has 4 times the scale.
+    """
+    norm = next((module for module in model.modules() if isinstance(module, nn.BatchNorm2d)), None)
+    if norm is None or norm.running_var is None:
+        return
+    seen = []
+    hook = norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    model.eval()(x)
+    hook.remove()
+    ratio = float((norm.running_var / seen[0].var((0, 2, 3)).clamp(min=1e-12)).median().sqrt()) if seen else 1.0
+    if not 1 / MAX_SCALE < ratio < MAX_SCALE:
+        logger.warning(
+            "WARNING: %s: trained on images of %.2g times the standard deviation of these, as if they were normalized "
+            "outside the network; --normalize cifar10 (or mean and std) adds the normalization",
+            name,
+            ratio,
+        )
 
 
 def attack_and_verify(

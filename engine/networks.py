@@ -1,7 +1,7 @@
 """Student and teachers of a run, from the names and files in its config."""
 
-import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,13 +9,13 @@ from torch import nn
 
 from data import TEST_SUBSET_SEED, Splits, decode_files, subset
 from data.loader import Batches
-from engine.accuracy import CAUSES_OF_CHANCE_LEVEL, evaluate, minimum_accuracy
+from engine.accuracy import CAUSES_OF_CHANCE_LEVEL, minimum_accuracy, predict, warn_of_input_scale
 from engine.checkpoint import best_checkpoint
 from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
-from models import ALIASES, MODELS, build
+from models import ALIASES, MODELS, build, robustbench
 from models.robustbench import PREFIX
-from models.teachers import find_teacher, load_robustbench, load_teacher, training_command
-from models.weights import identify_architecture, load_network, read_metadata
+from models.teachers import find_teacher, load_teacher, training_command
+from models.weights import Checkpoint, identify, load_network
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import logger
@@ -24,72 +24,109 @@ from utils.names import canonical
 TEACHER_CHECK_IMAGES = 256
 
 
-def network_name(name: str) -> str:
-    """Return our name of a network; ``robustbench:<Name>`` is unchanged. Raises UserError with the nearest names."""
-    return name if name.startswith(PREFIX) else canonical(name, MODELS, ALIASES, "--model")
+def network_name(name: str, dataset: str = "", path: str = "") -> str:
+    """Return our name of a network. Raises UserError with the nearest names.
+
+    With a ``dataset``, a ``robustbench:<Name>`` must be of its model zoo, or else ``path`` a file of ours.
+    """
+    if name.startswith(PREFIX):
+        return robustbench.find(name, dataset, path) if dataset else name
+    return canonical(name, MODELS, ALIASES, "--model")
 
 
-def network_in(path: str | Path, requested: str | None, flag: str = "--model") -> str:
+def network_in(source: str | Path | Checkpoint, requested: str | None, flag: str = "--model") -> str:
     """Return the name of the network in a checkpoint: ``requested``, else from its metadata, else from its weights.
 
     Raises UserError, naming ``flag``, if the file contradicts ``requested`` or the network is unknown.
     """
-    stored = read_metadata(path).get("model")
+    checkpoint = Checkpoint.of(source)
+    stored = checkpoint.metadata.get("model")
     if requested is None:
-        name = stored or identify_architecture(path)
+        name = stored or (identify(checkpoint) or (None,))[0]
         if name is None:
-            raise UserError(f"{flag}: required: {path} does not name its network, and no known network has its weights")
+            reason = f"{checkpoint.path} does not name its network, and no known network has its weights"
+            raise UserError(f"{flag}: required: {reason}")
         return name
     name = network_name(requested)
     if stored not in (None, name):
-        raise UserError(f"{flag} {requested}: {path} contains a {stored}; leave the flag out, or use {flag} {stored}")
+        message = (
+            f"{flag} {requested}: {checkpoint.path} contains a {stored}; leave the flag out, or use {flag} {stored}"
+        )
+        raise UserError(message)
     return name
 
 
-def make_network(name: str, path: str, dataset: str, splits: Splits) -> nn.Module:
-    """Build a network for the dataset, with the weights of ``path`` unless it is empty."""
+def make_network(name: str, source: str | Path | Checkpoint | None, dataset: str, splits: Splits) -> nn.Module:
+    """Build a network for the dataset, with the weights of ``source`` unless it is empty."""
     classes = len(splits.classes)
     if name.startswith(PREFIX):
-        return load_robustbench(name, dataset, classes, path)
-    if path:
-        return load_network(name, classes, path, splits.image_size)
-    return build(name, classes, splits.image_size)
+        return robustbench.load_published(name, dataset, source or None)
+    return load_network(name, classes, source, splits.image_size) if source else build(name, classes, splits.image_size)
 
 
-def find_teachers(config: TrainConfig) -> list[tuple[str, Path | None]]:
+def find_teachers(config: TrainConfig) -> list[tuple[str, Checkpoint | nn.Module]]:
     """Return name and file of the robust teacher, then of the standard one of a method with two; none without teacher.
 
-    Raises UserError if one is missing, before any dataset is read.
+    A network of RobustBench's model zoo is returned itself. Raises UserError if one is missing or damaged, before any
+    dataset is read.
     """
     if config.method in WITHOUT_TEACHER:
         return []
     data_flags = f" --data_root {config.data_root}" * bool(config.data_root)
     data_flags += f" --image_size {config.image_size}" * bool(config.image_size)
-    file = find_teacher(config.teacher_model, config.dataset, config.teacher_path, data_flags=data_flags)
-    teachers = [(config.teacher_model, file)]
+    wanted = [("--teacher_model", config.teacher_model, config.teacher_path)]
     if config.method in WITH_TWO_TEACHERS:
-        if not config.std_teacher_path:
-            command = training_command("Natural", config.std_teacher_model, config.dataset, data_flags)
-            raise UserError(
-                f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: {command} "
-                f"(then --std_teacher_path .../{best_checkpoint('Natural')})"
-            )
-        file = find_teacher(config.std_teacher_model, config.dataset, config.std_teacher_path)
-        teachers.append((config.std_teacher_model, file))
+        wanted.append(("--std_teacher_model", config.std_teacher_model, config.std_teacher_path))
+    teachers, errors = [], []
+    for flag, name, path in wanted:
+        try:
+            if flag == "--std_teacher_model" and not path:
+                command = training_command("Natural", name, config.dataset, data_flags)
+                raise UserError(
+                    f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: {command} "
+                    f"(then --std_teacher_path .../{best_checkpoint('Natural')})"
+                )
+            file = find_teacher(name, config.dataset, path, data_flags=data_flags, flag=flag)
+            if file is None:
+                teachers.append((name, robustbench.load_published(name, config.dataset)))
+            else:
+                teachers.append((name, Checkpoint(file, config.weights, config.normalize)))
+        except UserError as error:
+            errors.append(str(error))
+    if errors:
+        raise UserError("; ".join(errors))
     return teachers
 
 
-def make_teachers(config: TrainConfig, files: list, splits: Splits, device: torch.device) -> list[nn.Module]:
-    """Load the teachers that :func:`find_teachers` found, and check their accuracy."""
+def make_teachers(config: TrainConfig, found: list, splits: Splits, device: torch.device) -> list[nn.Module]:
+    """Load the teachers that :func:`find_teachers` found, and check their classes and their accuracy."""
     teachers = []
-    for kind, (name, path) in zip(("robust", "standard"), files, strict=False):
-        image_size = read_metadata(path).get("image_size") if path else None
-        if image_size not in (None, splits.image_size):
-            logger.warning("%s was trained at --image_size %d, not %d", path, image_size, splits.image_size)
-        teacher = load_teacher(name, config.dataset, len(splits.classes), path, splits.image_size).to(device)
-        _check(teacher, kind, name, splits, config, device)
+    for flag, (name, source) in zip(("--teacher_model", "--std_teacher_model"), found, strict=False):
+        teacher = source
+        if isinstance(source, Checkpoint):
+            image_size, trained = source.metadata.get("image_size"), source.metadata.get("classes")
+            if image_size not in (None, splits.image_size):
+                logger.warning("%s was trained at --image_size %d, not %d", source.path, image_size, splits.image_size)
+            if trained and (difference := class_difference(trained, splits.classes)) and not config.no_teacher_check:
+                raise UserError(
+                    f"{flag} {name}: {source.path} was trained on other classes ({difference}); distill on its classes "
+                    "in their order; --no_teacher_check accepts it"
+                )
+            teacher = load_teacher(name, config.dataset, len(splits.classes), source, splits.image_size, flag)
+        teacher = teacher.eval().requires_grad_(False).to(device)
+        _check(teacher, flag, name, splits, config, device)
         teachers.append(teacher)
     return teachers
+
+
+def class_difference(trained: Sequence[str], classes: Sequence[str]) -> str | None:
+    """Describe how the classes of a checkpoint differ from those of the data, or return None."""
+    if len(trained) != len(classes):
+        return f"{len(trained)}, not {len(classes)}"
+    pairs = zip(trained, classes, strict=True)
+    different = [f"class {k} is {old!r}, not {new!r}" for k, (old, new) in enumerate(pairs) if old != new]
+    more = f", and {len(different) - 3} more" if len(different) > 3 else ""
+    return ", ".join(different[:3]) + more if different else None
 
 
 def checksum(network: nn.Module) -> int:
@@ -100,16 +137,22 @@ def checksum(network: nn.Module) -> int:
     return total
 
 
-def _check(teacher: nn.Module, kind: str, name: str, splits: Splits, config: TrainConfig, device: torch.device) -> None:
+def _check(teacher: nn.Module, flag: str, name: str, splits: Splits, config: TrainConfig, device: torch.device) -> None:
     """Log the teacher's accuracy on clean test images; raise UserError if it is close to chance level."""
     (images,) = decode_files(subset(splits.test, TEACHER_CHECK_IMAGES, TEST_SUBSET_SEED))
-    score = evaluate(teacher, Batches(images, config.bs, device=device))
-    logger.info("%s teacher %s: %.2f %% of %d clean test images", kind, name, score.accuracy, score.n)
-    if not math.isfinite(score.loss):
-        raise UserError(f"--teacher_model {name}: its logits are nan or inf on clean test images: the file is damaged")
-    classes = len(splits.classes)
-    if score.accuracy < minimum_accuracy(classes) and not config.no_teacher_check:
-        raise UserError(
-            f"--teacher_model {name}: classifies only {score.accuracy:.1f} % of {score.n} clean test images correctly "
-            f"(chance level {100 / classes:.1f} %): {CAUSES_OF_CHANCE_LEVEL}; --no_teacher_check accepts it"
-        )
+    batches = Batches(images, config.bs, device=device)
+    predicted, n = predict(teacher, batches, f"{flag} {name}"), len(images.labels)
+    accuracy = 100 * float((predicted == images.labels).double().mean())
+    kind = "standard" if flag.startswith("--std") else "robust"
+    logger.info("%s teacher %s: %.2f %% of %d clean test images", kind, name, accuracy, n)
+    warn_of_input_scale(teacher, next(iter(batches))[0], f"{kind} teacher {name}")
+    constant = len(predicted.unique()) == 1 < len(images.labels.unique())
+    if config.no_teacher_check or not (constant or accuracy < minimum_accuracy(len(splits.classes))):
+        return
+    problem = f"classifies only {accuracy:.1f} % of {n} clean test images correctly"
+    if constant:
+        problem = f"predicts class {splits.classes[predicted[0]]!r} for every one of {n} clean test images"
+    raise UserError(
+        f"{flag} {name}: {problem} (chance level {100 / len(splits.classes):.1f} %): {CAUSES_OF_CHANCE_LEVEL}; "
+        "--no_teacher_check accepts it"
+    )

@@ -4,11 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.normalized import CONSTANTS
 from models.wide_resnet import stage
-
-# Mean and standard deviation of each channel.
-CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
 class DeepMindBlock(nn.Module):
@@ -42,7 +39,7 @@ class DeepMindWideResNet(nn.Module):
     def __init__(self, num_classes: int, *, depth: int, width: int):
         super().__init__()
         blocks = (depth - 4) // 6
-        mean, std = CIFAR100 if num_classes == 100 else CIFAR10
+        mean, std = CONSTANTS["cifar100" if num_classes == 100 else "cifar10"]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.init_conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)

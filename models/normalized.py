@@ -1,6 +1,34 @@
 """Input normalization as part of a network."""
 
+import torch
 from torch import Tensor, nn
+
+from utils.errors import UserError
+
+# Name -> mean and standard deviation of each channel.
+CONSTANTS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def constants(text: str) -> tuple[Tensor, Tensor]:
+    """Return mean and std, (3,) each, of a key of CONSTANTS or of six numbers separated by commas.
+
+    Raises UserError that names ``--normalize`` for another text.
+    """
+    try:
+        mean, std = CONSTANTS.get(text.lower()) or torch.tensor([float(part) for part in text.split(",")]).view(2, 3)
+        mean, std = torch.as_tensor(mean), torch.as_tensor(std)
+        if not (mean.isfinite().all() and (std > 0).all() and std.isfinite().all()):
+            raise ValueError
+    except (ValueError, RuntimeError) as error:
+        known = ", ".join(CONSTANTS)
+        raise UserError(
+            f"--normalize {text}: is none of {known} and not three means and three stds as a,b,c,d,e,f"
+        ) from error
+    return mean, std
 
 
 class Normalized(nn.Module):

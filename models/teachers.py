@@ -7,7 +7,7 @@ from tabulate import tabulate
 from torch import nn
 
 from models import MODELS, robustbench
-from models.weights import load_network, load_weights
+from models.weights import Checkpoint, load_network
 from utils.errors import UserError
 from utils.names import canonical
 
@@ -88,8 +88,10 @@ def candidate_paths(name: str, dataset: str) -> list[Path]:
     return [*paths, INCLUDED[key]] if key in INCLUDED else paths
 
 
-def find_teacher(name: str, dataset: str, path: str | Path | None = None, *, data_flags: str = "") -> Path | None:
-    """Return the file of a teacher: ``path`` or the first existing candidate; None if robustbench will download it.
+def find_teacher(
+    name: str, dataset: str, path: str | Path | None = None, *, data_flags: str = "", flag: str = "--teacher_model"
+) -> Path | None:
+    """Return the file of a teacher: ``path`` or the first existing candidate; None if robustbench loads it.
 
     Raises UserError if there is no file. Its message lists the candidates and a command that trains such a teacher,
     with ``data_flags`` appended.
@@ -104,11 +106,12 @@ def find_teacher(name: str, dataset: str, path: str | Path | None = None, *, dat
     candidates = candidate_paths(name, dataset)
     existing = next((candidate for candidate in candidates if candidate.exists()), None)
     if existing is None:
+        path_flag = flag.replace("_model", "_path")
         published = {teacher.dataset for teacher in TEACHERS if teacher.name == name}
         # A large network that was published for other images only is not the teacher to start with.
         model = "small_resnet" if published and dataset not in published else architecture_of(name, dataset)
         command = training_command("AT", model, dataset, data_flags)
-        flags = f"--teacher_model {model} " * (model == "small_resnet" != name)
+        flags = f"{flag} {model} " * (model == "small_resnet" != name)
         # An image folder may have the classes of an included teacher.
         hints = [
             f" (for the classes of {trained_on}: {file})"
@@ -116,8 +119,8 @@ def find_teacher(name: str, dataset: str, path: str | Path | None = None, *, dat
             if included == name and dataset == "Folder"
         ]
         raise UserError(
-            f"--teacher_model {name}: no file {' or '.join(map(str, candidates))}; name one with --teacher_path FILE"
-            f"{''.join(hints)}, or train one: {command} (then {flags}--teacher_path .../best_PGD10_acc_model.pth)"
+            f"{flag} {name}: no file {' or '.join(map(str, candidates))}; name one with {path_flag} FILE"
+            f"{''.join(hints)}, or train one: {command} (then {flags}{path_flag} .../best_PGD10_acc_model.pth)"
         )
     return existing
 
@@ -129,26 +132,26 @@ def training_command(method: str, model: str, dataset: str, data_flags: str = ""
 
 
 def load_teacher(
-    name: str, dataset: str, num_classes: int, path: str | Path | None = None, image_size: int = 32
+    name: str,
+    dataset: str,
+    num_classes: int,
+    source: str | Path | Checkpoint | None = None,
+    image_size: int = 32,
+    flag: str = "--teacher_model",
 ) -> nn.Module:
-    """Return a frozen teacher in eval mode, loaded from ``path`` or from the first existing candidate.
+    """Return a frozen teacher in eval mode, loaded from ``source`` or from the first existing candidate.
 
     ``name`` is one of TEACHERS, ALIASES or MODELS, or ``robustbench:<Name>``.
     Raises UserError for an unknown name and for a missing or unsuitable file.
     """
-    name = teacher_name(name)
-    file = find_teacher(name, dataset, path)
+    name = teacher_name(name, flag)
+    if not isinstance(source, Checkpoint):
+        source = find_teacher(name, dataset, source)
     if name.startswith(robustbench.PREFIX):
-        teacher = load_robustbench(name, dataset, num_classes, file)
+        teacher = robustbench.load_published(name, dataset, source)
     else:
-        teacher = load_network(architecture_of(name, dataset), num_classes, file, image_size)
+        teacher = load_network(architecture_of(name, dataset), num_classes, source, image_size, flag)
     return teacher.eval().requires_grad_(False)
-
-
-def load_robustbench(name: str, dataset: str, num_classes: int, path: str | Path | None = None) -> nn.Module:
-    """Return ``robustbench:<Name>`` with its published weights or those in ``path``. Raises UserError if it cannot."""
-    network = robustbench.load_published(name.removeprefix(robustbench.PREFIX), dataset, num_classes)
-    return load_weights(network, path) if path else network
 
 
 def _table() -> str:
@@ -157,7 +160,13 @@ def _table() -> str:
         candidates = candidate_paths(teacher.name, teacher.dataset)
         file = next((path for path in candidates if path.exists()), f"missing ({candidates[0]})")
         rows.append((*teacher[:3], teacher.clean, teacher.autoattack, teacher.source, file))
-    return tabulate(rows, header, floatfmt=".2f", missingval="-")
+    zoo = robustbench.published_accuracies()
+    for name, dataset, clean, robust in zoo:
+        file = robustbench.cache_path(name, dataset)
+        file = file if file.exists() else "downloaded on first use"
+        rows.append((f"{robustbench.PREFIX}{name}", dataset, "RobustBench's", clean, robust, "RobustBench", file))
+    table = tabulate(rows, header, floatfmt=".2f", missingval="-")
+    return table if zoo else f"{table}\n\n{robustbench.INSTALL} adds RobustBench's networks to this list"
 
 
 if __name__ == "__main__":

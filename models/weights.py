@@ -1,26 +1,36 @@
 """Read the checkpoints of all supported codes into our networks, without executing code from a file."""
 
+import functools
+import hashlib
 import itertools
 import re
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models import ALIASES, MODELS, build
-from models.normalized import Normalized, normalize_input
+from models.checkpoint_file import decode
+from models.normalized import Normalized, constants, normalize_input
 from utils.errors import UserError
+from utils.log import logger
 from utils.names import canonical
 
-# Keys under which codes of this field store the weights, and prefixes that wrappers add to the weights' keys.
+# Where several dicts of a file hold a network, the first of these is used.
 WRAPPERS = ("net", "state_dict", "model_state_dict", "model", "student")
-PREFIXES = ("module.", "model.", "_orig_mod.", "student.", "1.")  # "1.": nn.Sequential(Normalize, network)
-STATISTICS = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
+# Parts of keys that wrappers insert anywhere: DataParallel, torch.compile, FSDP, activation checkpointing.
+INSERTED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# Parts of keys, separated by dots and underscores, that say what a network beside the wanted one is.
+AVERAGE = {"ema", "swa", "wa", "avg", "average", "averaged", "averages", "polyak", "shadow", "teacherema"}
+RAW = {"raw", "unaveraged", "online"}
+OTHERS = {"teacher", "attacker", "attack", "surrogate", "proxy", "discriminator", "optimizer", "optim", "momentum"}
+# Extra keys that belong to a training code and not to the network.
+EXTRA = re.compile(
+    r"criterion|loss|metric|acc|normal|n_averaged|decay|num_updates|step|epoch|temperature|attack|teacher"
+)
+MEAN, STD = ("mean", "mu", "means", "new_mean", "_mean"), ("std", "sigma", "sds", "new_std", "_std")
 
 IMAGE_SIZES = (32, 64)  # of the published networks; presnet18 has a different classifier for each
 
@@ -36,170 +46,294 @@ METADATA = {
 DEEPMIND_LAYOUTS = {"wideresnet70_16": "wideresnet70_16_deepmind"}
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Return the weights in a checkpoint under the keys that our networks use, on the CPU.
+class Checkpoint:
+    """The weights and metadata of a file, whose bytes are read once; ``sha256`` is their hash.
 
-    Wrappers and prefixes are removed and floating-point tensors become float32. If the checkpoint normalizes its input,
-    the keys ``mean`` and ``std`` have 3 values (or 1) each. Raises UserError that names the file.
+    Args:
+        path: A file of torch.save or safetensors.
+        weights: "raw" or "ema" of a file with both; None prefers the average.
+        normalize: Mean and std of the images, as --normalize takes them, for a file without its own.
+
+    Raises UserError that names the file if it cannot be read or has no weights.
     """
-    tensors = _find_weights(_open(Path(path)), path)
-    if sum(value.numel() for value in tensors.values()) > Path(path).stat().st_size:
-        # An expanded view of one number could fill the memory when it is converted.
-        raise UserError(f"{path}: damaged, it declares more values than it has bytes; copy or download it again")
-    tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-    statistics = {k: v for k, v in tensors.items() if k.rpartition(".")[2] in STATISTICS and v.numel() in (1, 3)}
-    state = _strip_prefixes({key: value for key, value in tensors.items() if key not in statistics})
-    for key, value in statistics.items():
-        state[STATISTICS[key.rpartition(".")[2]]] = value.flatten()
-    if ("mean" in state) != ("std" in state):
-        raise UserError(f"{path}: has only one of the mean and std of its input; save it with both")
-    return state
+
+    def __init__(self, path: str | Path, weights: str | None = None, normalize: str | None = None):
+        self.path, self.weights = Path(path), weights
+        self.normalize = constants(normalize) if normalize else None
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); name a checkpoint file") from error
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        content = decode(data, path)
+        items = content if isinstance(content, Mapping) else {}
+        self.metadata = {key: items[key] for key, is_valid in METADATA.items() if key in items and is_valid(items[key])}
+        self.groups = dict(_groups(content))
+        if not self.groups:
+            raise NoWeights(f"{path}: no weights; name a checkpoint")
+        for tensors in self.groups.values():
+            if sum(value.numel() for value in tensors.values()) > len(data):
+                # An expanded view of one number could fill the memory when it is converted.
+                raise UserError(
+                    f"{path}: damaged, it declares more values than it has bytes; copy or download it again"
+                )
+
+    @classmethod
+    def of(cls, source: "str | Path | Checkpoint") -> "Checkpoint":
+        """Return ``source`` itself or the checkpoint at this path."""
+        return source if isinstance(source, Checkpoint) else cls(source)
+
+    def fits(self, expected: Mapping[str, Tensor], any_classes: bool = False) -> "list[Fit]":
+        """Compare the keys and shapes of a network with the tensors under every prefix at which it may begin."""
+        first, fits = next(iter(expected)), []
+        for place, tensors in self.groups.items():
+            starts = {key.removesuffix(first) for key in tensors if f".{key}".endswith(f".{first}")} or {""}
+            fits += [_fit(place, prefix, tensors, expected, any_classes) for prefix in sorted(starts)]
+        return fits
 
 
-def read_metadata(path: str | Path) -> dict[str, object]:
+class NoWeights(UserError):
+    """A file that could be read but holds no weights."""
+
+
+class Fit(NamedTuple):
+    """Tensors under one prefix, as the ``state`` of a network; ``problem`` says why they are not, "" if they are.
+
+    ``incomplete``: only statistics of BatchNorm are missing. ``extra`` are the keys that no network has.
+    """
+
+    place: str
+    prefix: str
+    state: dict[str, Tensor]
+    extra: list[str]
+    missing: list[str]
+    problem: str
+
+    @property
+    def name(self) -> str:
+        """Where the file has it."""
+        return ".".join(filter(None, (self.place, self.prefix.rstrip(".")))) or "top level"
+
+    @property
+    def parts(self) -> set[str]:
+        """Words of the name."""
+        return set(re.split(r"[._]", self.name.lower()))
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether only statistics of BatchNorm are missing, as in averages of parameters."""
+        return bool(self.missing) and all(".running_" in f".{key}" for key in self.missing)
+
+
+def read_metadata(source: str | Path | Checkpoint) -> dict[str, object]:
     """Return the metadata of one of our own checkpoints: ``model``, ``dataset``, ``image_size``, ``classes``.
 
     Returns an empty dict for other files. Raises UserError that names the file if it cannot be read.
     """
-    content = _open(Path(path))
-    if not isinstance(content, Mapping):
-        return {}
-    return {key: content[key] for key, is_valid in METADATA.items() if key in content and is_valid(content[key])}
+    return Checkpoint.of(source).metadata
 
 
-def identify_architecture(path: str | Path) -> str | None:
-    """Return the name in MODELS of the network with the keys and shapes of a checkpoint, None if there is none.
+def identify(source: str | Path | Checkpoint) -> tuple[str, int] | None:
+    """Return the name in MODELS and the number of classes of the network in a checkpoint, by its keys and shapes.
 
-    Raises UserError that names the file if it cannot be read.
+    Returns None if it is another network. Raises UserError that names the file if it cannot be read.
     """
-    state = {key: value for key, value in read_state_dict(path).items() if key not in ("mean", "std")}
-    matrices = [value for value in state.values() if value.ndim == 2]
-    for name, image_size in itertools.product(MODELS if matrices else (), IMAGE_SIZES):
-        with torch.device("meta"):  # only shapes: the largest network has 267 million parameters
-            expected = build(name, len(matrices[-1]), image_size).state_dict()
-        if _mismatch(_match_sub_block1(state, expected), expected) is None:
-            return name
+    checkpoint = Checkpoint.of(source)
+    for name, image_size in itertools.product(MODELS, IMAGE_SIZES):
+        layout = _layout(name, image_size)
+        for fit in checkpoint.fits(layout, any_classes=True):
+            if not fit.problem:
+                return name, len(fit.state[list(layout)[-1]])
     return None
 
 
-def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load a checkpoint strictly into ``model`` and return it, in Normalized if the checkpoint normalizes its input.
+def load_weights(model: nn.Module, source: str | Path | Checkpoint) -> nn.Module:
+    """Load a checkpoint into ``model`` and return it, in Normalized if the checkpoint normalizes its input.
 
     The checkpoint decides: a ``model`` that is Normalized gets the checkpoint's mean and std, or none.
     Raises UserError that names the file if it is unreadable or has another architecture or number of classes.
     """
-    return _load(model, read_state_dict(path), path)
+    checkpoint = Checkpoint.of(source)
+    network = model.model if isinstance(model, Normalized) else model
+    fit = _choose(checkpoint, network.state_dict())
+    statistics = _statistics(checkpoint, fit)
+    # Files older than PyTorch 0.4.1 have no num_batches_tracked; load_state_dict adds it.
+    network.load_state_dict(
+        {key: value.detach().float() if value.is_floating_point() else value for key, value in fit.state.items()}
+    )
+    return normalize_input(network, *statistics) if statistics else network
 
 
-def load_network(name: str, num_classes: int, path: str | Path, image_size: int = 32) -> nn.Module:
+def load_network(
+    name: str, num_classes: int, source: str | Path | Checkpoint, image_size: int = 32, flag: str = "--model"
+) -> nn.Module:
     """Build the network ``name`` and load a checkpoint into it, in DeepMind's layout if the checkpoint has that.
 
-    Raises UserError for an unknown name, and as :func:`load_weights` does.
+    Raises UserError for an unknown name, and as :func:`load_weights` does; for another network it names ``flag``.
     """
-    name = canonical(name, MODELS, ALIASES, "--model")
-    state = read_state_dict(path)
-    if "init_conv.weight" in state:
-        name = DEEPMIND_LAYOUTS.get(name, name)
-    return _load(build(name, num_classes, image_size), state, path)
-
-
-def _open(path: Path) -> object:
-    """Return the content of a file: only tensors and plain containers."""
+    name, checkpoint = canonical(name, MODELS, ALIASES, flag), Checkpoint.of(source)
+    deepmind = DEEPMIND_LAYOUTS.get(name)
+    if deepmind and any(not fit.problem for fit in checkpoint.fits(_layout(deepmind), any_classes=True)):
+        name = deepmind
     try:
-        with open(path, "rb") as file:
-            head = file.read(512).lstrip()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a checkpoint file") from error
-    if not head:
-        raise UserError(f"{path}: the file is empty; copy or download it again")
-    if head.lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"{path}: a web page, not a checkpoint; open the download link in a browser")
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: a git-lfs pointer, not a checkpoint; run git lfs pull in its repository")
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: truncated; copy or download it again")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the file is either loaded or refused with our message
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the unpickler raise almost anything
-        raise UserError(f"{path}: {_explain(error, head)}") from error
+        return load_weights(build(name, num_classes, image_size), checkpoint)
+    except OtherNetwork as error:
+        held, _ = identify(checkpoint) or (None, 0)
+        if held in (None, name):
+            raise
+        raise UserError(
+            f"{flag} {name}: {checkpoint.path} contains {held}; use {flag} {held}, or name another file"
+        ) from error
 
 
-def _explain(error: Exception, head: bytes) -> str:
-    resave = "which is refused; if you trust the file, save only its state dict"
-    code = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if code:
-        return f"loading it would execute code ({code[1]}), {resave}"
-    if "TorchScript" in str(error):
-        return f"a TorchScript program, {resave}"
-    if isinstance(error, SafetensorError | EOFError) or head.startswith((b"PK", b"\x80")):
-        return "truncated, damaged or not written by PyTorch; copy or download it again"
-    return "not a PyTorch checkpoint; name a file written by torch.save or safetensors"
+class OtherNetwork(UserError):
+    """A file with weights of another architecture."""
 
 
-def _find_weights(content: object, path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of the innermost state dict."""
-    for _ in WRAPPERS:  # a limit, as a dict may contain itself
-        if isinstance(content, Mapping):
-            content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
-    items = content.items() if isinstance(content, Mapping) else ()
-    # n_averaged counts the updates of a weight average (torch.optim.swa_utils) and is no weight.
-    tensors = {k: v for k, v in items if isinstance(k, str) and k != "n_averaged" and _is_dense(v)}
-    if not tensors:
-        raise UserError(f"{path}: no weights at the top level or under {', '.join(WRAPPERS)}; name a checkpoint")
-    return tensors
+def _groups(content: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield each dict of a file that has weights, with its path of keys, and without what wrappers insert in keys."""
+    queue, seen = [("", content)], set()
+    for place, value in queue:  # grows meanwhile
+        if id(value) in seen or place.count(".") > 3:  # a dict may contain itself
+            continue
+        seen.add(id(value))
+        items = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        if not isinstance(items, Mapping):
+            continue
+        tensors = {key: item for key, item in items.items() if isinstance(key, str) and _is_dense(item)}
+        if any(key.endswith("weight") for key in tensors):
+            clean = {".".join(part for part in key.split(".") if part not in INSERTED): key for key in tensors}
+            if len(clean) == len(tensors):
+                tensors = {key: tensors[original] for key, original in clean.items()}
+            yield place, tensors
+        nested = (Mapping, list, tuple)
+        queue += [(f"{place}.{key}".lstrip("."), item) for key, item in items.items() if isinstance(item, nested)]
 
 
 def _is_dense(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout is torch.strided and not (value.is_quantized or value.is_meta)
 
 
-def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    while True:
-        # Some distillation codes save the teacher together with the student.
-        state = {key: value for key, value in state.items() if key.startswith("student.")} or state
-        prefix = next((prefix for prefix in PREFIXES if state and all(key.startswith(prefix) for key in state)), None)
-        if prefix is None:
-            return state
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+def _layout(name: str, image_size: int = 32) -> dict[str, Tensor]:
+    return _cached_layout(name, image_size, MODELS[name])
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> nn.Module:
-    statistics = [state.pop(key) for key in ("mean", "std") if key in state]
-    network = model.model if isinstance(model, Normalized) else model
-    expected = network.state_dict()
-    state = _match_sub_block1(state, expected)
-    mismatch = _mismatch(state, expected)
-    if mismatch:
-        raise UserError(f"{path}: {mismatch}")
-    network.load_state_dict(state)
-    return normalize_input(network, *statistics) if statistics else network
+@functools.cache
+def _cached_layout(name: str, image_size: int, constructor: Callable) -> dict[str, Tensor]:
+    with torch.device("meta"):  # only shapes: the largest network has 267 million parameters
+        return build(name, 10, image_size).state_dict()
 
 
-def _match_sub_block1(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add or remove the weights of ``sub_block1``, which no forward pass uses, as the network expects them."""
+def _fit(
+    place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], any_classes: bool
+) -> Fit:
+    inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    # No forward pass uses sub_block1, and files have it or not.
     unused = {key: value for key, value in expected.items() if key.startswith("sub_block1.")}
-    return {**unused, **{k: v for k, v in state.items() if k in expected or not k.startswith("sub_block1.")}}
-
-
-def _mismatch(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
-    """Describe how the checkpoint's keys and shapes differ from the network's, or return None."""
-    unexpected = next((key for key in state if key not in expected), None)
-    # Files older than PyTorch 0.4.1 have no num_batches_tracked; load_state_dict adds it.
-    missing = next((key for key in expected if key not in state and not key.endswith("num_batches_tracked")), None)
+    inside = unused | {
+        key: value for key, value in inside.items() if key in expected or not key.startswith("sub_block1.")
+    }
+    state = {key: inside[key] for key in expected if key in inside}
+    extra, heads = [key for key in inside if key not in expected], {key.split(".")[0] for key in expected}
+    missing = [key for key in expected if key not in inside and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in extra if key.split(".")[0] in heads or not _is_extra(key, inside[key])]
+    problem = ""
     if unexpected or missing:
-        keys = (("unexpected", unexpected), ("missing", missing))
-        keys = ", ".join(f"{kind} {key}" for kind, key in keys if key)
-        return f"weights of another network ({keys}); name the network it was saved from"
-    different = [key for key in state if state[key].shape != expected[key].shape]
-    if not different:
-        return None
-    weight, bias = list(expected)[-2:]  # every network ends with its linear classifier
-    if set(different) == {weight, bias} and state[weight].shape[1:] == expected[weight].shape[1:]:
-        return f"has {len(state[bias])} classes, not {len(expected[bias])}; choose the --dataset it was trained on"
-    key = different[0]
-    shapes = f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
-    return f"weights of another network or --image_size ({shapes}); choose the network and size it was trained with"
+        keys = [f"{kind} {keys[0]}" for kind, keys in (("unexpected", unexpected), ("missing", missing)) if keys]
+        problem = f"weights of another network ({', '.join(keys)})"
+    elif different := [key for key in state if state[key].shape != expected[key].shape]:
+        weight, bias = list(expected)[-2:]  # every network ends with its linear classifier
+        if {*different} == {weight, bias} and state[weight].shape[1:] == expected[weight].shape[1:]:
+            classes = f"has {len(state[bias])} classes, not {len(expected[bias])}"
+            problem = "" if any_classes else f"{classes}; choose the --dataset it was trained on"
+        else:
+            shapes = f"{different[0]} is {tuple(state[different[0]].shape)}, not {tuple(expected[different[0]].shape)}"
+            problem = f"weights of another network or --image_size ({shapes})"
+    return Fit(place, prefix, state, extra, missing, problem)
+
+
+def _is_extra(key: str, value: Tensor) -> bool:
+    return bool(EXTRA.search(key.split(".")[0])) or _is_statistic(key) or value.numel() <= 1
+
+
+def _is_statistic(key: str) -> bool:
+    return key.rpartition(".")[2] in MEAN + STD
+
+
+def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
+    """Return the network of a file that is to be loaded; the log says so if an average is beside raw weights."""
+    path, fits = checkpoint.path, checkpoint.fits(expected)
+    found = [fit for fit in fits if not fit.problem]
+    if not found:
+        nearest = min(fits, key=lambda fit: len(fit.missing))
+        kind = OtherNetwork if nearest.problem.startswith("weights") else UserError
+        hint = "; choose the network and image size it was trained with" if kind is OtherNetwork else ""
+        raise kind(f"{path}: {nearest.problem}{hint}")
+    found = [fit for fit in found if not fit.parts & OTHERS] or found
+    averages = [fit for fit in found if fit.parts & AVERAGE or "n_averaged" in checkpoint.groups[fit.place]]
+    raw = [fit for fit in found if fit.parts & RAW]
+    averages = [fit for fit in averages if fit not in raw]
+    unnamed = [fit for fit in found if fit not in raw and fit not in averages]
+    if raw and not averages:
+        averages, unnamed = unnamed, []
+    raw = raw or unnamed
+    if raw and not averages:  # an average of the parameters alone has the statistics of the raw network
+        partial = [fit for fit in fits if fit.incomplete and fit.parts & AVERAGE and not fit.parts & (OTHERS | RAW)]
+        averages = [fit._replace(state=raw[0].state | fit.state) for fit in partial]
+    wanted = {"raw": raw, "ema": averages, None: averages or raw}[checkpoint.weights]
+    if not wanted:
+        kinds = {"raw": "no raw weights beside the average", "ema": "no weight average"}
+        raise UserError(f"--weights {checkpoint.weights}: {path} has {kinds[checkpoint.weights]}; leave the flag out")
+    wanted.sort(key=_rank)
+    best, *others = [fit for fit in wanted if _rank(fit) == _rank(wanted[0])]
+    if any(not torch.equal(best.state[key], fit.state[key]) for fit in others for key in best.state):
+        names = ", ".join(fit.name for fit in (best, *others))
+        raise UserError(f"{path}: contains several such networks ({names}); save one of them")
+    if averages and raw:
+        used, other = ("average", "raw weights") if best in averages else ("raw weights", "average")
+        unused = (raw if best in averages else averages)[0]
+        choice = "raw" if best in averages else "ema"
+        message = "%s: uses the %s (%s), not the %s (%s); --weights %s uses those"
+        logger.info(message, path, used, best.name, other, unused.name, choice)
+    outside = {key for key in checkpoint.groups[best.place] if not key.startswith(best.prefix)}
+    ignored = {key.split(".")[0] for key in {*best.extra, *outside} if not _is_statistic(key)}
+    ignored |= checkpoint.groups.keys() - {fit.place for fit in (*averages, *raw)}
+    if ignored:
+        logger.info("%s: not used: %s", path, ", ".join(sorted(ignored)))
+    return best
+
+
+def _rank(fit: Fit) -> int:
+    return min((WRAPPERS.index(part) for part in (fit.place, *fit.name.split(".")) if part in WRAPPERS), default=99)
+
+
+def _statistics(checkpoint: Checkpoint, fit: Fit) -> tuple[Tensor, Tensor] | None:
+    """Return mean and std, (3,) or (1,) each, with which the network normalizes its images; None if it does not.
+
+    They are buffers of a module that contains the network or is beside it, or those of --normalize.
+    """
+    pairs: dict[str, dict[tuple, Tensor]] = {}
+    tensors = checkpoint.groups[fit.place]
+    for key, value in tensors.items():
+        parent, _, leaf = key.rpartition(".")
+        wrapper, _, module = parent.rpartition(".")
+        beside = fit.prefix.startswith(f"{wrapper}." if wrapper else "") and not set(re.split(r"[._]", parent)) & OTHERS
+        if key.removeprefix(fit.prefix) in fit.state or not beside or re.search("metric|loss|acc|criterion", module):
+            continue
+        if value.numel() in (1, 3) and value.is_floating_point() and leaf in MEAN + STD:
+            pairs.setdefault(parent, {})[MEAN if leaf in MEAN else STD] = value.detach().float().flatten()
+    complete = [(pair[MEAN], pair[STD]) for pair in pairs.values() if len(pair) == 2]
+    if complete:
+        return complete[0]
+    if pairs:
+        raise UserError(f"{checkpoint.path}: has only one of the mean and std of its input; save it with both")
+    if checkpoint.normalize and "model" not in checkpoint.metadata:
+        return checkpoint.normalize
+    last = fit.prefix.rstrip(".").rpartition(".")[2]
+    if (last.isdigit() and last != "0") or any(
+        "normal" in key for key in tensors if key.removeprefix(fit.prefix) not in fit.state
+    ):
+        message = '%s: WARNING: its keys begin with "%s", as behind a layer that normalizes images, but it has no mean '
+        message += "and std: its accuracy will be low; --normalize cifar10 (or mean and std) adds them"
+        logger.warning(message, checkpoint.path, fit.prefix)
+    return None

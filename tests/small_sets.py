@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import sys
 from itertools import product
 
 import numpy as np
@@ -63,3 +64,36 @@ def tiny_imagenet_files(root, classes=200):
     (root / "wnids.txt").write_text("\n".join(wnids))
     (root / "val" / "val_annotations.txt").write_text("\n".join(lines))
     return root
+
+
+PACKAGE = {
+    "robustbench/__init__.py": "from autoattack import AutoAttack\nfrom autoattack.state import EvaluationState\n",
+    "robustbench/model_zoo/__init__.py": """from .enums import *
+from models import build
+def networks(classes):
+    network = {"model": lambda: build("small_resnet", classes), "gdrive_id": "abc"}
+    return {ThreatModel.Linf: {"Some2026Network": network}}
+model_dicts = {BenchmarkDataset.cifar_10: networks(10), BenchmarkDataset.cifar_100: networks(100)}""",
+    "robustbench/model_zoo/enums.py": """from enum import Enum
+BenchmarkDataset = Enum("BenchmarkDataset", {"cifar_10": "cifar10", "cifar_100": "cifar100"})
+ThreatModel = Enum("ThreatModel", {"Linf": "Linf"})""",
+    "robustbench/utils.py": """import torch
+from models import build
+def load_model(name, dataset, threat_model):
+    net = build("small_resnet", int(dataset[5:]))
+    net.load_state_dict(torch.load(f"models/{dataset}/{threat_model}/{name}.pt"))
+    return net""",
+    "timm.py": "def is_model(name):\n    return False\n",
+}
+
+
+def robustbench_package(folder, monkeypatch):
+    """Make a package with the modules of robustbench 1.1.1 importable, which has one network; return its folder."""
+    for name, text in PACKAGE.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in ("robustbench", "timm"):
+            monkeypatch.delitem(sys.modules, name)
+    return folder / "robustbench"

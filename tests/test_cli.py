@@ -8,13 +8,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from commands import SMALL, run_in_process, run_in_subprocess
 from conftest import ROOT
-from small_sets import cifar_files, image_folder, tiny_imagenet_files
+from small_sets import cifar_files, image_folder, robustbench_package, tiny_imagenet_files
 from torchvision.datasets import CIFAR100
 
 from engine.evaluation.records import results_path
@@ -113,10 +112,10 @@ def test_tiny_imagenet_is_trained_on_and_evaluated(run, tmp_path):
 
 
 def test_a_robustbench_network_is_trained_and_evaluated(run, tmp_path, monkeypatch):
-    package = ModuleType("robustbench.utils")  # need not be installed
-    package.load_model = lambda name, dataset, threat_model: build("small_resnet", 100)
-    monkeypatch.setitem(sys.modules, "robustbench", ModuleType("robustbench"))
-    monkeypatch.setitem(sys.modules, "robustbench.utils", package)
+    robustbench_package(tmp_path, monkeypatch)  # need not be installed
+    published = tmp_path / "models/cifar100/Linf/Some2026Network.pt"
+    published.parent.mkdir(parents=True)
+    torch.save(build("small_resnet", 100).state_dict(), published)
     cifar_files(tmp_path, CIFAR100, monkeypatch, names=[str(k) for k in range(100)], labels=range(100))
     args = f"--dataset CIFAR100 --model robustbench:Some2026Network --data_root {tmp_path} --limit_test 20"
     run("main.py", f"{args} --method Natural --limit_train 40 --epochs 1")
@@ -136,7 +135,7 @@ def test_a_training_ends_with_the_command_that_evaluates_it(run, tmp_path, class
         assert script == str(ROOT / "main_eval.py")
     run(script, shlex.join([*command, "--no-pictures"]) + (" --attacks clean" if classes == 4 else ""))
     conditions = [json.loads(path.read_text())["evaluations"][0]["conditions"] for path in tmp_path.rglob("eval.json")]
-    assert {one["checkpoint"] for one in conditions} == {"best_PGD10_acc_model.pth", "last_epoch_model.pth"}
+    assert {one["checkpoint"] for one in conditions} == {"best_clean_acc_model.pth", "last_epoch_model.pth"}
     assert {one["eps"] for one in conditions} == {8 / 3 / 255}
     assert {one["image_size"] for one in conditions} == {32}
 
@@ -217,7 +216,7 @@ BAD = [
     ("main.py", f"{DGAD} resnet18", "python main.py --dataset Digits --method AT"),
     ("main.py", f"{DGAD} small_resnet --teacher_path other.pth", "other.pth: "),
     ("main.py", f"{SMALL} --method AKD2 --no_teacher_check {TEACHER}", "--std_teacher_path: AKD2"),
-    ("main.py", f"{DGAD} resnet18 --teacher_path net.pth", "net.pth: weights of another"),
+    ("main.py", f"{DGAD} resnet18 --teacher_path net.pth", "resnet18: net.pth contains small_resnet"),
     ("main.py", f"{DGAD} small_resnet --teacher_path net2.pth", "net2.pth: has 2 classes"),
     ("main.py", f"{SMALL} --root_path net.pth/below", "--root_path net.pth/below: cannot write there"),
     ("main.py", f"{SMALL} --device cuda:99", "--device cuda:99: this machine has"),
@@ -235,7 +234,7 @@ BAD = [
     ("main_tiny.py", "--data_root nowhere", "--data_root nowhere: no Tiny-ImageNet (no wnids.txt)"),
     ("main_eval.py", "--dataset Digits", "--model_path: required"),
     ("main_eval.py", "--dataset Digits --model_path missing.pth", "missing.pth: "),
-    ("main_eval.py", "--dataset Digits --model resnet18 --model_path net.pth", "net.pth: weights of another"),
+    ("main_eval.py", "--dataset Digits --model resnet18 --model_path net.pth", "net.pth contains small_resnet"),
     ("main_eval.py", "--dataset Digits --model resnet18 --model_path named.pth", "contains a small_resnet"),
     ("main_eval.py", f"{FOLDER} --data_root pair --model_path net2.pth", "AutoAttack needs 4"),
     ("main_eval_tinyimagenet.py", "--data_root nowhere --model_path net.pth", "no Tiny-ImageNet (no wnids.txt)"),

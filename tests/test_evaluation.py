@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -15,23 +16,24 @@ from conftest import ROOT
 from tiny import trained_on_stripes
 from torch import nn
 
-from attacks.pgd import pgd_until_fooled
+from attacks.pgd import pgd_until_fooled, uniform
 from attacks.suite import Attack, Setting, official_protocol, pgd20
-from data import Split, load
+from data import Split, load, load_configured
 from data.loader import Batches
-from engine.accuracy import predict
-from engine.checkpoint import BEST_PGD10, LAST
+from engine.accuracy import predict, warn_of_input_scale
+from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
 from engine.distributed import EVALUATION_TIMEOUT, Processes, init
 from engine.evaluation.attack import AttackResult, make_noise, run_attack
-from engine.evaluation.evaluate import choose_precision, make_result
+from engine.evaluation.evaluate import InParts, choose_precision, make_result
 from engine.evaluation.figures import confusion, radius_curve
 from engine.evaluation.records import Record, read_evaluations, results_folder, results_path, worst_case
 from engine.evaluation.run import make_conditions
-from engine.evaluation.sanity import SanityCheck, sanity_check, warn_of_masking
+from engine.evaluation.sanity import SanityCheck, sanity_check, warn_of_chance_level, warn_of_masking
 from engine.evaluation.state import State
 from engine.evaluation.targets import EvalTarget, load_other_network
 from engine.fast.frozen import FoldedModel, make_attack_model
 from models import build
+from models.weights import Checkpoint
 from utils.config import EvalConfig
 from utils.errors import UserError
 from utils.progress import Bar
@@ -155,14 +157,20 @@ def test_the_noise_of_an_image_depends_on_no_other_image_attack_or_process():
     assert all(torch.equal(seen[k][2], seen[4 + position][2]) for position, k in enumerate([0, 2, 1, 3]))
 
 
-def test_noise_differs_by_seed_attack_stage_and_batch():
-    x = torch.zeros(2, 3, 4, 4)
-    same = {"seed": 1, "title": "PGD-20", "stage": "start 1", "batch": 0}
-    changed = [{"seed": 2}, {"title": "C&W-inf-30"}, {"stage": "start 2"}, {"batch": 1}]
+def test_noise_differs_by_seed_attack_stage_and_image_and_not_by_batch():
+    x = torch.zeros(250, 3, 4, 4)
+    same = {"seed": 1, "title": "PGD-20", "stage": "start 1", "start": 0}
+    changed = [{"seed": 2}, {"title": "C&W-inf-30"}, {"stage": "start 2"}]
     noise = make_noise(x, **same)
-    assert torch.equal(noise, make_noise(x, **same))
     assert all(not torch.equal(noise, make_noise(x, **same | change)) for change in changed)
+    assert len({image.sum().item() for image in noise}) == 250
     assert -1 <= noise.min() < -0.9 and 0.9 < noise.max() <= 1
+    for size in (1, 7, 200):
+        parts = [make_noise(part, **same | {"start": size * k}) for k, part in enumerate(x.split(size))]
+        assert torch.equal(torch.cat(parts), noise)
+    # The noise of a batch of 200, the default, as it was when each batch drew its own.
+    generator = torch.Generator().manual_seed(zlib.crc32(b"1 PGD-20 start 1 1"))
+    assert torch.equal(noise[200:], uniform(x[200:], 1, generator))
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -226,14 +234,19 @@ def test_accuracy_after_each_stage_and_per_class():
     assert entry["per_class"] == {"cat": 100.0, "dog": 25.0}
 
 
-CHANGES = [{"bs": 7}, {"judge": "last"}, {"restarts": 2}, {"eps": 0.1}, {"steps": 3}, {"seed": 1}]
+def target_of(path, **options):
+    return EvalTarget(path, "small_resnet", Checkpoint(path, **options))
+
+
+CHANGES = [{"judge": "last"}, {"restarts": 2}, {"eps": 0.1}, {"steps": 3}, {"seed": 1}]
+CHANGES += [{"protocol": "official"}, {"precision": "bf16"}, {"weights": "raw"}, {"normalize": "cifar10"}]
 
 
 def test_results_under_other_conditions_are_kept_apart(tmp_path):
-    target, images = EvalTarget(save_network(tmp_path / "net.pth"), "small_resnet"), some_images()
+    target, images = target_of(save_network(tmp_path / "net.pth")), some_images()
     conditions = make_conditions(target, images, EvalConfig())
     assert conditions == make_conditions(target, images, EvalConfig())
-    for change in (*CHANGES, {"protocol": "official"}, {"precision": "bf16"}):
+    for change in CHANGES:
         assert conditions != make_conditions(target, images, EvalConfig(**change)), change
     assert conditions != make_conditions(target, Split(255 - images.images, images.labels), EvalConfig())
     surrogates = [str(save_network(tmp_path / f"{seed}.pth", seed)) for seed in (1, 2)]
@@ -297,30 +310,51 @@ def results_in(path):
     return {title: (result["accuracy"], result.get("correct")) for title, result in evaluation["figures"].items()}
 
 
-@pytest.mark.parametrize("stages", [1, 3, 6])
-def test_an_interrupted_evaluation_continues_to_the_same_results(run, tmp_path, monkeypatch, stages):
+@pytest.mark.parametrize("batch_size", [20, 7])
+def test_an_interrupted_evaluation_continues_to_the_same_results_with_any_batch_size(
+    run, tmp_path, monkeypatch, batch_size
+):
     for name in ("whole", "parts"):
         save_network(tmp_path / name / "net.pth")
-    flags = f"{DIGITS} --limit_test 60 --bs 20 --eps 0.02 --restarts 2 --attacks fgsm,pgd"  # 3 and 6 stages
-    run(f"{flags} --model_path whole/net.pth")
+    flags = f"{DIGITS} --limit_test 60 --eps 0.02 --restarts 2 --attacks fgsm,pgd"
+    run(f"{flags} --bs 20 --model_path whole/net.pth")
 
     def interrupted(bar, advance=Bar.advance):
         interrupted.done += 1
-        if interrupted.done > 3 + stages:
+        if interrupted.done > 6:  # FGSM and the first of three batches of PGD
             raise KeyboardInterrupt
         advance(bar)
 
     interrupted.done = 0
     with monkeypatch.context() as patch:
         patch.setattr("utils.progress.Bar.advance", interrupted)
-        run(f"{flags} --model_path parts/net.pth --state state", status=130 if stages < 6 else 0)
+        run(f"{flags} --bs 20 --model_path parts/net.pth --state state", status=130)
     assert "FGSM" in read_evaluations(results_path("parts/net.pth"))[-1]["figures"]
-    repeated = []
-    pgd = lambda *batch, **ball: repeated.append(1) or pgd_until_fooled(*batch, **ball)  # noqa: E731
+    attacked = []
+
+    def pgd(model, objective, x, *rest, **ball):
+        attacked.append(len(x))
+        return pgd_until_fooled(model, objective, x, *rest, **ball)
+
     monkeypatch.setattr("attacks.suite.pgd_until_fooled", pgd)
-    run(f"{flags} --model_path parts/net.pth --state state")
+    run(f"{flags} --bs {batch_size} --model_path parts/net.pth --state state")
     assert results_in(results_path("parts/net.pth")) == results_in(results_path("whole/net.pth"))
-    assert len(repeated) == max(0, 6 - stages - 1)  # one more stage was saved than the bar had shown
+    assert all(size <= batch_size for size in attacked)
+    repeated = len(attacked)
+    run(f"{flags} --bs 60 --model_path parts/net.pth --state state")
+    assert len(attacked) == repeated  # all stages of all images were saved
+    assert results_in(results_path("parts/net.pth")) == results_in(results_path("whole/net.pth"))
+
+
+def test_attacks_of_other_libraries_get_whole_batches_and_the_network_parts_of_them():
+    net, x, y = trained_on_stripes(n=30)
+    seen = []
+    model = Function(lambda x: seen.append(len(x)) or net(x))
+    parts, whole = (InParts(model, size).eval() for size in (8, 30))
+    z = x.clone().requires_grad_()
+    gradients = [torch.autograd.grad(nn.functional.cross_entropy(one(z), y), z)[0] for one in (parts, whole)]
+    torch.testing.assert_close(*gradients)
+    assert sorted(seen) == sorted([8, 8, 8, 6] * 2 + [30])  # forward, and again for the gradient
 
 
 def test_a_state_is_of_one_evaluation_and_checkpoint_under_any_name(run, tmp_path):
@@ -388,6 +422,45 @@ def test_a_folder_gives_best_and_last_of_its_runs_side_by_side(run, tmp_path):
         assert entry["conditions"]["checkpoint"] == name
 
 
+def test_natural_training_is_evaluated_at_its_best_clean_checkpoint(run, tmp_path):
+    for seed, name in enumerate((BEST_PGD10, BEST_CLEAN, LAST)):
+        save_network(tmp_path / "runs" / name, seed, model="small_resnet", dataset="Digits", image_size=16)
+    (tmp_path / "runs/config.json").write_text('{"method": "Natural", "epsilon": 8}')
+    ended = run("--model_path runs --limit_test 20 --attacks clean --no-pictures")
+    assert "best clean / last" in ended.out and BEST_PGD10 not in ended.out
+
+
+def test_files_without_weights_in_a_folder_are_named_and_passed_over(run, tmp_path):
+    for name in ("a.pth.tar", "b.ckpt"):
+        save_network(tmp_path / "files" / name)
+    torch.save({"state": {}, "param_groups": []}, tmp_path / "files/optimizer.pt")
+    ended = run(f"{DIGITS} --model_path files --limit_test 20 --attacks clean")
+    assert "passed over, no weights: files/optimizer.pt" in ended.out
+    assert {path.name for path in Path("files").glob("*_eval")} == {"a.pth.tar_eval", "b.ckpt_eval"}
+
+
+def test_checkpoints_of_one_stem_have_their_own_results():
+    names = ("a.pth", "a.pt", "a.pth.tar", "a.safetensors")
+    assert results_folder("a.pth") == Path("a_eval") and len(set(map(results_folder, names))) == len(names)
+
+
+def test_a_checkpoint_that_is_replaced_meanwhile_is_evaluated_as_it_was_read(run, tmp_path, monkeypatch):
+    path = save_network(tmp_path / "net.pth")
+    flags, before = f"{DIGITS} --limit_test 40 --attacks clean,fgsm", hashlib.sha256(path.read_bytes()).hexdigest()
+    run(f"{flags} --model_path net.pth --out first")
+    expected = [results_in(file) for file in Path("first").rglob("eval.json")]
+
+    def replaced(config, read=load_configured):
+        save_network(path, seed=5)
+        return read(config)
+
+    monkeypatch.setattr("engine.evaluation.run.load_configured", replaced)
+    run(f"{flags} --model_path net.pth --out second --state state")
+    (file,) = Path("second").rglob("eval.json")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() != before
+    assert read_evaluations(file)[0]["conditions"]["sha256"] == before and [results_in(file)] == expected
+
+
 def test_a_network_without_a_name_is_recognized_and_attacked_on_the_same_images_for_every_seed(run, tmp_path):
     torch.save(build("vgg16", 10).state_dict(), tmp_path / "net.pt")
     for seed in (0, 1):
@@ -430,6 +503,28 @@ def test_a_constant_prediction_is_reported_as_untrained_and_not_as_masking(run, 
     torch.save({"net": net.state_dict()}, tmp_path / "net.pth")
     ended = run(f"{DIGITS} --model_path net.pth --limit_test 40 --attacks clean,fgsm,pgd")
     assert "WARNING: predicts class '3' for every image" in ended.out and "masking" not in ended.out
+
+
+def test_an_accuracy_near_chance_level_is_reported_with_its_causes(caplog):
+    labels, classes = torch.arange(100) % 10, list("abcdefghij")
+    warn_of_chance_level(labels, labels, classes)
+    assert not caplog.text
+    warn_of_chance_level(torch.arange(100) // 10, labels, classes)
+    assert "near chance level (10.0 %)" in caplog.text and "--normalize" in caplog.text and "as 'c'" not in caplog.text
+    warn_of_chance_level((labels + 1) % 10, labels, classes)
+    assert "images of class 'a' are predicted as 'b': another order" in caplog.text
+
+
+@pytest.mark.parametrize("std", [0.25, 0.5])
+def test_a_normalization_outside_the_network_is_recognized(caplog, std):
+    torch.manual_seed(0)
+    x, net = torch.rand(100, 3, 16, 16) * 0.9, build("small_resnet", 10)
+    for _ in range(40):
+        net.train()((x - 0.5) / std)
+    warn_of_input_scale(net, (x - 0.5) / std, "net.pth")
+    assert not caplog.text
+    warn_of_input_scale(net, x, "net.pth")
+    assert "net.pth: trained on images of" in caplog.text and "--normalize" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ def test_files_that_cannot_be_exported(network, out, tmp_path):
         "unknown": ({"net": other}, "--model: ", {}),
         "named": ({"net": other}, "another network", {"model": "small_resnet", "dataset": "Folder"}),
         "zoo": ({"net": other, "model": "robustbench:Doe2020"}, "zoo.pth: contains robustbench:Doe2020", {}),
-        "flat": ({"bias": torch.rand(3)}, "flat.pth: has no linear classifier", {"model": "resnet18"}),
+        "flat": ({"bias": torch.rand(3)}, "flat.pth: no weights", {"model": "resnet18"}),
         "classes": (state, "--dataset CIFAR100: has 100 classes", {"dataset": "CIFAR100"}),
         "nan": (state | {"bn1.weight": torch.full((24,), float("nan"))}, "nan.pth: its logits are nan or inf", {}),
         "evil": ({"net": state, "dataset": "../../evil"}, "evil.pth: names the unknown dataset", {}),

@@ -17,6 +17,7 @@ from PIL import Image
 from small_sets import MARKER, Bomb, cifar_files, tiny_imagenet_files
 from torchvision.datasets import CIFAR10
 
+from engine.checkpoint import BEST_CLEAN
 from engine.evaluation.records import results_path
 from models import build
 
@@ -109,7 +110,7 @@ REFUSED = [
     ("b.safetensors", "main.py", f"{STUDENT} b.safetensors"),
     ("bomb.pth", "main_eval.py", "--dataset Digits --model_path bomb.pth --attacks clean"),
     ("bomb.pth", "main_eval.py", "--dataset Digits --model small_resnet --model_path bomb.pth --attacks clean"),
-    (BEST, "main_eval.py", "--model_path runs --attacks clean"),
+    (RUN / BEST_CLEAN, "main_eval.py", "--model_path runs --attacks clean"),
     ("bomb.pth", "main_eval.py", "--model_path net.pth --protocol blackbox --surrogate_path bomb.pth"),
     ("bomb.pth", "main_eval.py", "--model_path net.pth --attacks clean,pgd --natural_path bomb.pth"),
     ("bomb.pth", "scripts/export.py", "--model_path bomb.pth --name Doe2026Bomb --out out"),

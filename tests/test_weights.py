@@ -1,23 +1,29 @@
 """Checkpoints: every layout is loaded, every other file is refused in one line; teachers are found or reported."""
 
+import argparse
+import collections
+import datetime
+import io
 import os
+import pathlib
 import re
 import sys
 from functools import partial
-from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import save_file
-from small_sets import MARKER, Bomb, cifar_files
+from small_sets import MARKER, Bomb, cifar_files, robustbench_package
 from torch import nn
 from torchvision.datasets import CIFAR10
 
-from models import MODELS, build, teachers
+from models import MODELS, build, robustbench, teachers
+from models.checkpoint_file import decode
 from models.deepmind_wide_resnet import DeepMindWideResNet
 from models.teachers import load_teacher
-from models.weights import identify_architecture, load_network, load_weights, read_state_dict
+from models.weights import Checkpoint, identify, load_network, load_weights
 from models.wide_resnet import WideResNet
 from utils.errors import UserError
 
@@ -41,36 +47,64 @@ def prefixed(prefix, state):
     return {prefix + key: value for key, value in state.items()}
 
 
+def changed(state):
+    """Other weights of the same network."""
+    return {key: value + 1 if key == "linear.weight" else value for key, value in state.items()}
+
+
+def parameters(state):
+    return {key: value for key, value in state.items() if "running" not in key and "num_batches" not in key}
+
+
 LAYOUTS = {
     "bare": lambda state: state,
     "net": lambda state: {"net": state, "clean_acc": 83.1, "PGD10_acc": 51.0, "epoch": 180},
     "state_dict": lambda state: {"state_dict": prefixed("module.", state), "optimizer": {"state": {}}},
-    "model_state_dict": lambda state: {"model_state_dict": state},
-    "model": lambda state: {"model": prefixed("model.", state)},
     "nested": lambda state: {"state_dict": {"model": state}},
-    "student": lambda state: {"student": prefixed("module.", state), "optimizer": {}},
-    "module.": lambda state: prefixed("module.", state),
-    "_orig_mod.module.": lambda state: prefixed("_orig_mod.module.", state),
-    "module.model.": lambda state: prefixed("module.model.", state),
-    "student and teacher": lambda state: prefixed("student.", state) | prefixed("teacher.", state),
+    "one in a list": lambda state: {"models": [state]},
+    "teacher beside it": lambda state: {"student": prefixed("module.", state), "teacher": changed(state)},
+    "student and teacher": lambda state: prefixed("student.", state) | prefixed("teacher.", changed(state)),
+    "model and attacker": lambda s: {"model": prefixed("module.model.", s) | prefixed("module.attacker.", changed(s))},
+    "first known key": lambda state: {"net": state, "peer": changed(state)},
     "weight average": lambda state: {"n_averaged": torch.tensor(3), **prefixed("module.", state)},
     "PyTorch 0.4.0": lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
-    "ours": lambda state: {
-        "net": state,
-        "clean_acc": 83.1,
-        "epoch": 3,
-        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
-        "rng": {"torch": torch.get_rng_state(), "python": (3, (1, 2, 3), None)},
-        "config": {"dataset": "CIFAR10", "milestones": None, "epochs": 200},
+    "criterion and metrics": lambda state: {
+        "state_dict": prefixed("net.model.", state)
+        | {"criterion.weight": torch.ones(10), "train_acc.total": torch.tensor(5), "val_metric.mean": torch.ones(1)}
     },
+    "average and raw": lambda s: {"net": s, "net_raw": changed(s)},
+    "unaveraged": lambda s: {
+        "model_state_dict": prefixed("module.0.", s),
+        "unaveraged_model_state_dict": prefixed("module.0.", changed(s)),
+    },
+    "EMA of a module": lambda s: {"state_dict": prefixed("model.", changed(s)) | prefixed("ema_model.module.", s)},
+    "EMA of timm": lambda s: {"state_dict": changed(s), "state_dict_ema": s, "optimizer": {"momentum": changed(s)}},
+    "EMA of parameters": lambda s: {"state_dict": changed(s), "ema": {"shadow": parameters(s), "decay": 0.999}},
+    **{
+        f"{prefix}*": partial(prefixed, prefix)
+        for prefix in ("module.", "_orig_mod.module.", "backbone.", "module.0.", "a.b.c.", "_fsdp_wrapped_module.")
+    },
+    "compiled block": lambda s: {key.replace("layers.", "layers._orig_mod."): value for key, value in s.items()},
+}
+PLAIN_VALUES = {
+    "acc": np.float64(98.0),
+    "history": np.arange(3.0),
+    "args": argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("/x")),
+    "when": datetime.datetime(2024, 1, 1),
+    "counts": collections.defaultdict(list, a=[1]),
+    "bytes": b"\x00\xff",
+    "sets": [{1, 2}, set(), (3,)],
+    "torch": torch.__version__,
+    "rng": {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": (3, (1, 2, 3), None)},
+    "names": ["same", "same", "caf\u00e9"],
 }
 
 
-def write(content, path, file_format):
+def write(content, path, file_format="zip", protocol=2):
     if file_format == "safetensors":
         save_file(content, path)
     else:
-        torch.save(content, path, _use_new_zipfile_serialization=file_format == "zip")
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=file_format == "zip")
     return path
 
 
@@ -81,15 +115,67 @@ CASES = [*((layout, kind) for layout in LAYOUTS for kind in ("zip", "legacy")), 
 def test_every_layout_is_loaded(network, layout, file_format, tmp_path):
     path = write(LAYOUTS[layout](network.state_dict()), tmp_path / f"checkpoint.{file_format}", file_format)
     assert same(load_weights(build("small_resnet", 10), path), network)
+    assert identify(path) == ("small_resnet", 10)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("file_format", ["zip", "legacy"])
+def test_plain_values_of_training_codes_are_loaded_in_every_protocol(network, protocol, file_format, tmp_path):
+    content = {"state_dict": network.state_dict(), **PLAIN_VALUES}
+    write(content, tmp_path / "some.pth", file_format, protocol)
+    assert same(load_weights(build("small_resnet", 10), tmp_path / "some.pth"), network)
+    read = decode((tmp_path / "some.pth").read_bytes(), "some.pth")
+    for key in PLAIN_VALUES.keys() - {"rng", "history"}:
+        assert read[key] == PLAIN_VALUES[key], key
+    assert read["history"].tolist() == [0, 1, 2] and read["rng"]["python"] == (3, (1, 2, 3), None)
+
+
+def test_weights_chooses_between_average_and_raw_and_the_log_names_what_is_used(network, tmp_path, caplog):
+    caplog.set_level("INFO")
+    for layout in ("average and raw", "unaveraged", "EMA of a module", "EMA of timm", "EMA of parameters"):
+        path = write(LAYOUTS[layout](network.state_dict()), tmp_path / "both.pth")
+        for weights, expected in ((None, network.linear.weight), ("ema", network.linear.weight)):
+            caplog.clear()
+            loaded = load_weights(build("small_resnet", 10), Checkpoint(path, weights))
+            assert torch.equal(loaded.linear.weight, expected), layout
+            assert "uses the average (" in caplog.text and "--weights raw" in caplog.text
+        loaded = load_weights(build("small_resnet", 10), Checkpoint(path, "raw"))
+        assert torch.equal(loaded.linear.weight, network.linear.weight + 1), layout
+    for weights, layout in (("ema", "bare"), ("raw", "weight average")):
+        path = write(LAYOUTS[layout](network.state_dict()), tmp_path / "one.pth")
+        with pytest.raises(UserError, match=f"--weights {weights}: "):
+            load_weights(build("small_resnet", 10), Checkpoint(path, weights))
+
+
+def test_what_is_not_used_is_reported(network, tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = write(LAYOUTS["criterion and metrics"](network.state_dict()), tmp_path / "some.pth")
+    load_weights(build("small_resnet", 10), path)
+    assert f"{path}: not used: criterion, train_acc" in caplog.text
+
+
+def test_layers_that_the_network_does_not_have_are_not_dropped(network, tmp_path):
+    torch.save(build("resnet34", 10).state_dict(), tmp_path / "deeper.pth")
+    with pytest.raises(UserError, match=r"--model resnet18: .*deeper.pth contains resnet34; use --model resnet34"):
+        load_network("resnet18", 10, tmp_path / "deeper.pth")
+    for extra in ("head.weight", "bn.weight", "layers.3.conv1.weight"):
+        torch.save(network.state_dict() | {extra: torch.ones(10, 10)}, tmp_path / "more.pth")
+        with pytest.raises(UserError, match=f"unexpected {extra}"):
+            load_network("small_resnet", 10, tmp_path / "more.pth")
+    for content in ([network.state_dict(), changed(network.state_dict())], {"a": network.state_dict()}):
+        content = content if isinstance(content, list) else content | {"b": changed(content["a"])}
+        torch.save(content, tmp_path / "two.pth")
+        with pytest.raises(UserError, match=r"contains several such networks \((0, 1|a, b)\)"):
+            load_network("small_resnet", 10, tmp_path / "two.pth")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_float32(network, dtype, tmp_path):
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in network.state_dict().items()}
     torch.save(state, tmp_path / "other.pt")
-    state = read_state_dict(tmp_path / "other.pt")
-    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
-    torch.testing.assert_close(state["linear.weight"], network.linear.weight.detach(), rtol=0.01, atol=0.001)
+    loaded = load_weights(build("small_resnet", 10), tmp_path / "other.pt")
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32, torch.int64}
+    torch.testing.assert_close(loaded.linear.weight, network.linear.weight, rtol=0.01, atol=0.001)
 
 
 @pytest.mark.parametrize("in_file", [False, True])
@@ -107,6 +193,16 @@ NORMALIZED = {
     "normalize": lambda s: {"normalize.mean": MEAN, "normalize.std": STD, **s},
     "sequential": lambda s: {"0.mean": MEAN, "0.std": STD, **prefixed("1.", s)},
     "parallel": lambda s: {"state_dict": prefixed("module.", {"0.mean": MEAN, "0.std": STD, **prefixed("1.", s)})},
+    "robustness": lambda s: {
+        "model": prefixed("module.model.", s)
+        | {"module.normalizer.new_mean": MEAN.view(3, 1, 1), "module.normalizer.new_std": STD.view(3, 1, 1)}
+        | prefixed("module.attacker.model.", s)
+    },
+    "beside a teacher's": lambda s: {
+        **{f"{net}.0.{key}": value for net in ("teacher", "student") for key, value in (("mean", MEAN), ("std", STD))},
+        **prefixed("teacher.1.", changed(s)),
+        **prefixed("student.1.", s),
+    },
 }
 
 
@@ -126,6 +222,24 @@ def test_normalization_in_a_file_is_applied_and_saved_again(network, layout, tmp
     assert same(load_weights(loaded, tmp_path / "plain.pt"), network)
 
 
+def test_a_lost_normalization_is_reported_and_normalize_adds_it(network, tmp_path, caplog):
+    path = write({"model_state_dict": prefixed("module.1.", network.state_dict())}, tmp_path / "lost.pt")
+    load_weights(build("small_resnet", 10), path)
+    assert 'keys begin with "1."' in caplog.text and "--normalize" in caplog.text
+    caplog.clear()
+    values = ",".join(str(float(value)) for value in (*MEAN, *STD))
+    loaded = load_weights(build("small_resnet", 10), Checkpoint(path, normalize=values)).eval()
+    with torch.no_grad():
+        expected = network((IMAGES - MEAN.view(1, 3, 1, 1)) / STD.view(1, 3, 1, 1))
+    torch.testing.assert_close(loaded(IMAGES), expected)
+    assert not caplog.text
+    loaded = load_weights(build("small_resnet", 10), Checkpoint(path, normalize="CIFAR10"))
+    assert torch.allclose(loaded.mean.flatten(), torch.tensor([0.4914, 0.4822, 0.4465]))
+    for value in ("mnist", "0.5,0.5", "1,2,3,4,5,0", "nan,0,0,1,1,1"):
+        with pytest.raises(UserError, match=f"--normalize {value}: "):
+            Checkpoint(path, normalize=value)
+
+
 def test_deepmind_network_takes_and_saves_the_statistics_of_a_file(tmp_path):
     saved = DeepMindWideResNet(10, depth=10, width=1)
     saved.mean, saved.std = MEAN.view(1, 3, 1, 1), STD.view(1, 3, 1, 1)
@@ -139,7 +253,7 @@ def test_deepmind_network_takes_and_saves_the_statistics_of_a_file(tmp_path):
 @pytest.mark.parametrize("name", ["small_resnet", "resnet18", "mobilenetV2", "vgg16", "wideresnet34_10", "presnet18"])
 def test_an_architecture_is_identified_by_keys_and_shapes(name, tmp_path):
     torch.save({"state_dict": prefixed("module.", build(name, 7).state_dict())}, tmp_path / "some.pt")
-    assert identify_architecture(tmp_path / "some.pt") == name
+    assert identify(tmp_path / "some.pt") == (name, 7)
 
 
 # ---- files that are refused ----
@@ -160,11 +274,12 @@ def refusal(call, path) -> str:
 def test_code_in_a_file_is_refused_by_name_and_not_executed(content, name, legacy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"net": content}, "bomb.pth", _use_new_zipfile_serialization=not legacy)
-    assert name in refusal(read_state_dict, "bomb.pth")
+    assert name in refusal(Checkpoint, "bomb.pth")
     assert not (tmp_path / MARKER).exists()
 
 
-NOISE = bytes(range(7, 250)) * 9
+NOISE, ZIP = bytes(range(7, 250)) * 9, io.BytesIO()
+np.savez(ZIP, weights=np.ones(3))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +290,8 @@ NOISE = bytes(range(7, 250)) * 9
         ("pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 44\n", "git-lfs pointer"),
         ("notes.txt", b"accuracy 83.1\n", "not a PyTorch checkpoint"),
         ("noise", NOISE, "not a PyTorch checkpoint"),
+        ("weights.pth.gz", b"\x1f\x8b\x08" + NOISE, "a gzip archive"),
+        ("arrays.npz", ZIP.getvalue(), "a zip archive"),
         ("noise.safetensors", NOISE, "damaged"),
         ("missing.pth", None, "No such file"),
         (".", None, "directory"),
@@ -183,7 +300,7 @@ NOISE = bytes(range(7, 250)) * 9
 def test_other_files_are_described(name, content, reason, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    assert reason in refusal(read_state_dict, tmp_path / name)
+    assert reason in refusal(Checkpoint, tmp_path / name)
 
 
 @pytest.mark.parametrize("file_format", ["zip", "legacy", "safetensors"])
@@ -191,25 +308,25 @@ def test_other_files_are_described(name, content, reason, tmp_path):
 def test_truncated_file(network, file_format, fraction, tmp_path):
     path = write(network.state_dict(), tmp_path / f"truncated.{file_format}", file_format)
     os.truncate(path, int(fraction * path.stat().st_size))
-    assert "truncated" in refusal(read_state_dict, path)
+    assert "truncated" in refusal(Checkpoint, path)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         *((content, "no weights") for content in ({"epoch": 3, "net": {}}, [MEAN], MEAN, {"net": {0: 1}})),
-        ({"linear.weight": torch.ones(2, 2), "mean": MEAN}, "only one of the mean and std"),
+        (torch.optim.SGD([nn.Parameter(MEAN)], 0.1).state_dict(), "no weights"),
+        (build("small_resnet", 10).state_dict() | {"mean": MEAN}, "only one of the mean and std"),
     ],
 )
 def test_incomplete_weights(content, reason, tmp_path):
     torch.save(content, tmp_path / "log.pth")
-    assert reason in refusal(read_state_dict, tmp_path / "log.pth")
+    assert reason in refusal(partial(load_weights, build("small_resnet", 10)), tmp_path / "log.pth")
 
 
 @pytest.mark.parametrize(
     ("saved", "model", "parts"),
     [
-        (("small_resnet", 10), ("resnet18", 10), ["unexpected layers.0.conv1.weight", "missing layer1.0.conv1.weight"]),
         (("presnet18", 10, 64), ("presnet18", 10), ["linear.weight is (10, 2048), not (10, 512)"]),
         (("small_resnet", 10), ("small_resnet", 100), ["has 10 classes, not 100"]),
     ],
@@ -269,34 +386,72 @@ def test_the_table_of_teachers_shows_existing_files(tmp_path, monkeypatch):
     file.parent.mkdir(parents=True)
     file.touch()
     lines = teachers._table().splitlines()
-    assert len(lines) == 2 + len(teachers.TEACHERS)
+    assert len(lines) >= 2 + len(teachers.TEACHERS)
     assert sum("Linf/Chen2021LTD_WRN34_20.pt" in line and "missing" not in line for line in lines) == 1
     assert {teacher.architecture for teacher in teachers.TEACHERS} <= MODELS.keys()
+
+
+def test_a_wrong_teacher_names_the_flag_that_fits(tmp_path, network):
+    path = write(network.state_dict(), tmp_path / "net.pth")
+    for flag in ("--teacher_model", "--std_teacher_model"):
+        with pytest.raises(
+            UserError, match=rf"{flag} resnet18: .*net.pth contains small_resnet; use {flag} small_resnet"
+        ):
+            load_teacher("resnet18", "CIFAR10", 10, path, flag=flag)
 
 
 def test_robustbench_network_from_its_cache_without_the_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "robustbench", None)  # as if it were not installed
     path = tmp_path / "models/cifar10/Linf/Some2026Network.pt"
-    with pytest.raises(UserError, match=r"no file models/cifar10/Linf/Some2026Network.pt; put it there"):
-        load_teacher("robustbench:Some2026Network", "CIFAR10", 10)
+    with pytest.raises(
+        UserError, match=r"no file models/cifar10/Linf/Some2026Network.pt; put it there, or pip install"
+    ):
+        robustbench.find("robustbench:Some2026Network", "CIFAR10")
     path.parent.mkdir(parents=True)
     torch.save(nn.Linear(3, 10).state_dict(), path)
-    with pytest.raises(UserError, match=r"Some2026Network.pt has an architecture that is not in --model; install"):
-        load_teacher("robustbench:Some2026Network", "CIFAR10", 10)
+    with pytest.raises(UserError, match=r"Some2026Network.pt has an architecture that is not in --model; pip install"):
+        robustbench.find("robustbench:Some2026Network", "CIFAR10")
     published = build("wideresnet34_10", 10)
     torch.save({"state_dict": prefixed("model.", published.state_dict())}, path)
     assert same(load_teacher("robustbench:Some2026Network", "CIFAR10", 10), published)
+    assert "requirements-zoo.txt adds RobustBench's networks" in teachers._table()
 
 
-def test_robustbench_network_from_the_package(network, monkeypatch):
-    calls = []
-    module = ModuleType("robustbench.utils")
-    module.load_model = lambda *args, **options: calls.append((*args, *options.values())) or network
-    monkeypatch.setitem(sys.modules, "robustbench", ModuleType("robustbench"))
-    monkeypatch.setitem(sys.modules, "robustbench.utils", module)
-    assert load_teacher("robustbench:Any2026Network", "CIFAR10", 10) is network
-    assert calls == [("Any2026Network", "cifar10", "Linf")]
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return robustbench_package(tmp_path, monkeypatch)
+
+
+def test_the_zoo_needs_only_packages_of_pypi_and_names_what_is_missing(package, network, tmp_path):
+    with pytest.raises(
+        UserError, match=r"robustbench:Some206Network: unknown name; nearest: Some2026Network; python -m"
+    ):
+        robustbench.find("robustbench:Some206Network", "CIFAR10")
+    assert robustbench.find("robustbench:some2026network", "CIFAR10") == "robustbench:Some2026Network"
+    assert "autoattack" not in sys.modules
+    with pytest.raises(
+        UserError, match=r"save https://drive\.google\.com/uc\?id=abc as models/cifar10/Linf/Some2026Network"
+    ):
+        load_teacher("robustbench:Some2026Network", "CIFAR10", 10)
+    write(network.state_dict(), tmp_path / "own.pth")
+    assert same(load_teacher("robustbench:Some2026Network", "CIFAR10", 10, "own.pth"), network)
+    (tmp_path / "models/cifar10/Linf").mkdir(parents=True)
+    write(network.state_dict(), tmp_path / "models/cifar10/Linf/Some2026Network.pt")
+    assert same(load_teacher("robustbench:Some2026Network", "CIFAR10", 10), network)
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [("pkg_resources", '"setuptools<81"'), ("pandas", "-r requirements-zoo.txt"), ("autoattack", "pyautoattack")],
+)
+def test_a_missing_piece_of_the_zoo_is_named_with_the_command_that_installs_it(package, monkeypatch, module, command):
+    (package / "__init__.py").write_text(f"import {module}")
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(robustbench, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=re.escape(f"or pip install {command} (no module {module})")):
+        robustbench.find("robustbench:Some2026Network", "CIFAR10")
 
 
 # ---- the included teacher ----

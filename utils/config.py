@@ -55,6 +55,20 @@ class CommonConfig:
         affects_result=False,
     )
 
+    weights: Literal["raw", "ema"] | None = flag(
+        None,
+        "load the raw weights or their average from checkpoints that hold both; default: the average",
+        group=NETWORKS,
+        affects_result=False,
+    )
+    normalize: str = flag(
+        "",
+        "normalize images for checkpoints that were trained on normalized images but hold no mean and std (teachers\n"
+        "too): cifar10, cifar100, imagenet, or mean and std of the channels, a,b,c,d,e,f",
+        group=NETWORKS,
+        affects_result=False,
+    )
+
     device: str = flag(
         "auto",
         "auto, cpu, cuda or cuda:N; auto uses GPU --gpu_id if there is one",

@@ -15,6 +15,7 @@ from engine.distributed import SINGLE_PROCESS, Processes
 from engine.evaluation.state import NO_STATE, State
 from utils.progress import Bar
 
+NOISE_BLOCK = 200  # images whose starts are drawn together, whatever the batch size
 ROUNDING = 1e-5  # of a float32 pixel when epsilon is added and subtracted
 
 
@@ -41,7 +42,7 @@ def run_attack(
     state: State = NO_STATE,
     processes: Processes = SINGLE_PROCESS,
 ) -> AttackResult:
-    """Attack the N images of ``batches``; the start of an image depends only on seed, attack, stage and batch.
+    """Attack the N images of ``batches``; the start of an image depends only on seed, attack, stage and its index.
 
     Args:
         model: In eval mode with constant parameters; it verifies every result in strict float32.
@@ -50,7 +51,7 @@ def run_attack(
         attack: Its stages run in order, each on the images that are still classified correctly.
         seed: Of the starts.
         attack_model: Faster equivalent of the model that the attacks use; ``tf32`` allows it TF32.
-        state: Stores each finished stage of each batch.
+        state: Stores each finished stage of each batch; batches of another size continue from it.
         processes: Each attacks its share of the batches.
 
     Raises RuntimeError if an adversarial image is outside the epsilon ball or [0, 1].
@@ -66,10 +67,10 @@ def run_attack(
             n += len(y)
             result = AttackResult(clean[part], torch.where(clean[part] == y.cpu(), robust_stage, 0))
             for number, (stage, perturb) in enumerate(attack.stages.items(), start=1):
-                key = f"{attack.title}-n{len(clean)}", k, number
+                key = f"{attack.title}-n{len(clean)}", number, part.start
                 finished = state.load(*key, len(y))
                 if finished is None:
-                    noise = make_noise(x, seed, attack.title, stage, k)
+                    noise = make_noise(x, seed, attack.title, stage, part.start)
                     verified = partial(attack_and_verify, attack_model or model, model, perturb, tf32=tf32)
                     result = _run_stage(verified, attack, number, (x, y, noise), result)
                     state.save(*key, *result)
@@ -100,10 +101,15 @@ def _run_stage(perturb: Callable, attack: Attack, number: int, batch: tuple, bef
     return AttackResult(predicted, torch.where(attacked, fooled_at, before.fooled_at))
 
 
-def make_noise(x: Tensor, seed: int, title: str, stage: str, batch: int) -> Tensor:
-    """Noise in the shape of x, uniform in [-1, 1], that starts one stage of an attack on one batch.
+def make_noise(x: Tensor, seed: int, title: str, stage: str, start: int) -> Tensor:
+    """Noise in the shape of x, uniform in [-1, 1], that starts one stage of an attack from image ``start`` on.
 
-    Drawn on the CPU, because the generators of devices differ.
+    The noise of an image depends on its index, not on the batch. Drawn on the CPU, because the generators of devices
+    differ.
     """
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {title} {stage} {batch}".encode()))
-    return uniform(torch.empty_like(x, device="cpu"), 1, generator).to(x.device)
+    blocks, end = [], start + len(x)
+    for block in range(start // NOISE_BLOCK, (end - 1) // NOISE_BLOCK + 1):
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {title} {stage} {block}".encode()))
+        count = min(NOISE_BLOCK, end - block * NOISE_BLOCK)
+        blocks.append(uniform(torch.empty(count, *x.shape[1:], dtype=x.dtype), 1, generator))
+    return torch.cat(blocks)[start % NOISE_BLOCK :].to(x.device)

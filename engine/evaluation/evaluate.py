@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from attacks.libraries import AUTOATTACK_CLASSES
 from attacks.suite import PROTOCOLS, Attack, Setting
@@ -19,6 +20,24 @@ from utils.names import canonical
 from utils.versions import versions
 
 AUTOATTACK = ("pyautoattack", "autoattack")  # either package of its authors
+LIBRARY_BATCH = 200  # images per batch of other libraries' attacks, whose random numbers depend on the batch
+
+
+class InParts(nn.Module):
+    """``model`` on ``size`` images at a time: (B, C, H, W) to logits (B, classes).
+
+    A backward pass computes the activations of each part again, so that memory does not grow with B.
+    """
+
+    def __init__(self, model: Callable, size: int):
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits for images x."""
+        if len(x) <= self.size:
+            return self.model(x)
+        return torch.cat([checkpoint(self.model, part, use_reentrant=False) for part in x.split(self.size)])
 
 
 def run_attacks(
@@ -28,7 +47,8 @@ def run_attacks(
     clean: Tensor,
     *,
     classes: Sequence[str],
-    batches: Callable[[Split], Sequence],
+    batches: Callable[..., Sequence],
+    batch_size: int,
     precision: str,
     limit_aa: int | None = None,
     **options,
@@ -38,21 +58,27 @@ def run_attacks(
     Args:
         network: In eval mode with constant parameters.
         attacks: Attacks by key; ``aa`` attacks only ``limit_aa`` of the images.
-        images: N images and labels, of which ``batches`` makes images (B, C, H, W) in [0, 1] and labels (B,) on the
-            network's device.
+        images: N images and labels, of which ``batches(split, batch_size)`` makes images (B, C, H, W) in [0, 1] and
+            labels (B,) on the network's device.
+        batch_size: Images per batch. It changes no result: attacks of other libraries always have batches of
+            LIBRARY_BATCH, and the network gets at most ``batch_size`` of these images at a time.
         clean: Classes (N,) that the network predicts for the images.
         classes: Names of the classes.
         precision: "fp32", "tf32" or "bf16" for the attacks; predictions are verified in strict float32.
         options: Of :func:`run_attack`.
     """
-    x = next(iter(batches(images)))[0]
-    options["attack_model"] = make_attack_model(network, x, torch.bfloat16 if precision == "bf16" else None)
+    x = next(iter(batches(images, batch_size)))[0]
+    attack_model = make_attack_model(network, x, torch.bfloat16 if precision == "bf16" else None)
     options["tf32"] = precision == "tf32"
     for key, attack in attacks.items():
         start = time.monotonic()
         attacked = subset_mask(images, limit_aa if key == "aa" else None, TEST_SUBSET_SEED)
         part = take(images, attacked)
-        result = run_attack(network, batches(part), clean[attacked], attack, **options)
+        model, copy, size = network, attack_model, batch_size
+        if "library" in attack.parameters:
+            model, size = InParts(network, batch_size).eval(), LIBRARY_BATCH
+            copy = model if copy is network else InParts(copy, batch_size).eval()
+        result = run_attack(model, batches(part, size), clean[attacked], attack, attack_model=copy, **options)
         seconds = time.monotonic() - start
         yield key, result.predicted, make_result(attack, result, part.labels.cpu(), attacked, seconds, classes)
 

@@ -41,7 +41,7 @@ class Record:
             results[title] = result
         results.pop(WORST, None)
         results |= worst_case(results)
-        others = [entry for entry in self.evaluations if entry["conditions"] != self.conditions]
+        others = [entry for entry in self.evaluations if not self._is_same(entry)]
         newest = {"conditions": self.conditions, "figures": results}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, json.dumps({"evaluations": [*others, newest]}, indent=1) + "\n")
@@ -50,12 +50,16 @@ class Record:
     @property
     def results(self) -> dict[str, dict]:
         """Results under these conditions, by title of the attack."""
-        return next((entry["figures"] for entry in self.evaluations if entry["conditions"] == self.conditions), {})
+        return next((entry["figures"] for entry in self.evaluations if self._is_same(entry)), {})
 
     @property
     def evaluations(self) -> list[dict]:
         """Evaluations under all conditions, the newest last."""
         return read_evaluations(self.path) if self.path.exists() else []
+
+    def _is_same(self, entry: dict) -> bool:
+        """Whether the conditions of an entry are these; no result depends on the batch size."""
+        return entry["conditions"] | {"bs": 0} == self.conditions | {"bs": 0}
 
     def write_tables(self) -> None:
         """Write eval.csv with one row per attack, and eval.md with one table per evaluation."""
@@ -102,8 +106,12 @@ def results_path(checkpoint: str | Path) -> Path:
 
 
 def results_folder(checkpoint: str | Path) -> Path:
-    """Folder of everything that evaluations of a checkpoint write."""
-    return Path(checkpoint).with_name(f"{Path(checkpoint).stem}_eval")
+    """Folder of everything that evaluations of a checkpoint write.
+
+    Its name has no ``.pth``, but other suffixes: a.pth, a.pt and a.pth.tar are three checkpoints.
+    """
+    path = Path(checkpoint)
+    return path.with_name(f"{path.stem if path.suffix == '.pth' else path.name}_eval")
 
 
 def read_evaluations(path: Path) -> list[dict]:

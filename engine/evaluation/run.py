@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from attacks.suite import PROTOCOLS, Attack, Setting
 from data import TEST_SUBSET_SEED, Split, Splits, dataset_name, decode_files, fingerprint, load_configured, subset
 from data.loader import Batches
-from engine.accuracy import predict
-from engine.checkpoint import BEST_PGD10, LAST
+from engine.accuracy import predict, warn_of_input_scale
+from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
 from engine.device import choose_device, use_full_precision
 from engine.distributed import EVALUATION_TIMEOUT, Processes, destroy, init, local_gpu
 from engine.evaluation.evaluate import choose_attacks, choose_precision, run_attacks
@@ -31,7 +31,7 @@ from utils.tables import text_table
 from utils.versions import versions
 
 COMPARED = ("dataset", "limit_test", "protocol", "eps", "steps", "restarts", "judge", "seed", "bs", "precision")
-CHECKPOINTS = {BEST_PGD10: "best", LAST: "last"}
+CHECKPOINTS = {BEST_PGD10: "best", BEST_CLEAN: "best clean", LAST: "last"}
 
 
 def run_evaluation(config: EvalConfig) -> None:
@@ -68,9 +68,9 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     config = replace(config, precision=choose_precision(config.precision, device))
     select_attacks(config)  # reports a bad flag before the data are read
     targets = find_targets(config)
-    paths = [target.path for target in targets]
-    config = infer_dataset(config, paths)
-    warn_of_epsilon(paths, config.eps)
+    _require_same_files(targets, processes)
+    config = infer_dataset(config, targets)
+    warn_of_epsilon([target.path for target in targets], config.eps)
     use_full_precision()
     seed_everything(config.seed)
     splits, images = processes.rank0_first(lambda: _read(config))
@@ -89,6 +89,17 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     logger.info("\n%s", comparison(results))
 
 
+def _require_same_files(targets: list[EvalTarget], processes: Processes) -> None:
+    own = [target.checkpoint and target.checkpoint.sha256 for target in targets]
+    first = processes.on_rank0(lambda: own)
+
+    def compare() -> None:
+        if own != first:
+            raise UserError("--model_path: a file changed while the processes read it; run the command again")
+
+    processes.on_all_ranks(compare)
+
+
 def _read(config: EvalConfig) -> tuple[Splits, Split]:
     splits = load_configured(config)
     return splits, *decode_files(subset(splits.test, config.limit_test, TEST_SUBSET_SEED))
@@ -104,7 +115,8 @@ class Evaluation:
             folder = Path(config.out, *[part for part in folder.parts if part not in ("..", folder.anchor)])
         self.record = Record(folder, conditions)
         name = (conditions["sha256"] or target.path.name)[:12]
-        content = {key: value for key, value in conditions.items() if key != "checkpoint"}  # the file may be renamed
+        # The file may be renamed, and no result depends on the batch size.
+        content = {key: value for key, value in conditions.items() if key not in ("checkpoint", "bs")}
         self.state = State(Path(config.state, name) if config.state else None, content | versions())
 
     def run(self, device, processes: Processes, splits: Splits, natural: nn.Module | None) -> dict[str, dict]:
@@ -113,10 +125,16 @@ class Evaluation:
         network = target.load(config, splits).to(device)
         message = "%s: %s, %d test images of %s"
         logger.info(message, target.path, target.name, len(images.labels), config.dataset)
-        batches = partial(Batches, batch_size=config.bs, device=device)
+        batches = partial(Batches, device=device)
         options = {key: getattr(config, key) for key in ("precision", "limit_aa", "seed")}
-        options |= {"batches": batches, "classes": self.classes, "state": self.state, "processes": processes}
-        predicted, results = {"clean": predict(network, batches(images))}, {}
+        options |= {
+            "batches": batches,
+            "batch_size": config.bs,
+            "classes": self.classes,
+            "state": self.state,
+            "processes": processes,
+        }
+        predicted, results = {"clean": predict(network, batches(images, config.bs), f"--model_path {target.path}")}, {}
         for key, classes, result in run_attacks(network, self.attacks, images, predicted["clean"], **options):
             title = self.attacks[key].title
             predicted[key], results[title] = classes, result
@@ -135,6 +153,7 @@ class Evaluation:
         if config.out and settings.is_file() and not settings.is_symlink() and not copy.exists():
             write_atomically(copy, partial(shutil.copyfile, settings))  # names method, teacher and seed in tables
         pgd, check = self.attacks.get("pgd"), None
+        warn_of_input_scale(network, next(iter(Batches(images, config.bs, device=device)))[0], str(self.target.path))
         constant = warn_of_constant_prediction(predicted["clean"], self.classes)
         if not constant:
             warn_of_chance_level(predicted["clean"], images.labels, self.classes)
@@ -156,9 +175,10 @@ def make_conditions(target: EvalTarget, images: Split, config: EvalConfig) -> di
     transfer = config.protocol == "blackbox" and config.surrogate_path
     return {
         "checkpoint": target.path.name,
-        "sha256": sha256(target.path) if target.path.exists() else None,
+        "sha256": target.checkpoint.sha256 if target.checkpoint else None,
         "model": target.name,
         **{key: getattr(config, key) for key in COMPARED},
+        **{key: getattr(config, key) for key in ("weights", "normalize") if getattr(config, key)},
         "image_size": images.images.shape[-1],
         "images": fingerprint(images),
         "surrogate": sha256(config.surrogate_path) if transfer else None,

@@ -15,6 +15,7 @@ from attacks.suite import Perturb, linf
 from data import TEST_SUBSET_SEED, Split, subset
 from data.loader import Batches
 from engine.accuracy import CAUSES_OF_CHANCE_LEVEL, evaluate, minimum_accuracy
+from engine.evaluation.figures import confusion
 from engine.evaluation.records import Record
 from utils.log import logger
 
@@ -59,11 +60,16 @@ def warn_of_constant_prediction(predicted: Tensor, classes: Sequence[str]) -> bo
 
 
 def warn_of_chance_level(predicted: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
-    """Log the usual causes of a clean accuracy that is close to chance level."""
+    """Log the usual causes of a clean accuracy close to chance level; another order of classes is recognized."""
     accuracy = 100 * float((predicted == labels).double().mean())
-    if accuracy < minimum_accuracy(len(classes)):
-        message = "WARNING: the clean accuracy, %.1f %%, is near chance level (%.1f %%): %s"
-        logger.warning(message, accuracy, 100 / len(classes), CAUSES_OF_CHANCE_LEVEL)
+    if accuracy >= minimum_accuracy(len(classes)):
+        return
+    message = "WARNING: the clean accuracy, %.1f %%, is near chance level (%.1f %%): %s%s"
+    counts, order = confusion(predicted, labels, len(classes)).fill_diagonal_(0), ""
+    if 2 * int(counts.amax(1).sum()) > len(labels):  # most images of each class are taken for one other class
+        label, other = divmod(int(counts.argmax()), len(classes))
+        order = f"; images of class {classes[label]!r} are predicted as {classes[other]!r}: another order of classes"
+    logger.warning(message, accuracy, 100 / len(classes), CAUSES_OF_CHANCE_LEVEL, order)
 
 
 def warn_of_masking(record: Record, epsilon: float, check: SanityCheck | None) -> list[str]:

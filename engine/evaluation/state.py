@@ -1,6 +1,7 @@
 """Finished stages of an interrupted evaluation, one small file per attack, batch and stage."""
 
 import json
+from glob import escape
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from utils.files import read_json, require_writable, write_text
 from utils.log import logger
 
 CONDITIONS = "conditions.json"
+MAX_VALUE = 2**31
 
 
 class State:
@@ -21,6 +23,7 @@ class State:
 
     def __init__(self, folder: Path | None, conditions: dict):
         self.folder, self.conditions = folder, conditions
+        self.finished: dict[str, dict[int, tuple[int, int]]] = {}  # read from the folder
         if folder is None:
             return
         try:
@@ -33,34 +36,42 @@ class State:
         if changes:
             raise UserError(f"--state {folder}: of another evaluation ({', '.join(changes)}); choose another folder")
 
-    def load(self, title: str, batch: int, stage: int, size: int) -> tuple[Tensor, Tensor] | None:
-        """Return predicted classes and stages, (``size``,) int64 each, as passed to :meth:`save`.
+    def load(self, attack: str, stage: int, start: int, size: int) -> tuple[Tensor, Tensor] | None:
+        """Return predicted classes and stages, (``size``,) int64 each, of the images from ``start`` on.
 
-        None if they were not saved, or, with a warning, if the file is damaged.
+        None if :meth:`save` was not called for all of them, in batches of any size. A damaged file is reported and not
+        used.
         """
-        if self.folder is None or not (path := self._path(title, batch, stage)).exists():
+        if self.folder is None:
             return None
-        try:
-            saved = read_json(path)
-            result = tuple(torch.tensor(saved[key], dtype=torch.int64) for key in ("predicted", "fooled_at"))
-            if all(values.shape == (size,) for values in result):
-                return result
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # handled below, like a wrong shape
-            pass
-        logger.warning("%s is damaged; this stage runs again", path)
-        return None
+        key = f"{attack.replace(' ', '_')}-stage{stage}"
+        if key not in self.finished:
+            self.finished[key] = self._read(key)
+        images = [self.finished[key].get(image) for image in range(start, start + size)]
+        return None if None in images else tuple(torch.tensor(images, dtype=torch.int64).T)
 
-    def save(self, title: str, batch: int, stage: int, predicted: Tensor, fooled_at: Tensor) -> None:
-        """Store the result of one stage on one batch."""
+    def save(self, attack: str, stage: int, start: int, predicted: Tensor, fooled_at: Tensor) -> None:
+        """Store the result of one stage on the images from ``start`` on."""
         if self.folder is not None:
             if not (self.folder / CONDITIONS).exists():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_text(self.folder / CONDITIONS, json.dumps(self.conditions))
-            content = {"predicted": predicted.tolist(), "fooled_at": fooled_at.tolist()}
-            write_text(self._path(title, batch, stage), json.dumps(content))
+            path = self.folder / f"{attack.replace(' ', '_')}-stage{stage}-images{start}.json"
+            write_text(path, json.dumps({"predicted": predicted.tolist(), "fooled_at": fooled_at.tolist()}))
 
-    def _path(self, title: str, batch: int, stage: int) -> Path:
-        return self.folder / f"{title.replace(' ', '_')}-batch{batch}-stage{stage}.json"
+    def _read(self, key: str) -> dict[int, tuple[int, int]]:
+        """Return the predicted class and the stage of each image for which one stage of an attack is finished."""
+        finished = {}
+        for path in sorted(self.folder.glob(f"{escape(key)}-images*.json")):
+            try:
+                saved, start = read_json(path), int(path.stem.rpartition("images")[2])
+                pairs = list(zip(saved["predicted"], saved["fooled_at"], strict=True))
+                if not all(type(value) is int and abs(value) < MAX_VALUE for pair in pairs for value in pair):
+                    raise ValueError("not written by an evaluation")
+                finished |= dict(enumerate(pairs, start))
+            except (OSError, ValueError, KeyError, TypeError):
+                logger.warning("%s is damaged; this stage runs again", path)
+        return finished
 
 
 NO_STATE = State(None, {})

@@ -1,7 +1,7 @@
 """The networks to evaluate, as the flags name them: checked against the dataset, loaded."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,39 +10,44 @@ import torch
 from torch import nn
 
 from data import Splits
-from engine.checkpoint import BEST_PGD10, LAST
-from engine.networks import make_network, network_in, network_name
+from engine.checkpoint import BEST_PGD10, LAST, best_checkpoint
+from engine.networks import class_difference, make_network, network_in, network_name
 from methods import WITHOUT_ATTACK
 from models.robustbench import PREFIX
-from models.weights import read_metadata
+from models.weights import Checkpoint, NoWeights
 from utils.config import EvalConfig
 from utils.errors import UserError
 from utils.files import read_json
 from utils.log import logger
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".tar", ".bin")
 
 
 class EvalTarget(NamedTuple):
-    """A network to evaluate: ``name`` in MODELS and file, or ``robustbench:NAME`` and a path that does not exist."""
+    """A network to evaluate: ``name`` in MODELS and a file, or ``robustbench:NAME`` and a path that does not exist.
+
+    The file has been read: hash, metadata and weights are of the same bytes, whatever happens to it later.
+    """
 
     path: Path
     name: str
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def metadata(self) -> dict:
+        """Metadata of our own checkpoints."""
+        return self.checkpoint.metadata if self.checkpoint else {}
 
     def load(self, config: EvalConfig, splits: Splits) -> nn.Module:
         """Load the network in eval mode with constant parameters.
 
         Raises UserError if the file does not fit, or was trained on other classes of the same kind of dataset.
         """
-        metadata, classes = _metadata(self.path), list(splits.classes)
-        trained = metadata.get("classes", classes)
-        if metadata.get("dataset") == config.dataset and trained != classes:
-            raise UserError(
-                f"{self.path}: trained on other classes ({', '.join(trained[:3])}, ...) than those of --data_root "
-                f"({', '.join(classes[:3])}, ...)"
-            )
-        path = str(self.path) if self.path.exists() else ""
-        return make_network(self.name, path, config.dataset, splits).eval().requires_grad_(False)
+        trained = self.metadata.get("classes", splits.classes)
+        difference = class_difference(trained, splits.classes)
+        if difference and self.metadata.get("dataset") == config.dataset:
+            raise UserError(f"{self.path}: trained on other classes than those of --data_root ({difference})")
+        return make_network(self.name, self.checkpoint, config.dataset, splits).eval().requires_grad_(False)
 
 
 def find_targets(config: EvalConfig) -> list[EvalTarget]:
@@ -52,17 +57,18 @@ def find_targets(config: EvalConfig) -> list[EvalTarget]:
     """
     if not all(map(str.strip, config.model_path)):
         raise UserError("--model_path: an empty name; give a checkpoint or a folder")
-    paths = _checkpoints(config.model_path)
-    if paths:
-        return [EvalTarget(path, network_in(path, config.model)) for path in paths]
+    checkpoints = list(_checkpoints(config))
+    if checkpoints:
+        return [EvalTarget(file.path, network_in(file, config.model), file) for file in checkpoints]
     if (config.model or "").startswith(PREFIX):
-        return [EvalTarget(Path(config.model.replace(":", "-")), network_name(config.model))]
+        name = network_name(config.model, config.dataset or "CIFAR10")
+        return [EvalTarget(Path(name.replace(":", "-")), name)]
     raise UserError("--model_path: required; give the checkpoint, for example .../best_PGD10_acc_model.pth")
 
 
-def infer_dataset(config: EvalConfig, paths: list[Path]) -> EvalConfig:
+def infer_dataset(config: EvalConfig, targets: list[EvalTarget]) -> EvalConfig:
     """Fill in dataset and image size from the metadata of our checkpoints; warn if those differ from the flags."""
-    metadata, sizes = {path: _metadata(path) for path in paths}, set()
+    metadata, sizes = {target.path: target.metadata for target in targets}, set()
     if config.dataset is None:
         datasets = {values["dataset"] for values in metadata.values() if "dataset" in values} or {"CIFAR10"}
         if len(datasets) > 1:
@@ -101,24 +107,42 @@ def load_other_network(
     """Load the surrogate or the naturally trained network on the device; None for an empty path."""
     if not path:
         return None
-    return EvalTarget(Path(path), network_in(path, model, flag)).load(config, splits).to(device)
+    checkpoint = Checkpoint(path, config.weights, config.normalize)
+    target = EvalTarget(checkpoint.path, network_in(checkpoint, model, flag), checkpoint)
+    return target.load(config, splits).to(device)
 
 
-def _metadata(path: Path) -> dict:
-    return read_metadata(path) if path.exists() else {}
+def _best(run: Path) -> str:
+    """Return the name of a run's best checkpoint."""
+    try:
+        name = best_checkpoint(read_json(run / "config.json")["method"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return BEST_PGD10
+    return name if (run / name).exists() else BEST_PGD10
 
 
-def _checkpoints(arguments: tuple[str, ...]) -> list[Path]:
-    """The files that ``--model_path`` names; of a folder the best and last checkpoints of its runs."""
-    paths = []
-    for path in map(Path, arguments):
+def _checkpoints(config: EvalConfig) -> Iterator[Checkpoint]:
+    """Read the files that ``--model_path`` names; of a folder the best and last checkpoints of its runs."""
+    paths = {}  # of each file, whether a folder contained it
+    for path in map(Path, config.model_path):
         if path.is_dir():
-            files = sorted(path.rglob(BEST_PGD10)) + sorted(path.rglob(LAST))
-            files = sorted(files, key=lambda file: file.parent)  # of each run the best, then the last
-            files = files or sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+            runs = sorted({file.parent for name in (BEST_PGD10, LAST) for file in path.rglob(name)})
+            files = [run / name for run in runs for name in (_best(run), LAST) if (run / name).exists()]
+            files = files or sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES))
             if not files:
                 raise UserError(f"--model_path {path}: no checkpoint in that folder ({', '.join(SUFFIXES)})")
-            paths += files
+            paths |= dict.fromkeys(files, path)
         else:
-            paths.append(path)
-    return list(dict.fromkeys(paths))
+            paths[path] = None
+    passed_over = []
+    for path, folder in paths.items():
+        try:
+            yield Checkpoint(path, config.weights, config.normalize)
+        except NoWeights as error:
+            if folder is None:
+                raise
+            passed_over.append(str(path))
+            if len(passed_over) == len(paths):
+                raise UserError(f"--model_path {folder}: no file in it has weights") from error
+    if passed_over:
+        logger.warning("WARNING: passed over, no weights: %s", ", ".join(passed_over))

@@ -9,7 +9,7 @@ from data import DATASETS, dataset_name
 from engine.evaluation.records import read_evaluations, results_path, sha256
 from engine.networks import network_in
 from models import MODELS, robustbench
-from models.weights import DEEPMIND_LAYOUTS, identify_architecture, load_network, read_metadata, read_state_dict
+from models.weights import DEEPMIND_LAYOUTS, Checkpoint, identify, load_network
 from utils.errors import UserError
 from utils.flags import flag
 
@@ -72,27 +72,25 @@ class Published(NamedTuple):
 
 def read(config: ExportConfig) -> Published:
     """Load a checkpoint and its results; raises UserError if they are damaged, unsupported or contradict the flags."""
-    path, metadata = config.model_path, read_metadata(config.model_path)
+    path, file = config.model_path, Checkpoint(config.model_path)
+    metadata, held = file.metadata, identify(file)
     stated, given = metadata.get("dataset"), config.dataset and dataset_name(config.dataset)
     if stated and stated not in DATASETS:  # it becomes the name of a folder
         raise UserError(f"{path}: names the unknown dataset {stated!r}: the file is damaged")
     if stated and given not in (None, stated):
         raise UserError(f"--dataset {given}: {path} was trained on {stated}; leave the flag out")
     dataset = given or stated or "CIFAR10"
-    name = network_in(path, config.model)
-    if name.startswith(robustbench.PREFIX):  # the starting point of a student that may be one of our networks
-        name = identify_architecture(path) or name
+    name = network_in(file, config.model)
+    if name.startswith(robustbench.PREFIX) and held:  # the starting point of a student that may be one of our networks
+        name = held[0]
     if name not in MODELS:
         raise UserError(f"{path}: contains {name}, which RobustBench has published already; export another network")
-    matrices = [value for value in read_state_dict(path).values() if value.ndim == 2]
-    if not matrices:
-        raise UserError(f"{path}: has no linear classifier: the weights of an unsupported network")
-    num_classes = len(matrices[-1])
-    known = KNOWN.get(dataset, Known(num_classes, 32, 0))
+    known = KNOWN.get(dataset, Known(held[1] if held else 0, 32, 0))
+    num_classes = held[1] if held else known.classes
     if num_classes != known.classes:
         raise UserError(f"--dataset {dataset}: has {known.classes} classes, {path} {num_classes}; name its dataset")
     image_size = metadata.get("image_size", known.image_size)
-    network = load_network(name, num_classes, path, image_size).eval()
+    network = load_network(name, num_classes, file, image_size).eval()
     if "init_conv.weight" in network.state_dict():
         name = DEEPMIND_LAYOUTS.get(name, name)
     classes = tuple(map(str, metadata.get("classes", ())))

@@ -32,6 +32,7 @@ from engine.training.trainer import Trainer
 from engine.training.validation import Validator
 from engine.training.weight_perturbation import WeightPerturbation
 from methods import METHODS, SINGLE_PROCESS_ONLY, WITHOUT_TEACHER
+from models.weights import Checkpoint
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import log_to_file, logger
@@ -90,14 +91,16 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
         logger.info("evaluate: %s", command_for(config, folder.path, len(state["classes"])))
         return folder.path
     folder.config = config = _with_milestones(config, state)
-    files = processes.on_all_ranks(lambda: find_teachers(config))
+    found = processes.rank0_first(lambda: find_teachers(config))
+    # A state holds the weights: the file that a run started from may be gone.
+    starts = config.model_path and not state
+    start = Checkpoint(config.model_path, config.weights, config.normalize) if starts else ""
     splits, images = processes.rank0_first(lambda: _read(config, folder))
     seed_everything(config.seed)
     networks = processes.on_all_ranks(
         lambda: (
-            # A state holds the weights: the file that a run started from may be gone.
-            make_network(config.model, "" if state else config.model_path, config.dataset, splits).to(device),
-            make_teachers(config, files, splits, device),
+            make_network(config.model, start, config.dataset, splits).to(device),
+            make_teachers(config, found, splits, device),
         )
     )
     loop = _make_loop(config, splits, images, networks, folder, state, compute)

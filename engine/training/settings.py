@@ -28,10 +28,11 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
     ``given`` maps the fields that the user set to "flag" or "config file"; a recipe never changes those. The second
     result maps each field to one of these, "recipe" or "default".
     """
+    dataset = dataset_name(config.dataset)
     config = replace(
         config,
-        dataset=dataset_name(config.dataset),
-        model=network_name(config.model),
+        dataset=dataset,
+        model=network_name(config.model, dataset, config.model_path),
         method=canonical(config.method, METHODS, METHOD_ALIASES, "--method"),
         teacher_model=teacher_name(config.teacher_model),
         std_teacher_model=teacher_name(config.std_teacher_model, "--std_teacher_model"),
