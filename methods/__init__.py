@@ -44,6 +44,9 @@ METHODS = WITHOUT_TEACHER | WITH_TEACHER | WITH_TWO_TEACHERS
 # Trained on clean images only.
 WITHOUT_ATTACK = {"Natural"}
 
+# Accept labels as probabilities y (B, classes), of CutMix, besides classes (B,).
+WITH_SOFT_LABELS = {"AT", "TRADES", "RSLAD", "AdaAD"}
+
 # Names of the official codes.
 ALIASES = {
     "Plain_Clean": "Natural",

@@ -15,5 +15,5 @@ def at(student, attack, x, y, epoch):
 
 
 def at_loss(adv, y):
-    """``CE(s', y)``, the outer problem of the paper; logits (B, C), labels (B,)."""
+    """``CE(s', y)``, the outer problem of the paper; logits (B, C), labels (B,) or (B, C)."""
     return F.cross_entropy(adv, y)

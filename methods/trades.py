@@ -22,5 +22,5 @@ def trades(student, attack, x, y, epoch, *, beta):
 
 
 def trades_loss(clean, adv, y, *, beta):
-    """``CE(s, y) + beta * mean KL(s || s')``, gradient into s and s'; logits (B, C), labels (B,)."""
+    """``CE(s, y) + beta * mean KL(s || s')``, gradient into s and s'; logits (B, C), labels (B,) or (B, C)."""
     return F.cross_entropy(clean, y) + beta * kl(clean, adv).mean()

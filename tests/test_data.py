@@ -22,6 +22,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 import data
 from data import Batches, Split, decode, loader
+from data.augment import cropping, mirroring, transforms_of
 from utils.errors import UserError
 
 
@@ -359,8 +360,8 @@ def test_batches_keep_order_values_and_the_last_batch():
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_an_epoch_depends_only_on_the_state_of_the_generator(batch_size):
     split = numbered(torch.arange(50) * 3)
-    generator = torch.Generator().manual_seed(5)
-    batches = Batches(split, batch_size, device="cpu", shuffle=True, crop=1, flip=True, generator=generator)
+    generator, transforms = torch.Generator().manual_seed(5), [cropping(8, padding=1), mirroring(8)]
+    batches = Batches(split, batch_size, device="cpu", shuffle=True, transforms=transforms, generator=generator)
     next(iter(batches))  # an interrupted epoch draws as much as a complete one
     state = generator.get_state()
     second, third = ([torch.cat(part) for part in zip(*batches, strict=True)] for _ in range(2))
@@ -387,7 +388,8 @@ def test_augmentation_has_the_distribution_of_torchvision(crop, flip):
     windows = [TF.crop(padded, top, left, size, size) for top in offsets for left in offsets]
     results = {bytes(x.numpy()): i for i, x in enumerate([*windows, *(TF.hflip(x) for x in windows if flip)])}
     split = Split(image.expand(draws, -1, -1, -1), torch.zeros(draws, dtype=torch.long))
-    batches = Batches(split, 900, device="cpu", crop=crop, flip=flip, generator=torch.Generator().manual_seed(0))
+    transforms = [cropping(size, crop)] * bool(crop) + [mirroring(size)] * flip
+    batches = Batches(split, 900, device="cpu", transforms=transforms, generator=torch.Generator().manual_seed(0))
     counts = np.zeros(len(results))
     for images, _ in batches:
         for augmented in images.mul(255).round().to(torch.uint8).numpy():
@@ -413,7 +415,8 @@ def test_batches_from_host_memory_equal_those_from_the_device(monkeypatch):
 
     def epoch():
         generator = torch.Generator().manual_seed(0)
-        batches = Batches(split, 64, device="cuda", shuffle=True, crop=4, flip=True, generator=generator)
+        transforms = transforms_of("idbh-strong", 32, flip=True)
+        batches = Batches(split, 64, device="cuda", shuffle=True, transforms=transforms, generator=generator)
         return batches.images.is_cuda, *(tensor for batch in batches for tensor in batch)
 
     resident, *expected = epoch()

@@ -11,11 +11,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attacks.libraries import AUTOATTACK_CLASSES
 from attacks.suite import PROTOCOLS, Setting
 from data import TEST_SUBSET_SEED, Split, Splits, fingerprint, hold_out, load, subset
+from data.augment import transforms_of
+from data.extra import ExtraData, open_extra
 from data.loader import Batches
 from engine.checkpoint import BEST_PGD10
 from engine.device import choose_device
@@ -34,8 +36,6 @@ from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import log_to_file, logger
 from utils.seed import derive_seed, seed_everything
-
-CROP_PADDING = 4  # pixels of zeros around a training image before the random crop, as in every official code
 
 
 def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) -> Path:
@@ -93,6 +93,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     files = processes.on_all_ranks(lambda: find_teachers(config))
     splits = processes.rank0_first(read)
     images = _training_and_validation(splits, config)
+    extra = processes.on_all_ranks(lambda: _open_extra(config, splits))
     seed_everything(config.seed)
     networks = processes.on_all_ranks(
         lambda: (
@@ -100,7 +101,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
             make_teachers(config, files, splits, device),
         )
     )
-    loop = _make_loop(config, splits, images, networks, folder, state, compute)
+    loop = _make_loop(config, splits, images, extra, networks, folder, state, compute)
     del networks  # the trainer keeps folded copies of the teachers
     with ExitStack() as stack:
         stack.callback(folder.close)
@@ -108,6 +109,8 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
         if processes.is_rank0:
             stack.enter_context(log_to_file(folder.path / "log.txt"))
         log_config(config, sources, folder.path, images, device)
+        refused = "; mirrored images of this dataset may have another class" * (config.flip and not splits.flip)
+        logger.info("training images: %s%s", loop.batches.describe(), refused)
         logger.info("%s", compute.description)
         if processes.count > 1:
             norm = "over the whole batch" if config.sync_bn else "over each process's part"
@@ -173,6 +176,7 @@ def _make_loop(
     config: TrainConfig,
     splits: Splits,
     images: tuple[Split, Split],
+    extra: ExtraData | None,
     networks: tuple,
     folder: RunFolder,
     state: dict | None,
@@ -182,6 +186,7 @@ def _make_loop(
     training, validation = images
     student, teachers = networks
     metadata = _metadata(config, splits, images, teachers, compute.arithmetic)
+    metadata["images"] += extra.checksums if extra else []
     trainer = Trainer(
         student,
         teachers,
@@ -201,10 +206,34 @@ def _make_loop(
         folder.restore(state)
         trainer.restore(state)
         del state["net"], state["optimizer"]  # as large as the networks
-    augmentation = {"shuffle": True, "crop": CROP_PADDING, "flip": splits.flip, "generator": torch.Generator()}
-    batches = Batches(training, config.bs, device=compute.device, **augmentation)
+    if extra and config.extra_labels == "teacher":
+        extra = extra._replace(predict=partial(_predict, trainer.teachers[0]))
+    batches = Batches(
+        training,
+        config.bs,
+        device=compute.device,
+        shuffle=True,
+        transforms=transforms_of(config.augment, splits.image_size, config.flip and splits.flip),
+        mix_classes=len(splits.classes) if config.augment == "cutmix" else 0,
+        extra=extra,
+        generator=torch.Generator(),
+    )
     validator = _make_validator(student, validation, config, compute)
     return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
+
+
+def _open_extra(config: TrainConfig, splits: Splits) -> ExtraData | None:
+    if not config.extra_data:
+        return None
+    size, classes = splits.image_size, len(splits.classes)
+    given = config.extra_labels == "given"
+    return open_extra(config.extra_data, config.extra_fraction, size, classes, labels=given)
+
+
+@torch.no_grad()
+def _predict(teacher: nn.Module, images: Tensor) -> Tensor:
+    """Labels (B,) of a teacher for uint8 images."""
+    return teacher(images.float() / 255).argmax(1)
 
 
 def _make_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from data import Split
+from data.augment import AUGMENTATIONS, transforms_of
 from data.loader import Batches
 from engine.device import choose_device
 from engine.distributed import SINGLE_PROCESS, TRAINING_TIMEOUT, destroy, init, local_gpu
@@ -59,6 +60,7 @@ class Data(Timing):
 
     images: int = flag(10_000, "number of images", group=WORKLOAD, check=at_least(1))
     bs: int = flag(128, "batch size", group=WORKLOAD, check=at_least(1))
+    augment: str = flag("crop", "of our side, as --augment of main.py", group=WORKLOAD)
     workers: int = flag(2, "processes of the DataLoader", group=WORKLOAD, check=at_least(0))
 
 
@@ -118,7 +120,9 @@ def time_data(config: Data) -> dict:
     device = config.choose_device()
     logger.info("%s", machine(device))
     split = Split(torch.randint(256, (config.images, 3, 32, 32), dtype=torch.uint8), torch.zeros(config.images).long())
-    ours = Batches(split, config.bs, device=device, shuffle=True, crop=4, flip=True)
+    transforms = transforms_of(canonical(config.augment, AUGMENTATIONS, {}, "--augment"), 32, flip=True)
+    mixed = 10 if config.augment == "cutmix" else 0
+    ours = Batches(split, config.bs, device=device, shuffle=True, transforms=transforms, mix_classes=mixed)
     reference = plain.loader(split, config.bs, config.workers)
 
     def consume(batches) -> None:
