@@ -11,6 +11,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from tiny import TinyNet  # noqa: E402
 
 from engine.distributed import destroy, init  # noqa: E402
+from engine.training.averaging import Ema  # noqa: E402
 from engine.training.metrics import EpochMetrics  # noqa: E402
 from engine.training.trainer import Trainer  # noqa: E402
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER  # noqa: E402
@@ -28,11 +29,13 @@ def ten_steps(name: str, processes, sync_bn: bool = True) -> dict:
     method = METHODS[name](TrainConfig(method=name, iad_begin=0))
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
     options = {"generator": torch.Generator().manual_seed(1), "processes": processes, "sync_bn": sync_bn}
+    options["average"] = average = Ema(student, 0.9)
     trainer = Trainer(student, teachers, method, optimizer, epsilon=8 / 255, step_size=2 / 255, steps=3, **options)
     metrics = EpochMetrics("cpu", processes)
     for x, y in batches:
         metrics.add(trainer.step(x, y), y)
-    return {"net": student.state_dict(), "means": [mean or 0.0 for mean in metrics.means()]}
+    weights = student.state_dict() | {f"average.{key}": value for key, value in average.network.state_dict().items()}
+    return {"net": weights, "means": [mean or 0.0 for mean in metrics.means()]}
 
 
 if __name__ == "__main__":

@@ -1,153 +1,159 @@
-"""The evidence: its tables agree with the runs, and those in results/ are made from the raw files beside them."""
+"""The comparison with equal tuning: its choices, its table, and everything at smoke scale."""
 
 import json
-import shutil
+from dataclasses import fields
 from functools import partial
 
-import matplotlib.pyplot as plt
 import pytest
 from commands import run_in_process
 from conftest import ROOT
 
-from engine.training.run_folder import ALPHA_COLUMNS, COLUMNS, RELIABILITY_COLUMNS
-from scripts.reproduce.evidence import alpha, exceeds, overfitting, read_runs, reliability
-from utils.tables import write_csv
+from methods import METHODS
+from scripts.reproduce.evidence import GRID, PIECES, RESULTS, SETTINGS, TRAIN, Run, Study, evidence, page
+from utils.config import EvalConfig, TrainConfig
+from utils.flags import parse
 
-CPU = ROOT / "results" / "cpu"
-
-
-def write_run(folder, method, seed, accuracies, suffix="", eps=0.1, epochs=6, robust=(25, 24, 23)):
-    """A run folder as a training and an evaluation write it; accuracies by attack. Long runs have a reliability.csv."""
-    folder = folder / f"{method}_{seed}_{suffix}"
-    for kind in ("best_PGD10_acc_model_eval", "last_epoch_model_eval"):
-        (folder / kind).mkdir(parents=True)
-        figures = {
-            attack: {"accuracy": value, "n": 10, "bounded": True, "per_class": {"cat": value, "dog": value}}
-            for attack, value in accuracies.items()
-        }
-        evaluation = {"conditions": {"checkpoint": "x.pth", "eps": eps}, "figures": figures}
-        (folder / kind / "eval.json").write_text(json.dumps({"evaluations": [evaluation]}))
-    config = {"method": method, "seed": seed, "desc_str": suffix, "model": "small_resnet", "epochs": epochs}
-    (folder / "config.json").write_text(json.dumps(config))
-    rows = [{"epoch": epoch, "train_adv_acc": 20, "PGD10_acc": value} for epoch, value in enumerate(robust, 1)]
-    write_csv(folder / "results.csv", COLUMNS, [[row.get(name, "") for name in COLUMNS] for row in rows])
-    if suffix == "long" and method != "AT":
-        columns = (*RELIABILITY_COLUMNS, *ALPHA_COLUMNS)
-        without, complete = [1, 10, 50, *[""] * (len(columns) - 3)], [2, 10, 50, 40, *range(len(ALPHA_COLUMNS))]
-        write_csv(folder / "reliability.csv", columns, [without, complete])
+SCRIPT = "scripts/reproduce/evidence.py"
+MACHINE = {"device": "CPU", "torch": "2"}
+FLAGS = {spec.name for spec in fields(TrainConfig)} | {spec.name for spec in fields(EvalConfig)}
+waits = pytest.mark.skipif(not {"ema", "awp", "augment", "weights"} <= FLAGS, reason="flags of other branches")
 
 
 @pytest.fixture
 def make(monkeypatch, capsys):
-    return partial(run_in_process, monkeypatch, capsys, "scripts/reproduce/evidence.py")
+    return partial(run_in_process, monkeypatch, capsys, SCRIPT)
+
+
+def add(results, run, held_out, ema=None, raw=None):
+    """A trained run, evaluated if AutoAttack accuracies are given."""
+    epochs = [{"epoch": epoch, "PGD10_acc": value} for epoch, value in enumerate((held_out - 1, held_out, 0), 1)]
+    evaluated = {"ema": ema, "raw": raw}
+    results[run.name] = {"epochs": epochs, **MACHINE} | {
+        weights: {"Clean": 2.0 * value, "AutoAttack": value, "images": {"Clean": 9, "AutoAttack": 5}}
+        for weights, value in evaluated.items()
+        if value is not None
+    }
 
 
 @pytest.fixture
-def runs(tmp_path):
-    for seed, (at, dgad) in enumerate([(20, 30), (22, 31), (24, 32)], start=1):
-        write_run(tmp_path / "runs", "AT", seed, {"Clean": 2 * at, "AutoAttack": at})
-        write_run(tmp_path / "runs", "DGAD", seed, {"Clean": 50 - seed, "AutoAttack": dgad})
-        write_run(tmp_path / "runs", "DGAD", seed, {"Clean": 40 + seed}, "noMAP_ELS_PCR")
-        write_run(tmp_path / "runs", "DGAD", seed, {"Clean": 48 + seed}, "beta1")
-    write_run(tmp_path / "runs", "AT", 42, {"Clean": 60, "AutoAttack": 40}, "teacher")
-    return tmp_path / "runs"
+def results():
+    """AT, RSLAD and DGAD tuned with seed 1 and trained with seeds 1 and 2; AT is evaluated."""
+    results = {}
+    for method, tuned in {"AT": (20, 22, 21), "RSLAD": (20, 19, 23), "DGAD": (23, 20, 19)}.items():
+        for flags, held_out in zip(GRID[method], tuned, strict=True):
+            add(results, Run(method, flags, 1), held_out)
+    for method, flags, held_out in (
+        ("AT", GRID["AT"][1], 21),
+        ("RSLAD", GRID["RSLAD"][2], 23),
+        ("DGAD", GRID["DGAD"][0], 20),
+    ):
+        add(results, Run(method, flags, 2), held_out)
+    add(results, Run("AT", GRID["AT"][1], 1), 22, ema=20, raw=18)
+    add(results, Run("AT", GRID["AT"][1], 2), 22, ema=22, raw=18)
+    return results
 
 
-def rows_of(path):
-    lines = [line for line in path.read_text().splitlines() if line.startswith("| ") and not line.startswith("| ---")]
-    return [line.strip("| ").split(" | ") for line in lines]
+METHODS_COMPARED, SEEDS = ["AT", "RSLAD", "DGAD"], [1, 2]
 
 
-def test_means_deviations_and_differences_are_those_computed_by_hand(make, runs, tmp_path):
-    assert make(f"{runs} --out {tmp_path / 'out'}").status == 0
-    rows = rows_of(tmp_path / "out" / "methods.md")
-    assert rows[1] == ["DGAD", "3", "48.00 ± 1.00", "-", "-", "-", "31.00 ± 1.00"]
-    assert rows[2] == ["AT", "3", "44.00 ± 4.00", "-", "-", "-", "22.00 ± 2.00"]
-    assert rows[3] == ["(the robust teacher)", "1", "60.00", "-", "-", "-", "40.00"]
-    assert rows[-3] == ["DGAD", "4.0"]  # two standard errors: 2 sqrt((1 + 16) / 3) = 4.8
-    assert rows[-1] == ["DGAD", "**9.0**"]  # 2 sqrt((1 + 4) / 3) = 2.6
-    assert exceeds([1.0, 3.0], [4.0, 6.0]) is True  # 3 > 2 sqrt(2 / 2 + 2 / 2) = 2.83
-    assert exceeds([1.0, 3.0], [3.8, 5.8]) is False
-    rows = rows_of(tmp_path / "out" / "ablation.md")
-    assert rows[1] == ["yes", "yes", "yes", "5", "3", "48.00 ± 1.00", "-", "-", "-", "31.00 ± 1.00"]
-    assert rows[2] == ["yes", "yes", "yes", "1", "3", "**50.00 ± 1.00**", "-", "-", "-", "-"]
-    assert rows[3] == ["no", "yes", "yes", "5", "3", "**42.00 ± 1.00**", "-", "-", "-", "-"]
+def test_every_method_has_three_values_and_the_flags_of_its_runs_are_valid():
+    for values in GRID.values():
+        assert len(set(values)) == 3
+        for flags in values:
+            parse(TrainConfig, flags.split(), description="", choices={})
+    assert SETTINGS["full"].seeds == (1, 2, 3)
 
 
-def test_each_figure_is_drawn_if_the_runs_have_its_data(make, runs, tmp_path):
-    assert make(f"{runs} --out {tmp_path / 'some'}").status == 0
-    assert [path.name for path in (tmp_path / "some").glob("*.png")] == ["tradeoff.png"]
-    write_run(runs, "IAD-I", 1, {"PGD-20": 20}, "long", epochs=60)
-    write_run(runs, "TRADES", 1, {"Clean": 30, "PGD-20": 20, "AutoAttack": 10})
-    assert make(f"{runs} --out {tmp_path / 'all'}").status == 0
-    drawn = sorted(path.stem for path in (tmp_path / "all").glob("*.png"))
-    assert drawn == ["alpha", "overfitting", "per_class", "reliability", "tradeoff"]
+def test_held_out_accuracy_chooses_the_value_and_the_best_distillation(results):
+    study = Study(METHODS_COMPARED, SEEDS, results)
+    best = study.rows()["RSLAD"]
+    assert best == [Run("RSLAD", GRID["RSLAD"][2], seed) for seed in SEEDS]  # 23 in its second of three epochs
+    assert study.best_distillation() == "RSLAD"  # (23 + 23) / 2, DGAD (23 + 20) / 2
+    assert list(study.rows()) == [
+        *METHODS_COMPARED,
+        *(f"{method} + {piece}" for method in ("AT", "RSLAD") for piece in PIECES),
+    ]
+    assert study.rows()["AT + AWP"][0].flags == f"{GRID['AT'][1]} {PIECES['AWP']}"
 
 
-def test_curves_are_means_over_seeds_with_their_range(tmp_path):
-    write_run(tmp_path, "IAD-I", 1, {"PGD-20": 20}, "long", robust=(30, 29, "", 28))  # "": not validated
-    write_run(tmp_path, "IAD-I", 2, {"PGD-20": 20}, "long", robust=(30, 33, "", 36))
-    runs = read_runs(tmp_path)
-    (axes,) = overfitting(runs).axes
-    curve, best, _ = axes.get_lines()
-    assert curve.get_label() == "IAD-I (2 seeds): test, PGD-10"
-    assert curve.get_xydata().tolist() == [[1, 30], [2, 31], [4, 32]] and best.get_xydata().tolist() == [[4, 32]]
-    (band,) = axes.collections
-    assert {tuple(point) for point in band.get_paths()[0].vertices} >= {(2, 29), (2, 33), (4, 28), (4, 36)}
-    (axes,) = reliability(runs).axes
-    assert [line.get_ydata().tolist() for line in axes.get_lines()] == [[50, 50], [40]]
-    (axes,) = alpha(runs).axes
-    shares = [100 * number / sum(range(len(ALPHA_COLUMNS))) for number in range(len(ALPHA_COLUMNS))]
-    assert axes.patches[0].get_data().values.tolist() == pytest.approx(shares)  # both seeds have the same
-    plt.close("all")
+def test_nothing_is_chosen_before_all_that_it_depends_on_is_trained(results, tmp_path):
+    first = [step.run for step in Study(METHODS_COMPARED, SEEDS, {}).steps(tmp_path)]
+    assert first == [Run(method, flags, 1) for method in METHODS_COMPARED for flags in GRID[method]]
+    del results[Run("DGAD", GRID["DGAD"][0], 2).name]
+    study = Study(METHODS_COMPARED, SEEDS, results)
+    assert study.best_distillation() is None and "RSLAD + AWP" not in study.rows() and "AT + AWP" in study.rows()
+    del results[Run("DGAD", GRID["DGAD"][1], 1).name]
+    assert "DGAD" not in study.rows()
+
+
+def test_an_evaluation_needs_a_checkpoint_and_trainings_come_first(results, tmp_path):
+    study = Study(METHODS_COMPARED, SEEDS, results)
+    assert {step.part for step in study.steps(tmp_path)} == {TRAIN}  # the checkpoints are on another machine
+    run = Run("RSLAD", GRID["RSLAD"][2], 1)
+    (tmp_path / run.folder / "Folder").mkdir(parents=True)
+    (tmp_path / run.folder / "Folder" / "best_PGD10_acc_model.pth").touch()
+    steps = study.steps(tmp_path)
+    assert [step.part for step in steps[-2:]] == ["ema", "raw"] and steps[-1].run == steps[-2].run == run
+    assert all(step.part == TRAIN and step.run.flags != GRID["AT"][1] for step in steps[:-2])  # AT is done
+
+
+def test_means_errors_and_differences_are_those_computed_by_hand(results):
+    for seed, value in ((1, 25), (2, 27)):
+        add(results, Run("RSLAD", GRID["RSLAD"][2], seed), 23, ema=value)
+    text = page(Study(METHODS_COMPARED, SEEDS, results))
+    rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.splitlines()[::-1]}
+    # Deviation sqrt(2) over two seeds: two standard errors are 2; of a difference sqrt(8).
+    assert rows["AT"][2:] == ["2", "42.00 ± 4.00", "-", "21.00 ± 2.00", "36.00 ± 0.00", "-", "18.00 ± 0.00", "-"]
+    assert rows["RSLAD"][2:] == ["2", "52.00 ± 4.00", "-", "26.00 ± 2.00", "-", "-", "-", "+5.00 ± 2.83"]
+    assert rows["DGAD"][2:] == ["0", *["-"] * 7]
+    assert "**--kl_weight 3: 23**" in text and "AutoAttack 5, Clean 9" in text
+
+
+def test_results_make_a_table_and_a_figure(make, results, tmp_path):
+    (tmp_path / RESULTS).write_text(json.dumps(results))
+    ended = make(f"--table {tmp_path} --methods AT RSLAD DGAD --seeds 1 2")
+    assert ended.status == 0, ended.err
+    assert {path.name for path in tmp_path.iterdir()} == {RESULTS, "fair.md", "fair.png"}
 
 
 @pytest.mark.parametrize(
-    ("pattern", "made"), [("*_long", ["overfitting.png"]), ("DGAD_*_beta1", []), ("AT_?_", ["methods.md"])]
-)
-def test_the_runs_of_one_table_make_what_they_can(make, runs, tmp_path, pattern, made):
-    write_run(runs, "AT", 1, {}, "long")
-    for folder in set(runs.iterdir()) - set(runs.glob(pattern)):
-        shutil.rmtree(folder)
-    assert make(f"{runs} --out {tmp_path / 'out'}").status == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == made
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("flags", "message"),
     [
-        (lambda folder: shutil.rmtree(folder) or folder.mkdir(), "no evaluated student"),
-        (lambda folder: (folder / "AT_1_" / "results.csv").unlink(), "incomplete run"),
-        (lambda folder: (folder / "AT_1_" / "config.json").write_text("{"), "incomplete run"),
-        (lambda folder: shutil.copytree(folder / "AT_1_", folder / "again"), "AT 1 is there 2 times"),
-        (lambda folder: write_run(folder, "AT", 9, {"Clean": 1}, eps=0.2), "different conditions"),
-        (lambda folder: write_run(folder, "AT", 9, {"Clean": 1}, epochs=7), "trained with --epochs 6 and 7"),
+        ("", "--out: needed"),
+        ("--out OUT --methods ADA", "--methods ADA: must be of AT, "),
+        ("--out OUT --jobs 0", "--jobs 0"),
+        ("--out OUT --minutes nan", "--minutes nan"),
+        ("--table OUT", "has no complete results"),
+        ("--out OUT -- --bs 0", "--bs 0: must be"),
+        ("--table BAD", "no results of evidence.py"),
     ],
-    ids=["empty", "no rows", "damaged", "twice", "other conditions", "other settings"],
 )
-def test_runs_that_make_no_table_end_with_one_line(make, runs, tmp_path, spoil, message):
-    spoil(runs)
-    ended = make(f"{runs} --out {tmp_path / 'out'}")
+def test_a_bad_request_ends_with_one_line(make, tmp_path, flags, message):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / RESULTS).write_text('{"AT": {"epochs": [{}]}}')
+    ended = make(flags.replace("OUT", str(tmp_path / "out")).replace("BAD", str(bad)))
     assert ended.status == 2 and message in ended.err and len(ended.err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_evaluations_are_reported(make, runs, tmp_path):
-    write_run(runs, "AT", 4, {"Clean": 52})
-    write_run(runs, "AT", 5, {})
-    for folder in (runs / "AT_5_").glob("*_eval"):
-        shutil.rmtree(folder)
-    ended = make(f"{runs} --out {tmp_path / 'out'}")
-    assert ended.status == 0 and "1 runs that are not evaluated" in ended.out
-    row = next(row for row in rows_of(tmp_path / "out" / "methods.md") if row[0] == "AT")
-    assert row[1:3] == ["4", "46.00 ± 5.16"] and row[-1] == "22.00 ± 2.00 (of 3)"
-
-
-def test_the_committed_tables_and_figures_come_from_the_committed_runs(make, tmp_path):
-    assert make(f"{CPU / 'raw'} --out {tmp_path}").status == 0
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in CPU.iterdir()} - {"raw"}
-    for page in tmp_path.glob("*.md"):
-        assert page.read_text() == (CPU / page.name).read_text()
+@waits
+@pytest.mark.slow
+@pytest.mark.dist
+def test_everything_runs_at_smoke_scale_and_continues(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    methods = [method for method in GRID if method in METHODS]
+    flags = f"--scale smoke --out out --work work --threads 1 --jobs 2 --methods {' '.join(methods)}".split()
+    evidence([*flags, "--minutes", "0.1"])
+    stopped = json.loads((tmp_path / "out" / RESULTS).read_text())
+    evidence([*flags, "--", "--precision", "fp32"])
+    results = json.loads((tmp_path / "out" / RESULTS).read_text())
+    assert results | stopped == results  # what was done is not repeated
+    rows = Study(methods, SEEDS, results).rows()
+    assert len(rows) == len(methods) + 4
+    assert all({"epochs", "ema", "raw"} <= results[run.name].keys() for runs in rows.values() for run in runs)
+    evidence([*flags, "--list"])
+    assert capsys.readouterr().out == ""
 
 
 def test_epochs_of_the_committed_runs_count_from_1():

@@ -195,10 +195,10 @@ def test_flags_choose_the_arithmetic_on_a_cpu(monkeypatch):
 @pytest.mark.parametrize(
     ("capability", "triton", "compiler", "expected"),
     [
-        ((9, 0), True, True, "compile on"),
-        ((6, 1), True, True, "compile off (a GPU before compute capability 7)"),
-        ((9, 0), False, True, "compile off (no Triton)"),
-        ((9, 0), True, False, "compile off (no C compiler)"),
+        ((9, 0), True, True, "compile graphs"),
+        ((6, 1), True, True, "compile graphs (without torch.compile: a GPU before compute capability 7)"),
+        ((9, 0), False, True, "compile graphs (without torch.compile: no Triton)"),
+        ((9, 0), True, False, "compile graphs (without torch.compile: no C compiler)"),
     ],
 )
 def test_flags_choose_the_arithmetic_on_a_gpu(monkeypatch, cuda_switches, capability, triton, compiler, expected):
@@ -206,11 +206,12 @@ def test_flags_choose_the_arithmetic_on_a_gpu(monkeypatch, cuda_switches, capabi
     monkeypatch.setattr("engine.fast.precision.find_spec", lambda name: object() if triton else None)
     monkeypatch.setattr("engine.fast.precision.shutil.which", lambda name: name if compiler else None)
     cuda = torch.device("cuda")
-    chosen, description = choose_arithmetic("fp32", "auto", cuda)
-    assert chosen.compiled is (expected == "compile on") and f", {expected}," in description
-    assert choose_arithmetic("fp32", "on", cuda)[0].compiled
-    chosen, description = choose_arithmetic("tf32", "graphs", cuda)
-    assert chosen.graphs and not chosen.compiled and ", compile graphs," in description
+    for compile in ("auto", "graphs"):
+        chosen, description = choose_arithmetic("tf32", compile, cuda)
+        assert chosen.graphs and f", {expected}," in description
+        assert chosen.compiled is (expected == "compile graphs")
+    chosen, _ = choose_arithmetic("tf32", "on", cuda)
+    assert chosen.compiled and not chosen.graphs
     assert cuda_switches() == (True, True) and torch.backends.cudnn.benchmark
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     choose_arithmetic("fp32", "off", cuda)

@@ -28,7 +28,7 @@ def gpu(monkeypatch, capsys):
 def session(tmp_path):
     def make(minutes=1.0, **changes):
         folders = {name: str(tmp_path / name) for name in ("out", "work", "done", "data_root")}
-        return Session(argparse.Namespace(scale="smoke", minutes=minutes, **(folders | changes)))
+        return Session(argparse.Namespace(scale="smoke", epochs=None, minutes=minutes, **(folders | changes)))
 
     return make
 
@@ -42,14 +42,16 @@ def test_everything_runs_at_smoke_scale(gpu, tmp_path):
     results = json.loads((tmp_path / "out" / RESULTS).read_text())
     pieces = results["pieces"]
     assert not {key: piece["error"] for key, piece in pieces.items() if "error" in piece}
-    assert [*pieces][2:] == ["probe", "teacher", "teacher evaluation", "DGAD", "standard", "IAD-II"]
-    assert (
-        pieces["DGAD"]["results"].keys() == {"best", "last"} and "main_eval.py" in pieces["DGAD"]["evaluation_command"]
-    )
+    rows = {"teacher", "DGAD", "standard", "IAD-II"}
+    evaluations = {f"{row} evaluation" for row in rows - {"standard"}}
+    (step,) = [key for key in pieces if key.startswith("step ")]
+    assert pieces.keys() == {"tests", step} | rows | evaluations
+    assert pieces["DGAD evaluation"]["results"]["best"].keys() >= {"Clean", "FGSM", "PGD-20"}
+    assert "main_eval.py" in pieces["DGAD evaluation"]["evaluation_command"]
     assert results["machine"]["torch"] and results["machine"]["data"] == "Digits"
     assert gpu(flags).out == ""  # everything is done
     shown = gpu(f"--table {tmp_path / 'out'}").out
-    assert "| DGAD | best |" in shown and "| teacher | last |" in shown and "| --method AT" in shown
+    assert "| DGAD | best |" in shown and "| teacher | best |" in shown and "| --method AT" in shown
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,7 @@ def test_everything_runs_at_smoke_scale(gpu, tmp_path):
     [
         ("--minutes 0 --out OUT", "--minutes 0: must be"),
         ("--minutes 1", "--out: needed"),
+        ("--minutes 1 --out OUT --epochs 0", "--epochs 0: must be"),
         ("--minutes 1 --out OUT --data_root OUT", "no images in train/CLASS/"),
         ("--table OUT", "has no results"),
         ("--join OUT --to OUT/to", "has no evaluated teacher"),
@@ -78,7 +81,7 @@ def test_results_of_another_card_stay_as_they_are(gpu, tmp_path):
 
 def test_accuracies_of_another_card_are_done_and_its_times_are_not(session, tmp_path):
     (tmp_path / "done").mkdir()
-    pieces = {"probe": {}, "tests": {}, "DGAD": {"rows": [], "results": {}}, "ARD": {"error": "stopped"}}
+    pieces = {"step AT": {}, "tests": {}, "DGAD": {"rows": []}, "ARD": {"error": "stopped"}}
     (tmp_path / "done" / "h100.json").write_text(json.dumps({"machine": {"device": "NVIDIA H100"}, "pieces": pieces}))
     assert session().done.keys() == {"DGAD"}
 
@@ -98,11 +101,11 @@ def test_a_piece_that_does_not_fit_is_not_started_and_each_result_is_written_at_
 def test_a_command_that_cannot_end_in_time_is_stopped(session, tmp_path):
     began = time.monotonic()
     with pytest.raises(UserError, match="would not end in time"):
-        session().command(["-c", "import time; time.sleep(60)"], limit=1)
+        session(minutes=0.1).command(["-c", "import time; time.sleep(60)"])
     rows = "import time\nfor n in range(9):\n open({!r}, 'a').write('epoch\\n' * (not n) + '1\\n'); time.sleep(1)"
     results = tmp_path / "results.csv"
     with pytest.raises(UserError, match="2 epochs"):  # of 100, a second each
-        session().command(["-c", rows.format(str(results))], limit=20, epochs=100, results=results)
+        session(minutes=0.4).command(["-c", rows.format(str(results))], epochs=100, results=results)
     assert time.monotonic() - began < 10
 
 

@@ -242,6 +242,13 @@ class TrainConfig(CommonConfig):
     weight_decay: float = flag(5e-4, "weight decay (official DGAD)", group=TRAINING, check=at_least(0))
     warmup_lr: bool = flag(False, "increase the learning rate linearly from 0.001 in the first epochs", group=TRAINING)
     warmup_lr_epochs: int = flag(15, "epochs of --warmup_lr (official)", group=TRAINING, check=at_least(1))
+    ema: float | None = flag(
+        None,
+        "average the weights with decay X after every step, and validate, save and evaluate the average;\n"
+        "checkpoints keep the raw weights beside it, as net_raw (Rebuffi et al.: 0.995)",
+        group=TRAINING,
+        check=within(0, 0.99999),
+    )
     eval_every: int = flag(
         1, "validate every N epochs and after the last one (papers: every epoch)", group=TRAINING, check=at_least(1)
     )
@@ -261,8 +268,8 @@ class TrainConfig(CommonConfig):
     )
     compile: Literal["auto", "off", "on", "graphs"] = flag(
         "auto",
-        "how the attack runs its networks; on: torch.compile; graphs: the whole PGD loop as one CUDA graph;\n"
-        "auto: torch.compile on a GPU with Triton, else off",
+        "how the attack runs its networks; on: torch.compile; graphs: the PGD loop as one CUDA graph of compiled\n"
+        "networks; auto: graphs on a GPU, else off",
         group=RUN,
         affects_result=False,
     )

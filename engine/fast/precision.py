@@ -38,8 +38,8 @@ def at_least_float32(value: Tensor) -> Tensor:
 def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tuple[Arithmetic, str]:
     """Turn ``--precision`` and ``--compile`` into an Arithmetic and a line for the log; set CUDA's global switches.
 
-    "auto" takes bfloat16 where the device supports it natively, and torch.compile on a GPU where it works. Raises
-    UserError where the device does not support the request.
+    "auto" takes bfloat16 where the device supports it natively, and CUDA graphs on a GPU. "graphs" captures compiled
+    networks where torch.compile works. Raises UserError where the device does not support the request.
     """
     cuda = device.type == "cuda"
     if precision == "tf32" and not cuda:
@@ -55,21 +55,21 @@ def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tup
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = number_format == "tf32"
     if cuda:  # training batches have one shape; autotuning may choose another algorithm in every process
         torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
-    execution, obstacle = compile, None
-    if compile == "auto":
-        obstacle = _compile_obstacle(device) if cuda else None
-        execution = "on" if cuda and obstacle is None else "off"
+    execution = {"auto": "graphs" if cuda else "off"}.get(compile, compile)
+    obstacle = _compile_obstacle(device) if execution == "graphs" else None
+    compiled = execution == "on" or (execution == "graphs" and obstacle is None)
     # A GPU without tensor cores in use is faster in PyTorch's default layout.
     channels_last = number_format != "fp32" or not cuda
     # AMX multiplies so fast that Winograd's transforms would take longer than they save.
     winograd = number_format == "bf16" and not cuda and execution == "off" and "amx_bf16" not in _cpu_flags()
     description = (
-        f"precision {number_format}{reason}, compile {execution}" + (f" ({obstacle})" if obstacle else ""),
+        f"precision {number_format}{reason}, compile {execution}"
+        + (f" (without torch.compile: {obstacle})" if obstacle else ""),
         "channels-last" if channels_last else "channels-first",
         *(["Winograd"] if winograd else []),
     )
     dtype = torch.bfloat16 if number_format == "bf16" else None
-    chosen = Arithmetic(dtype, channels_last, execution == "on", winograd, execution == "graphs")
+    chosen = Arithmetic(dtype, channels_last, compiled, winograd, execution == "graphs")
     return chosen, ", ".join(description)
 
 

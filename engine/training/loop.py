@@ -121,7 +121,7 @@ class TrainingLoop:
         if reliability:
             self.folder.add_reliability(epoch + 1, reliability)
         # Official keys; there "epoch" counts from 0. The accuracies are None in epochs without validation.
-        checkpoint = {"net": self.trainer.student.state_dict(), "epoch": epoch, **self.metadata}
+        checkpoint = {**self.trainer.weights(), "epoch": epoch, **self.metadata}
         checkpoint |= {key: row.get(key) for key in ("clean_acc", "PGD10_acc")}
         # Strictly better than all earlier epochs, as in the official code.
         improved = [name for name, key in BEST.items() if self.folder.best(key) is self.folder.rows[-1]]
@@ -133,8 +133,7 @@ class TrainingLoop:
         """Save what resuming needs after ``epochs`` epochs and the batches of ``metrics``."""
         sums = metrics.state()
         self._require_finite(epochs, sums["loss"])
-        content = {"net": self.trainer.student.state_dict(), "optimizer": self.trainer.optimizer.state_dict()}
-        self.folder.save_state({**content, **self.metadata, "epochs": epochs, "metrics": sums})
+        self.folder.save_state({**self.trainer.state(), **self.metadata, "epochs": epochs, "metrics": sums})
         self.last_save = time.monotonic()
 
     def _new_metrics(self, state: dict | None = None) -> EpochMetrics:

@@ -24,6 +24,7 @@ from engine.device import choose_device
 from engine.distributed import SINGLE_PROCESS, TRAINING_TIMEOUT, Processes, destroy, init, is_peer_failure, local_gpu
 from engine.fast.precision import Arithmetic, choose_arithmetic
 from engine.networks import checksum, find_teachers, make_network, make_teachers
+from engine.training.averaging import Ema
 from engine.training.loop import TrainingLoop
 from engine.training.run_folder import CURVES, RunFolder
 from engine.training.schedule import default_milestones
@@ -161,7 +162,8 @@ def _with_milestones(config: TrainConfig, state: dict | None) -> TrainConfig:
 def _training_and_validation(splits: Splits, config: TrainConfig) -> tuple[Split, Split]:
     """Images to train on, and images that choose the best checkpoint."""
     if config.val_size:
-        training, validation = hold_out(splits.train, config.val_size, config.seed)
+        # The same for every --seed, so that a teacher trained with --val_size has not seen its student's images.
+        training, validation = hold_out(splits.train, config.val_size, TEST_SUBSET_SEED)
     else:
         training, validation = splits.train, _test_images(splits, config)
     return subset(training, config.limit_train, config.seed), validation
@@ -200,12 +202,14 @@ def _make_loop(
         arithmetic=compute.arithmetic,
         processes=compute.processes,
         sync_bn=config.sync_bn,
+        average=Ema(student, config.ema) if config.ema else None,
     )
     if state:
         compute.processes.on_all_ranks(lambda: folder.require_same_data(state, metadata))
         folder.restore(state)
         trainer.restore(state)
-        del state["net"], state["optimizer"]  # as large as the networks
+        for key in ("net", "net_raw", "optimizer"):  # as large as the networks
+            state.pop(key, None)
     if extra and config.extra_labels == "teacher":
         extra = extra._replace(predict=partial(_predict, trainer.teachers[0]))
     batches = Batches(
@@ -218,7 +222,7 @@ def _make_loop(
         extra=extra,
         generator=torch.Generator(),
     )
-    validator = _make_validator(student, validation, config, compute)
+    validator = _make_validator(trainer.network, validation, config, compute)
     return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
 
 

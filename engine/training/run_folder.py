@@ -90,11 +90,12 @@ class RunFolder:
         new = config_fingerprint(self.config)
         if new["milestones"] is None:
             new["milestones"] = old["milestones"]  # more epochs do not move default milestones
-        flags = {spec.name: spelling(spec) for spec in fields(self.config)}
+        specs = {spec.name: spec for spec in fields(self.config)}
+        old = {key: old.get(key, specs[key].default) for key in new}  # an older version did not have all flags
         changes = [
-            f"{flags[key]} {_shown(old.get(key))} -> {_shown(value)}"
+            f"{spelling(specs[key])} {_shown(old[key])} -> {_shown(value)}"
             for key, value in new.items()
-            if value != old.get(key) and key not in unused_fields(self.config)
+            if value != old[key] and key not in unused_fields(self.config)
         ]
         if changes:
             raise UserError(

@@ -14,6 +14,7 @@ from engine.fast.frozen import AutocastModel, FoldedModel, FrozenModel
 from engine.fast.graphs import GraphedPGD
 from engine.fast.precision import PLAIN, Arithmetic
 from engine.sync_batchnorm import convert_sync_batchnorm
+from engine.training.averaging import Ema
 from methods.losses import Step
 from utils.errors import UserError
 
@@ -35,6 +36,7 @@ class Trainer:
         processes: Ranks that share each batch. Each draws the noise of the whole batch, so results do not depend on
             their number; attacks need no communication.
         sync_bn: In train mode, normalize over the whole batch instead of each rank's share.
+        average: Of the student's weights, updated after each step.
     """
 
     def __init__(
@@ -52,11 +54,14 @@ class Trainer:
         arithmetic: Arithmetic = PLAIN,
         processes: Processes = SINGLE_PROCESS,
         sync_bn: bool = True,
+        average: Ema | None = None,
     ):
         self.student, self.method, self.optimizer = student, method, optimizer
         self.processes, self.shard = processes, None
+        self.average, self.network = average, average.network if average else student  # that is validated and saved
         if arithmetic.channels_last:
-            student.to(memory_format=torch.channels_last)
+            for network in {student, self.network}:
+                network.to(memory_format=torch.channels_last)
         distributed = processes.count > 1
         self.sync_switch = convert_sync_batchnorm(student) if distributed and sync_bn else None
         self.autocast_student = AutocastModel(_data_parallel(student) if distributed else student, arithmetic)
@@ -86,6 +91,8 @@ class Trainer:
         self.shard = None
         if self.processes.count > 1 and not self.sync_switch:
             self.processes.broadcast(self.student.buffers())  # else every rank would attack with its own statistics
+        if self.average:
+            self.average.update()
         # Detached, because logits without a part in the loss would keep their graph in memory until the next step.
         return Step(*(None if value is None else value.detach() for value in result))
 
@@ -122,10 +129,23 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
+    def weights(self) -> dict:
+        """Return what checkpoints hold of the weights: ``net``, and with an average of them the raw ``net_raw``."""
+        net = {"net": self.network.state_dict()}
+        return net | {"net_raw": self.student.state_dict()} if self.average else net
+
+    def state(self) -> dict:
+        """Return what a resume state holds of the training."""
+        state = self.weights() | {"optimizer": self.optimizer.state_dict()}
+        return state | {"averaged": self.average.count} if self.average else state
+
     def restore(self, state: dict) -> None:
-        """Load student and optimizer from a resume state; raises UserError if it belongs to another network."""
+        """Load what :meth:`state` returned; raises UserError if it belongs to another network."""
         try:
-            self.student.load_state_dict(state["net"])
+            self.network.load_state_dict(state["net"])
+            if self.average:
+                self.student.load_state_dict(state["net_raw"])
+                self.average.count = state["averaged"]
             self.optimizer.load_state_dict(state["optimizer"])
             _match_memory_format(self.optimizer)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:

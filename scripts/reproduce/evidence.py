@@ -1,395 +1,422 @@
-"""Make the tables and figures of results/cpu: python scripts/reproduce/evidence.py RUNS --out DIR
+"""Compare methods with an equal budget of tuning: python scripts/reproduce/evidence.py --data_root IMAGES --out DIR
 
-RUNS holds the runs of the tables CPU-methods, CPU-ablation and CPU-overfitting, or a copy of them without weights. DIR
-gets methods.md, ablation.md and the figures that these runs have data for. Means and sample standard deviations are
-over seeds.
+Each method trains with one seed and three values of its loss scale or learning rate, then with further seeds at the
+best value. AWP and IDBH-weak are then added to AT and to the best distillation. Held-out training images make every
+choice. Averaged and raw weights are evaluated. Flags after -- go to every training.
+
+    evidence.py --data_root IMAGES --out DIR --device cuda --jobs 16 --minutes 5 -- --compile graphs
+    evidence.py --table DIR                                         write the table and the figure
+
+DIR gets results.json, rewritten after every training and evaluation, then fair.md and fair.png. What results.json has
+is skipped; the same command continues a stopped training.
 """
 
+import argparse
 import json
+import multiprocessing
+import os
+import platform
+import re
+import shlex
+import signal
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import comb
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
-from statistics import mean, stdev, variance
-from typing import Any, NamedTuple
+from statistics import mean, variance
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
-from engine.checkpoint import BEST_PGD10, LAST
-from engine.evaluation.records import read_evaluations, results_folder
-from engine.training.run_folder import ALPHA_COLUMNS
-from utils.cli import run_command
+from data import load
+from engine.checkpoint import BEST_PGD10
+from engine.evaluation.records import read_evaluations
+from engine.evaluation.run import run_evaluation
+from engine.reporting.runs import read_run
+from engine.training.run import train
+from methods import WITH_TEACHER
+from utils.cli import ROOT, run_command
+from utils.config import EvalConfig, TrainConfig
 from utils.errors import UserError
 from utils.files import read_json, write_text
-from utils.flags import parser_for
+from utils.flags import parse, parser_for
 from utils.log import logger
 from utils.plots import name_points, save_figure
-from utils.tables import markdown_table, read_csv
+from utils.tables import markdown_table
+from utils.versions import versions
 
-ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")  # from the weakest to the strongest
-KINDS = {"best": BEST_PGD10, "last": LAST}
-TEACHER, LONG = "teacher", "long"  # suffixes of runs in tables.csv
-FULL = ("yes", "yes", "yes", "5")  # MAP, ELS, PCR and beta of DGAD as it is published
+RATES = ("--lr_max 0.03", "--lr_max 0.1", "--lr_max 0.3")
+SCALES = ("--kl_weight 0.1", "--kl_weight 1", "--kl_weight 3")  # 0.1 is the official one of RSLAD and AdaAD
+# Method -> three values of its loss scale or, where it has none, of its learning rate.
+GRID = {
+    "AT": RATES,
+    "TRADES": RATES,
+    "RSLAD": SCALES,
+    "IAD-I": RATES,
+    "ADR": RATES,
+    "DGAD": tuple(f"--distill_weight {scale:g} --ALP_beta {5 * scale:g}" for scale in (0.3, 1, 3)),
+    "AdaAD": SCALES,
+    "IGDM": SCALES,
+}
+BASE = "AT"  # every method is compared with it
+PIECES = {"AWP": "--awp 0.005", "IDBH-weak": "--augment idbh-weak"}
+TEACHER = ROOT / "models" / "pretrained" / "small_resnet_cifar10" / "model.safetensors"
+TRAIN, WEIGHTS = "train", ("ema", "raw")  # the steps of a run: a training, and an evaluation of each kind of weights
+ATTACKS = ("Clean", "PGD-20", "AutoAttack")
+RESULTS, PAGE, FIGURE = "results.json", "fair.md", "fair.png"
 NONE = "-"
-SHARED = (
-    *("model", "dataset", "limit_train", "epochs", "bs"),
-    *("lr_schedule", "lr_max", "epsilon", "num_steps", "val_size"),
-)
 
-DIFFERENCES = """Best checkpoints, row minus column in points; bold: more than twice its standard error,
-sqrt(s₁²/n₁ + s₂²/n₂) with the deviations s over n seeds. Of equal methods with three seeds each, about one pair in nine
-would be bold. A seed decides the training images, the initial weights and the order of the batches; all runs share one
-teacher and the test images, whose randomness is in no deviation."""
+
+class Setting(NamedTuple):
+    """What all runs share: flags of training and evaluation; the first of the ``seeds`` tunes."""
+
+    training: str
+    evaluation: str
+    seeds: tuple[int, ...]
+
+
+SETTINGS = {
+    "full": Setting(
+        "--dataset Folder --model small_resnet --limit_train 20000 --val_size 1000 --epochs 10 --bs 128 --eval_bs 500 "
+        "--lr_schedule cosine --IAD_begin 3 --limit_test 500 --ema 0.995",
+        "--attacks clean,pgd,aa --limit_test 2000 --limit_aa 500 --bs 500 --no-pictures",
+        (1, 2, 3),
+    ),
+    "smoke": Setting(  # shows that everything runs
+        "--dataset Digits --image_size 16 --model small_resnet --limit_train 64 --val_size 20 --epochs 2 --bs 32 "
+        "--num_steps 2 --lr_schedule cosine --IAD_begin 1 --limit_test 20 --no_teacher_check --ema 0.995",
+        "--attacks clean,pgd --limit_test 20 --bs 20 --no-pictures",
+        (1, 2),
+    ),
+}
 
 
 class Run(NamedTuple):
-    """One trained network: its settings, the rows of results.csv and reliability.csv, and its accuracies.
+    """One trained network; ``flags`` are those of the tuned value and of the added piece."""
 
-    ``results[kind][attack]`` is a result of eval.json, of the newest evaluation of the checkpoint ``kind``;
-    ``conditions`` has the conditions of each.
-    """
-
-    config: dict
-    epochs: list[dict[str, str]]
-    reliability: list[dict[str, str]]
-    results: dict[str, dict[str, dict]]
-    conditions: set[str]
+    method: str
+    flags: str
+    seed: int
 
     @property
-    def suffix(self) -> str:
-        """--desc_str; empty for a plain run of a method."""
-        return self.config["desc_str"]
+    def name(self) -> str:
+        """Key of results.json."""
+        return f"{self.method} {self.flags} --seed {self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder below --work."""
+        return re.sub(r"[^\w.]+", "_", self.name)
 
 
-Group = Sequence[Run]  # runs that differ only in their seed
+class Step(NamedTuple):
+    """A training, or an evaluation of its averaged or raw weights."""
+
+    run: Run
+    part: str
+
+
+class Study:
+    """The results so far, ``results[run.name]``, and what they require next.
+
+    A result has ``epochs``, the rows of results.csv, and for each kind of weights the accuracy by attack.
+    """
+
+    def __init__(self, methods: Sequence[str], seeds: Sequence[int], results: dict[str, dict]):
+        self.methods, self.seeds, self.results = methods, seeds, results
+
+    def held_out(self, run: Run) -> float | None:
+        """PGD-10 accuracy of the best epoch on held-out training images; None before the run is trained."""
+        epochs = self.results.get(run.name, {}).get("epochs")
+        return epochs and max(row["PGD10_acc"] for row in epochs)
+
+    def tuning(self, method: str) -> dict[str, float | None]:
+        """Held-out accuracy of each value of the method's grid."""
+        return {flags: self.held_out(Run(method, flags, self.seeds[0])) for flags in GRID[method]}
+
+    def runs(self, method: str, piece: str = "") -> list[Run]:
+        """All seeds of the method at its best value, with the flags of a piece; none before all values are trained."""
+        scores = self.tuning(method)
+        if None in scores.values():
+            return []
+        return [Run(method, " ".join(filter(None, [max(scores, key=scores.get), piece])), seed) for seed in self.seeds]
+
+    def best_distillation(self) -> str | None:
+        """The method with the included teacher of the highest mean held-out accuracy; None before all are trained."""
+        scores = {}
+        for method in filter(WITH_TEACHER.__contains__, self.methods):
+            values = [self.held_out(run) for run in self.runs(method)]
+            if not values or None in values:
+                return None
+            scores[method] = mean(values)
+        return max(scores, key=scores.get, default=None)
+
+    def rows(self) -> dict[str, list[Run]]:
+        """The runs of each row of the table that are known so far."""
+        rows = {method: self.runs(method) for method in self.methods}
+        for method in (BASE, self.best_distillation()):
+            if method in self.methods:
+                rows |= {f"{method} + {piece}": self.runs(method, flags) for piece, flags in PIECES.items()}
+        return {title: runs for title, runs in rows.items() if runs}
+
+    def steps(self, work: Path) -> list[Step]:
+        """What is not done and can start; an evaluation whose checkpoint is not below ``work`` trains again."""
+        evaluated = [run for runs in self.rows().values() for run in runs]
+        tuned = [Run(method, flags, self.seeds[0]) for method in self.methods for flags in GRID[method]]
+        steps = []
+        for run in dict.fromkeys([*tuned, *evaluated]):
+            result = self.results.get(run.name, {})
+            missing = [Step(run, weights) for weights in WEIGHTS if weights not in result] if run in evaluated else []
+            ready = "epochs" in result and (find(work / run.folder, BEST_PGD10) or not missing)
+            steps += missing if ready else [Step(run, TRAIN)]
+        return sorted(steps, key=lambda step: step.part != TRAIN)  # other steps wait for trainings
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """The file of that name below a folder."""
+    return next(folder.rglob(name), None)
+
+
+class Runner:
+    """Carries out steps, each in a process forked from one that has imported everything, several at once."""
+
+    def __init__(self, study: Study, options: argparse.Namespace, flags: Sequence[str]):
+        self.study, self.out = study, Path(options.out)
+        self.work = Path(options.work or f"runs/fair-{options.scale}").absolute()
+        self.setting, self.jobs, self.flags = SETTINGS[options.scale], options.jobs, list(flags)
+        self.end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+        threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+        self.shared = ["--device", options.device, "--threads", str(threads)]
+        self.shared += ["--data_root", str(Path(options.data_root).absolute())] if options.data_root else []
+        cuda = options.device != "cpu" and torch.cuda.is_available()
+        device = torch.cuda.get_device_name() if cuda else f"CPU, {platform.machine()}"
+        self.machine = {"device": device, "torch": torch.__version__, "git": versions()["git"], "flags": list(flags)}
+
+    def command(self, step: Step) -> list[str]:
+        """The flags of main.py or main_eval.py."""
+        run, folder = step.run, self.work / step.run.folder
+        if step.part != TRAIN:
+            path = find(folder, BEST_PGD10) or folder / BEST_PGD10
+            args = ["--model_path", str(path), "--weights", step.part, "--out", str(folder / step.part)]
+            return [*args, *self.setting.evaluation.split(), *self.shared]
+        args = ["--method", run.method, *self.setting.training.split(), *run.flags.split(), "--seed", str(run.seed)]
+        if run.method in WITH_TEACHER:
+            args += ["--teacher_model", "small_resnet", "--teacher_path", str(TEACHER)]
+        return [*args, *self.shared, "--root_path", str(folder), "--resume", *self.flags]
+
+    def carry_out(self) -> bool:
+        """Carry out all steps or those that end in time; return whether none failed. Stopped trainings are saved."""
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        processes = multiprocessing.get_context("forkserver")
+        processes.set_forkserver_preload(["scripts.reproduce.evidence"])
+        running: dict[Step, tuple] = {}
+        failed: set[Step] = set()
+        try:
+            while time.monotonic() < self.end:
+                waiting = [step for step in self.study.steps(self.work) if step not in failed and step not in running]
+                for step in waiting[: self.jobs - len(running)]:
+                    process = processes.Process(target=execute, args=(step.part, self.command(step), self._log(step)))
+                    process.start()
+                    running[step] = process, time.monotonic()
+                if not running:
+                    return not failed
+                left = min(self.end - time.monotonic(), 1e6)
+                wait([process.sentinel for process, _ in running.values()], max(0, left))
+                for step in [step for step, (process, _) in running.items() if not process.is_alive()]:
+                    process, began = running.pop(step)
+                    if process.exitcode:
+                        failed.add(step)
+                        lines = self._log(step).read_text(encoding="utf-8", errors="replace").splitlines()
+                        logger.error("%s: %s", self._log(step), lines[-1] if lines else "no output")
+                    else:
+                        self._collect(step, round(time.monotonic() - began, 1))
+            logger.info("stopped at the time limit; the same command continues")
+            return not failed
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+            for process, _ in running.values():
+                process.join()
+
+    def _log(self, step: Step) -> Path:
+        return self.work / "logs" / f"{step.run.folder}_{step.part}.txt"
+
+    def _collect(self, step: Step, seconds: float) -> None:
+        """Add the results of a finished step and write them."""
+        folder = self.work / step.run.folder
+        if step.part == TRAIN:
+            key, value = "epochs", read_run(find(folder, "results.csv").parent).epochs
+            summary = f"held-out PGD-10 {max(row['PGD10_acc'] for row in value):.2f} %"
+        else:
+            figures = read_evaluations(find(folder / step.part, "eval.json"))[-1]["figures"]
+            key, value = step.part, {title: figures[title]["accuracy"] for title in ATTACKS if title in figures}
+            value |= {"images": {title: figures[title]["n"] for title in value}}
+            summary = ", ".join(f"{title} {value[title]:.2f} %" for title in value["images"])
+        result = self.study.results.setdefault(step.run.name, {})
+        result |= {key: value, f"{step.part} seconds": seconds, **self.machine}
+        write_results(self.out, self.study.results)
+        logger.info("%s %s %s: %s, %.0f s", time.strftime("%H:%M:%S"), step.run.name, step.part, summary, seconds)
+
+
+def execute(part: str, args: list[str], log: Path) -> None:
+    """Train or evaluate in this process, which ends with the status of main.py or main_eval.py."""
+    with open(log, "a", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    if part == TRAIN:
+        run_command(lambda: train(*parse(TrainConfig, args, description="", choices={})))
+    else:
+        run_command(lambda: run_evaluation(parse(EvalConfig, args, description="", choices={}).config))
+
+
+def read_results(folder: Path) -> dict[str, dict]:
+    """The results in a folder; {} if it has none. Raises UserError for a damaged file."""
+    path = folder / RESULTS
+    try:
+        results = read_json(path) if path.exists() else {}
+        if not all(row["PGD10_acc"] >= 0 for result in results.values() for row in result["epochs"]):
+            raise ValueError("not an accuracy")
+        return results
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: no results of evidence.py ({error}); name another folder") from error
+
+
+def write_results(folder: Path, results: Mapping[str, dict]) -> None:
+    """Write results.json, one line per run."""
+    lines = (f"{json.dumps(name)}: {json.dumps(result)}" for name, result in results.items())
+    write_text(folder / RESULTS, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def evidence(arguments: Sequence[str]) -> None:
-    """Write tables and figures. Raises UserError for runs that make no table, a damaged file, and a full disk."""
+    """Carry out the comparison and write its table. Raises UserError for a bad request; status 1 if a step failed."""
+    args = list(arguments)
+    own, flags = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
+    options = _parser().parse_args(own)
+    if not (options.table or options.out):
+        raise UserError("--out: needed; name the folder of the results")
+    if unknown := set(options.methods) - GRID.keys():
+        raise UserError(f"--methods {' '.join(sorted(unknown))}: must be of {', '.join(GRID)}")
+    if not (options.jobs >= 1 and options.minutes >= 0):
+        raise UserError(f"--jobs {options.jobs} --minutes {options.minutes:g}: must be at least 1 and 0")
+    folder = Path(options.table or options.out)
+    study = Study(options.methods, options.seeds or SETTINGS[options.scale].seeds, read_results(folder))
+    if options.table and not study.rows():
+        raise UserError(f"--table {folder}: has no complete results of evidence.py")
+    succeeded = bool(options.table) or carry_out(study, options, flags)
+    if not options.list:
+        write_text(folder / PAGE, page(study))
+        save_figure(tradeoff(study), folder / FIGURE)
+        logger.info("%s, %s", folder / PAGE, folder / FIGURE)
+    if not succeeded:
+        sys.exit(1)
+
+
+def carry_out(study: Study, options: argparse.Namespace, flags: Sequence[str]) -> bool:
+    """Carry out what the study requires, or list it; return whether nothing failed."""
+    runner = Runner(study, options, flags)
+    parse(TrainConfig, runner.command(Step(Run(BASE, GRID[BASE][0], 1), TRAIN)), description="", choices={})
+    if options.list:
+        for part, command in ((step.part, runner.command(step)) for step in study.steps(runner.work)):
+            print(shlex.join(["python", "main.py" if part == TRAIN else "main_eval.py", *command]))
+        return True
+    if options.scale == "full":
+        load("Folder", options.data_root, workers=os.cpu_count() or 1)  # decodes the images once for all processes
+    for path in (runner.out, runner.work / "logs"):
+        path.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the processes, too
+    return runner.carry_out()
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = parser_for(__doc__)
-    parser.add_argument("runs", metavar="RUNS", help="folder of the runs")
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder of the tables and figures")
-    options = parser.parse_args(arguments)
-    runs, out = read_runs(Path(options.runs)), Path(options.out)
-    students = [run for run in runs if run.suffix != TEACHER]
-    teachers = [run for run in runs if run.suffix == TEACHER and run.config["method"] == "AT"]
-    pages = {"methods": methods_page(plain_methods(students), teachers), "ablation": ablation_page(students)}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, page in pages.items():
-            if page:
-                write_text(out / f"{name}.md", page)
-        for draw in (tradeoff, overfitting, reliability, alpha, per_class):
-            if figure := draw(students):
-                save_figure(figure, out / f"{draw.__name__}.png")
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from error
-    logger.info("%d runs: %s", len(runs), out)
+    parser.add_argument("--data_root", metavar="DIR", help="image folder of CIFAR-10; default: datasets/")
+    parser.add_argument("--out", metavar="DIR", help="folder of the results")
+    parser.add_argument("--table", metavar="DIR", help="write table and figure of the results in DIR and end")
+    parser.add_argument("--work", metavar="DIR", help="folder of the checkpoints; default: runs/fair-SCALE")
+    parser.add_argument("--scale", choices=SETTINGS, default="full", help="smoke shows that everything runs [full]")
+    parser.add_argument("--methods", nargs="+", default=list(GRID), metavar="NAME", help="some methods; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="the first one tunes [1 2 3]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of a process; default: cores / jobs")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at once [1]")
+    parser.add_argument("--minutes", type=float, default=0, metavar="M", help="stop after M minutes [no limit]")
+    parser.add_argument("--list", action="store_true", help="print the commands that can start now and end")
+    return parser
 
 
-def read_runs(folder: Path) -> list[Run]:
-    """All evaluated runs below a folder, by path; others are left out with a warning.
-
-    Raises UserError if there is no student, a file is damaged, a run is there twice, or runs of one table have
-    different settings or conditions of evaluation. Teachers and long runs may have their own settings.
-    """
-    paths = [path.parent for path in sorted(folder.rglob("config.json"))]
-    runs = [_read(path) for path in paths if any(path.glob("*_eval/eval.json"))]
-    if len(runs) < len(paths):
-        logger.warning("left out: %d runs that are not evaluated", len(paths) - len(runs))
-    if not any(run.suffix != TEACHER for run in runs):
-        raise UserError(f"{folder}: no evaluated student below it; reproduce.py --table CPU-methods trains some")
-    names = Counter((run.config["method"], run.suffix, str(run.config["seed"])) for run in runs)
-    (name, count), *_ = names.most_common(1)
-    if count > 1:
-        raise UserError(f"{folder}: {' '.join(filter(None, name))} is there {count} times; keep one of them")
-    for key in (*SHARED, "limit_test"):
-        values = sorted({str(run.config.get(key)) for run in runs if run.suffix not in (TEACHER, LONG)})
-        if len(values) > 1:
-            raise UserError(f"{folder}: trained with --{key} {' and '.join(values)}; give the folder of one comparison")
-    if len(set().union(*(run.conditions for run in runs))) > 1:
-        raise UserError(f"{folder}: evaluated under different conditions; give the folder of one comparison")
-    return runs
+def accuracies(study: Study, runs: Sequence[Run], weights: str, attack: str) -> list[float]:
+    """Accuracy in percent of each run that was evaluated so."""
+    results = [study.results.get(run.name, {}).get(weights, {}) for run in runs]
+    return [result[attack] for result in results if attack in result]
 
 
-def _read(folder: Path) -> Run:
-    try:
-        config, epochs = read_json(folder / "config.json"), read_csv(folder / "results.csv")
-        path = folder / "reliability.csv"
-        watched = read_csv(path) if path.exists() else []
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: incomplete run ({error})") from error
-    results, conditions = {}, set()
-    for kind, name in KINDS.items():
-        path = results_folder(folder / name) / "eval.json"
-        newest = read_evaluations(path)[-1] if path.exists() else {"figures": {}, "conditions": {}}
-        results[kind] = newest["figures"]
-        if newest["conditions"]:
-            shared = {key: value for key, value in newest["conditions"].items() if key not in ("checkpoint", "sha256")}
-            conditions.add(json.dumps(shared, sort_keys=True))
-    return Run(config, epochs, watched, results, conditions)
+def two_errors(*groups: Sequence[float]) -> float:
+    """Two standard errors of a mean, or of the difference of two means."""
+    return 2 * sum(variance(values) / len(values) for values in groups) ** 0.5
 
 
-def grouped(runs: Iterable[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
-    """Runs by the value of ``key``; runs with None are left out."""
-    groups = defaultdict(list)
-    for run in runs:
-        if (name := key(run)) is not None:
-            groups[name].append(run)
-    return dict(groups)
+def page(study: Study) -> str:
+    """The comparison and the tuning as Markdown."""
+    lines, base = [], study.runs(BASE) if BASE in study.methods else []
+    for title, runs in study.rows().items():
+        cells = [accuracies(study, runs, weights, attack) for weights in WEIGHTS for attack in ATTACKS]
+        ours, theirs = (accuracies(study, group, WEIGHTS[0], ATTACKS[-1]) for group in (runs, base))
+        known = title != BASE and min(len(ours), len(theirs)) > 1
+        gap = f"{mean(ours) - mean(theirs):+.2f} ± {two_errors(ours, theirs):.2f}" if known else NONE
+        lines.append([title, runs[0].flags, len(cells[0]), *map(_cell, cells), gap])
+    columns = [f"{weights} {attack}" for weights in ("averaged:", "raw:") for attack in ATTACKS]
+    header = ["method", "chosen", "seeds", *columns, f"{ATTACKS[-1]}, averaged, minus {BASE}"]
+    tuned, bold = [], set()
+    for number, method in enumerate(study.methods):
+        scores = study.tuning(method)
+        tuned.append([method, *(f"{flags}: {NONE if score is None else score}" for flags, score in scores.items())])
+        if None not in scores.values():
+            bold.add((number, 1 + list(scores).index(max(scores, key=scores.get))))
+    results = study.results.values()
+    machines = {f"{result['device']}, PyTorch {result['torch']}" for result in results}
+    images = {f"{attack} {n}" for one in results for w in WEIGHTS if w in one for attack, n in one[w]["images"].items()}
+    parts = [
+        "# Methods with an equal budget of tuning",
+        f"Accuracy in %, mean ± two standard errors over seeds. Test images: {', '.join(sorted(images)) or NONE}.",
+        f"Hardware: {'; '.join(sorted(machines)) or NONE}.",
+        markdown_table(header, lines),
+        "## Tuning",
+        f"PGD-10 accuracy in % of the best epoch on held-out images, seed {study.seeds[0]}; bold: chosen.",
+        markdown_table(["method", "first value", "second value", "third value"], tuned, bold) + "\n",
+    ]
+    return "\n\n".join(parts)
 
 
-def plain_methods(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """The seeds of each method without a suffix."""
-    return grouped(runs, lambda run: None if run.suffix else run.config["method"])
+def _cell(values: Sequence[float]) -> str:
+    errors = f" ± {two_errors(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{errors}" if values else NONE
 
 
-def strongest(methods: Mapping[str, Group], kind: str) -> str:
-    """The strongest attack that every run was evaluated with."""
-    runs = [run for group in methods.values() for run in group]
-    return ([attack for attack in ATTACKS if all(attack in run.results[kind] for run in runs)] or [ATTACKS[0]])[-1]
-
-
-def accuracies(group: Group, kind: str, attack: str) -> list[float]:
-    """Accuracy in percent of each run that was evaluated with the attack."""
-    return [run.results[kind][attack]["accuracy"] for run in group if attack in run.results[kind]]
-
-
-def methods_page(methods: Mapping[str, Group], teachers: Group) -> str | None:
-    """The comparison of all methods as Markdown; None without plain runs."""
-    if not methods:
-        return None
-    parts = ["# Every method under one setting", describe([run for group in methods.values() for run in group])]
-    for kind in KINDS:
-        rows = [[name, len(methods[name]), *cells(methods[name], kind)] for name in ranked(methods, kind)]
-        rows += [["(the robust teacher)", len(teachers), *cells(teachers, kind)]] if teachers else []
-        parts += [f"## The {kind} checkpoint", markdown_table(["method", "seeds", *ATTACKS], rows)]
-    attacks = dict.fromkeys((ATTACKS[0], strongest(methods, "best"), ATTACKS[-1]))
-    parts += ["## Which differences exceed two standard errors", DIFFERENCES.replace("\n", " ")]
-    return "\n\n".join(parts + [differences(methods, attack) for attack in attacks]) + "\n"
-
-
-def describe(runs: Group) -> str:
-    """The setting that runs share, as a sentence or two."""
-    config = runs[0].config
-    settings = ", ".join(f"{key} {config[key]}" for key in SHARED if config.get(key))
-    results = [run.results[kind] for run in runs for kind in KINDS]
-    sizes = {attack: sorted({one[attack]["n"] for one in results if attack in one}) for attack in ATTACKS}
-    images = ", ".join(f"{attack} {'/'.join(map(str, counts))}" for attack, counts in sizes.items() if counts)
-    seeds = ", ".join(map(str, sorted({run.config["seed"] for run in runs})))
-    chosen = f"{config['limit_test']} test images" if config.get("limit_test") else "the test images"
-    return (
-        f"Accuracy in %, mean ± sample standard deviation over the seeds {seeds}. Setting: {settings}. Test images: "
-        f"{images}. Best is the epoch of the highest PGD-10 accuracy on {chosen}, as the papers choose it."
-    )
-
-
-def cells(group: Group, kind: str) -> list[str]:
-    """Mean and deviation under each attack, with the number of seeds if it is not all; a dash without any."""
-    texts = []
-    for values in (accuracies(group, kind, attack) for attack in ATTACKS):
-        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-        fewer = f" (of {len(values)})" if len(values) < len(group) else ""
-        texts.append(f"{mean(values):.2f}{spread}{fewer}" if values else NONE)
-    return texts
-
-
-def ranked(groups: Mapping[str, Group], kind: str, attack: str | None = None) -> list[str]:
-    """Names of groups by their mean under an attack (default: the strongest), the highest first."""
-    attack = attack or strongest(groups, kind)
-    means = {name: mean(accuracies(group, kind, attack) or [-1.0]) for name, group in groups.items()}
-    return sorted(means, key=means.get, reverse=True)
-
-
-def differences(groups: Mapping[str, Group], attack: str, kind: str = "best") -> str:
-    """A table of the differences of all pairs of groups with several seeds, under its title."""
-    values = {name: accuracies(groups[name], kind, attack) for name in ranked(groups, kind, attack)}
-    values = {name: results for name, results in values.items() if len(results) > 1}
-    names, rows, bold = list(values), [], set()
-    for row, name in enumerate(names[:-1]):
-        later = range(row + 1, len(names))
-        gaps = [f"{mean(values[name]) - mean(values[names[column]]):.1f}" for column in later]
-        rows.append([name, *[""] * row, *gaps])
-        bold |= {(row, column) for column in later if exceeds(values[name], values[names[column]])}
-    if not rows:
-        return f"**{attack}**: one seed each."
-    title = f"**{attack}**: {len(bold)} of {comb(len(names), 2)} pairs differ by more."
-    return f"{title}\n\n{markdown_table(['', *names[1:]], rows, bold)}"
-
-
-def exceeds(some: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether two means differ by more than two standard errors of their difference."""
-    error = (variance(some) / len(some) + variance(others) / len(others)) ** 0.5
-    return abs(mean(some) - mean(others)) > 2 * error
-
-
-def ablation_page(students: Sequence[Run]) -> str | None:
-    """DGAD without its parts and with other beta as Markdown; None without DGAD itself, or with nothing else."""
-    rows = grouped((run for run in students if run.config["method"] == "DGAD"), _ablation_row)
-    full = rows.get(FULL)
-    if not full or len(rows) == 1:
-        return None
-    parts = ["# The parts of DGAD", describe([run for group in rows.values() for run in group])]
-    parts.append("Bold: more than two standard errors from DGAD with all its parts and beta 5 (the first row).")
-    for kind in KINDS:
-        lines, bold = [], set()
-        for number, (row, group) in enumerate(
-            sorted(rows.items(), key=lambda item: (item[0].count("no"), item[0] != FULL))
-        ):
-            lines.append([*row, len(group), *cells(group, kind)])
-            for column, attack in enumerate(ATTACKS, start=len(row) + 1):
-                ours, theirs = (accuracies(one, kind, attack) for one in (group, full))
-                if min(len(ours), len(theirs)) > 1 and exceeds(ours, theirs):
-                    bold.add((number, column))
-        header = ["MAP", "ELS", "PCR", "beta", "seeds", *ATTACKS]
-        parts += [f"## The {kind} checkpoint", markdown_table(header, lines, bold)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _ablation_row(run: Run) -> tuple[str, ...] | None:
-    """The cells of MAP, ELS, PCR and beta, by the suffix of the run."""
-    if run.suffix.startswith("beta"):
-        return (*FULL[:3], run.suffix.removeprefix("beta"))
-    if not run.suffix.endswith("PCR"):
-        return None if run.suffix else FULL
-    parts = ["no" if part.startswith("no") else "yes" for part in run.suffix.split("_")]
-    return (*parts, "5" if parts[2] == "yes" else NONE)
-
-
-def tradeoff(runs: Sequence[Run]) -> Figure | None:
-    """Robust against clean accuracy of each method's best checkpoint, with deviations over seeds; Natural left out."""
-    methods = plain_methods(run for run in runs if run.config["method"] != "Natural")
-    attack = strongest(methods, "best")
-    if len(methods) < 2 or not all(ATTACKS[0] in run.results["best"] for group in methods.values() for run in group):
-        return None
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    points = []
-    for number, group in enumerate(methods.values()):
-        values = [accuracies(group, "best", title) for title in (ATTACKS[0], attack)]
-        xerr, yerr = (stdev(one) if len(one) > 1 else 0 for one in values)
-        points.append(tuple(map(mean, values)))
-        color = plt.colormaps["turbo"]((number + 0.5) / len(methods))
-        axes.errorbar(*points[-1], xerr=xerr, yerr=yerr, fmt="o", capsize=2, elinewidth=0.8, color=color)
-    axes.set(xlabel="clean accuracy (%)", ylabel=f"accuracy under {attack} (%)")
+def tradeoff(study: Study) -> Figure:
+    """Robust against clean accuracy with two standard errors: averaged weights filled, raw ones empty."""
+    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    points, names, attack = [], [], ATTACKS[-1]
+    rows = study.rows()
+    for number, (title, runs) in enumerate(rows.items()):
+        color = plt.colormaps["turbo"]((number + 0.5) / len(rows))
+        for weights, fill in zip(WEIGHTS, (color, "white"), strict=True):
+            values = [accuracies(study, runs, weights, name) for name in (ATTACKS[0], attack)]
+            if all(values):
+                xerr, yerr = (two_errors(one) if len(one) > 1 else 0 for one in values)
+                look = {"fmt": "o", "color": color, "markerfacecolor": fill, "elinewidth": 0.8, "capsize": 2}
+                points.append(tuple(map(mean, values)))
+                names.append(title if weights == WEIGHTS[0] else "")
+                axes.errorbar(*points[-1], xerr=xerr, yerr=yerr, **look)
+    axes.set(xlabel="clean accuracy (%)", ylabel=f"accuracy under {attack} (%)", title="filled: averaged, empty: raw")
     axes.margins(0.12)
     axes.grid(alpha=0.3)
-    name_points(axes, points, list(methods))
+    name_points(axes, points, names) if points else None
     return figure
-
-
-def overfitting(runs: Sequence[Run]) -> Figure | None:
-    """Robust accuracy per epoch of the long runs: on test images (PGD-10), and on training images (their own attack).
-
-    Means over seeds; the band reaches from the lowest to the highest seed on test images.
-    """
-    _, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for number, (name, group) in enumerate(_long(runs).items()):
-        rows, style = _mean_rows([run.epochs for run in group]), {"color": f"C{number}"}
-        test = _points(rows, "PGD10_acc")
-        epochs = ([row["PGD10_acc"] for row in same] for same in zip(*(run.epochs for run in group), strict=False))
-        seeds = [list(map(float, values)) for values in epochs if "" not in values]
-        axes.plot(*test, label=f"{name}: test, PGD-10", **style)
-        axes.fill_between(test[0], [min(one) for one in seeds], [max(one) for one in seeds], alpha=0.2, lw=0, **style)
-        axes.plot(*max(zip(*test, strict=True), key=lambda point: point[1]), "o", **style)
-        axes.plot(*_points(rows, "train_adv_acc"), ":", label=f"{name}: training, its own attack", **style)
-    return _finished(axes, "accuracy under attack (%)")
-
-
-def reliability(runs: Sequence[Run]) -> Figure | None:
-    """Accuracy of the teacher on clean and on the student's adversarial training images (figure 1 of IAD)."""
-    _, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for number, (name, rows) in enumerate(_reliability_rows(runs).items()):
-        for column, style, images in (("teacher_clean_acc", "--", "clean"), ("teacher_adv_acc", "-", "adversarial")):
-            label = f"{name}: {images} images"
-            axes.plot(*_points(rows, column), style, color=f"C{number}", marker=".", label=label)
-    return _finished(axes, "accuracy of the teacher (%)")
-
-
-def alpha(runs: Sequence[Run]) -> Figure | None:
-    """The teacher's probability of the label on adversarial images, in the first and the last epoch that have it."""
-    counted = {
-        name: [row for row in rows if row[ALPHA_COLUMNS[0]] != ""] for name, rows in _reliability_rows(runs).items()
-    }
-    counted = {name: rows for name, rows in counted.items() if rows}
-    if not counted:
-        return None
-    size = (4.5 * len(counted), 3.5)
-    figure, axes = plt.subplots(1, len(counted), figsize=size, sharey=True, layout="constrained", squeeze=False)
-    edges = [number / len(ALPHA_COLUMNS) for number in range(len(ALPHA_COLUMNS) + 1)]
-    for axis, (name, rows) in zip(axes[0], counted.items(), strict=True):
-        for row, style in ((rows[0], "--"), (rows[-1], "-")):
-            counts = [row[column] for column in ALPHA_COLUMNS]
-            shares = [100 * count / sum(counts) for count in counts]
-            axis.stairs(shares, edges, ls=style, label=f"epoch {row['epoch']:g}")
-        axis.set(xlabel="alpha: teacher's probability of the label", title=name)
-        axis.legend(fontsize="small")
-    axes[0, 0].set_ylabel("share of the adversarial images (%)")
-    return figure
-
-
-def per_class(runs: Sequence[Run], attack: str = "PGD-20") -> Figure | None:
-    """Accuracy of each class under PGD-20, best checkpoints, mean over seeds."""
-    means = {}
-    for method, group in plain_methods(runs).items():
-        if results := [run.results["best"][attack]["per_class"] for run in group if attack in run.results["best"]]:
-            means[method] = {name: mean(one[name] for one in results) for name in results[0]}
-    if not means:
-        return None
-    methods = sorted(means, key=lambda method: mean(means[method].values()), reverse=True)
-    classes = list(means[methods[0]])
-    figure, axes = plt.subplots(figsize=(9, 0.4 * len(methods) + 1.5), layout="constrained")
-    table = [[means[method][name] for name in classes] for method in methods]
-    axes.imshow(table, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right", fontsize="small")
-    axes.set_yticks(range(len(methods)), methods, fontsize="small")
-    axes.set_title(f"accuracy (%) of each class under {attack}", fontsize="medium")
-    for row, values in enumerate(table):
-        for column, value in enumerate(values):
-            color = "white" if value > 50 else "black"
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize="small", color=color)
-    return figure
-
-
-def _long(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The seeds of each method's long run, by the method's name and their number."""
-    groups = grouped(runs, lambda run: run.config["method"] if run.suffix == LONG else None)
-    return {f"{method} ({len(group)} seed{'s' * (len(group) > 1)})": group for method, group in groups.items()}
-
-
-def _reliability_rows(runs: Sequence[Run]) -> dict[str, list[dict]]:
-    """reliability.csv of the long runs of each method with a teacher, means over seeds."""
-    long = {name: [run.reliability for run in group] for name, group in _long(runs).items()}
-    return {name: _mean_rows(tables) for name, tables in long.items() if all(tables)}
-
-
-def _mean_rows(tables: Sequence[Sequence[dict[str, str]]]) -> list[dict]:
-    """A row for each epoch that all seeds have, with their means; "" where a seed has no value."""
-    rows = []
-    for same in zip(*tables, strict=False):
-        columns = {key: [row[key] for row in same] for key in same[0]}
-        rows.append({key: "" if "" in values else mean(map(float, values)) for key, values in columns.items()})
-    return rows
-
-
-def _points(rows: Sequence[dict], column: str) -> tuple[list[float], list[float]]:
-    """Epochs, from 1, and the values that they have."""
-    known = [row for row in rows if row[column] != ""]
-    return [row["epoch"] for row in known], [row[column] for row in known]
-
-
-def _finished(axes, ylabel: str) -> Figure | None:
-    """The figure with labels; None if nothing was drawn."""
-    if not axes.lines:
-        plt.close(axes.figure)
-        return None
-    axes.set(xlabel="epoch", ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    return axes.figure
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Measure on one GPU within a time limit: python scripts/reproduce/gpu.py --minutes 9 --out DIR --data_root IMAGES
 
-Runs the GPU tests, the step benchmark and the rows of the table GPU, each with its evaluation: a robust teacher, then
-one student after another. Starts nothing that cannot end in time. DIR gets results.json, rewritten after every piece,
-and the teacher's weights in two files. Pieces that DIR, --work or --done already hold are skipped.
+Runs the GPU tests, benchmarks the training steps of the papers, and trains and evaluates the rows of the table GPU: a
+robust teacher, then one student after another with the same schedule. Starts nothing that cannot end in time. DIR gets
+results.json, rewritten after every piece, and the teacher's weights in two files. Pieces that DIR, --work or --done
+already hold are skipped.
 
     gpu.py --table results/gpu                                      print the results as Markdown
     gpu.py --join DIR --to models/pretrained/resnet18_cifar10       join and check the teacher's weights, write its card
@@ -41,34 +42,30 @@ from utils.tables import markdown_table, read_csv
 from utils.versions import versions
 
 RESULTS, PARTS = "results.json", ("teacher.1", "teacher.2")
-TEACHER, SECOND, PROBE, STEP = "teacher", "standard", "probe", "step"  # two rows of the table GPU, and other pieces
-EVALUATION = "teacher evaluation"
+TEACHER, SECOND, STEP = "teacher", "standard", "step"  # two rows of the table GPU, and a benchmark
 ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")
 BENCHMARK = "scripts/benchmark"
 LEAST_AUTOATTACK = 40.0  # percent, of a teacher that is published
 COSTS = {"Natural": 0.2, "AT": 1.0, "AdaAD": 2.2, "AdaIAD": 2.2, "DGAD": 2.2, "DGAD-IAD": 2.2}  # epochs of AT; else 1.4
-MARGIN = 1.15  # of every estimate
-TEST_SECONDS, STEP_SECONDS, TEACHER_SECONDS = 90, 120, 200  # at most; further benchmarks come after the students
+MARGIN = 1.1  # of every estimate
+EVALUATION_SECONDS, STEP_SECONDS, START_SECONDS, SECOND_EPOCHS = 50, 30, 15, 10
 PAIRS = (("AT", "resnet18"), *((method, of) for of in ("wideresnet34_10", "resnet18") for method in ("DGAD", "RSLAD")))
 SCALES = {
     "full": {
-        "tests": ["-m", "gpu"],
+        "tests": ["-n", "4", "tests/test_gpu.py"],
         "steps": [
             f"--method {method} --model resnet18 --teacher_model {teacher} --bs {bs} --compile {mode}"
-            for bs in (128, 512)
+            for mode, bs in (("graphs", 128), ("graphs", 512), ("on", 128), ("off", 128))
             for method, teacher in PAIRS
-            for mode in ("graphs", "on", "off")
         ],
         "rows": ["*"],
         "epochs": 30,
-        "images": (49_000, 9_000),  # of an epoch, and of the probe
     },
     "smoke": {  # shows on a CPU that every piece runs
         "tests": ["tests/test_schedule.py"],
         "steps": ["--method AT --model small_resnet --bs 4 --pairs 1"],
         "rows": [TEACHER, "DGAD", SECOND, "IAD-II"],
         "epochs": 1,
-        "images": (96, 64),
     },
 }
 CARD = """# {name}: a robust teacher
@@ -94,6 +91,7 @@ def gpu(arguments: Sequence[str]) -> None:
     parser.add_argument("--minutes", type=float, default=0, metavar="M", help="time limit of everything")
     parser.add_argument("--out", metavar="DIR", help="folder of the results: 3 files of at most 16 MiB")
     parser.add_argument("--data_root", default=".images/cifar10_jpeg", metavar="DIR", help="image folder of CIFAR-10")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of every training; default: 30 at scale full")
     parser.add_argument("--scale", choices=SCALES, default="full", help="smoke runs on a CPU [default: full]")
     parser.add_argument("--done", default="results/gpu", metavar="DIR", help="earlier results [default: results/gpu]")
     parser.add_argument("--work", metavar="DIR", help="folder of checkpoints; default: runs/gpu-SCALE")
@@ -115,6 +113,8 @@ def gpu(arguments: Sequence[str]) -> None:
 def _check(options: argparse.Namespace) -> None:
     if not 0 < options.minutes < 1e4:
         raise UserError(f"--minutes {options.minutes:g}: must be a number above 0")
+    if options.epochs is not None and options.epochs < 1:
+        raise UserError(f"--epochs {options.epochs}: must be at least 1")
     if not options.out:
         raise UserError("--out: needed; name the folder of the results")
     if options.scale == "full":
@@ -135,6 +135,7 @@ class Session:
 
     def __init__(self, options: argparse.Namespace):
         self.end = time.monotonic() + 60 * options.minutes - 5
+        self.epochs = options.epochs or SCALES[options.scale]["epochs"]
         self.scale, self.earlier = SCALES[options.scale], Path(options.done)
         self.out, self.work = Path(options.out), Path(options.work or f"runs/gpu-{options.scale}").absolute()
         full, root = options.scale == "full", Path(options.data_root)
@@ -164,13 +165,21 @@ class Session:
 
     def measure(self) -> None:
         """Measure all pieces in order of importance."""
-        tests = ["-m", "pytest", "-q", *self.scale["tests"]]
-        self.attempt("tests", 20, lambda: self.command(tests, limit=TEST_SECONDS))
-        self.steps(until=time.monotonic() + STEP_SECONDS)
-        self.attempt(PROBE, 60, self.probe)
-        if PROBE in self.done:
-            self.train_all(*(self.done[PROBE][key] for key in ("first_epoch_seconds", "epoch_seconds")))
-        self.steps(until=self.end)
+        self.attempt("tests", 20, lambda: self.command(["-m", "pytest", "-q", *self.scale["tests"]], log="tests"))
+        first = len(PAIRS)  # the papers' batch size, as CUDA graphs; the rest comes after the students
+        self.benchmark(self.scale["steps"][:first])
+        for row in self.runs:
+            self.train_row(row)
+        self.benchmark(self.scale["steps"][first:])
+
+    def benchmark(self, steps: Sequence[str]) -> None:
+        """Benchmark training steps against the plain reference."""
+        path = self.work / "step.json"
+        for flags in steps:
+            step = partial(self.command, [BENCHMARK, "step", *flags.split(), "--json", str(path)], log="step")
+            self.attempt(
+                f"{STEP} {flags}", self.longest(STEP, STEP_SECONDS), step, lambda: {"benchmark": read_json(path)}
+            )
 
     def attempt(self, key: str, seconds: float, *measures: Callable[[], dict]) -> None:
         """Measure one piece if it is not done and fits into the time; write the results at once."""
@@ -182,24 +191,33 @@ class Session:
             return
         began = time.monotonic()
         try:
-            piece = self.done[key] = {name: value for measure in measures for name, value in measure().items()}
+            piece = {name: value for measure in measures for name, value in measure().items()}
         except UserError as error:
             piece = {"error": str(error)}
         self.pieces[key] = piece | {"seconds": round(time.monotonic() - began, 1)}
+        if "error" not in piece:
+            self.done[key] = self.pieces[key]
         logger.info("%s: %.0f s %s", key, self.pieces[key]["seconds"], piece.get("error", ""))
+        results = json.dumps({"machine": self.machine, "pieces": self.pieces}, indent=1)
         for folder in (self.work, self.out):
-            write_text(folder / RESULTS, json.dumps({"machine": self.machine, "pieces": self.pieces}, indent=1) + "\n")
+            write_text(folder / RESULTS, results + "\n")
         for part in PARTS:
             if (self.work / part).exists():
                 shutil.copy(self.work / part, self.out / part)
 
-    def command(self, args: Sequence[str], *, limit: float = 1e9, epochs: int = 0, results: Path | None = None) -> dict:
+    def longest(self, kind: str, default: float) -> float:
+        """Seconds of the longest piece so far whose name has ``kind``."""
+        return max((piece["seconds"] for key, piece in self.pieces.items() if kind in key), default=default)
+
+    def command(
+        self, args: Sequence[str], *, epochs: int = 0, results: Path | None = None, log: str = "training"
+    ) -> dict:
         """Run a command of the project; raises UserError if it fails or does not end in time.
 
         Of a training, ``results`` is its results.csv: it is stopped as soon as its ``epochs`` cannot end in time.
         """
         began, ends = time.monotonic(), []
-        limit, log = min(limit, self.end - began), self.work / "log.txt"
+        limit, log = self.end - began, self.work / f"{log}.txt"
         with open(log, "w", encoding="utf-8") as file:
             process = subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
         while process.poll() is None:
@@ -217,54 +235,26 @@ class Session:
         timed = {"first_epoch_seconds": ends[0], "epoch_seconds": _per_epoch(ends)} if ends else {}
         return {"command": shlex.join(["python", *args]), "log": lines[-5:], **timed}
 
-    def steps(self, until: float) -> None:
-        """Benchmark training steps against the plain reference until a time of the clock."""
-        path = self.work / "step.json"
-        for flags in self.scale["steps"]:
-            args = [BENCHMARK, "step", *flags.split(), "--json", str(path)]
-            taken = [piece["seconds"] for key, piece in self.pieces.items() if key.startswith(STEP)]
-            if time.monotonic() < until:
-                step = partial(lambda args: self.command(args) | {"benchmark": read_json(path)}, args)
-                self.attempt(f"{STEP} {flags}", max(taken, default=40), step)
-
-    def probe(self) -> dict:
-        """Train AT for three epochs on a few images: the seconds of an epoch of all images, and of the first."""
-        images, fewer = self.scale["images"]
-        run = self.runs[TEACHER]
-        folder = run.folder.with_name(run.folder.name.replace(TEACHER, PROBE))
-        shutil.rmtree(folder, ignore_errors=True)
-        flags = ["--epochs", "3", "--limit_train", str(fewer), "--eval_every", "100", "--desc_str", PROBE]
-        measured = self.command([*run.commands[0], *flags], results=folder / "results.csv")
-        if not measured.get("epoch_seconds"):
-            raise UserError("its epochs ended before they could be timed")
-        return measured | {"epoch_seconds": measured["epoch_seconds"] * images / fewer}
-
-    def train_all(self, first: float, epoch: float) -> None:
-        """The teacher, then one student after another with the same schedule; a row without its teacher is left out."""
-        if not self.weights():
-            self.done.pop(TEACHER, None)
-        epochs = min(self.scale["epochs"], max(1, int((TEACHER_SECONDS - first) / (MARGIN * epoch))))
-        epochs = self.done.get(TEACHER, {}).get("epochs", epochs)
-        for row, run in self.runs.items():
-            args, evaluation = run.commands[0], self.pieces.get(EVALUATION, {}).get("seconds", 90)
-            best, seconds = run.folder / BEST_PGD10, first + epochs * epoch * COSTS.get(_method(args), 1.4)
-            if row == SECOND:
-                if not run.folder.exists():
-                    self.done.pop(row, None)
-                self.attempt(row, first, partial(self.train, run, args, 10))
-                continue
-            args = [*args, "--epochs", str(epochs)]
-            if row != TEACHER and not (weights := self.weights()):
-                return
-            if "--teacher_path" in args:
-                args += ["--teacher_path", str(weights)]
-            train = partial(self.train, run, args, epochs)
-            if row != TEACHER:
-                self.attempt(row, seconds + evaluation, train, partial(self.evaluate, run, best))
-                continue
-            self.attempt(row, seconds, train, partial(self.keep_teacher, best))
-            if weights := self.weights():
-                self.attempt(EVALUATION, evaluation, partial(self.evaluate, run, weights))
+    def train_row(self, row: str) -> None:
+        """Train and evaluate one row; a row whose teacher does not exist is left out."""
+        run, epochs = self.runs[row], self.done.get(TEACHER, {}).get("epochs", self.epochs)
+        epochs = SECOND_EPOCHS if row == SECOND else epochs
+        args, evaluation = [*run.commands[0], "--epochs", str(epochs)], f"{row} evaluation"
+        if "--teacher_path" in args:
+            args += ["--teacher_path", str(self.weights())]
+        exists = self.weights() if row == TEACHER else run.folder.exists() or evaluation in self.done
+        if not exists:  # an earlier call trained it, but its checkpoints are on another machine
+            self.done.pop(row, None)
+            self.done.pop(evaluation, None)
+        if row != TEACHER and not self.weights():
+            return
+        of_teacher, best = self.done.get(TEACHER, {}).get("epoch_seconds", 0), run.folder / BEST_PGD10
+        limit = self.longest("evaluation", EVALUATION_SECONDS)
+        seconds = START_SECONDS + epochs * COSTS.get(_method(args), 1.4) * of_teacher + limit
+        measures = [partial(self.train, run, args, epochs), *([partial(self.keep_teacher, best)] * (row == TEACHER))]
+        self.attempt(row, seconds, *measures)
+        if row in self.done and row != SECOND:
+            self.attempt(evaluation, limit, lambda: self.evaluate(run, self.weights() if row == TEACHER else best))
 
     def train(self, run: Run, args: list[str], epochs: int) -> dict:
         """Train one row; the result has the rows of results.csv."""
@@ -273,11 +263,13 @@ class Session:
         return ended | {"epochs": epochs, "rows": read_csv(results)}
 
     def evaluate(self, run: Run, best: Path) -> dict:
-        """Evaluate the best and the last checkpoint of a row; the result has the accuracies of each."""
-        checkpoints = {"best": best, "last": run.folder / LAST}
-        checkpoints = {kind: path for kind, path in checkpoints.items() if path.exists()}
+        """Evaluate the best checkpoint of a row, and the last if it is another one."""
+        checkpoints, log = {"best": best}, run.folder / "results.csv"
+        accuracies = [float(line["PGD10_acc"] or 0) for line in read_csv(log)] if log.exists() else []
+        if accuracies and max(accuracies[:-1], default=0) >= accuracies[-1]:
+            checkpoints["last"] = run.folder / LAST
         args = [*run.commands[1], "--model_path", *map(str, checkpoints.values())]
-        command = self.command(args)["command"]
+        command = self.command(args, log="evaluation")["command"]
         paths = {kind: results_folder(path) / "eval.json" for kind, path in checkpoints.items()}
         results = {kind: read_evaluations(path)[-1]["figures"] for kind, path in paths.items()}
         return {"evaluation_command": command, "results": results}
@@ -311,7 +303,8 @@ def join(source: Path, target: Path) -> None:
     """Join the teacher's weights and write them with configuration and card. Raises UserError for a bad teacher."""
     kept = _read(source / RESULTS)
     try:
-        teacher, results = kept["pieces"][TEACHER], kept["pieces"][EVALUATION]["results"]["best"]
+        teacher, evaluation = (kept["pieces"][key] for key in (TEACHER, f"{TEACHER} evaluation"))
+        results = evaluation["results"]["best"]
         content = b"".join((source / part).read_bytes() for part in PARTS)
         robust = results["AutoAttack"]["accuracy"]
     except (KeyError, OSError) as error:

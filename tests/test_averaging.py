@@ -1,0 +1,98 @@
+"""The average of the weights: its values, what a run does with it, and that a resumed run continues it."""
+
+import numpy as np
+import pytest
+import torch
+from commands import SMALL
+from conftest import ROOT
+from run_files import files_of, folder_of, rows_of, state_of
+from test_resume import Killed, kill_at
+from test_trainer import HostReads, copy_of, same, trainer_of
+from tiny import tiny_problem
+
+from data import TEST_SUBSET_SEED, load, subset
+from data.loader import Batches
+from engine.accuracy import evaluate
+from engine.checkpoint import LAST
+from engine.training.averaging import Ema
+from engine.training.trainer import Trainer
+from models import build
+
+EMA = f"{SMALL} --method AT --lr_schedule constant --ema 0.9"
+
+
+@pytest.mark.recorded
+def test_the_average_of_recorded_weights():
+    with np.load(ROOT / "tests" / "recorded" / "ema_DM.npz") as file:
+        steps, weights, averages = (torch.from_numpy(file[key]) for key in ("steps", "weights", "averages"))
+    student = torch.nn.Linear(16, 4, bias=False).double()
+    student.weight.data.copy_(averages[0])
+    average = Ema(student, tau=0.995)
+    for step, weight, expected in zip(steps, weights, averages[1:], strict=True):
+        student.weight.data.copy_(weight)
+        average.count = int(step) - 1
+        average.update()
+        torch.testing.assert_close(average.network.weight.data, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_parameters_and_batchnorm_statistics_are_averaged_after_every_step():
+    student, teacher, x, y = tiny_problem()
+    average = Ema(student, tau=0.15)
+    trainer = trainer_of("DGAD", student, teacher, average=average)
+    expected = copy_of(student)
+    for k in (1, 2):
+        trainer.step(x, y)
+        decay = min(0.15, (1 + k) / (10 + k))
+        for key, value in copy_of(student).items():
+            expected[key] = decay * expected[key] + (1 - decay) * value if value.is_floating_point() else value
+    torch.testing.assert_close(average.network.state_dict(), expected)
+    assert not average.network.training and not any(p.requires_grad for p in average.network.parameters())
+
+
+def test_the_student_trains_as_without_average():
+    results = []
+    for averaged in (True, False):
+        student, teacher, x, y = tiny_problem()
+        options = {"average": Ema(student, 0.9)} if averaged else {}
+        trainer = trainer_of("TRADES", student, teacher, **options)
+        with HostReads() as reads:
+            trainer.step(x, y)
+        assert reads.recorded == []
+        results.append(copy_of(student))
+    assert same(*results)
+
+
+def test_validation_and_checkpoints_use_the_average_and_keep_the_raw_network(train, tmp_path):
+    train(f"{EMA} --epochs 2")
+    checkpoint = torch.load(folder_of(tmp_path) / LAST, weights_only=True)
+    state = state_of(tmp_path)
+    assert same(state["net"], checkpoint["net"]) and same(state["net_raw"], checkpoint["net_raw"])
+    assert state["averaged"] == 2 * 3
+    images = subset(load("Digits", None, image_size=16).test, 40, TEST_SUBSET_SEED)
+    losses = {}
+    for key in ("net", "net_raw"):
+        network = build("small_resnet", 10, 16)
+        network.load_state_dict(checkpoint[key])
+        losses[key] = evaluate(network, Batches(images, 16, device="cpu")).loss
+    assert float(rows_of(tmp_path)[-1]["clean_loss"]) == pytest.approx(losses["net"], rel=2e-5)
+    assert losses["net"] != pytest.approx(losses["net_raw"], rel=2e-4)
+
+
+def test_a_killed_run_with_an_average_ends_with_the_same_bytes(train, tmp_path, monkeypatch):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    args = f"{EMA} --epochs 3 --save_minutes 0 --resume"
+    train(args)
+    monkeypatch.chdir(tmp_path / "parts")
+    for owner, name, nth in ((Trainer, "step", 3), (torch, "save", 6)):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_at(patch, owner, name, nth)
+            train(args)
+    train(args)
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+
+
+def test_a_run_that_began_without_an_average_does_not_continue_with_one(train):
+    train(f"{EMA.removesuffix('--ema 0.9')} --epochs 1")
+    train(f"{EMA} --epochs 2 --resume", error="other settings .--ema not given -> 0.9.; --desc_str NAME starts another")
