@@ -1,7 +1,7 @@
 """Random transforms of whole batches of uint8 images (B, C, H, W), on their device.
 
-A transform is a pure function of the images and of its random draws, one row for each image. It works on all images of
-a batch at once and never waits for the device. Pixels equal those of torchvision's functions on PIL images.
+A transform is a pure function of the images and their random draws, one row for each image. It handles all images of a
+batch at once and never waits for the device. Pixels equal those of torchvision's functions on PIL images.
 """
 
 import math
@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2.functional import equalize
 
 CROP_PADDING = 4  # pixels, as in every official code
 CUTOUT_SIDE = 18  # pixels of 32, of Wang et al., "Better Diffusion Models Further Improve Adversarial Training" (2023)
 MAX_SHIFT = 10  # pixels of 32, of IDBH: Li & Spratling, "Data Augmentation Alone Can Improve Adversarial Training"
-ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # torchvision's RandomErasing
-ERASING_TRIES = 10  # torchvision's
+ERASED_AREA, ERASED_RATIO, ERASING_TRIES = (0.02, 0.33), (0.3, 3.3), 10  # torchvision's RandomErasing
 
 # The operations of IDBH's ColorShape for CIFAR, equally likely: lowest and highest value, whether its sign is drawn.
 SATURATION, BRIGHTNESS, CONTRAST, SHARPNESS, AUTOCONTRAST, EQUALIZE, SHEAR, ROTATE, SHEAR_Y = range(9)
@@ -34,35 +34,18 @@ COLOR_SHAPE = {
 
 
 class Transform(NamedTuple):
-    """A random transform: ``apply(images, *draw(n, generator))``, and its description for the log.
+    """``apply(images, draws)`` returns images; ``draw(n, size, generator)`` returns draws (n, ...), on the CPU."""
 
-    ``draw`` returns tensors whose first dimension is n, on the CPU; ``apply`` takes them on the images' device.
-    """
-
-    description: str
-    draw: Callable[[int, torch.Generator | None], tuple[Tensor, ...]]
-    apply: Callable[..., Tensor]
+    draw: Callable[[int, int, torch.Generator | None], Tensor]
+    apply: Callable[[Tensor, Tensor], Tensor]
 
 
-def transforms_of(augment: str, size: int, flip: bool) -> list[Transform]:
-    """Return the transforms of ``--augment`` for images of ``size`` pixels, without mirroring unless ``flip``.
-
-    Lengths given in pixels of CIFAR's 32 grow with the size. CutMix also changes labels: see :func:`cutmix`.
-    """
-    return [make(size) for make in AUGMENTATIONS[augment] if flip or make is not mirroring]
+def draw_corners(n, size, generator):
+    """Corners for :func:`random_crop`."""
+    return torch.randint(2 * CROP_PADDING + 1, (n, 2), generator=generator)
 
 
-def cropping(size: int, padding: int = CROP_PADDING) -> Transform:
-    """Zero-padding and a random crop of the original size."""
-    side = 2 * padding + 1
-    return Transform(
-        f"padded with {padding} pixels of zeros and cropped at random",
-        lambda n, generator: (torch.randint(side, (n, 2), generator=generator),),
-        partial(random_crop, padding),
-    )
-
-
-def random_crop(padding: int, images: Tensor, corners: Tensor) -> Tensor:
+def random_crop(images: Tensor, corners: Tensor, padding: int = CROP_PADDING) -> Tensor:
     """Zero-pad ``images`` (B, C, H, W) and crop HxW windows at ``corners`` (B, 2), (row, column) in 0..2*padding."""
     height, width = images.shape[2:]
     padded = F.pad(images, (padding,) * 4)
@@ -70,13 +53,9 @@ def random_crop(padding: int, images: Tensor, corners: Tensor) -> Tensor:
     return windows[torch.arange(len(images), device=images.device), :, corners[:, 0], corners[:, 1]]
 
 
-def mirroring(size: int) -> Transform:
-    """Left and right exchanged with probability 1/2."""
-    return Transform(
-        "mirrored with probability 1/2 (--no-flip: never)",
-        lambda n, generator: (torch.randint(2, (n,), generator=generator).bool(),),
-        mirror,
-    )
+def draw_mirrored(n, size, generator):
+    """Select images with probability 1/2."""
+    return torch.randint(2, (n,), generator=generator).bool()
 
 
 def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
@@ -84,37 +63,25 @@ def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
-def cutting_out(size: int) -> Transform:
-    """A black square around a random pixel, clipped to the image (Cutout, DeVries & Taylor 2017)."""
-    half = round(CUTOUT_SIDE * size / 32) // 2
-
-    def draw(n, generator):
-        center = torch.randint(size, (n, 2), generator=generator)
-        return (torch.stack([center - half, center + half], 2).flatten(1),)
-
-    return Transform(f"with a black square of {2 * half} pixels", draw, erase)
+def draw_squares(n, size, generator):
+    """Cutout (DeVries & Taylor, 2017): boxes of equal size around random pixels, also beyond the border."""
+    center, half = torch.randint(size, (n, 2), generator=generator), round(CUTOUT_SIDE * size / 32) // 2
+    return torch.stack([center - half, center + half], 2).flatten(1)
 
 
-def erasing(probability: float, size: int) -> Transform:
-    """A black rectangle of random area and shape with ``probability``: torchvision's RandomErasing(value=0)."""
-
-    def draw(n, generator):
-        side, missing = torch.zeros(n, 2), torch.ones(n, dtype=torch.bool)
-        for _ in range(ERASING_TRIES):
-            if not missing.any():
-                break
-            area, ratio = torch.rand(2, int(missing.sum()), generator=generator)
-            area = size**2 * (ERASED_AREA[0] + area * (ERASED_AREA[1] - ERASED_AREA[0]))
-            low, high = map(math.log, ERASED_RATIO)
-            ratio = (low + ratio * (high - low)).exp()
-            side[missing] = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).round()
-            missing = (side >= size).any(1)
-        erased = (torch.rand(n, generator=generator) < probability) & ~missing
-        side = side * erased[:, None]
-        corner = (torch.rand(n, 2, generator=generator) * (size - side + 1)).floor()
-        return (torch.stack([corner, corner + side], 2).flatten(1).long(),)
-
-    return Transform(f"with a random rectangle erased with probability {probability:g}", draw, erase)
+def draw_rectangles(n, size, generator, probability):
+    """Boxes of torchvision's RandomErasing, empty with 1 - ``probability``."""
+    side, (low, high) = torch.full((n, 2), float(size)), map(math.log, ERASED_RATIO)
+    for _ in range(ERASING_TRIES):
+        too_large = (side >= size).any(1)
+        area, ratio = torch.rand(2, int(too_large.sum()), generator=generator)
+        area = size**2 * (ERASED_AREA[0] + area * (ERASED_AREA[1] - ERASED_AREA[0]))
+        ratio = (low + ratio * (high - low)).exp()
+        side[too_large] = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).round()
+    erased = (torch.rand(n, generator=generator) < probability) & (side < size).all(1)
+    side *= erased[:, None]
+    corner = (torch.rand(n, 2, generator=generator) * (size - side + 1)).floor()
+    return torch.stack([corner, corner + side], 2).flatten(1).long()
 
 
 def erase(images: Tensor, boxes: Tensor) -> Tensor:
@@ -122,20 +89,15 @@ def erase(images: Tensor, boxes: Tensor) -> Tensor:
     return images.masked_fill(_inside(boxes, images)[:, None], 0)
 
 
-def crop_shifting(size: int) -> Transform:
-    """IDBH's CropShift: crop up to 10 of 32 rows and columns in total, and paste the rest anywhere on black."""
-    limit = round(MAX_SHIFT * size / 32)
+def draw_shifts(n, size, generator):
+    """IDBH's CropShift: cut up to 10 of 32 rows and columns in total, and place the rest anywhere."""
 
-    def draw(n, generator):
-        def up_to(bound):
-            return (torch.rand(n, generator=generator) * (bound + 1)).floor().long()
+    def up_to(bound):
+        return (torch.rand(n, generator=generator) * (bound + 1)).floor().long()
 
-        total = up_to(torch.full((n,), limit))
-        columns = up_to(total)
-        rows = total - columns
-        return (torch.stack([columns, rows, *(up_to(bound) for bound in (columns, rows) * 2)], 1),)
-
-    return Transform(f"cropped by up to {limit} rows and columns and shifted", draw, crop_shift)
+    total = up_to(round(MAX_SHIFT * size / 32))
+    columns = up_to(total)
+    return torch.stack([columns, total - columns, *(up_to(bound) for bound in (columns, total - columns) * 2)], 1)
 
 
 def crop_shift(images: Tensor, draws: Tensor) -> Tensor:
@@ -145,64 +107,48 @@ def crop_shift(images: Tensor, draws: Tensor) -> Tensor:
     """
     height, width = images.shape[2:]
     columns, rows, left, top, to_left, to_top = draws.T
-    boxes = torch.stack([to_top, to_top + height - rows, to_left, to_left + width - columns], 1)
+    box = torch.stack([to_top, to_top + height - rows, to_left, to_left + width - columns], 1)
     row = torch.arange(height, device=images.device)[:, None] + (top - to_top)[:, None, None]
     column = torch.arange(width, device=images.device) + (left - to_left)[:, None, None]
-    return _sample(images, row, column).masked_fill(~_inside(boxes, images)[:, None], 0)
+    return _sample(images, row, column) * _inside(box, images)[:, None]
 
 
-def color_shaping(size: int) -> Transform:
-    """IDBH's ColorShape: one operation of COLOR_SHAPE on each image."""
+def draw_operations(n, size, generator):
+    """IDBH's ColorShape: one operation for each image, and its value."""
     low, high, signed = torch.tensor([*COLOR_SHAPE.values()]).T
-
-    def draw(n, generator):
-        operation = torch.randint(len(COLOR_SHAPE), (n,), generator=generator)
-        axis, sign = torch.randint(2, (2, n), generator=generator)
-        value = torch.rand(n, generator=generator)
-        scaled = value * (high - low)[operation] + low[operation]
-        value = torch.where(operation == ROTATE, (value * high[ROTATE]).floor() + 1, scaled)
-        value = torch.where((sign * signed[operation]).bool(), -value, value)
-        return torch.where((operation == SHEAR) & axis.bool(), SHEAR_Y, operation), value
-
-    description = "with one of eight changes of color or shape (saturation, ..., rotation)"
-    return Transform(description, draw, color_shape)
+    operation = torch.randint(len(COLOR_SHAPE), (n,), generator=generator)
+    axis, negative = torch.randint(2, (2, n), generator=generator).bool()
+    value = torch.rand(n, generator=generator)
+    integer = (value * high[ROTATE]).floor() + 1
+    value = torch.where(operation == ROTATE, integer, value * (high - low)[operation] + low[operation])
+    value = torch.where(negative & signed[operation].bool(), -value, value)
+    return torch.stack([torch.where((operation == SHEAR) & axis, SHEAR_Y, operation), value], 1)
 
 
-def color_shape(images: Tensor, operation: Tensor, value: Tensor) -> Tensor:
-    """Apply one operation of COLOR_SHAPE, or SHEAR_Y, to each RGB image: ``operation`` (B,) with ``value`` (B,).
+def color_shape(images: Tensor, draws: Tensor) -> Tensor:
+    """Apply one operation of COLOR_SHAPE, or SHEAR_Y, to each RGB image; ``draws`` (B, 2): operation and value.
 
     Every kind of operation runs on the whole batch, as the identity for the images of another operation.
     """
-    gray = _gray(images)
-    degenerate = torch.zeros_like(images)
+    operation, value = (column[:, None, None, None] for column in draws.T)
+    gray, degenerate = _gray(images), torch.zeros_like(images)
     for kind, other in ((SATURATION, gray), (CONTRAST, _mean(gray)), (SHARPNESS, _smooth(images))):
-        degenerate = torch.where((operation == kind)[:, None, None, None], other, degenerate)
-    images = _blend(degenerate, images, torch.where(operation <= SHARPNESS, value, 1))
-    images = _equalize(_autocontrast(images, operation == AUTOCONTRAST), operation == EQUALIZE)
-    return _affine(images, _matrix(operation, value, *images.shape[2:]))
+        degenerate = torch.where(operation == kind, other, degenerate).float()
+    weight = torch.where(operation <= SHARPNESS, value, 1)
+    images = ((images - degenerate) * weight + degenerate).clamp(0, 255).to(torch.uint8)
+    images = torch.where(operation == AUTOCONTRAST, _autocontrast(images), images)
+    images = torch.where(operation == EQUALIZE, equalize(images), images)
+    return _affine(images, *draws.T)
 
 
-def cutmix(
-    images: Tensor, labels: Tensor, permutation: Tensor, lam: Tensor, row: Tensor, column: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Paste a box of the permuted batch into each image, and mix the labels by area.
+def cutmix(images: Tensor, labels: Tensor, permutation: Tensor, lam, row, column) -> tuple[Tensor, Tensor]:
+    """Paste one box of the permuted batch into all images (B, C, H, W); mix the labels, probabilities (B, K), by area.
 
-    Args:
-        images: (B, C, H, W).
-        labels: Probabilities (B, K).
-        permutation: (B,), the image that the box is taken from.
-        lam: Share of the image that should stay; without clipping the box has the area 1 - ``lam``. A float64 scalar.
-        row: Row of the box's center, in 0..H-1; the box is clipped to the image.
-        column: Column of the center.
-
-    Returns:
-        Mixed images, and labels (B, K) weighted by the true area.
-
-    Source: Yun et al., "CutMix" (ICCV 2019), as in Rebuffi et al., "Data Augmentation Can Improve Robustness" (2021):
-    one box for the whole batch.
+    ``lam`` (float64) is the share of the image outside the box, whose center is ``row`` and ``column``; the box is then
+    clipped to the image. All three are tensors of one value. Source: Yun et al., "CutMix" (ICCV 2019), with one box for
+    a batch as in Rebuffi et al., "Data Augmentation Can Improve Robustness" (NeurIPS 2021).
     """
-    height, width = images.shape[2:]
-    half = [((1 - lam).sqrt() * side).long() // 2 for side in (height, width)]
+    half = [((1 - lam).sqrt() * side).long() // 2 for side in images.shape[2:]]
     box = torch.stack([row - half[0], row + half[0], column - half[1], column + half[1]])[None]
     inside = _inside(box, images)
     share = (1 - inside.double().mean()).to(labels.dtype)
@@ -210,13 +156,31 @@ def cutmix(
     return torch.where(inside[:, None], images[permutation], images), mixed
 
 
-# --augment -> its transforms in their order.
+def mix_batch(images: Tensor, labels: Tensor, classes: int, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply CutMix to classes (B,); ``draws`` (B, 4) are uniform, float64: column 0 gives the permutation."""
+    (lam, row, column), (height, width) = draws[0, 1:], images.shape[2:]
+    labels = F.one_hot(labels, classes).float()
+    return cutmix(images, labels, draws[:, 0].argsort(), lam, (row * height).long(), (column * width).long())
+
+
+CROP, MIRROR = Transform(draw_corners, random_crop), Transform(draw_mirrored, mirror)
+CUTOUT, CROP_SHIFT = Transform(draw_squares, erase), Transform(draw_shifts, crop_shift)
+COLORS = Transform(draw_operations, color_shape)
+ERASE_HALF, ERASE_ALL = (Transform(partial(draw_rectangles, probability=p), erase) for p in (0.5, 1))
+
+# --augment -> transforms in their order, and what the log says.
 AUGMENTATIONS = {
-    "crop": (cropping, mirroring),
-    "cutout": (cropping, mirroring, cutting_out),
-    "cutmix": (cropping, mirroring),
-    "idbh-weak": (mirroring, crop_shifting, color_shaping, partial(erasing, 0.5)),
-    "idbh-strong": (mirroring, crop_shifting, color_shaping, partial(erasing, 1)),
+    "crop": ((CROP, MIRROR), "padded with 4 pixels of zeros and cropped"),
+    "cutout": ((CROP, MIRROR, CUTOUT), "padded with 4 pixels of zeros and cropped, a square set to 0"),
+    "cutmix": ((CROP, MIRROR), "padded with 4 pixels of zeros and cropped, mixed by CutMix"),
+    "idbh-weak": (
+        (MIRROR, CROP_SHIFT, COLORS, ERASE_HALF),
+        "cropped and shifted, changed in color or shape, a rectangle erased from half of them",
+    ),
+    "idbh-strong": (
+        (MIRROR, CROP_SHIFT, COLORS, ERASE_ALL),
+        "cropped and shifted, changed in color or shape, a rectangle erased",
+    ),
 }
 
 
@@ -231,78 +195,46 @@ def _sample(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """Return the pixels at ``row`` and ``column``, each broadcast to (B, H, W); pixels outside an image are 0."""
     height, width = images.shape[2:]
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    index = (row * width + column) * inside
-    pixels = images.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, images.shape[1], -1))
-    return pixels.view_as(images) * inside[:, None]
+    index = ((row * width + column) * inside).flatten(1)[:, None]
+    return images.flatten(2).gather(2, index.expand(-1, images.shape[1], -1)).view_as(images) * inside[:, None]
 
 
 def _gray(images: Tensor) -> Tensor:
     """Luma (B, 1, H, W) in the fixed-point arithmetic of PIL."""
     red, green, blue = images.int().split(1, 1)
-    return (red * 19595 + green * 38470 + blue * 7471 + 0x8000 >> 16).to(torch.uint8)
+    return red * 19595 + green * 38470 + blue * 7471 + 0x8000 >> 16
 
 
 def _mean(gray: Tensor) -> Tensor:
     """Mean of each image, (B, 1, 1, 1), rounded half up."""
-    count = gray[0].numel()
-    return ((2 * gray.sum((1, 2, 3), keepdim=True) + count) // (2 * count)).to(torch.uint8)
+    return (2 * gray.sum((1, 2, 3), keepdim=True) + gray[0].numel()) // (2 * gray[0].numel())
 
 
 def _smooth(images: Tensor) -> Tensor:
     """PIL's SMOOTH filter: weights 1, in the center 5, divided by 13; the border of an image stays."""
-    pixels = images.short()
+    pixels = images.int()
     rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * pixels[:, :, 1:-1, 1:-1]
-    smooth = images.clone()
-    smooth[:, :, 1:-1, 1:-1] = (2 * total + 13) // 26
-    return smooth
+    pixels[:, :, 1:-1, 1:-1] = (2 * total + 13) // 26
+    return pixels
 
 
-def _blend(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
-    """``first + weight * (second - first)``, truncated, with ``weight`` (B,)."""
-    first = first.float()
-    blended = (second - first) * weight.float()[:, None, None, None] + first
-    return blended.clamp(0, 255).to(torch.uint8)
-
-
-def _autocontrast(images: Tensor, chosen: Tensor) -> Tensor:
-    """Scale each channel of the ``chosen`` (B,) images to 0..255; a channel of one value stays."""
-    low, high = (f(images, (2, 3), keepdim=True).double() for f in (torch.amin, torch.amax))
+def _autocontrast(images: Tensor) -> Tensor:
+    """Scale each channel to 0..255, truncated as by PIL; a channel of one value stays."""
+    low, high = (function(images, (2, 3), keepdim=True).double() for function in (torch.amin, torch.amax))
     scale = 255 / (high - low)
-    stretched = (images * scale + -low * scale).clamp(0, 255).to(torch.uint8)
-    return torch.where(chosen[:, None, None, None] & (high > low), stretched, images)
+    return torch.where(high > low, images * scale + -low * scale, images).clamp(0, 255).to(torch.uint8)
 
 
-def _equalize(images: Tensor, chosen: Tensor) -> Tensor:
-    """Equalize the histogram of each channel of the ``chosen`` (B,) images, as PIL does."""
-    pixels = images.flatten(2).long()
-    ones = torch.ones_like(pixels)
-    counts = pixels.new_zeros(*images.shape[:2], 256).scatter_add_(2, pixels, ones)
-    below = counts.cumsum(2) - counts
-    step = below.gather(2, pixels.amax(2, keepdim=True)) // 255
-    table = (below + step // 2) // step.clamp(min=1)
-    equalized = table.clamp(max=255).to(torch.uint8).gather(2, pixels).view_as(images)
-    return torch.where(chosen[:, None, None, None] & (step > 0)[..., None], equalized, images)
-
-
-def _matrix(operation: Tensor, value: Tensor, height: int, width: int) -> Tensor:
-    """Return the map (B, 2, 3), float64, from a pixel (column, row, 1) of the result to one of the image."""
-    value = value.double()
-    angle = torch.where(operation == ROTATE, value, 0).deg2rad()
-    cos, sin = angle.cos(), angle.sin()
-    along_x = torch.where(operation == SHEAR, value.tan(), 0)
-    along_y = torch.where(operation == SHEAR_Y, value.tan(), 0)
-    x, y = width / 2, height / 2  # the center stays
-    (a, b), (c, d) = (cos, along_x - sin), (along_y + sin, cos)
-    return torch.stack([a, b, x - a * x - b * y, c, d, y - c * x - d * y], 1).view(-1, 2, 3)
-
-
-def _affine(images: Tensor, matrix: Tensor) -> Tensor:
-    """Transform by ``matrix`` (B, 2, 3) with the nearest pixel, in the 16-bit fixed-point arithmetic of PIL."""
-    start = matrix[:, :, 2] + matrix[:, :, 0] / 2 + matrix[:, :, 1] / 2  # of the center of the first pixel
-    terms = torch.stack([matrix[:, :, 0], matrix[:, :, 1], start]) * 65536
-    across, down, first = (terms + 0.5 * terms.sign()).trunc().long()[..., None, None].unbind(0)
-    height, width = images.shape[2:]
+def _affine(images: Tensor, operation: Tensor, value: Tensor) -> Tensor:
+    """Shear or rotate about the center to the nearest pixel, in the 16-bit fixed-point arithmetic of PIL."""
+    zero, (height, width) = torch.zeros_like(value).double(), images.shape[2:]
+    angle = torch.where(operation == ROTATE, value, zero).deg2rad()
+    shear, shear_y = (torch.where(operation == kind, value, zero).tan() for kind in (SHEAR, SHEAR_Y))
+    a, b, c, d = angle.cos(), shear - angle.sin(), shear_y + angle.sin(), angle.cos()
+    x, y = width / 2, height / 2
+    rows = ((a, b, x - a * x - b * y + (a + b) / 2), (c, d, y - c * x - d * y + (c + d) / 2))
+    terms = torch.stack([torch.stack(row) for row in rows]) * 65536
+    (a, b, x), (c, d, y) = (terms + 0.5 * terms.sign()).trunc().long()[..., None, None]
     row, column = torch.arange(height, device=images.device)[:, None], torch.arange(width, device=images.device)
-    column, row = (across * column + down * row + first >> 16).unbind(1)
-    return _sample(images, row, column)
+    return _sample(images, c * column + d * row + y >> 16, a * column + b * row + x >> 16)

@@ -3,13 +3,11 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from data.augment import Transform, cutmix, mirror
+from data.augment import Transform, mix_batch
 from data.extra import ExtraData
 from data.splits import Split
 
@@ -19,16 +17,12 @@ log = logging.getLogger(__name__)
 class Batches:
     """Iterate over a split: images (B, C, H, W) in [0, 1] and labels (B,) int64, both on ``device``.
 
-    The last batch may be smaller. ``shuffle`` draws a new order for every epoch; ``transforms`` are applied in their
-    order, to uint8 images. With ``mix_classes``, the number of classes, CutMix follows, and labels are probabilities
-    (B, classes), float32.
-
-    With ``extra``, every batch is full: its first part are images of the split, in a new order for every epoch, its
-    second part random images of ``extra``; both are shuffled. An epoch has as many batches as without ``extra``, so it
-    does not use every image of the split.
+    The last batch may be smaller. ``shuffle`` draws a new order for every epoch; ``transforms`` change the images.
+    With ``mix_classes``, the number of classes, CutMix follows, and labels are probabilities (B, classes), float32.
+    With ``extra`` every batch is full and partly drawn from there: see :meth:`ExtraData.order`.
 
     All random numbers of an epoch are drawn from ``generator`` (on the CPU) before its first batch. A generator in the
-    state from the start of an epoch therefore repeats that epoch on any device, and, except for CutMix and ``extra``,
+    state from the start of an epoch therefore repeats that epoch, on any device and, without CutMix and extra data,
     with any batch size.
     """
 
@@ -57,79 +51,47 @@ class Batches:
 
     def skip(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over an epoch without its first ``count`` batches; the others do not change."""
-        epoch = self._draw()
-        for number in range(count, len(self)):
-            images, labels = self._select(epoch, number)
-            part = slice(number * self.batch_size, number * self.batch_size + len(labels))
-            for transform, draws in zip(self.transforms, epoch.draws, strict=True):
-                images = transform.apply(images, *(values[part] for values in draws))
+        order, draws = self._draw()
+        for start in range(count * self.batch_size, len(order), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            images, labels = self._select(order[part])
+            for transform, values in zip(self.transforms, draws, strict=False):
+                images = transform.apply(images, values[part])
             if self.mix_classes:
-                images, labels = self._mix(images, labels, epoch.mix[part])
+                images, labels = mix_batch(images, labels, self.mix_classes, draws[-1][part])
             yield images.float().div_(255), labels
 
-    def describe(self) -> str:
-        """Return what is done to the images, and with ``extra`` what an epoch consists of."""
-        steps = [each.description for each in self.transforms] + ["mixed by CutMix"] * bool(self.mix_classes)
-        if not any(each.apply is mirror for each in self.transforms):
-            steps.append("not mirrored")
+    def _draw(self) -> tuple[Tensor, list[Tensor]]:
+        """Draw an epoch: order (N,), and draws (N, ...) of each transform and of CutMix."""
+        n = len(self.labels)
         if self.extra:
-            n, size = len(self.labels), self.extra.own_per_batch(self.batch_size)
-            steps.append(
-                f"an epoch is {len(self)} batches of {size} training and {self.batch_size - size} extra images, "
-                f"{self.extra.own_images(n, self.batch_size):,} of {n:,} training images; "
-                f"{len(self.extra.images):,} extra images"
-            )
-        return ", ".join(steps)
-
-    def _draw(self) -> "_Epoch":
-        n, extra, order_in_batch = len(self.labels), None, None
-        order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
-        if self.extra:
-            own, n = self.extra.own_images(n, self.batch_size), len(self) * self.batch_size
-            extra = torch.randint(len(self.extra.images), (n - own,), generator=self.generator)
-            order_in_batch = torch.rand(len(self), self.batch_size, generator=self.generator).argsort(1).to(self.device)
-        draws = [[x.to(self.device) for x in each.draw(n, self.generator)] for each in self.transforms]
-        mix = None
+            order = self.extra.order(n, self.batch_size, self.generator)
+        else:
+            order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
+        draws = [each.draw(len(order), self.images.shape[-1], self.generator) for each in self.transforms]
         if self.mix_classes:
-            mix = torch.rand(n, 4, generator=self.generator, dtype=torch.float64).to(self.device)
-        return _Epoch(order.to(self.images.device), extra, order_in_batch, draws, mix)
+            draws.append(torch.rand(len(order), 4, generator=self.generator, dtype=torch.float64))
+        order = order if self.extra else order.to(self.images.device)
+        return order, [each.to(self.device) for each in draws]
 
-    def _select(self, epoch: "_Epoch", number: int) -> tuple[Tensor, Tensor]:
-        size = self.batch_size if self.extra is None else self.extra.own_per_batch(self.batch_size)
-        rows = epoch.order[number * size : (number + 1) * size]
-        images, labels = self._to_device(self.images[rows]), self._to_device(self.labels[rows])
+    def _select(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         if self.extra is None:
-            return images, labels
-        start = number * (self.batch_size - size)
-        others = epoch.extra[start : start + self.batch_size - len(rows)]
-        other_images = self._to_device(self.extra.images_at(others))
-        other_labels = self.extra.predict(other_images) if self.extra.predict else self.extra.labels_at(others)
-        rows = epoch.order_in_batch[number]
-        labels = torch.cat([labels, self._to_device(other_labels)])
-        return torch.cat([images, other_images])[rows], labels[rows]
+            return self._copy(self.images[rows]), self._copy(self.labels[rows])
+        is_extra = rows >= len(self.labels)
+        own = self._copy(rows[~is_extra], self.images.device)
+        images, labels = self.extra.at(rows[is_extra] - len(self.labels))
+        images = self._copy(images)
+        labels = self.extra.predict(images) if labels is None else self._copy(labels)
+        place = self._copy(is_extra.long().argsort(stable=True).argsort())
+        pairs = ((self.images, images), (self.labels, labels))
+        images, labels = (torch.cat([self._copy(source[own]), other])[place] for source, other in pairs)
+        return images, labels
 
-    def _mix(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply CutMix; ``draws`` (B, 4) are uniform in [0, 1): the order of its column 0 is the permutation."""
-        share, row, column = draws[0, 1:]  # one box for the batch
-        height, width = images.shape[2:]
-        center = (row * height).long(), (column * width).long()
-        labels = F.one_hot(labels, self.mix_classes).float()
-        return cutmix(images, labels, draws[:, 0].argsort(), share, *center)
-
-    def _to_device(self, batch: Tensor) -> Tensor:
-        if batch.device.type == self.device.type:  # comparing devices would distinguish "cuda" and "cuda:0"
+    def _copy(self, batch: Tensor, device: torch.device | None = None) -> Tensor:
+        device = device or self.device
+        if batch.device.type == device.type:  # comparing devices would distinguish "cuda" and "cuda:0"
             return batch
-        return batch.pin_memory().to(self.device, non_blocking=True)
-
-
-class _Epoch(NamedTuple):
-    """The random numbers of an epoch."""
-
-    order: Tensor  # of the split's images, on their device
-    extra: Tensor | None  # indices of extra images, on the CPU
-    order_in_batch: Tensor | None  # (batches, B)
-    draws: list[list[Tensor]]  # of each transform, one row for each image
-    mix: Tensor | None  # (images, 4), of CutMix
+        return batch.pin_memory().to(device, non_blocking=True)
 
 
 def _move_to(split: Split, device: torch.device) -> Split:

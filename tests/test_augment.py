@@ -1,4 +1,4 @@
-"""Augmentations of training images: recorded pixels, PIL's pixels, distributions, and their way into a run."""
+"""Augmentations of training images: recorded pixels, PIL's pixels, random draws, and mixed labels."""
 
 import json
 import math
@@ -16,24 +16,8 @@ from PIL import Image
 from torchvision.transforms import RandomErasing
 
 from attacks.objectives import cross_entropy
-from data import Batches, Split
-from data.augment import (
-    AUGMENTATIONS,
-    AUTOCONTRAST,
-    COLOR_SHAPE,
-    EQUALIZE,
-    ROTATE,
-    SHEAR,
-    SHEAR_Y,
-    color_shape,
-    color_shaping,
-    crop_shift,
-    crop_shifting,
-    cutmix,
-    cutting_out,
-    erasing,
-    transforms_of,
-)
+from data import Batches, Split, augment
+from data.augment import AUGMENTATIONS, COLOR_SHAPE, ROTATE, SHEAR, SHEAR_Y, color_shape, crop_shift, cutmix
 from engine.training.metrics import EpochMetrics
 from engine.training.settings import resolve
 from methods import METHODS, WITH_SOFT_LABELS
@@ -44,38 +28,26 @@ from utils.errors import UserError
 
 RECORDED = [ROOT / "tests" / "recorded" / "aug.npz"]
 RECORDED += sorted(Path(os.environ.get("GOLDEN2_DIR", ROOT.parent / "shared" / "golden2")).glob("aug_*.npz"))
-# Upper ends of the shares of the operations, and their ranges: of CIFAR, as in the project, and of SVHN.
-TABLES = {
-    "color": (np.cumsum([0.125] * 8), (0.05, 0.15)),
-    "shape": (np.cumsum([0.08, 0.08, 0.04, 0.08, 0.04, 0.08, 0.3, 0.3]), (0.05, 0.35)),
-}
-
-
-def rows_of(path):
-    with np.load(path) as file:
-        for name in file.files:
-            if name.endswith(".meta"):
-                key = name.removesuffix("meta")
-                arrays = {each.removeprefix(key): file[each] for each in file.files if each.startswith(key)}
-                yield json.loads(str(arrays.pop("meta"))), {each: torch.from_numpy(x) for each, x in arrays.items()}
+# Cumulated shares of the operations, and the range of shears: of CIFAR, as in the project, and of SVHN.
+COLOR = np.arange(1, 9) / 8, (0.05, 0.15)
+SHAPE = np.cumsum([0.08, 0.08, 0.04, 0.08, 0.04, 0.08, 0.3, 0.3]), (0.05, 0.35)
 
 
 @pytest.mark.recorded
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
 def test_pixels_and_labels_are_those_of_the_official_codes(path):
-    for row, arrays in rows_of(path):
+    file = np.load(path)
+    for key in (name.removesuffix("meta") for name in file.files if name.endswith(".meta")):
+        row, x = json.loads(str(file[key + "meta"])), torch.from_numpy(file[key + "x"])
         if row["method"] == "cutmix":
-            draws = (
-                torch.tensor(row["draws"]["lam"], dtype=torch.float64),
-                *(torch.tensor(row["draws"][name]) for name in ("centre_row", "centre_col")),
-            )
-            labels = F.one_hot(arrays["y"], arrays["y_out"].shape[1]).double()
-            images, labels = cutmix(arrays["x"], labels, arrays["perm"], *draws)
-            torch.testing.assert_close(labels, arrays["y_out"], rtol=0, atol=1e-15)
+            labels, perm = (torch.from_numpy(file[key + name]) for name in ("y", "perm"))
+            draws = (torch.tensor(row["draws"][name]) for name in ("lam", "centre_row", "centre_col"))
+            images, labels = cutmix(x, F.one_hot(labels, 10).double(), perm, *draws)
+            assert np.allclose(labels, file[key + "y_out"], rtol=0, atol=1e-15)
         else:
-            images = idbh(arrays["x"].permute(2, 0, 1)[None], row["op"], [draw[-1] for draw in row["draws"]])
+            images = idbh(x.permute(2, 0, 1)[None], row["op"], [draw[-1] for draw in row["draws"]])
             images = images[0].permute(1, 2, 0)
-        assert torch.equal(images, arrays["x_out"]), row
+        assert np.array_equal(images, file[key + "x_out"]), row
 
 
 def idbh(x, name, draws):
@@ -84,25 +56,20 @@ def idbh(x, name, draws):
         total, columns, left, top, right, bottom = draws
         rows = total - columns
         return crop_shift(x, torch.tensor([[columns, rows, left, top, columns - right, rows - bottom]]))
-    shares, shear = TABLES["shape" if "shape" in name else "color"]
+    shares, shear = SHAPE if "shape" in name else COLOR
     operation = int(np.searchsorted(shares, draws[0], side="right"))
+    low, high = shear if operation == SHEAR else COLOR_SHAPE[operation][:2]
+    value = torch.tensor(draws[1 if operation == SHEAR else -1]) * (high - low) + low
     if operation == ROTATE:
-        value = draws[1] * (-1) ** draws[2]
-    else:
-        low, high = shear if operation == SHEAR else COLOR_SHAPE[operation][:2]
-        value = torch.tensor(draws[-1 if operation < SHEAR else 1]) * (high - low) + low
+        value = torch.tensor(draws[1] * (-1.0) ** draws[2])
     if operation == SHEAR:
         operation, value = (SHEAR if draws[3] else SHEAR_Y), value * (-1) ** draws[2]
-    return color_shape(x, torch.tensor([operation]), torch.as_tensor(value)[None])
+    return color_shape(x, torch.tensor([[operation, value]]))
 
 
 PIL_FUNCTIONS = (
-    TF.adjust_saturation,
-    TF.adjust_brightness,
-    TF.adjust_contrast,
-    TF.adjust_sharpness,
-    lambda image, value: TF.autocontrast(image),
-    lambda image, value: TF.equalize(image),
+    *(TF.adjust_saturation, TF.adjust_brightness, TF.adjust_contrast, TF.adjust_sharpness),
+    *(lambda image, value: TF.autocontrast(image), lambda image, value: TF.equalize(image)),
     lambda image, value: TF.affine(image, 0.0, [0, 0], 1.0, [math.degrees(value), 0.0]),
     TF.rotate,
     lambda image, value: TF.affine(image, 0.0, [0, 0], 1.0, [0.0, math.degrees(value)]),
@@ -119,95 +86,68 @@ def test_every_operation_has_the_pixels_of_pil(size):
     operation, value = torch.arange(n) % len(PIL_FUNCTIONS), torch.rand(n) * 1.8 + 0.1
     value = torch.where((operation == SHEAR) | (operation == SHEAR_Y), value - 1, value)
     value = torch.where(operation == ROTATE, (60 * value - 60).round(), value)
-    for x, kind, amount, ours in zip(images, operation, value, color_shape(images, operation, value), strict=True):
+    results = color_shape(images, torch.stack([operation, value], 1))
+    for x, kind, amount, ours in zip(images, operation, value, results, strict=True):
         expected = PIL_FUNCTIONS[kind](Image.fromarray(x.permute(1, 2, 0).numpy()), float(amount))
         assert np.array_equal(ours.permute(1, 2, 0).numpy(), np.asarray(expected)), (kind, amount)
 
 
-def drawn(transform, n=40_000):
-    return transform.draw(n, torch.Generator().manual_seed(0))
+def test_draws_have_the_published_ranges_and_distributions():
+    """Counts of 40,000 draws are within 5 standard deviations."""
+    n, generator = 40_000, torch.Generator().manual_seed(0)
 
+    def near(counts, share):
+        return (torch.as_tensor(counts) - n * share).abs().max() < 5 * (n * share) ** 0.5
 
-def near(counts, share):
-    """Whether counts (or a count) of 40,000 draws are within 5 standard deviations of a share."""
-    return (torch.as_tensor(counts) - 40_000 * share).abs().max() < 5 * (40_000 * share) ** 0.5
-
-
-def test_color_shape_draws_eight_operations_equally_in_their_ranges():
-    operation, value = drawn(color_shaping(32))
-    counts = operation.bincount()
+    operation, value = augment.draw_operations(n, 32, generator).T
+    counts = operation.long().bincount()
     assert near(counts[:SHEAR], 1 / 8) and near(counts[ROTATE], 1 / 8) and near(counts[[SHEAR, SHEAR_Y]], 1 / 16)
     assert value[operation == ROTATE].unique().tolist() == [x for x in range(-10, 11) if x]
-    for kind, (low, high, signed) in COLOR_SHAPE.items():
-        if kind not in (AUTOCONTRAST, EQUALIZE, ROTATE):
-            values = value[operation == kind]
-            assert (values.abs().min() - low).abs() < 0.01 and (values.max() - high).abs() < 0.01
-            assert bool((values < 0).any()) == signed
-
-
-def test_crop_shift_cuts_up_to_10_of_32_pixels_in_total_and_pastes_anywhere():
-    (draws,) = drawn(crop_shifting(32))
-    columns, rows, left, top, to_left, to_top = draws.T
+    for kind in (0, 1, 2, 3, SHEAR):
+        values, (low, high, signed) = value[operation == kind], COLOR_SHAPE[kind]
+        assert (values.abs().min() - low).abs() < 0.01 and (values.max() - high).abs() < 0.01
+        assert bool((values < 0).any()) == signed
+    columns, rows, *starts = augment.draw_shifts(n, 32, generator).T
     assert near((columns + rows).bincount(), 1 / 11)
-    for bound, starts in ((columns, (left, to_left)), (rows, (top, to_top))):
-        of_four = [start[bound == 4] for start in starts]
-        assert all(((start >= 0) & (start <= bound)).all() for start in starts)
-        assert all(start.bincount(minlength=5).min() > len(start) / 6 for start in of_four)
-    assert drawn(crop_shifting(64))[0][:, :2].sum(1).max() == 20
-
-
-def test_erased_rectangles_have_the_distribution_of_torchvision():
-    image, probability = torch.zeros(3, 32, 32), 0.5
-    (boxes,) = drawn(erasing(probability, 32))
-    theirs = [RandomErasing.get_params(image, (0.02, 0.33), (0.3, 3.3), [0.0])[:4] for _ in range(4_000)]
-    top, left, height, width = torch.tensor(theirs).T.double()
-    theirs = torch.stack([top, top + height, left, left + width], 1)
+    for bound, start in zip((columns, rows) * 2, starts, strict=True):
+        assert ((start >= 0) & (start <= bound)).all()
+        assert start[bound == 4].bincount(minlength=5).min() > (bound == 4).sum() / 6
+    boxes = augment.draw_rectangles(n, 32, generator, probability=0.5)
     boxes = boxes[boxes[:, 1] > boxes[:, 0]].double()
-    assert near(len(boxes), probability) and boxes.min() == 0 and boxes.max() == 32
-    for function in (torch.mean, torch.std):
-        assert (function(boxes, 0) - function(theirs, 0)).abs().max() < 0.8  # pixels; of 4,000 draws
+    theirs = [RandomErasing.get_params(torch.zeros(3, 32, 32), (0.02, 0.33), (0.3, 3.3), [0.0]) for _ in range(4_000)]
+    top, left, height, width = torch.tensor([each[:4] for each in theirs]).T.double()
+    theirs = torch.stack([top, top + height, left, left + width], 1)
+    assert near(len(boxes), 1 / 2) and boxes.min() == 0 and boxes.max() == 32
+    assert all((f(boxes, 0) - f(theirs, 0)).abs().max() < 0.8 for f in (torch.mean, torch.std))  # pixels
+    top, bottom, *_ = augment.draw_squares(n, 32, generator).T
+    assert (bottom - top == 18).all() and near((top + 9).bincount(), 1 / 32)
 
 
-def test_cutout_is_a_square_of_18_of_32_pixels_clipped_to_the_image():
-    transform = cutting_out(32)
-    (boxes,) = drawn(transform, 500)
-    holes = transform.apply(torch.full((500, 3, 32, 32), 9, dtype=torch.uint8), boxes)[:, 0] == 0
-    heights = holes.any(2).sum(1)
-    assert heights.min() == 9 and heights.max() == 18 and torch.equal(heights, heights.long())
-    assert "36 pixels" in cutting_out(64).description
+def batches_of(name, images, transforms=None):
+    split, generator = Split(images, torch.arange(len(images)) % 4), torch.Generator().manual_seed(1)
+    transforms = AUGMENTATIONS[name][0] if transforms is None else transforms
+    options = {"transforms": transforms, "mix_classes": 4 * (name == "cutmix"), "generator": generator}
+    return Batches(split, 16, device="cpu", **options)
 
 
-def batches_of(augment, images, classes=4, batch_size=16):
-    split = Split(images, torch.arange(len(images)) % classes)
-    transforms = transforms_of(augment, images.shape[-1], True)
-    mix = classes if augment == "cutmix" else 0
-    generator = torch.Generator().manual_seed(1)
-    return Batches(split, batch_size, device="cpu", transforms=transforms, mix_classes=mix, generator=generator)
-
-
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_every_image_of_a_batch_has_its_own_draws(augment):
-    image = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
-    for images, _ in batches_of(augment, image.repeat(48, 1, 1, 1)):
-        assert len({x.numpy().tobytes() for x in images}) >= 14  # of 16; the same crop twice is possible
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_image_of_a_batch_has_its_own_draws(name, size):
+    image = torch.randint(256, (1, 3, size, size), dtype=torch.uint8)
+    for images, _ in batches_of(name, image.repeat(48, 1, 1, 1)):
+        assert len({x.numpy().tobytes() for x in images}) >= 13  # of 16; the same crop twice is possible
 
 
 def test_cutmix_weights_labels_by_the_pixels_of_each_class():
-    images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).repeat(24, 3, 16, 16) + 1  # its value is its class
-    batches = batches_of("cutmix", images)
-    batches.transforms = ()  # no padding
-    shares = []
-    for x, y in batches:
-        values = (x[:, 0] * 255).round().long() - 1
-        pixels = torch.stack([(values == label).double().mean((1, 2)) for label in range(4)], 1)
-        torch.testing.assert_close(y.double(), pixels, rtol=0, atol=1e-6)
-        shares.append(y.max(1).values.min().item())
-    assert len(set(shares)) == len(shares) == 6  # every batch has its own box
+    images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).repeat(24, 3, 16, 16)  # its value is its class
+    for x, y in batches_of("cutmix", images, transforms=()):
+        pixels = [((x[:, 0] * 255).round() == label).double().mean((1, 2)) for label in range(4)]
+        torch.testing.assert_close(y.double(), torch.stack(pixels, 1), rtol=0, atol=1e-6)
 
 
 def test_soft_labels_enter_loss_attack_and_accuracy():
     torch.manual_seed(0)
-    logits, y = torch.randn(6, 4, requires_grad=True), torch.rand(6, 4).softmax(1)
+    logits, y = torch.randn(6, 4), torch.rand(6, 4).softmax(1)
     mixed = sum(y[:, k] * cross_entropy(logits, torch.full((6,), k)) for k in range(4))
     torch.testing.assert_close(cross_entropy(logits, y), mixed)
     torch.testing.assert_close(trades_loss(logits, logits, y, beta=6), mixed.mean())
@@ -228,22 +168,18 @@ def test_cutmix_is_for_methods_of_soft_labels(method):
 
 def test_the_log_says_what_is_done_to_training_images(train):
     fast = f"{SMALL} --method AT --epochs 1 --limit_train 16"
-    assert "cropped at random, not mirrored; mirrored images of this dataset may have" in train(fast)
-    log = train(f"{fast} --desc_str a --no-flip --augment cutmix")
-    assert "zeros and cropped at random, mixed by CutMix, not mirrored\n" in log
-    log = train(f"{fast} --desc_str b --augment idbh-weak")
-    assert "shifted, with one of eight changes of color or shape" in log and "probability 0.5" in log
+    assert "zeros and cropped; not mirrored (images of this dataset may then have another class)" in train(fast)
+    assert "cropped, mixed by CutMix; not mirrored" in train(f"{fast} --desc_str a --augment cutmix")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_the_host_never_waits_for_a_gpu_and_pixels_are_those_of_the_cpu(augment):
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_the_host_never_waits_for_a_gpu_and_pixels_are_those_of_the_cpu(name):
     images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8)
-    expected = [tensor for batch in batches_of(augment, images) for tensor in batch]
-    batches = batches_of(augment, images)
-    batches.device = torch.device("cuda")
-    batches.images, batches.labels = images.cuda(), batches.labels.cuda()
+    expected = [tensor for batch in batches_of(name, images) for tensor in batch]
+    batches = batches_of(name, images)
+    batches.device, batches.images, batches.labels = torch.device("cuda"), images.cuda(), batches.labels.cuda()
     iterator = iter(batches)
     tensors = [*next(iterator)]
     torch.cuda.set_sync_debug_mode("error")

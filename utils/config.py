@@ -6,18 +6,7 @@ Flags have the spelling and the default of the official codes; a field is named 
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.flags import (
-    above,
-    at_least,
-    between,
-    check_values,
-    flag,
-    increasing,
-    inside,
-    unit_255,
-    unit_interval,
-    within,
-)
+from utils.flags import above, at_least, between, check_values, flag, increasing, unit_255, unit_interval, within
 
 DATA, RUN, NETWORKS, METHOD, ATTACK, TRAINING, EVALUATION = (
     "data",
@@ -88,29 +77,20 @@ class TrainConfig(CommonConfig):
 
     augment: Literal["crop", "cutout", "cutmix", "idbh-weak", "idbh-strong"] = flag(
         "crop",
-        "random changes of training images; crop: zero-padding by 4 pixels, crop, and mirroring (papers);\n"
-        "cutout, cutmix: the same with a black square or a box of another image; idbh: mirroring, crop and shift,\n"
-        "a change of color or shape, and an erased rectangle, in half of the images or in all",
+        "random changes of training images besides mirroring; crop: zero-padding by 4 pixels and a crop (papers);\n"
+        "cutout, cutmix: also a black square, or a box of another image; idbh: crop and shift, one change of color\n"
+        "or shape, and a rectangle erased from half (weak) or all (strong) of the images",
         group=DATA,
     )
-    flip: bool = flag(
-        True, "mirror training images at random, except for datasets whose classes that changes (Digits)", group=DATA
-    )
+    flip: bool = flag(True, "mirror training images at random, unless their class would change (Digits)", group=DATA)
     extra_data: str = flag(
-        "",
-        "uncompressed .npz file of additional training images: image (N, H, W, 3) uint8, and label (N,)",
-        group=DATA,
+        "", "uncompressed .npz file of more training images: image (N, H, W, 3) uint8, label (N,)", group=DATA
     )
     extra_fraction: float = flag(
-        0.7,
-        "share of --extra_data in each batch (Gowal et al., 2021, for generated images)",
-        group=DATA,
-        check=inside(0, 1),
+        0.7, "share of --extra_data in each batch (Gowal et al., 2021)", group=DATA, check=within(0, 1)
     )
     extra_labels: Literal["given", "teacher"] = flag(
-        "given",
-        "labels of --extra_data; given: those of the file; teacher: the class that the robust teacher predicts",
-        group=DATA,
+        "given", "labels of --extra_data; teacher: the class that the robust teacher predicts", group=DATA
     )
 
     model: str = flag("resnet18", "student; robustbench:NAME starts from a published network", group=NETWORKS)

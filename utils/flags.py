@@ -56,11 +56,6 @@ def within(low: float, high: float) -> Check:
     return lambda value: None if low < value <= high else f"must be above {low:g} and at most {high:g}"
 
 
-def inside(low: float, high: float) -> Check:
-    """A number strictly between ``low`` and ``high``."""
-    return lambda value: None if low < value < high else f"must be above {low:g} and below {high:g}"
-
-
 def between(low: float, high: float) -> Check:
     """A number of at least ``low`` and at most ``high``."""
     return lambda value: None if low <= value <= high else f"must be between {low} and {high}"

@@ -11,12 +11,12 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attacks.libraries import AUTOATTACK_CLASSES
 from attacks.suite import PROTOCOLS, Setting
 from data import TEST_SUBSET_SEED, Split, Splits, fingerprint, hold_out, load, subset
-from data.augment import transforms_of
+from data.augment import AUGMENTATIONS, MIRROR
 from data.extra import ExtraData, open_extra
 from data.loader import Batches
 from engine.checkpoint import BEST_PGD10
@@ -94,7 +94,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     files = processes.on_all_ranks(lambda: find_teachers(config))
     splits = processes.rank0_first(read)
     images = _training_and_validation(splits, config)
-    extra = processes.on_all_ranks(lambda: _open_extra(config, splits))
+    extra = processes.on_all_ranks(lambda: open_extra(config, splits.image_size, len(splits.classes)))
     seed_everything(config.seed)
     networks = processes.on_all_ranks(
         lambda: (
@@ -110,8 +110,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
         if processes.is_rank0:
             stack.enter_context(log_to_file(folder.path / "log.txt"))
         log_config(config, sources, folder.path, images, device)
-        refused = "; mirrored images of this dataset may have another class" * (config.flip and not splits.flip)
-        logger.info("training images: %s%s", loop.batches.describe(), refused)
+        _log_images(config, splits, len(images[0].labels), extra)
         logger.info("%s", compute.description)
         if processes.count > 1:
             norm = "over the whole batch" if config.sync_bn else "over each process's part"
@@ -211,13 +210,15 @@ def _make_loop(
         for key in ("net", "net_raw", "optimizer"):  # as large as the networks
             state.pop(key, None)
     if extra and config.extra_labels == "teacher":
-        extra = extra._replace(predict=partial(_predict, trainer.teachers[0]))
+        predict = torch.no_grad()(lambda x: trainer.teachers[0](x.float() / 255).argmax(1))
+        extra = extra._replace(predict=predict)
+    transforms, _ = AUGMENTATIONS[config.augment]
     batches = Batches(
         training,
         config.bs,
         device=compute.device,
         shuffle=True,
-        transforms=transforms_of(config.augment, splits.image_size, config.flip and splits.flip),
+        transforms=[each for each in transforms if each is not MIRROR or (config.flip and splits.flip)],
         mix_classes=len(splits.classes) if config.augment == "cutmix" else 0,
         extra=extra,
         generator=torch.Generator(),
@@ -226,18 +227,13 @@ def _make_loop(
     return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
 
 
-def _open_extra(config: TrainConfig, splits: Splits) -> ExtraData | None:
-    if not config.extra_data:
-        return None
-    size, classes = splits.image_size, len(splits.classes)
-    given = config.extra_labels == "given"
-    return open_extra(config.extra_data, config.extra_fraction, size, classes, labels=given)
-
-
-@torch.no_grad()
-def _predict(teacher: nn.Module, images: Tensor) -> Tensor:
-    """Labels (B,) of a teacher for uint8 images."""
-    return teacher(images.float() / 255).argmax(1)
+def _log_images(config: TrainConfig, splits: Splits, n: int, extra: ExtraData | None) -> None:
+    reason = "--no-flip" if splits.flip else "images of this dataset may then have another class"
+    mirrored = "mirrored with probability 1/2 (--no-flip: never)"
+    mirrored = mirrored if config.flip and splits.flip else f"not mirrored ({reason})"
+    logger.info("training images are %s; %s", AUGMENTATIONS[config.augment][1], mirrored)
+    if extra:
+        logger.info("%s", extra.describe(n, config.bs))
 
 
 def _make_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -37,7 +37,14 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
     )
     if config.log_reliability and config.method in WITHOUT_TEACHER:
         raise UserError(f"--log_reliability: {config.method} has no teacher; leave the flag out")
-    _check_data_flags(config)
+    if config.augment == "cutmix" and config.method not in WITH_SOFT_LABELS:
+        known = ", ".join(method for method in METHODS if method in WITH_SOFT_LABELS)
+        raise UserError(f"--augment cutmix: {config.method} needs one class for each image; use it with {known}")
+    if config.extra_data and config.extra_labels == "teacher" and config.method in WITHOUT_TEACHER:
+        raise UserError(f"--extra_labels teacher: {config.method} has no teacher; leave the flag out")
+    if config.extra_data and not 1 <= (count := int(config.bs * config.extra_fraction)) < config.bs:
+        message = f"{count} of the {config.bs} images of a batch; both kinds need at least one"
+        raise UserError(f"--extra_fraction {config.extra_fraction:g}: {message}")
     if given.get("epochs") == "flag" and given.get("milestones") == "config file" and config.milestones:
         message = "WARNING: --epochs %d: the milestones of --config, %s, are not used; --milestones sets them"
         logger.warning(message, config.epochs, " ".join(map(str, config.milestones)))
@@ -53,21 +60,6 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
         filled = {key: value for key, value in published.items() if key not in fixed}
     sources = {spec.name: given.get(spec.name, "default") for spec in fields(config)}
     return replace(config, **filled), sources | dict.fromkeys(filled, "recipe")
-
-
-def _check_data_flags(config: TrainConfig) -> None:
-    """Raise UserError for augmentation and extra data that the method or the batch size excludes."""
-    if config.augment == "cutmix" and config.method not in WITH_SOFT_LABELS:
-        known = ", ".join(method for method in METHODS if method in WITH_SOFT_LABELS)
-        raise UserError(
-            f"--augment cutmix: {config.method} needs one class for each image; methods for mixed labels: {known}"
-        )
-    if not config.extra_data:
-        return
-    if config.extra_labels == "teacher" and config.method in WITHOUT_TEACHER:
-        raise UserError(f"--extra_labels teacher: {config.method} has no teacher; leave the flag out")
-    if config.bs * config.extra_fraction < 1:
-        raise UserError(f"--extra_fraction {config.extra_fraction:g}: less than one image of --bs {config.bs}")
 
 
 def config_warnings(config: TrainConfig) -> list[str]:

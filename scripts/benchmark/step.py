@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from data import Split
-from data.augment import AUGMENTATIONS, transforms_of
+from data.augment import AUGMENTATIONS
 from data.loader import Batches
 from engine.device import choose_device
 from engine.distributed import SINGLE_PROCESS, TRAINING_TIMEOUT, destroy, init, local_gpu
@@ -120,7 +120,7 @@ def time_data(config: Data) -> dict:
     device = config.choose_device()
     logger.info("%s", machine(device))
     split = Split(torch.randint(256, (config.images, 3, 32, 32), dtype=torch.uint8), torch.zeros(config.images).long())
-    transforms = transforms_of(canonical(config.augment, AUGMENTATIONS, {}, "--augment"), 32, flip=True)
+    transforms, _ = AUGMENTATIONS[canonical(config.augment, AUGMENTATIONS, {}, "--augment")]
     mixed = 10 if config.augment == "cutmix" else 0
     ours = Batches(split, config.bs, device=device, shuffle=True, transforms=transforms, mix_classes=mixed)
     reference = plain.loader(split, config.bs, config.workers)
