@@ -1,19 +1,24 @@
-"""Datasets by name, decoded in memory."""
+"""Datasets by name."""
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from data import cifar, digits, image_folder, tiny_imagenet
+from data.cache import ReadOptions
+from data.decode import decode_files
 from data.loader import Batches
 from data.splits import TEST_SUBSET_SEED, Split, Splits, fingerprint, hold_out, subset, subset_mask, take
 from utils.errors import UserError
 from utils.names import canonical
 
-__all__ = ["TEST_SUBSET_SEED", "Batches", "Split", "Splits", "fingerprint", "hold_out", "subset", "subset_mask", "take"]
+__all__ = ["TEST_SUBSET_SEED", "Batches", "ReadOptions", "Split", "Splits", "decode_files", "fingerprint", "hold_out"]
+__all__ += ["load", "load_configured", "subset", "subset_mask", "take"]
 
-# Name -> loader(root, image_size, workers), which returns Splits.
+# Name -> loader(root, image_size, options), which returns Splits.
 DATASETS = {
     "CIFAR10": partial(cifar.load, CIFAR10),
     "CIFAR100": partial(cifar.load, CIFAR100),
@@ -36,15 +41,32 @@ def dataset_name(name: str) -> str:
     return canonical(name, DATASETS, ALIASES, "--dataset")
 
 
-def load(name: str, data_root: str | Path | None = None, *, image_size: int | None = None, workers: int = 4) -> Splits:
+def load(
+    name: str,
+    data_root: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+    max_pixels: int | None = None,
+    **options: Any,
+) -> Splits:
     """Return the dataset ``name`` (of DATASETS or ALIASES, in any case), read from ``data_root`` or its default folder.
 
-    ``image_size`` in pixels is for Folder and Digits; the others have a fixed size. ``workers`` threads decode files.
-    Raises UserError for an unknown name, and for missing or damaged data or data of another size.
+    Image files are only listed: :func:`decode_files` or the first access decodes those that are used. ``image_size`` in
+    pixels is for Folder and Digits; the others have a fixed size. Files of more than ``max_pixels`` are refused
+    (default: Pillow's limit). ``options`` are those of ReadOptions. Raises UserError for an unknown name, missing data,
+    and data of another size.
     """
     name = dataset_name(name)
     try:
         root = None if data_root is None else Path(data_root).expanduser()
     except RuntimeError as error:
         raise UserError(f"--data_root {data_root}: there is no such user; write the full path") from error
-    return DATASETS[name](root, image_size, workers)
+    if max_pixels:
+        Image.MAX_IMAGE_PIXELS = max_pixels // 2  # Pillow warns above it and refuses above twice as many
+    return DATASETS[name](root, image_size, ReadOptions(**options))
+
+
+def load_configured(config: Any) -> Splits:
+    """Return the dataset that the flags of ``config`` name."""
+    names = ("image_size", "max_pixels", *ReadOptions._fields)
+    return load(config.dataset, config.data_root, **{name: getattr(config, name) for name in names})

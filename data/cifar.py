@@ -8,16 +8,17 @@ import torch
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import download_and_extract_archive
 
+from data.cache import ReadOptions
 from data.splits import Split, Splits, check_image_size
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-def load(dataset: type[CIFAR10], root: Path | None, image_size: int | None, workers: int) -> Splits:
+def load(dataset: type[CIFAR10], root: Path | None, image_size: int | None, options: ReadOptions) -> Splits:
     """Read torchvision's ``dataset`` from ``root`` (default ``datasets/``): 50,000 + 10,000 images, 3x32x32.
 
-    ``root`` may also be the extracted folder itself. Nothing is downloaded if its files are complete. ``workers`` is
+    ``root`` may also be the extracted folder itself. Nothing is downloaded if its files are complete. ``options`` are
     not used: the files hold decoded pixels. Raises UserError for another ``image_size`` and for a failed download.
     """
     check_image_size(dataset.__name__, 32, image_size)
@@ -50,7 +51,7 @@ def _split(dataset: CIFAR10) -> Split:
 
 def _download(dataset: type[CIFAR10], root: Path) -> None:
     # Not dataset(download=True): it ignores a missing file of class names if the batches are complete.
-    log.info("%s is not in %s: downloading %s", dataset.__name__, root, dataset.url)
+    log.info("%s is not in %s: downloading it", dataset.__name__, root)
     try:
         download_and_extract_archive(dataset.url, root, filename=dataset.filename, md5=dataset.tgz_md5)
     except (OSError, HTTPException, RuntimeError) as error:

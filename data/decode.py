@@ -1,128 +1,166 @@
-"""Decode image files into one uint8 tensor, once, and cache it next to them."""
+"""Decode image files to 8-bit RGB, and read the images of many files like a tensor."""
 
-import hashlib
 import logging
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from tqdm.contrib.concurrent import thread_map
 
-from data.splits import Split, Splits
+from data.cache import PixelCache, ReadOptions
+from data.files import formats_of
+from data.splits import Split, Splits, take
 from utils.errors import UserError
-from utils.files import write_atomically
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {".png", ".jpg", ".jpeg"}
-_VERSION = 1  # increase it when the same files are decoded to other pixels
-_CHUNK = 64
+_NAMED = 1000  # damaged files in an error
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Return the PNG and JPEG files in ``folder`` and its subfolders, sorted, without hidden files and folders."""
-    images = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in images if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+class ImageFiles:
+    """The images of files as (N, 3, size, size) uint8, which are decoded when they are first read.
+
+    ``images[rows]`` is a Tensor, copied from the memory-mapped cache. The other attributes are those of a Tensor; those
+    that are not defined here read all images. Reading raises UserError if a file is damaged; see :func:`decode_files`.
+    """
+
+    def __init__(self, cache: PixelCache, indices: Sequence[int]):
+        self.cache, self.indices, self.device = cache, indices, torch.device("cpu")
+        self.shape = torch.Size((len(indices), 3, cache.size, cache.size))
+        self._decoded = False
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, rows: int | slice | Tensor) -> Tensor:
+        if isinstance(rows, int):
+            return self[torch.tensor([rows])][0]
+        if not self._decoded and (error := _add(self.cache, self.indices)):
+            raise error
+        self._decoded = True
+        chosen = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        images = torch.empty((len(chosen), *self.shape[1:]), dtype=torch.uint8)
+        for image, row in zip(images.numpy(), chosen, strict=True):
+            image[...] = self.cache[self.indices[row]]
+        return images
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self[:], name)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded images."""
+        return self.shape.numel()
+
+    def take(self, mask: Tensor) -> "ImageFiles":
+        """Return the files selected by ``mask`` (N,) bool, without reading them."""
+        return ImageFiles(
+            self.cache, [index for index, taken in zip(self.indices, mask.tolist(), strict=True) if taken]
+        )
+
+    def to(self, device: torch.device | str) -> "ImageFiles | Tensor":
+        """Return all images in the memory of a GPU; for the CPU, this object."""
+        if torch.device(device).type == "cpu":
+            return self
+        images = torch.empty(self.shape, dtype=torch.uint8, device=device)
+        for start in range(0, len(self), 256):
+            images[start : start + 256] = self[start : start + 256]
+        return images
+
+    def cpu(self) -> "ImageFiles":
+        """Return this object."""
+        return self
+
+
+def splits_of_files(
+    root: Path, train: list, test: list, classes: Sequence[str], size: int, options: ReadOptions, resize: bool = False
+) -> Splits:
+    """Return the splits of (file, label) pairs below ``root``, whose files are not read yet."""
+    paths, labels = zip(*train, *test, strict=True)
+    cache, labels, n = PixelCache(root, paths, size, resize, options), torch.tensor(labels), len(train)
+    train, test = (Split(ImageFiles(cache, part), labels[part]) for part in (range(n), range(n, len(paths))))
+    return Splits(train, test, tuple(classes), flip=True)
+
+
+def decode_files(*splits: Split) -> list[Split]:
+    """Decode the files of ``splits``, all of one dataset, that are not in the cache; Tensors are returned unchanged.
+
+    Raises UserError that names all damaged files or, with ``--skip_damaged``, leaves them out and logs their names.
+    An image that has another size, and is not to be resized, always raises UserError.
+    """
+    files = [split.images for split in splits if isinstance(split.images, ImageFiles)]
+    error = _add(files[0].cache, [index for images in files for index in images.indices]) if files else None
+    if not error:
+        return list(splits)
+    damaged = files[0].cache.damaged
+    masks = [torch.tensor([index not in damaged for index in images.indices]) for images in files]
+    if not files[0].cache.options.skip_damaged or not all(map(torch.any, masks)):
+        raise error
+    log.warning("WARNING, left out: %s", error)
+    return [take(split, mask) for split, mask in zip(splits, masks, strict=True)]
 
 
 def open_image(path: Path) -> Image.Image:
-    """Decode a file to 8-bit RGB; grayscale images are converted. Raises UserError that names the file."""
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:  # for other formats Pillow starts programs
-            if image.mode.startswith(("I", "F")):  # convert() would clip these to white
-                raise ValueError(f"pixels of more than 8 bits, mode {image.mode}")
-            return image.convert("RGB")
-    except Exception as error:  # the decoders raise different exceptions for a damaged file
-        raise _unreadable(path, error) from error
+    """Decode the first frame of a file to 8-bit RGB.
 
-
-def decode_splits(root: Path, train: list, test: list, classes: Sequence[str], size: int, **options) -> Splits:
-    """Return the splits of (file, label) pairs; ``options`` are those of :func:`decode_images`."""
-    paths, labels = zip(*train, *test, strict=True)
-    images, labels, n = decode_images(root, paths, size, **options), torch.tensor(labels), len(train)
-    return Splits(Split(images[:n], labels[:n]), Split(images[n:], labels[n:]), tuple(classes), flip=True)
-
-
-def decode_images(root: Path, paths: Sequence[Path], size: int, *, workers: int, resize: bool = False) -> Tensor:
-    """Return the images of ``paths``, files below ``root``: (N, 3, ``size``, ``size``) uint8, by ``workers`` threads.
-
-    With ``resize``, the shorter side of every image is resized to ``size`` (bilinear, antialiased) and the center is
-    cropped. Without it, an image of another size raises UserError, as an unreadable image does.
-    The cache is ``.decoded-<size>-<key>.pt`` in ``root`` (``<size>r`` with ``resize``); the key is a hash of the files'
-    names, sizes and times. A damaged cache is rebuilt; if it cannot be written, a warning is logged.
+    It is turned upright by its EXIF orientation, transparent pixels are composited on black, grayscale and CMYK are
+    converted. Raises ValueError for pixels of more than 8 bits, and Pillow's exceptions for a damaged file.
     """
-    key = _cache_key(root, paths)
-    unresized = root / f".decoded-{size}-{key}.pt"  # valid with resize too: all images have that size
-    cache = root / f".decoded-{size}r-{key}.pt" if resize else unresized
-    for candidate in dict.fromkeys((unresized, cache)):
-        if candidate.exists() and (images := _read(candidate)) is not None:
-            return images
-    log.info("decoding %s images in %s, once", f"{len(paths):,}", root)
-    images = _decode(paths, size, resize, workers)
-    _write(cache, images)
-    return images
-
-
-def _unreadable(path: Path, reason: object) -> UserError:
-    return UserError(f"{path}: not a readable image ({reason}); replace or remove the file")
-
-
-def _cache_key(root: Path, paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256(repr(_VERSION).encode())
-    for path in paths:
+    with Image.open(path, formats=formats_of(path)) as image:
+        if image.mode.startswith(("I", "F")):  # convert() would clip these to white
+            raise ValueError(f"pixels of more than 8 bits, mode {image.mode}")
+        image.load()
         try:
-            stat = path.stat()
-        except OSError as error:
-            raise _unreadable(path, error.strerror) from error
-        digest.update(repr((path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns)).encode())
-    return digest.hexdigest()[:16]
+            ImageOps.exif_transpose(image, in_place=True)
+        except Exception as error:  # damaged EXIF data; the pixels are not
+            log.debug("%s: %s", path, error)
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
+        return image.convert("RGB")
 
 
-def _decode(paths: Sequence[Path], size: int, resize: bool, workers: int) -> Tensor:
-    pixels = np.empty((len(paths), 3, size, size), dtype=np.uint8)
+def open_with_size(path: Path, size: int, resize: bool) -> tuple[np.ndarray, bool]:
+    """Return the pixels of a file (3, ``size``, ``size``), and whether it was resized.
 
-    def decode_chunk(start: int) -> None:
-        for index, path in enumerate(paths[start : start + _CHUNK], start):
-            pixels[index] = np.asarray(_open_sized(path, size, resize)).transpose(2, 0, 1)
-
-    # disable=None: no progress bar in a log file.
-    progress = {"desc": "decoding", "unit": "image", "unit_scale": _CHUNK, "leave": False, "disable": None}
-    thread_map(decode_chunk, range(0, len(paths), _CHUNK), max_workers=workers, **progress)
-    return torch.from_numpy(pixels)
-
-
-def _open_sized(path: Path, size: int, resize: bool) -> Image.Image:
-    image = open_image(path)
-    if image.size == (size, size):
-        return image
-    if not resize:
+    With ``resize``, the shorter side is resized to ``size`` (bilinear, antialiased) and the center is cropped; without
+    it, an image of another size raises UserError. Raises ValueError with the reason for a damaged file.
+    """
+    try:
+        image = open_image(path)
+    except Exception as error:  # the decoders raise different exceptions
+        raise ValueError(_reason(path, error)) from error
+    resized = image.size != (size, size)
+    if resized and not resize:
         shape = f"{image.width}x{image.height}, not {size}x{size}"
         raise UserError(f"{path}: is {shape}; --dataset Folder --image_size {size} resizes all images")
-    return TF.center_crop(TF.resize(image, size), size)
+    if resized:
+        image = TF.center_crop(TF.resize(image, size), size)
+    return np.asarray(image).transpose(2, 0, 1), resized
 
 
-def _read(cache: Path) -> Tensor | None:
-    try:
-        saved = torch.load(cache, weights_only=True)
-        if zlib.crc32(saved["images"].numpy()) == saved["crc32"]:  # torch.load verifies no checksum
-            return saved["images"]
-        reason = "wrong checksum"
-    except Exception as error:  # torch.load raises different exceptions for a damaged file
-        reason = type(error).__name__
-    log.warning("%s is damaged (%s): decoding the images again", cache, reason)
-    return None
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a supported format" if path.stat().st_size else "empty"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than --max_pixels {2 * Image.MAX_IMAGE_PIXELS}, perhaps a decompression bomb"
+    return str(error) or type(error).__name__
 
 
-def _write(cache: Path, images: Tensor) -> None:
-    content = {"images": images, "crc32": zlib.crc32(images.numpy())}
-    try:
-        write_atomically(cache, lambda temporary: torch.save(content, temporary))
-        for old in {*cache.parent.glob(f"{cache.name.rsplit('-', 1)[0]}-*.pt")} - {cache}:
-            old.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        log.warning("%s: cannot cache the decoded images (%s); the next run decodes them again", cache, error)
+def _add(cache: PixelCache, indices: Sequence[int]) -> UserError | None:
+    """Decode files and return the error that names the damaged ones."""
+    cache.add(indices, open_with_size)
+    damaged = [f"{cache.paths[i]} ({cache.damaged[i]})" for i in dict.fromkeys(indices) if i in cache.damaged]
+    if not damaged:
+        return None
+    names = ", ".join(damaged[:_NAMED]) + ", ..." * (len(damaged) > _NAMED)
+    return UserError(
+        f"{len(damaged):,} of {len(indices):,} images cannot be read: {names}; replace or remove them; --skip_damaged "
+        "leaves them out"
+    )

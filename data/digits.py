@@ -5,13 +5,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from data.cache import ReadOptions
 from data.splits import Split, Splits, hold_out
 
 
-def load(root: Path | None, image_size: int | None, workers: int) -> Splits:
+def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Splits:
     """Return the 1,797 8x8 digits as 1,437 training and 360 test images, 3 x ``image_size`` squared (default 32).
 
-    They are part of scikit-learn, so ``root`` and ``workers`` are not used. The gray levels 0..16 become 0..255 in
+    They are part of scikit-learn, so ``root`` and ``options`` are not used. The gray levels 0..16 become 0..255 in
     three equal channels, resized bilinearly. The stratified split into training and test images is always the same.
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), its test set.
     """

@@ -1,59 +1,78 @@
 """Your own images: ``train/`` and ``test/`` (or ``val/``), each with one subfolder of images per class."""
 
 import logging
+from collections import Counter
 from pathlib import Path
 
-from data.decode import decode_splits, image_files, open_image
+from data.cache import ReadOptions
+from data.decode import open_image, splits_of_files
+from data.files import class_folders, image_files, summary
 from data.splits import Splits
 from utils.errors import UserError
+from utils.names import readable
 
 log = logging.getLogger(__name__)
 
-_LAYOUT = "train/<class>/ and test/<class>/ (or val/<class>/) with PNG or JPEG images"
+_LAYOUT = "train/<class>/ and test/<class>/ (or val/<class>/) with images"
 
 
-def load(root: Path | None, image_size: int | None, workers: int) -> Splits:
-    """Read PNG and JPEG files below ``root``; classes are the sorted names of the subfolders of ``train/``.
+def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Splits:
+    """Read the images below ``root``; classes are the sorted names of the subfolders of ``train/``.
 
     With ``image_size``, every image is resized and cropped to that square; without it, all must be squares of one size.
-    Raises UserError for a missing folder or class, an unreadable image, or one of another size.
+    Raises UserError for a missing folder or class.
     """
     if root is None:
         raise UserError(f"--data_root: --dataset Folder needs a folder with {_LAYOUT}")
     train, classes = _list_images(root / "train")
-    test, test_classes = _list_images(_test_folder(root))
+    test, test_classes = _list_images(_test_folder(root, classes))
     if classes != test_classes:
         odd = sorted(set(classes) ^ set(test_classes))
-        raise UserError(f"--data_root {root}: class {odd[0]!r} is in only one of train and test; add it to the other")
-    size = image_size or _size_of(train[0][0])
-    return decode_splits(root, train, test, classes, size, workers=workers, resize=image_size is not None)
+        raise UserError(
+            f"--data_root {root}: class {readable(odd)[0]!r} is in only one of train and test; add it to the other"
+        )
+    if all(map(str.isdecimal, classes)) and sorted(classes, key=int) != classes:
+        log.info("labels follow the class names sorted as text: %s, ...", ", ".join(classes[:3]))
+    size = image_size or _size_of([path for path, _ in train])
+    return splits_of_files(root, train, test, readable(classes), size, options, resize=image_size is not None)
 
 
-def _test_folder(root: Path) -> Path:
-    existing = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    if len(existing) == 2:
-        log.info("%s has test/ and val/: using test/", root)
-    return existing[0] if existing else root / "test"
+def _test_folder(root: Path, classes: list[str]) -> Path:
+    """``test/``, or ``val/`` if there is no ``test/`` or its images are not sorted by class."""
+    test, val = root / "test", root / "val"
+    if not val.is_dir() or not test.is_dir():
+        return val if val.is_dir() else test
+    labeled = set(class_folders(test, Counter())) & set(classes)
+    log.info("%s has test/ and val/: using %s", root, "test/" if labeled else "val/, since test/ has no class folders")
+    return test if labeled else val
 
 
 def _list_images(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     """Return (file, label) pairs by class, and the class names."""
     if not folder.is_dir():
         raise UserError(f"--data_root {folder.parent}: no folder {folder.name}/; it needs {_LAYOUT}")
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    left_out: Counter[str] = Counter()
+    classes = class_folders(folder, left_out)
     if len(classes) < 2:
         raise UserError(f"{folder}: {len(classes)} class folders; at least 2 are needed, each with images")
     pairs = []
-    for label, name in enumerate(classes):
-        files = image_files(folder / name)
+    for label, folders in enumerate(classes.values()):
+        files = [path for each in folders for path in image_files(each, left_out)]
         if not files:
-            raise UserError(f"{folder / name}: no PNG or JPEG images; add some or remove the folder")
+            raise UserError(f"{folders[0]}: no images{summary(left_out)}; add some or remove the folder")
         pairs += [(path, label) for path in files]
-    return pairs, classes
+    log.info("%s/: %s images of %d classes%s", folder.name, f"{len(pairs):,}", len(classes), summary(left_out))
+    return pairs, list(classes)
 
 
-def _size_of(path: Path) -> int:
-    width, height = open_image(path).size
-    if width != height:
-        raise UserError(f"{path}: is {width}x{height}, not square; --image_size N crops every image to NxN")
-    return width
+def _size_of(paths: list[Path]) -> int:
+    """The width of the first image that can be read; the others are reported when they are decoded."""
+    for path in paths:
+        try:
+            width, height = open_image(path).size
+        except Exception:  # the decoders raise different exceptions for a damaged file
+            continue
+        if width != height:
+            raise UserError(f"{path}: is {width}x{height}, not square; --image_size N crops every image to NxN")
+        return width
+    raise UserError(f"{paths[0]} and all other training images: not readable; replace them")

@@ -1,4 +1,4 @@
-"""A dataset as two splits in memory, and subsets of a split."""
+"""A dataset as two splits, and subsets of a split."""
 
 import zlib
 from typing import NamedTuple
@@ -12,7 +12,10 @@ TEST_SUBSET_SEED = 0  # --limit_test selects the same images for every --seed
 
 
 class Split(NamedTuple):
-    """Decoded images and their labels: ``images`` (N, C, H, W) uint8 in 0..255, ``labels`` (N,) int64."""
+    """Images and their labels: ``images`` (N, C, H, W) uint8 in 0..255, ``labels`` (N,) int64.
+
+    ``images`` may be the ImageFiles of data/decode.py, which are read like a Tensor but stay on the disk.
+    """
 
     images: Tensor
     labels: Tensor
@@ -69,13 +72,17 @@ def hold_out(split: Split, n: int, seed: int) -> tuple[Split, Split]:
 
 
 def take(split: Split, mask: Tensor) -> Split:
-    """Return the images selected by ``mask`` (N,), in their order."""
-    return Split(split.images[mask], split.labels[mask])
+    """Return the images selected by ``mask`` (N,) bool, in their order; those of files are not read."""
+    images = split.images[mask] if isinstance(split.images, Tensor) else split.images.take(mask)
+    return Split(images, split.labels[mask])
 
 
 def fingerprint(split: Split) -> int:
     """Return a checksum of a split's images and labels in their order."""
-    return zlib.crc32(split.labels.numpy(), zlib.crc32(split.images.contiguous().numpy()))
+    total = 0
+    for start in range(0, len(split.labels), 256):
+        total = zlib.crc32(split.images[start : start + 256].contiguous().numpy(), total)
+    return zlib.crc32(split.labels.numpy(), total)
 
 
 def _stratified_mask(labels: Tensor, n: int, seed: int) -> Tensor:

@@ -1,27 +1,37 @@
-"""Tiny-ImageNet in its own layout: ``wnids.txt``, ``train/<wnid>/images/``, and ``val/`` with an annotation file."""
+"""Tiny-ImageNet as published, ``wnids.txt``, ``train/<wnid>/images/`` and an annotated ``val/``, or sorted by class."""
 
+import logging
+import re
+from collections import Counter
 from pathlib import Path
 
-from data.decode import decode_splits, image_files
+from data.cache import ReadOptions
+from data.decode import splits_of_files
+from data.files import image_files, summary
 from data.splits import Splits, check_image_size
 from utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _FOLDER = "tiny-imagenet-200"
 _URL = f"http://cs231n.stanford.edu/{_FOLDER}.zip"
 _UNPACK = f"unpack {_URL} again"
+# Where scripts move the validation images of a class.
+_SORTED = ("val/{wnid}/images", "val/{wnid}", "test/{wnid}/images", "test/{wnid}")
 
 
-def load(root: Path | None, image_size: int | None, workers: int) -> Splits:
+def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Splits:
     """Read Tiny-ImageNet from ``root``, or from ``tiny-imagenet-200`` in it (default ``datasets/``); 3x64x64 images.
 
     Classes are the sorted lines of ``wnids.txt``. ``val/`` is the test split: the labels of ``test/`` are not public.
-    Raises UserError for a missing or damaged file, and for another ``image_size``.
+    Images sorted into class folders have the labels and the order of the published annotations. Raises UserError for a
+    missing or damaged file, and for another ``image_size``.
     """
     check_image_size("Tiny_Image", 64, image_size)
     root = _find(root or Path("datasets"))
     classes = sorted(_read_text(root / "wnids.txt").split())
     train, test = _train_images(root, classes), _test_images(root, classes)
-    return decode_splits(root, train, test, classes, 64, workers=workers)
+    return splits_of_files(root, train, test, classes, 64, options)
 
 
 def _find(root: Path) -> Path:
@@ -43,31 +53,46 @@ def _read_text(path: Path) -> str:
 
 
 def _train_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    pairs = []
+    pairs, left_out = [], Counter()
     for label, wnid in enumerate(classes):
         if wnid != Path(wnid).name:
             raise UserError(f"{root / 'wnids.txt'}: {wnid!r} is not a class name; {_UNPACK}")
-        folder = root / "train" / wnid / "images"
-        files = image_files(folder)
+        folder = root / "train" / wnid
+        files = image_files(folder, left_out) if folder.is_dir() else []
         if not files:
             raise UserError(f"{folder}: no images of class {wnid} from wnids.txt; {_UNPACK}")
         pairs += [(path, label) for path in files]
+    log.info("train/: %s images of %d classes%s", f"{len(pairs):,}", len(classes), summary(left_out))
     return pairs
 
 
 def _test_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """Read ``val_annotations.txt``: file name, wnid and a bounding box, separated by tabs."""
+    """Return the annotated images, wherever they are; without annotations, those of the class folders."""
     annotations, folder = root / "val" / "val_annotations.txt", root / "val" / "images"
     if not annotations.is_file():
-        raise UserError(f"{annotations}: missing; {_UNPACK}, or use --dataset Folder for val/ sorted by class")
-    label_of = {wnid: label for label, wnid in enumerate(classes)}
-    existing, pairs = set(image_files(folder)), []
+        return _sorted_images(root, classes)
+    label_of, pairs = {wnid: label for label, wnid in enumerate(classes)}, []
     for number, line in enumerate(_read_text(annotations).splitlines(), 1):
-        name, wnid = f"{line}\t".split("\t")[:2]
-        if folder / name not in existing or wnid not in label_of:
-            problem = f"{wnid!r} is not in wnids.txt" if folder / name in existing else f"no file {folder / name}"
-            raise UserError(f"{annotations}: line {number}: {problem}; {_UNPACK}")
-        pairs.append((folder / name, label_of[wnid]))
+        name, wnid = f"{line}\t".split("\t")[:2]  # then a bounding box
+        if wnid not in label_of:
+            raise UserError(f"{annotations}: line {number}: {wnid!r} is not in wnids.txt; {_UNPACK}")
+        places = [folder, *(root / place.format(wnid=wnid) for place in _SORTED)]
+        path = next((place / name for place in places if (place / name).is_file()), None)
+        if path is None or name != Path(name).name:
+            raise UserError(f"{annotations}: line {number}: no file {folder / name}; {_UNPACK}")
+        pairs.append((path, label_of[wnid]))
     if not pairs:
         raise UserError(f"{annotations}: no images; {_UNPACK}")
+    log.info("val/: %s annotated images", f"{len(pairs):,}")
     return pairs
+
+
+def _sorted_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    pairs, left_out = [], Counter()
+    for label, wnid in enumerate(classes):
+        for folder in (root / "val" / wnid, root / "test" / wnid):
+            pairs += [(path, label) for path in (image_files(folder, left_out) if folder.is_dir() else ())]
+    if not pairs:
+        raise UserError(f"{root / 'val'}: neither val_annotations.txt nor folders of classes; {_UNPACK}")
+    log.info("val/: %s images sorted by class%s", f"{len(pairs):,}", summary(left_out))
+    return sorted(pairs, key=lambda pair: int(re.sub(r"\D", "", pair[0].stem) or 0))  # val_0, val_1, ...

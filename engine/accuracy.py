@@ -12,6 +12,10 @@ from attacks.suite import Perturb
 from engine.device import allow_tf32
 from utils.errors import UserError
 
+CAUSES_OF_CHANCE_LEVEL = (
+    "untrained, or trained on other classes, another order of classes, or images normalized outside the network"
+)
+
 
 class Score(NamedTuple):
     """Mean cross entropy and accuracy (percent) over ``n`` images."""
@@ -19,6 +23,11 @@ class Score(NamedTuple):
     loss: float
     accuracy: float
     n: int
+
+
+def minimum_accuracy(classes: int) -> float:
+    """Return the clean accuracy in % below which a network of so many classes is probably not used as intended."""
+    return min(200 / classes, 50 + 50 / classes)  # with two classes, twice the chance level is 100 %
 
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], perturb: Perturb | None = None) -> Score:

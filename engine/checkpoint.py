@@ -7,12 +7,18 @@ from typing import Any
 
 import torch
 
+from methods import WITHOUT_ATTACK
 from utils.errors import UserError
 from utils.files import write_atomically
 
 # Files and folders of a run; the names of the checkpoints are those of the official codes.
 BEST_PGD10, BEST_CLEAN, LAST = "best_PGD10_acc_model.pth", "best_clean_acc_model.pth", "last_epoch_model.pth"
 STATES = "resume"  # folder of the resume states
+
+
+def best_checkpoint(method: str | None) -> str:
+    """Return the file of a run's best checkpoint: chosen by clean accuracy if the method does not attack."""
+    return BEST_CLEAN if method in WITHOUT_ATTACK else BEST_PGD10
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Data parallelism under torchrun; without torchrun a single process."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import UserError, torchrun_rank
 
 # In an evaluation ranks synchronize only at the end of an attack, hours apart; in training at every step.
 EVALUATION_TIMEOUT, TRAINING_TIMEOUT = timedelta(days=30), timedelta(minutes=30)
@@ -43,12 +42,19 @@ class Processes(NamedTuple):
         """Return this rank's rows of ``n``: consecutive, balanced to within one row, possibly none."""
         return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
 
-    def shard(self, n: int) -> Shard:
-        """Return this rank's share of a training batch of ``n`` images; never empty."""
+    def shards(self, n: int, parts: int = 1) -> list[Shard]:
+        """Return this rank's shares of the consecutive ``parts`` of a training batch of ``n`` images; none is empty.
+
+        There are fewer parts if one would have fewer images than there are ranks.
+        """
         if n < self.count:
-            return Shard(slice(0, n), n, 1 / self.count, replicated=True)
-        rows = self.rows(n)
-        return Shard(rows, n, (rows.stop - rows.start) / n)
+            return [Shard(slice(0, n), n, 1 / self.count, replicated=True)]
+        parts, shards = min(parts, n // self.count), []
+        for part in (Processes(k, parts).rows(n) for k in range(parts)):
+            rows = self.rows(part.stop - part.start)
+            count = rows.stop - rows.start
+            shards.append(Shard(slice(part.start + rows.start, part.start + rows.stop), n, count / n))
+        return shards
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sum a CPU tensor over all ranks, in place."""
@@ -86,7 +92,7 @@ class Processes(NamedTuple):
         """
         if self.count == 1:
             return function()
-        local_first = os.environ["LOCAL_RANK"] == "0"
+        local_first = torchrun_rank("LOCAL_RANK") == 0
         first = self.on_all_ranks(lambda: function() if local_first else None)
         others = self.on_all_ranks(lambda: None if local_first else function())
         return first if local_first else others
@@ -102,8 +108,10 @@ class Processes(NamedTuple):
             error = str(raised)
         errors = [None] * self.count
         torch.distributed.all_gather_object(errors, error)
-        for message in filter(None, errors):
-            raise UserError(message)
+        for message in filter(None, [error, *errors]):
+            raised = UserError(message)  # printed by the ranks that have it, by rank 0 if all have the same
+            raised.printed = error is not None and (self.is_rank0 or len(set(errors)) > 1)
+            raise raised
         return result
 
 
@@ -136,4 +144,5 @@ def destroy() -> None:
 
 def local_gpu(gpu_id: int) -> int:
     """Return the GPU of this process: LOCAL_RANK under torchrun, else ``gpu_id``."""
-    return int(os.environ.get("LOCAL_RANK", gpu_id))
+    local_rank = torchrun_rank("LOCAL_RANK")
+    return gpu_id if local_rank is None else local_rank

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data import TEST_SUBSET_SEED, Splits, subset
+from data import TEST_SUBSET_SEED, Splits, decode_files, subset
 from data.loader import Batches
-from engine.accuracy import evaluate
+from engine.accuracy import CAUSES_OF_CHANCE_LEVEL, evaluate, minimum_accuracy
+from engine.checkpoint import best_checkpoint
 from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import ALIASES, MODELS, build
 from models.robustbench import PREFIX
@@ -41,7 +42,7 @@ def network_in(path: str | Path, requested: str | None, flag: str = "--model") -
         return name
     name = network_name(requested)
     if stored not in (None, name):
-        raise UserError(f"{flag} {requested}: {path} holds a {stored}; leave the flag out, or use {flag} {stored}")
+        raise UserError(f"{flag} {requested}: {path} contains a {stored}; leave the flag out, or use {flag} {stored}")
     return name
 
 
@@ -70,7 +71,8 @@ def find_teachers(config: TrainConfig) -> list[tuple[str, Path | None]]:
         if not config.std_teacher_path:
             command = training_command("Natural", config.std_teacher_model, config.dataset, data_flags)
             raise UserError(
-                f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: {command}"
+                f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: {command} "
+                f"(then --std_teacher_path .../{best_checkpoint('Natural')})"
             )
         file = find_teacher(config.std_teacher_model, config.dataset, config.std_teacher_path)
         teachers.append((config.std_teacher_model, file))
@@ -100,16 +102,14 @@ def checksum(network: nn.Module) -> int:
 
 def _check(teacher: nn.Module, kind: str, name: str, splits: Splits, config: TrainConfig, device: torch.device) -> None:
     """Log the teacher's accuracy on clean test images; raise UserError if it is close to chance level."""
-    images = subset(splits.test, TEACHER_CHECK_IMAGES, TEST_SUBSET_SEED)
+    (images,) = decode_files(subset(splits.test, TEACHER_CHECK_IMAGES, TEST_SUBSET_SEED))
     score = evaluate(teacher, Batches(images, config.bs, device=device))
     logger.info("%s teacher %s: %.2f %% of %d clean test images", kind, name, score.accuracy, score.n)
     if not math.isfinite(score.loss):
         raise UserError(f"--teacher_model {name}: its logits are nan or inf on clean test images: the file is damaged")
-    chance = 100 / len(splits.classes)
-    minimum = min(2 * chance, (100 + chance) / 2)  # with two classes, twice the chance level is 100 %
-    if score.accuracy < minimum and not config.no_teacher_check:
+    classes = len(splits.classes)
+    if score.accuracy < minimum_accuracy(classes) and not config.no_teacher_check:
         raise UserError(
             f"--teacher_model {name}: classifies only {score.accuracy:.1f} % of {score.n} clean test images correctly "
-            f"(chance level {chance:.1f} %): untrained, or trained on other classes, another order of classes, or "
-            "images normalized outside the network; --no_teacher_check accepts it"
+            f"(chance level {100 / classes:.1f} %): {CAUSES_OF_CHANCE_LEVEL}; --no_teacher_check accepts it"
         )

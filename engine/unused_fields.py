@@ -1,4 +1,4 @@
-"""Settings that a method does not use."""
+"""Settings that a method, or another setting, does not use."""
 
 from dataclasses import fields
 
@@ -7,15 +7,32 @@ from utils.config import METHOD, TrainConfig
 
 TEACHER = {"teacher_model", "teacher_path", "no_teacher_check"}
 SECOND_TEACHER = {"std_teacher_model", "std_teacher_path"}
-EXTRA_DATA = {"extra_fraction", "extra_labels"}
-INNER_ATTACK = {"step_size", "num_steps", "attack_bn"}  # epsilon is also the radius of the validation's PGD-10
+# Without epsilon, which is also the radius of the validation's PGD-10.
+INNER_ATTACK = {"step_size", "num_steps", "attack_bn", "epsilon_ramp"}
 
 
 def unused_fields(config: TrainConfig) -> set[str]:
-    """Return the names of the fields that have no effect with the config's method and without extra data."""
+    """Return the names of the fields that have no effect with the config's method."""
     unused = {spec.name for spec in fields(config) if spec.metadata["group"] == METHOD and spec.name != "method"}
     unused -= fields_read(config.method, config)
     unused |= TEACHER if config.method in WITHOUT_TEACHER else set()
-    unused |= set() if config.extra_data else EXTRA_DATA
     unused |= SECOND_TEACHER if config.method not in WITH_TWO_TEACHERS else set()
     return unused | (INNER_ATTACK if config.method in WITHOUT_ATTACK else set())
+
+
+def ignored_fields(config: TrainConfig) -> dict[str, str]:
+    """Return the names of the fields that have no effect, each with the method or the flag that ignores it."""
+    ignored = dict.fromkeys(unused_fields(config), config.method)
+    for field, flag, used in (
+        ("momentum", f"--optim {config.optim}", config.optim == "SGD"),
+        ("nesterov", f"--optim {config.optim}", config.optim == "SGD"),
+        ("awp_warmup", "training without --awp", config.awp is not None),
+        ("milestones", f"--lr_schedule {config.lr_schedule}", config.lr_schedule == "piecewise"),
+        ("warmup_lr_epochs", "training without --warmup_lr", config.warmup_lr),
+        ("extra_fraction", "training without --extra_data", config.extra_data),
+        ("extra_labels", "training without --extra_data", config.extra_data),
+        ("alp_beta", f"--alp {config.alp}", config.alp == "on"),
+    ):
+        if not used:
+            ignored.setdefault(field, flag)
+    return ignored

@@ -12,16 +12,26 @@ from methods import adaad, akd2, ard, at, dgad, iad, mart, natural, rslad, trade
 
 # Trained from labels only.
 WITHOUT_TEACHER = {
-    "Natural": lambda c: natural.natural,
-    "AT": lambda c: at.at,
-    "TRADES": lambda c: partial(trades.trades, beta=c.trades_beta),
+    "Natural": lambda c: partial(natural.natural, label_smoothing=c.label_smoothing),
+    "AT": lambda c: partial(at.at, label_smoothing=c.label_smoothing),
+    "TRADES": lambda c: partial(
+        trades.trades, beta=c.trades_beta, temp=given(c.temp, 1.0), label_smoothing=c.label_smoothing
+    ),
     "MART": lambda c: partial(mart.mart, beta=c.mart_beta),
 }
 
 # Distilled from one robust teacher.
 WITH_TEACHER = {
-    "ARD": lambda c: partial(ard.ard, alpha=c.iad_alpha, temp=given(c.temp, ard.TEMPERATURE), kl_weight=c.kl_weight),
-    "IAD-I": lambda c: partial(iad.iad1, **_introspection(c, iad.TEMPERATURE)),
+    "ARD": lambda c: partial(
+        ard.ard, alpha=c.iad_alpha, temp=given(c.temp, ard.TEMPERATURE), kl_weight=c.kl_weight, **_term_weights(c)
+    ),
+    "IAD-I": lambda c: partial(
+        iad.iad1,
+        **_introspection(c, iad.TEMPERATURE),
+        coefficient=c.iad_coefficient,
+        down=c.iad_down,
+        **_term_weights(c),
+    ),
     "RSLAD": lambda c: partial(rslad.rslad, kl_weight=given(c.kl_weight, rslad.KL_WEIGHT)),
     "AdaAD": lambda c: partial(
         adaad.adaad, alpha=c.adaad_alpha, kl_weight=given(c.kl_weight, adaad.KL_WEIGHT.get(c.dataset, 1.0))
@@ -35,8 +45,14 @@ WITH_TEACHER = {
 
 # Distilled from a robust teacher and a standard one.
 WITH_TWO_TEACHERS = {
-    "AKD2": lambda c: partial(akd2.akd2, **_two_teachers(c)),
-    "IAD-II": lambda c: partial(iad.iad2, **_two_teachers(c), beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_II)),
+    "AKD2": lambda c: partial(akd2.akd2, **_two_teachers(c), beta=c.iad_beta if c.akd2_partial else None),
+    "IAD-II": lambda c: partial(
+        iad.iad2,
+        **_two_teachers(c),
+        beta=c.iad_beta,
+        begin=given(c.iad_begin, iad.BEGIN_II),
+        coefficient=c.iad_coefficient,
+    ),
 }
 
 METHODS = WITHOUT_TEACHER | WITH_TEACHER | WITH_TWO_TEACHERS
@@ -83,6 +99,10 @@ class _ReadRecorder:
 def _introspection(c, temp: float) -> dict:
     weights = {"alpha": c.iad_alpha, "beta": c.iad_beta}
     return {**weights, "temp": given(c.temp, temp), "begin": given(c.iad_begin, iad.BEGIN_I)}
+
+
+def _term_weights(c) -> dict:
+    return {"label_weight": c.label_weight, "self_weight": c.self_weight, "teacher_weight": c.teacher_weight}
 
 
 def _dgad_terms(c) -> dict:

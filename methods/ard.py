@@ -10,7 +10,7 @@ from methods.losses import Step, kl
 TEMPERATURE = 30.0  # official; the IAD code has 1
 
 
-def ard(student, teacher, attack, x, y, epoch, *, alpha, temp, kl_weight=None):
+def ard(student, teacher, attack, x, y, epoch, *, alpha, temp, kl_weight=None, **weights):
     """Distill the teacher's clean predictions into the student's adversarial ones.
 
     ``kl_weight`` None means 1 / classes: the official mean is over images and classes.
@@ -20,10 +20,20 @@ def ard(student, teacher, attack, x, y, epoch, *, alpha, temp, kl_weight=None):
     with torch.no_grad():
         t_clean = teacher(x)
     weight = 1 / adv.shape[1] if kl_weight is None else kl_weight
-    return Step(ard_loss(clean, adv, t_clean, y, alpha=alpha, temp=temp, kl_weight=weight), clean, adv, t_clean)
+    loss = ard_loss(clean, adv, t_clean, y, alpha=alpha, temp=temp, kl_weight=weight, **weights)
+    return Step(loss, clean, adv, t_clean)
 
 
-def ard_loss(clean, adv, t_clean, y, *, alpha, temp, kl_weight):
-    """``alpha T^2 w mean KL(t || s'; T) + (1 - alpha) CE(s, y)``, w = ``kl_weight``; logits (B, C), labels (B,)."""
+def ard_loss(
+    clean, adv, t_clean, y, *, alpha, temp, kl_weight, label_weight=None, self_weight=None, teacher_weight=None
+):
+    """``alpha T^2 w mean KL(t || s'; T) + (1 - alpha) CE(s, y)``, w = ``kl_weight``; logits (B, C), labels (B,).
+
+    ``teacher_weight`` and ``label_weight`` replace alpha and 1 - alpha; ``self_weight`` adds that times
+    ``mean KL(s || s')``, with gradient into s and s' (IAD, table 12).
+    """
     distillation = temp**2 * kl_weight * kl(t_clean, adv, temp).mean()
-    return alpha * distillation + (1 - alpha) * F.cross_entropy(clean, y)
+    loss = (alpha if teacher_weight is None else teacher_weight) * distillation
+    if self_weight:
+        loss = loss + self_weight * kl(clean, adv).mean()
+    return loss + (1 - alpha if label_weight is None else label_weight) * F.cross_entropy(clean, y)

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 
 from attacks.pgd import gaussian
 from methods.adaad import teacher_student_kl
-from methods.iad import reliability
-from methods.losses import Step, kl, swap
+from methods.losses import Step, kl, reliability, swap
 
 
 def dgad(student, teacher, attack, x, y, epoch, **terms):
@@ -55,7 +54,7 @@ def dgad_loss(
         use_pcr: If False, the second term is omitted.
         distill_weight: Weight of the first term.
         introspect_beta: Adds ``(1 - A') KL(s || s')`` to ``KL(t~' || s')``, with A' the
-            :func:`~methods.iad.reliability` of t~' for this exponent; None adds nothing.
+            :func:`~methods.losses.reliability` of t~' for this exponent; None adds nothing.
     """
     target_clean, target_adv = (swap(t_clean, y), swap(t_adv, y)) if use_els else (t_clean, t_adv)
     distillation = kl(target_adv, adv)

@@ -1,6 +1,7 @@
 """IAD: Zhu et al., "Reliable Adversarial Distillation with Unreliable Teachers", ICLR 2022.
 
 ``begin`` is the number of epochs without introspection: it starts when ``epoch``, counted from 0, equals ``begin``.
+A constant ``coefficient`` replaces 1 - A (table 9).
 """
 
 import torch
@@ -9,13 +10,13 @@ import torch.nn.functional as F
 from attacks.objectives import cross_entropy
 from attacks.pgd import uniform
 from methods.akd2 import akd2_loss
-from methods.losses import Step, kl, update_batchnorm
+from methods.losses import Step, kl, reliability, update_batchnorm
 
 TEMPERATURE = 1.0  # official
 BEGIN_I, BEGIN_II = 60, 40  # epochs without introspection (official)
 
 
-def iad1(student, teacher, attack, x, y, epoch, *, alpha, beta, temp, begin):
+def iad1(student, teacher, attack, x, y, epoch, *, begin, **terms):
     """ARD; after ``begin`` epochs with introspection, weighted by how unreliable the teacher is on x'."""
     x_adv = attack(lambda s, t: lambda z: cross_entropy(s(z), y), x, noise=uniform, bn="train")
     introspect = epoch >= begin
@@ -25,23 +26,44 @@ def iad1(student, teacher, attack, x, y, epoch, *, alpha, beta, temp, begin):
     with torch.no_grad():
         t_clean = teacher(x)
         t_adv = teacher(x_adv) if introspect else None
-    loss = iad1_loss(clean, adv, t_clean, t_adv, y, alpha=alpha, beta=beta, temp=temp, introspect=introspect)
+    loss = iad1_loss(clean, adv, t_clean, t_adv, y, **terms, introspect=introspect)
     return Step(loss, clean, adv, t_clean, t_adv)
 
 
-def iad1_loss(clean, adv, t_clean, t_adv, y, *, alpha, beta, temp, introspect):
+def iad1_loss(
+    clean,
+    adv,
+    t_clean,
+    t_adv,
+    y,
+    *,
+    alpha,
+    beta,
+    temp,
+    introspect,
+    coefficient=None,
+    down=False,
+    label_weight=None,
+    self_weight=None,
+    teacher_weight=None,
+):
     """``alpha [T^2 mean KL(t || s'; T) + mean (1 - A) KL(s || s')] + (1 - alpha) CE(s, y)``, A = :func:`reliability`.
 
     The middle term, with gradient into s and s', is present only with ``introspect``; otherwise ``t_adv`` may be None.
-    Logits (B, C), labels (B,).
+    Then ``down`` also multiplies the first term by A (IAD-I-Down, table 8). The weights replace alpha of the first and
+    of the middle term, and 1 - alpha (table 12). Logits (B, C), labels (B,).
     """
-    distillation = temp**2 * kl(t_clean, adv, temp).mean()
+    distillation = kl(t_clean, adv, temp)
+    if introspect and down:
+        distillation = reliability(t_adv, y, beta) * distillation
+    loss = (alpha if teacher_weight is None else teacher_weight) * (temp**2 * distillation.mean())
     if introspect:
-        distillation = distillation + introspection(clean, adv, t_adv, y, beta)
-    return alpha * distillation + (1 - alpha) * F.cross_entropy(clean, y)
+        own = introspection(clean, adv, t_adv, y, beta, coefficient)
+        loss = loss + (alpha if self_weight is None else self_weight) * own
+    return loss + (1 - alpha if label_weight is None else label_weight) * F.cross_entropy(clean, y)
 
 
-def iad2(student, teacher, std_teacher, attack, x, y, epoch, *, robust_weight, std_weight, beta, temp, begin):
+def iad2(student, teacher, std_teacher, attack, x, y, epoch, *, begin, **terms):
     """AKD2; after ``begin`` epochs introspection takes over where the robust teacher is unreliable."""
     x_adv = attack(lambda s, t, u: lambda z: cross_entropy(s(z), y), x, noise=uniform, bn="train")
     introspect = epoch >= begin
@@ -49,12 +71,11 @@ def iad2(student, teacher, std_teacher, attack, x, y, epoch, *, robust_weight, s
     clean = student(x) if introspect else None
     with torch.no_grad():
         t_adv, std_adv = teacher(x_adv), std_teacher(x_adv)
-    weights = {"robust_weight": robust_weight, "std_weight": std_weight}
-    loss = iad2_loss(clean, adv, t_adv, std_adv, y, **weights, beta=beta, temp=temp, introspect=introspect)
+    loss = iad2_loss(clean, adv, t_adv, std_adv, y, **terms, introspect=introspect)
     return Step(loss, clean, adv, t_adv=t_adv)
 
 
-def iad2_loss(clean, adv, t_adv, std_adv, y, *, robust_weight, std_weight, beta, temp, introspect):
+def iad2_loss(clean, adv, t_adv, std_adv, y, *, robust_weight, std_weight, beta, temp, introspect, coefficient=None):
     """AKD2's loss with the robust term ``a1 T^2 [mean A KL(t' || s'; T) + mean (1 - A) KL(s || s')]``.
 
     Without ``introspect`` it is AKD2's loss, and ``clean`` may be None. T^2 multiplies the introspection as well, whose
@@ -64,15 +85,11 @@ def iad2_loss(clean, adv, t_adv, std_adv, y, *, robust_weight, std_weight, beta,
         return akd2_loss(adv, t_adv, std_adv, y, robust_weight=robust_weight, std_weight=std_weight, temp=temp)
     hard = (1 - robust_weight - std_weight) * F.cross_entropy(adv, y)
     reliable = (reliability(t_adv, y, beta) * kl(t_adv, adv, temp)).mean()
-    robust = reliable + introspection(clean, adv, t_adv, y, beta)
+    robust = reliable + introspection(clean, adv, t_adv, y, beta, coefficient)
     return hard + temp**2 * (robust_weight * robust + std_weight * kl(std_adv, adv, temp).mean())
 
 
-def reliability(t_adv, y, beta):
-    """``A = softmax(t')[y] ** beta`` per adversarial image, (B,), without gradient."""
-    return t_adv.detach().softmax(1).gather(1, y[:, None]).squeeze(1) ** beta
-
-
-def introspection(clean, adv, t_adv, y, beta):
-    """``mean (1 - A) KL(s || s')``, gradient into s and s'."""
-    return ((1 - reliability(t_adv, y, beta)) * kl(clean, adv)).mean()
+def introspection(clean, adv, t_adv, y, beta, coefficient=None):
+    """``mean (1 - A) KL(s || s')``, gradient into s and s'; ``coefficient`` replaces 1 - A."""
+    weight = 1 - reliability(t_adv, y, beta) if coefficient is None else coefficient
+    return (weight * kl(clean, adv)).mean()

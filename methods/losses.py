@@ -22,6 +22,15 @@ class Step(NamedTuple):
     t_adv: Tensor | None = None
 
 
+def concatenate(results: list[Step], weights: list[float]) -> Step:
+    """Join the results of parts of a batch; the loss is their mean with ``weights``."""
+    if len(results) == 1:
+        return results[0]
+    loss = sum(result.loss * weight for result, weight in zip(results, weights, strict=True)) / sum(weights)
+    columns = list(zip(*results, strict=True))[1:]
+    return Step(loss, *(None if column[0] is None else torch.cat(column) for column in columns))
+
+
 def update_batchnorm(student, x) -> None:
     """Forward ``x`` without gradient, for the BatchNorm statistics, where an official loss forwards it once more."""
     with torch.no_grad():
@@ -37,6 +46,11 @@ def kl(target: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
     log_p = F.log_softmax(target / temperature, dim=1)
     log_q = F.log_softmax(logits / temperature, dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def reliability(t_adv: Tensor, y: Tensor, beta: float) -> Tensor:
+    """Return IAD's ``A = softmax(t')[y] ** beta`` per adversarial image, (B,), without gradient."""
+    return t_adv.detach().softmax(1).gather(1, y[:, None]).squeeze(1) ** beta
 
 
 def swap(logits: Tensor, y: Tensor) -> Tensor:

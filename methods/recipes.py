@@ -25,6 +25,14 @@ RECIPES = {
     "DGAD-IAD": {**DGAD, "iad_begin": 60},
 }
 
+# For --recipe strong, with any method: the pieces of the best published trainings of a ResNet-18.
+STRONG = {
+    "ema": 0.995,  # Rebuffi et al. (2021), Wang et al. (ICML 2023), ADR (ICLR 2024)
+    "awp": 0.005,  # TRADES-AWP and ADR with AWP
+    "awp_warmup": 10,  # TRADES-AWP
+    "lr_schedule": "cosine",  # Rebuffi et al. (2021)
+}
+
 ALP_BETA = {"CIFAR10": 5.0, "CIFAR100": 5.0, "Tiny_Image": 15.0}  # DGAD's project page
 
 

@@ -7,8 +7,8 @@ from attacks.pgd import gaussian
 from methods.losses import Step, kl, update_batchnorm
 
 
-def trades(student, attack, x, y, epoch, *, beta):
-    """Minimize the clean cross entropy and the KL divergence to the images that maximize it."""
+def trades(student, attack, x, y, epoch, *, beta, temp, label_smoothing=0.0):
+    """Minimize the clean cross entropy and the KL divergence to the images that maximize it (at temperature 1)."""
 
     def divergence(s):
         with torch.no_grad():
@@ -18,9 +18,10 @@ def trades(student, attack, x, y, epoch, *, beta):
     x_adv = attack(divergence, x, noise=gaussian)
     clean, adv = student(x), student(x_adv)
     update_batchnorm(student, x)
-    return Step(trades_loss(clean, adv, y, beta=beta), clean, adv)
+    return Step(trades_loss(clean, adv, y, beta=beta, temp=temp, label_smoothing=label_smoothing), clean, adv)
 
 
-def trades_loss(clean, adv, y, *, beta):
-    """``CE(s, y) + beta * mean KL(s || s')``, gradient into s and s'; logits (B, C), labels (B,) or (B, C)."""
-    return F.cross_entropy(clean, y) + beta * kl(clean, adv).mean()
+def trades_loss(clean, adv, y, *, beta, temp=1.0, label_smoothing=0.0):
+    """``CE(s, y) + beta * T^2 * mean KL(s || s'; T)``, gradient into s and s'; logits (B, C), labels (B,) or (B, C)."""
+    error = F.cross_entropy(clean, y, label_smoothing=label_smoothing)
+    return error + beta * temp**2 * kl(clean, adv, temp).mean()

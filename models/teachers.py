@@ -104,7 +104,11 @@ def find_teacher(name: str, dataset: str, path: str | Path | None = None, *, dat
     candidates = candidate_paths(name, dataset)
     existing = next((candidate for candidate in candidates if candidate.exists()), None)
     if existing is None:
-        command = training_command("AT", architecture_of(name, dataset), dataset, data_flags)
+        published = {teacher.dataset for teacher in TEACHERS if teacher.name == name}
+        # A large network that was published for other images only is not the teacher to start with.
+        model = "small_resnet" if published and dataset not in published else architecture_of(name, dataset)
+        command = training_command("AT", model, dataset, data_flags)
+        flags = f"--teacher_model {model} " * (model == "small_resnet" != name)
         # An image folder may have the classes of an included teacher.
         hints = [
             f" (for the classes of {trained_on}: {file})"
@@ -113,7 +117,7 @@ def find_teacher(name: str, dataset: str, path: str | Path | None = None, *, dat
         ]
         raise UserError(
             f"--teacher_model {name}: no file {' or '.join(map(str, candidates))}; name one with --teacher_path FILE"
-            f"{''.join(hints)}, or train one: {command} (then --teacher_path .../best_PGD10_acc_model.pth)"
+            f"{''.join(hints)}, or train one: {command} (then {flags}--teacher_path .../best_PGD10_acc_model.pth)"
         )
     return existing
 

@@ -1,6 +1,6 @@
 """One table and one figure of evaluated runs: python scripts/compare.py RUNS... [--out DIR] [--protocol paper]
 
-RUNS are run folders, trees of them, or checkpoints. Every evaluation is a row; the last rows are means ± standard
+RUNS are folders of runs, or checkpoints. Every evaluation is a row; the last rows are means ± standard
 deviations over seeds. DIR gets comparison.csv, .md, .tex (the table) and .png (robust against clean accuracy).
 """
 
@@ -22,13 +22,13 @@ from utils.log import logger
 from utils.plots import Point, save_figure, scatter, shortened
 from utils.tables import latex_table, markdown_table, text_table, write_csv
 
-MARKERS = {"best": "o", "best clean": "^", "last": "s"}  # by kind of checkpoint
+MARKERS = {"best": "o", "best clean": "^", "best PGD-10": "v", "last": "s"}  # by kind of checkpoint
 
 
 def compare(arguments: Sequence[str]) -> None:
     """Print the table and write the files. Raises UserError for bad input, before anything is written."""
     parser = parser_for(__doc__)
-    parser.add_argument("runs", metavar="RUNS", nargs="+", help="run folders, trees of them, or checkpoints")
+    parser.add_argument("runs", metavar="RUNS", nargs="+", help="folders of runs, or checkpoints")
     parser.add_argument("--out", metavar="DIR", default="comparison", help="folder of the files [default: comparison]")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="evaluations to show [default: paper]")
     args = parser.parse_args(arguments)

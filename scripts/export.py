@@ -56,7 +56,9 @@ def export(config: ExportConfig) -> None:
             _move(Path(folder), out)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--out {out}: cannot be written to ({reason}); name another folder") from error
+        raise UserError(
+            f"--out {out}: cannot be written to ({reason}); name another folder, or export again"
+        ) from error
     logger.info("loaded back with the logits of %s: %s", config.model_path, ", ".join(formats))
     if missing := [title for title in RESULTS if title not in published.results]:
         script = "main_eval_tinyimagenet.py" if published.dataset == "Tiny_Image" else "main_eval.py"
@@ -75,24 +77,16 @@ def _require_same_logits(network: nn.Module, loaded: nn.Module, images: Tensor, 
 
 
 def _move(folder: Path, out: Path) -> None:
-    """Move all files of ``folder`` into ``out``, one by one; raises UserError, before the first for a blocked path."""
+    """Move all files of ``folder`` into ``out``, one by one; raises OSError, before the first for a blocked path."""
     targets = {file: out / file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()}
-    moved = 0
-    try:
-        for target in targets.values():
-            require_writable(target.parent)
-            if target.is_dir():
-                raise UserError(f"--out {out}: {target} is a folder, not a file; name another folder")
-        for file, target in targets.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(target)
-            moved += 1
-            logger.info("%s", target)
-    except OSError as error:
-        message = (
-            f"{target} cannot be written ({error.strerror}); {moved} of {len(targets)} files are new: export again"
-        )
-        raise UserError(f"--out {out}: {message}") from error
+    for target in targets.values():
+        require_writable(target.parent)
+        if target.is_dir():
+            raise UserError(f"--out {out}: {target} is a folder, not a file; name another folder")
+    for file, target in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+        logger.info("%s", target)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,13 @@ mkdir -p "${1:-quickstart}"
 out=$(cd "${1:-quickstart}" && pwd)
 cd "$(dirname "$0")/.."
 python=$(bash scripts/setup.sh)
+load=$("$python" -m utils.load)
+free=${load% *}
+cores=${load#* }
+if [ "$free" -lt "$cores" ] && [ -z "${OMP_NUM_THREADS:-}" ]; then
+  export OMP_NUM_THREADS=$free
+  echo "other processes leave $free of $cores cores free: CPU threads $free (OMP_NUM_THREADS=N sets another number)"
+fi
 export MPLCONFIGDIR=${MPLCONFIGDIR:-${TMPDIR:-/tmp}/matplotlib-$(id -u)}
 
 # Digits have a higher contrast than photographs, so epsilon is 16/255.
@@ -23,6 +30,7 @@ for checkpoint in "$natural" "$teacher" "$student"; do
   "$python" main_eval.py --dataset Digits --image_size 16 --model small_resnet --model_path "$checkpoint" \
     --eps 16/255 --attacks clean,fgsm,pgd,aa --limit_aa 32
 done
-"$python" scripts/summarize.py "$out/quickstart.png" "natural=$natural" "AT teacher=$teacher" "DGAD student=$student"
+"$python" scripts/compare.py "$out/Digits" --out "$out/comparison"
+"$python" -m engine.reporting "$out"
 activate=${python%python}activate
 [ -n "${VIRTUAL_ENV:-}" ] || [ ! -e "$activate" ] || echo "next: source $activate, then run the commands of README.md"

@@ -4,8 +4,8 @@
 Finished runs are skipped, interrupted runs continue, and a failed run does not stop the others. The output of each run
 is in DIR/logs/. SIGINT and SIGTERM reach the runs as SIGTERM, SIGUSR1 as itself; the sweep waits until they have saved
 and starts no others. PYTHON names the interpreter [the activated environment's, except conda's base; else .venv's;
-else python]. Names and flags of all runs and of --eval are checked before the first run starts. Evaluations repeat the
-runs' --data_root, --image_size, --device, --gpu_id and --threads.
+else python]. Names, flags, data and teachers of all runs and the attacks of --eval are checked before the first run
+starts. Evaluations repeat the runs' --data_root, --image_size, --device, --gpu_id and --threads.
 
 Exit status: 0 all runs are finished, 1 a run failed, 2 bad input. If runs are left and none failed: 130 after SIGINT,
 143 after SIGTERM, 129 after SIGHUP, 75 otherwise; the same command continues.
@@ -13,6 +13,7 @@ Exit status: 0 all runs are finished, 1 a run failed, 2 bad input. If runs are l
 
 import csv
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import time
 import zlib
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,12 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run
 from utils.cli import ROOT, run_command
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
 from utils.errors import UserError
-from utils.flags import Parsed, parse, parser_for
+from utils.flags import parse, parser_for
 from utils.log import logger
 
+read_flags = partial(parse, description="", choices={})
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 75}
+LISTED = ("dataset", "method", "model", "seed")  # flags of a run, set from the lists --datasets, --methods, ...
 REPEATED = ("data_root", "image_size", "device", "gpu_id", "threads")  # by the evaluation of a run
-RESERVED = {"dataset", "method", "model", "seed", "root_path"}  # set for each run
 FINISHED, SKIPPED, UNFINISHED = "finished", "finished before", "unfinished; the same command continues it"
 
 
@@ -45,9 +48,8 @@ class Run:
 
     def __init__(self, names: tuple[str, ...], options: Namespace, threads: list[str], flags: list[str]):
         python, folder = os.environ.get("PYTHON", sys.executable), "" if Path.cwd() == ROOT else f"{ROOT}/"
-        dataset, method, model, seed = names
-        self.title, tiny = f"{dataset} {method} {model} seed {seed}", "tiny" in dataset.lower()
-        argv = ["--dataset", dataset, "--method", method, "--model", model, "--seed", seed]
+        self.title, tiny = "{} {} {} seed {}".format(*names), "tiny" in names[0].lower()
+        argv = [arg for name, value in zip(LISTED, names, strict=True) for arg in (f"--{name}", value)]
         argv += ["--root_path", options.root_path, "--resume", *threads, *flags]
         self.train = [python, folder + ("main_tiny.py" if tiny else "main.py"), *argv]
         self.parsed = read_flags(TinyTrainConfig if tiny else TrainConfig, argv)
@@ -55,25 +57,11 @@ class Run:
         argv = [arg for key, value in values.items() if value is not None for arg in (f"--{key}", str(value))]
         argv += shlex.split(options.eval)
         self.evaluate = [python, folder + ("main_eval_tinyimagenet.py" if tiny else "main_eval.py"), *argv]
-        self.eval_parsed = read_flags(TinyEvalConfig if tiny else EvalConfig, argv) if options.eval else None
+        self.eval_config = read_flags(TinyEvalConfig if tiny else EvalConfig, argv).config
         # The number identifies the flags after --: sweeps with different flags may share DIR.
         name = f"{self.title.translate(str.maketrans(' /:', '___'))}_{zlib.crc32(shlex.join(flags).encode())}"
         self.log = Path(options.root_path, "logs", f"{name}.log")
         self.evaluated = self.log.with_name(f"{name}_{zlib.crc32(options.eval.encode())}.evaluated")
-
-    def resolve(self) -> None:
-        """Look the names up and find the run's folder; raises UserError for an unknown name."""
-        from engine.evaluation.run import select_attacks  # imports torch, which --list does not need
-        from engine.training.run_folder import RunFolder
-        from engine.training.settings import resolve
-        from methods import WITHOUT_TEACHER
-
-        self.config, _ = resolve(*self.parsed)
-        if self.eval_parsed:
-            select_attacks(self.eval_parsed.config)
-        teacher = None if self.config.method in WITHOUT_TEACHER else self.config.teacher_model
-        self.folder = RunFolder(self.config, teacher=teacher, writes=False).path
-        self.evaluate += ["--model_path", str(self.folder)]
 
     def complete(self) -> bool:
         """Whether results.csv has the last epoch."""
@@ -83,20 +71,23 @@ class Run:
         except (OSError, ValueError, KeyError):
             return False
 
+    def needs_evaluation(self) -> bool:
+        """Whether it has been trained since its evaluation with these flags."""
+        last = self.folder / "last_epoch_model.pth"
+        return not (self.evaluated.exists() and self.evaluated.stat().st_mtime > last.stat().st_mtime)
+
 
 class Sweep:
     """Executes runs, ``jobs`` at a time and one per GPU; after a signal it waits until the runs have saved."""
 
-    def __init__(self, jobs: int, gpus: list[str]):
-        self.jobs, self.gpus = jobs, SimpleQueue()
+    def __init__(self, jobs: int, gpus: list[str], evaluates: bool):
+        self.jobs, self.evaluates, self.gpus = jobs, evaluates, SimpleQueue()
         for k in range(jobs):
             self.gpus.put(["--gpu_id", gpus[k % len(gpus)]] if gpus else [])
-        self.processes, self.lock, self.started, self.received = set(), Lock(), False, None
+        self.processes, self.lock, self.received = set(), Lock(), None
 
     def stop(self, number: int, _frame) -> None:
         """Signal handler. Only the first signal is passed on: a run that is saving must not receive another."""
-        if not self.started:
-            sys.exit(STATUS[number])
         if not self.received:
             self.received = number
             logger.info("stopping: waiting until the runs have saved")
@@ -106,7 +97,8 @@ class Sweep:
 
     def execute(self, runs: list[Run]) -> int:
         """Train and evaluate; return the exit status."""
-        self.started = True
+        for number in STATUS:
+            signal.signal(number, self.stop)
         with ThreadPoolExecutor(self.jobs) as pool:
             outcomes = list(pool.map(self._execute, runs))
         failed = sum("failed" in outcome for outcome in outcomes)
@@ -119,55 +111,37 @@ class Sweep:
         """Train and evaluate one run; return its outcome."""
         if self.received:
             return UNFINISHED
-        gpu = self.gpus.get()
-        before = run.complete()
+        gpu, before = self.gpus.get(), run.complete()
         if not before:
             logger.info("%s: started, log %s", run.title, run.log)
-        outcome = self._call(run.train + gpu, run.log, "failed")
-        if not outcome:  # also after a run that saved and stopped
-            outcome = SKIPPED if before else FINISHED if run.complete() else UNFINISHED
-        if run.eval_parsed and outcome in (FINISHED, SKIPPED):
-            outcome = self._evaluate(run, gpu) or outcome
+        outcome = self._call(run.train + gpu, run.log, "failed") or (SKIPPED if before else FINISHED)
+        if self.evaluates and outcome in (FINISHED, SKIPPED) and run.needs_evaluation():
+            failure = self._call(run.evaluate + gpu, run.log, "evaluation failed")
+            if not failure:
+                run.evaluated.touch()
+            outcome = failure or outcome
         logger.info("%s: %s", run.title, outcome)
         self.gpus.put(gpu)
         return outcome
 
-    def _evaluate(self, run: Run, gpu: list[str]) -> str | None:
-        """Evaluate the present state of a run, once with each set of flags."""
-        last = run.folder / "last_epoch_model.pth"
-        if run.evaluated.exists() and run.evaluated.stat().st_mtime > last.stat().st_mtime:
-            return None
-        failure = self._call(run.evaluate + gpu, run.log, "evaluation failed")
-        if not failure:
-            run.evaluated.touch()
-        return failure
-
     def _call(self, command: list[str], log: Path, failed: str) -> str | None:
         """Execute a command, append its output to ``log``, and return the outcome if it is not a success."""
-        with open(log, "a", encoding="utf-8", errors="surrogateescape") as file:
+        with self.lock, open(log, "a", encoding="utf-8", errors="surrogateescape") as file:
+            if self.received:
+                return UNFINISHED
             print(time.strftime("%F %T"), shlex.join(command), file=file, flush=True)
+            # In a separate session, so that Ctrl-C reaches it only from here, once.
             streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
-            with self.lock:
-                if self.received:
-                    return UNFINISHED
-                # In a separate session, so that Ctrl-C reaches it only from here, once.
-                process = subprocess.Popen(command, **streams, start_new_session=True)
-                self.processes.add(process)
+            process = subprocess.Popen(command, **streams, start_new_session=True)
+            self.processes.add(process)
         status = process.wait()
         with self.lock:
             self.processes.remove(process)
         status = 128 - status if status < 0 else status
-        if status in (130, 143) or (status > 128 and self.received):
+        if status in (75, 130, 143) or (status > 128 and self.received):
             return UNFINISHED
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
         return f"{failed} (status {status}): {last} (log {log})" if status else None
-
-
-def read_flags(config_class: type, argv: list[str]) -> Parsed:
-    """Parse the flags of a script that this one starts."""
-    if {"-h", "--help", "--version"} & set(argv):
-        raise UserError("--help or --version after -- or in --eval: starts no run; use python main.py --help")
-    return parse(config_class, argv, description="", choices={})
 
 
 def read_options(argv: list[str]) -> Namespace:
@@ -191,24 +165,54 @@ def read_options(argv: list[str]) -> Namespace:
 
 def make_runs(options: Namespace, flags: list[str]) -> tuple[list[Run], int]:
     """The runs, and how many are executed at a time; ``flags`` are those after ``--``."""
-    gpus, lists = options.gpus.split(), (options.datasets, options.methods, options.models, options.seeds)
+    gpus, lists = options.gpus.split(), [getattr(options, f"{name}s").split() for name in LISTED]
     given = read_flags(TrainConfig, flags).given
-    for name in sorted(RESERVED | ({"gpu_id"} if gpus else set())):
+    for name in (*LISTED, "root_path", *["gpu_id"] * bool(gpus)):
         if given.get(name) == "flag":  # a value of --config FILE is overridden
             raise UserError(f"--{name} after --: the sweep sets it; an option before -- chooses it")
-    for name in sorted(read_flags(EvalConfig, shlex.split(options.eval)).given.keys() & {"model_path", "out"}):
+    for name in {"model_path", "out"} & read_flags(EvalConfig, shlex.split(options.eval)).given.keys():
         raise UserError(f"--eval --{name}: the sweep evaluates its own runs, in their folders; remove it")
     for gpu in gpus:
         read_flags(TrainConfig, ["--gpu_id", gpu])
-    combinations = list(product(*map(str.split, lists)))
-    if not combinations or (options.jobs is not None and options.jobs < 1):
+    chosen = list(product(*lists))
+    if not chosen or (options.jobs is not None and options.jobs < 1):
         raise UserError("no runs: a list of names is empty or --jobs is below 1")
-    if options.only is not None and not 0 <= options.only < len(combinations):
-        raise UserError(f"--only {options.only}: the runs are numbered 0 to {len(combinations) - 1}")
-    chosen = combinations if options.only is None else [combinations[options.only]]
+    if options.only is not None:
+        if not 0 <= options.only < len(chosen):
+            raise UserError(f"--only {options.only}: the runs are numbered 0 to {len(chosen) - 1}")
+        chosen = [chosen[options.only]]
     jobs = min(options.jobs or len(gpus) or 1, len(chosen))
-    threads = ["--threads", str(max(1, os.cpu_count() // jobs))] if jobs > 1 else []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = ["--threads", str(max(1, cores // jobs))] if jobs > 1 else []
     return [Run(names, options, threads, flags) for names in chosen], jobs
+
+
+def resolve_runs(runs: list[Run], evaluates: bool) -> None:
+    """Set each run's config and folder; raises UserError for an unknown name and what a run or evaluation misses."""
+    from data import load  # these import torch, which --list does not need
+    from engine.evaluation.run import select_attacks
+    from engine.networks import find_teachers
+    from engine.training.run_folder import RunFolder
+    from engine.training.settings import resolve
+    from methods import WITHOUT_TEACHER
+
+    folders = []
+    for run in runs:
+        config, _ = resolve(*run.parsed)
+        teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
+        run.config, run.folder = config, RunFolder(config, teacher=teacher, writes=False).path
+        run.evaluate += ["--model_path", str(run.folder)]
+        if run.folder in folders:
+            raise UserError(f"{run.title}: is listed twice; remove one")
+        paths = [Path(path).parent for path in (config.teacher_path, config.std_teacher_path) if path]
+        if not set(folders).intersection(paths):  # else an earlier run trains the teacher
+            find_teachers(config)
+        folders.append(run.folder)
+        if evaluates:
+            select_attacks(run.eval_config)
+    count_classes = cache(lambda *data: len(load(*data[:2], image_size=data[2]).classes))
+    for config, run in ((run.config, run) for run in runs if evaluates):  # reads data, after all other checks
+        select_attacks(run.eval_config, count_classes(config.dataset, config.data_root, config.image_size))
 
 
 def compare(runs: list[Run], out: Path) -> None:
@@ -217,28 +221,24 @@ def compare(runs: list[Run], out: Path) -> None:
     if not folders:
         logger.info('no table: no run is evaluated yet; --eval "FLAGS" evaluates them')
         return
-    parsed = runs[0].eval_parsed
-    protocol = ["--protocol", parsed.config.protocol] if parsed and "protocol" in parsed.given else []
-    subprocess.run([runs[0].train[0], f"{ROOT}/scripts/compare.py", *folders, "--out", str(out), *protocol])
+    command = [runs[0].train[0], f"{ROOT}/scripts/compare.py", *folders, "--out", str(out)]
+    subprocess.run([*command, "--protocol", runs[0].eval_config.protocol])
 
 
 def sweep(argv: list[str]) -> int:
     """List or execute the runs of a command line; return the exit status."""
     end = argv.index("--") if "--" in argv else len(argv)
     options = read_options(argv[:end])
-    runs, jobs = make_runs(options, argv[end + 1 :])
-    if options.list:
-        print(*(shlex.join(run.train) for run in runs), sep="\n")
-        return 0
-    execution, configs = Sweep(jobs, options.gpus.split()), []
-    for number in STATUS:
-        signal.signal(number, execution.stop)
-    for run in runs:
-        run.resolve()
-        if run.config in configs:
-            raise UserError(f"{run.title}: is listed twice; remove one")
-        configs.append(run.config)
+    try:
+        runs, jobs = make_runs(options, argv[end + 1 :])
+        if options.list:
+            print(*(shlex.join(run.train) for run in runs), sep="\n")
+            return 0
+        resolve_runs(runs, bool(options.eval))
+    except UserError as error:
+        raise UserError(re.sub(rf"^--({'|'.join(LISTED)})\b(?! after)", r"--\1s", str(error))) from error
     Path(options.root_path, "logs").mkdir(parents=True, exist_ok=True)
+    execution = Sweep(jobs, options.gpus.split(), bool(options.eval))
     status = execution.execute(runs)
     if options.only is None and not execution.received:
         compare(runs, Path(options.root_path, "comparison"))

@@ -99,12 +99,12 @@ def at(net, x, y, noise, epoch, *, attack_bn="eval"):
     return mean(cross_entropy(s_[i], y[i]) for i in range(len(x)))
 
 
-def trades(net, x, y, noise, epoch, *, trades_beta=6.0, attack_bn="eval"):
+def trades(net, x, y, noise, epoch, *, trades_beta=6.0, temp=1.0, attack_bn="eval"):
     x_adv = trades_attack(net, x, noise, attack_bn)
     s = net(x)
     s_ = net(x_adv)
     again = net(x)
-    return mean(cross_entropy(s[i], y[i]) + trades_beta * kl(again[i], s_[i]) for i in range(len(x)))
+    return mean(cross_entropy(s[i], y[i]) + trades_beta * temp**2 * kl(again[i], s_[i], temp) for i in range(len(x)))
 
 
 def mart(net, x, y, noise, epoch, *, mart_beta=5.0, attack_bn="eval"):
@@ -123,41 +123,97 @@ def mart(net, x, y, noise, epoch, *, mart_beta=5.0, attack_bn="eval"):
 # With a robust teacher.
 
 
-def ard(net, teacher, x, y, noise, epoch, *, iad_alpha=1.0, temp=30.0, kl_weight=None, attack_bn="train"):
+def ard(
+    net,
+    teacher,
+    x,
+    y,
+    noise,
+    epoch,
+    *,
+    iad_alpha=1.0,
+    temp=30.0,
+    kl_weight=None,
+    attack_bn="train",
+    teacher_weight=None,
+    label_weight=None,
+    self_weight=0.0,
+):
     x_adv = label_attack(net, x, y, x + noise, attack_bn)
     t = no_grad(teacher, x)
     s_ = net(x_adv)
     s = net(x)
     kl_weight = 1 / t.shape[1] if kl_weight is None else kl_weight  # the official mean is over images and classes
+    teacher_weight = iad_alpha if teacher_weight is None else teacher_weight
+    label_weight = 1 - iad_alpha if label_weight is None else label_weight
 
     def loss(i):
         distillation = temp**2 * kl_weight * kl(t[i], s_[i], temp)
-        return iad_alpha * distillation + (1 - iad_alpha) * cross_entropy(s[i], y[i])
+        own = self_weight * kl(s[i], s_[i])  # IAD, table 12
+        return teacher_weight * distillation + own + label_weight * cross_entropy(s[i], y[i])
 
     return mean(loss(i) for i in range(len(x)))
 
 
-def introspective(teacher_images, net, teacher, x, x_adv, y, epoch, alpha, beta, begin, temp):
+def introspective(
+    teacher_images,
+    net,
+    teacher,
+    x,
+    x_adv,
+    y,
+    epoch,
+    alpha,
+    beta,
+    begin,
+    temp,
+    iad_coefficient=None,
+    iad_down=False,
+    teacher_weight=None,
+    label_weight=None,
+    self_weight=None,
+):
     """IAD-I and AdaIAD after the attack; they differ in the teacher's images in the first term."""
     t = no_grad(teacher, teacher_images)
     t_ = no_grad(teacher, x_adv)
+    teacher_weight = alpha if teacher_weight is None else teacher_weight
+    label_weight = 1 - alpha if label_weight is None else label_weight
+    self_weight = alpha if self_weight is None else self_weight
     s_ = net(x_adv)
     target = net(x) if epoch >= begin else None
     s = net(x)
 
     def loss(i):
-        value = alpha * temp**2 * kl(t[i], s_[i], temp) + (1 - alpha) * cross_entropy(s[i], y[i])
-        if epoch >= begin:
-            reliability = softmax(t_[i])[y[i]] ** beta
-            value = value + alpha * (1 - reliability) * kl(target[i], s_[i])
-        return value
+        distillation = temp**2 * kl(t[i], s_[i], temp)
+        hard = label_weight * cross_entropy(s[i], y[i])
+        if epoch < begin:
+            return teacher_weight * distillation + hard
+        reliability = softmax(t_[i])[y[i]] ** beta
+        if iad_down:
+            distillation = reliability * distillation
+        coefficient = 1 - reliability if iad_coefficient is None else iad_coefficient
+        return teacher_weight * distillation + self_weight * coefficient * kl(target[i], s_[i]) + hard
 
     return mean(loss(i) for i in range(len(x)))
 
 
-def iad1(net, teacher, x, y, noise, epoch, *, iad_alpha=1.0, iad_beta=0.1, iad_begin=60, temp=1.0, attack_bn="train"):
+def iad1(
+    net,
+    teacher,
+    x,
+    y,
+    noise,
+    epoch,
+    *,
+    iad_alpha=1.0,
+    iad_beta=0.1,
+    iad_begin=60,
+    temp=1.0,
+    attack_bn="train",
+    **variant,
+):
     x_adv = label_attack(net, x, y, x + noise, attack_bn)
-    return introspective(x, net, teacher, x, x_adv, y, epoch, iad_alpha, iad_beta, iad_begin, temp)
+    return introspective(x, net, teacher, x, x_adv, y, epoch, iad_alpha, iad_beta, iad_begin, temp, **variant)
 
 
 def adaiad(net, teacher, x, y, noise, epoch, *, iad_alpha=1.0, iad_beta=0.1, iad_begin=60, temp=30.0, attack_bn="eval"):
@@ -235,7 +291,20 @@ def dgad_iad(net, teacher, x, y, noise, epoch, *, iad_begin=60, **options):
 
 
 def akd2(
-    net, teacher, std_teacher, x, y, noise, epoch, *, robust_weight=0.5, std_weight=0.25, temp=1.0, attack_bn="train"
+    net,
+    teacher,
+    std_teacher,
+    x,
+    y,
+    noise,
+    epoch,
+    *,
+    robust_weight=0.5,
+    std_weight=0.25,
+    temp=1.0,
+    attack_bn="train",
+    akd2_partial=False,
+    iad_beta=0.1,
 ):
     x_adv = label_attack(net, x, y, x + noise, attack_bn)
     t_, u_ = no_grad(teacher, x_adv), no_grad(std_teacher, x_adv)
@@ -243,12 +312,13 @@ def akd2(
 
     def loss(i):
         hard = (1 - robust_weight - std_weight) * cross_entropy(s_[i], y[i])
-        return hard + temp**2 * (robust_weight * kl(t_[i], s_[i], temp) + std_weight * kl(u_[i], s_[i], temp))
+        trust = softmax(t_[i])[y[i]] ** iad_beta if akd2_partial else 1
+        return hard + temp**2 * (robust_weight * trust * kl(t_[i], s_[i], temp) + std_weight * kl(u_[i], s_[i], temp))
 
     return mean(loss(i) for i in range(len(x)))
 
 
-def iad2(net, teacher, std_teacher, x, y, noise, epoch, *, iad_beta=0.1, iad_begin=40, **options):
+def iad2(net, teacher, std_teacher, x, y, noise, epoch, *, iad_beta=0.1, iad_begin=40, iad_coefficient=None, **options):
     if epoch < iad_begin:
         return akd2(net, teacher, std_teacher, x, y, noise, epoch, **options)
     defaults = {"robust_weight": 0.5, "std_weight": 0.25, "temp": 1.0, "attack_bn": "train"}
@@ -260,7 +330,8 @@ def iad2(net, teacher, std_teacher, x, y, noise, epoch, *, iad_beta=0.1, iad_beg
 
     def loss(i):
         reliability = softmax(t_[i])[y[i]] ** iad_beta
-        robust = reliability * kl(t_[i], s_[i], temp) + (1 - reliability) * kl(s[i], s_[i])  # temperature 1
+        coefficient = 1 - reliability if iad_coefficient is None else iad_coefficient
+        robust = reliability * kl(t_[i], s_[i], temp) + coefficient * kl(s[i], s_[i])  # temperature 1
         hard = (1 - robust_weight - std_weight) * cross_entropy(s_[i], y[i])
         return hard + temp**2 * (robust_weight * robust + std_weight * kl(u_[i], s_[i], temp))
 

@@ -14,13 +14,14 @@ from engine.distributed import destroy, init  # noqa: E402
 from engine.training.averaging import Ema  # noqa: E402
 from engine.training.metrics import EpochMetrics  # noqa: E402
 from engine.training.trainer import Trainer  # noqa: E402
+from engine.training.weight_perturbation import WeightPerturbation  # noqa: E402
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER  # noqa: E402
 from utils.config import TrainConfig  # noqa: E402
 
 SIZES = (7, 6, 7, 2, 1, 6, 7, 5, 2, 6)  # of the batches: odd ones, and fewer images than processes
 
 
-def ten_steps(name: str, processes, sync_bn: bool = True) -> dict:
+def ten_steps(name: str, processes, sync_bn: bool = True, pieces: bool = False) -> dict:
     torch.manual_seed(0)
     student, *teachers = (TinyNet().double() for _ in range(3))
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
@@ -30,8 +31,10 @@ def ten_steps(name: str, processes, sync_bn: bool = True) -> dict:
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
     options = {"generator": torch.Generator().manual_seed(1), "processes": processes, "sync_bn": sync_bn}
     options["average"] = average = Ema(student, 0.9)
+    if pieces:
+        options |= {"perturbation": WeightPerturbation(student, 0.01), "clip_grad": 1.0, "parts": 2}
     trainer = Trainer(student, teachers, method, optimizer, epsilon=8 / 255, step_size=2 / 255, steps=3, **options)
-    metrics = EpochMetrics("cpu", processes)
+    metrics = EpochMetrics("cpu", processes, parts=trainer.parts)
     for x, y in batches:
         metrics.add(trainer.step(x, y), y)
     weights = student.state_dict() | {f"average.{key}": value for key, value in average.network.state_dict().items()}
@@ -42,6 +45,7 @@ if __name__ == "__main__":
     out, *names = sys.argv[1:]
     processes = init(timedelta(minutes=2))
     results = {name: ten_steps(name, processes) for name in names}
+    results["pieces"] = ten_steps("AT", processes, pieces=True)
     unsynced = [None] * processes.count
     torch.distributed.all_gather_object(unsynced, ten_steps("AT", processes, sync_bn=False)["net"])
     if processes.is_rank0:

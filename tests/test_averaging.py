@@ -8,17 +8,17 @@ from conftest import ROOT
 from run_files import files_of, folder_of, rows_of, state_of
 from test_resume import Killed, kill_at
 from test_trainer import HostReads, copy_of, same, trainer_of
-from tiny import tiny_problem
+from tiny import part, tiny_from, tiny_problem
 
 from data import TEST_SUBSET_SEED, load, subset
 from data.loader import Batches
 from engine.accuracy import evaluate
 from engine.checkpoint import LAST
-from engine.training.averaging import Ema
-from engine.training.trainer import Trainer
+from engine.training.averaging import Ema, Swa
 from models import build
 
-EMA = f"{SMALL} --method AT --lr_schedule constant --ema 0.9"
+RUN = f"{SMALL} --method AT --lr_schedule constant"
+EMA = f"{RUN} --ema 0.9"
 
 
 @pytest.mark.recorded
@@ -31,7 +31,7 @@ def test_the_average_of_recorded_weights():
     for step, weight, expected in zip(steps, weights, averages[1:], strict=True):
         student.weight.data.copy_(weight)
         average.count = int(step) - 1
-        average.update()
+        average.after_step()
         torch.testing.assert_close(average.network.weight.data, expected, rtol=1e-12, atol=1e-15)
 
 
@@ -62,6 +62,40 @@ def test_the_student_trains_as_without_average():
     assert same(*results)
 
 
+@pytest.mark.recorded
+def test_the_mean_of_recorded_weights_and_its_batchnorm_statistics():
+    path = ROOT.parent / "shared" / "golden2" / "swa.npz"
+    if not path.exists():
+        pytest.skip("the recorded networks are not in this folder")
+    with np.load(path) as file:  # c00: statistics weighted by images
+        keys = [key for key in file.files if key.startswith("c00.") and key != "c00.meta"]
+        arrays = {key.removeprefix("c00."): torch.from_numpy(np.asarray(file[key])) for key in keys}
+    student = tiny_from(part(arrays, "model0"))
+    average = Swa(student, start=0)
+    for epoch in range(3):
+        student.load_state_dict(part(arrays, f"model{epoch + 1}"))
+        for _ in range(2):  # the second time is that of a resumed run
+            average.after_epoch(epoch, [arrays[f"loader_x{k}"] for k in range(3)])
+        expected, got = part(arrays, f"swa{epoch + 1}"), average.network.state_dict()
+        for key in expected.keys() - {"bn1.num_batches_tracked", "bn2.num_batches_tracked"}:
+            torch.testing.assert_close(got[key], expected[key], rtol=1e-12, atol=1e-14)
+
+
+def test_the_mean_of_the_weights_from_an_epoch_on(train, tmp_path):
+    raw = {}
+    for epoch in (1, 2, 3):
+        train(f"{RUN} --swa_start 2 --epochs {epoch} --resume")
+        state = state_of(tmp_path)
+        raw[epoch] = state["net_raw"]
+        mean = {key: value for key, value in raw[1].items()} if epoch == 1 else None
+        mean = mean or {key: sum(raw[e][key] for e in range(2, epoch + 1)) / (epoch - 1) for key in raw[1]}
+        for key in raw[1]:
+            if epoch == 1 or not key.endswith(("running_mean", "running_var", "num_batches_tracked")):
+                torch.testing.assert_close(state["net"][key], mean[key])
+    key = next(key for key in raw[1] if key.endswith("running_mean"))
+    assert not torch.allclose(state["net"][key], state["net_raw"][key])
+
+
 def test_validation_and_checkpoints_use_the_average_and_keep_the_raw_network(train, tmp_path):
     train(f"{EMA} --epochs 2")
     checkpoint = torch.load(folder_of(tmp_path) / LAST, weights_only=True)
@@ -78,21 +112,25 @@ def test_validation_and_checkpoints_use_the_average_and_keep_the_raw_network(tra
     assert losses["net"] != pytest.approx(losses["net_raw"], rel=2e-4)
 
 
-def test_a_killed_run_with_an_average_ends_with_the_same_bytes(train, tmp_path, monkeypatch):
+PIECES = "--ema 0.9 --awp 0.01 --accumulate 2 --clip_grad 1 --epsilon_ramp 2 --lr_schedule cyclic"
+
+
+@pytest.mark.parametrize("flags", [PIECES, "--swa_start 2"])
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(train, tmp_path, monkeypatch, flags):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "whole")
-    args = f"{EMA} --epochs 3 --save_minutes 0 --resume"
+    args = f"{RUN} {flags} --epochs 3 --save_minutes 0 --resume"
     train(args)
     monkeypatch.chdir(tmp_path / "parts")
-    for owner, name, nth in ((Trainer, "step", 3), (torch, "save", 6)):
+    for nth in (2, 5, 11, 12):  # in a step, while BatchNorm's statistics are estimated or in a validation, at the end
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            kill_at(patch, owner, name, nth)
+            kill_at(patch, torch, "save", nth)
             train(args)
     train(args)
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
 
 
 def test_a_run_that_began_without_an_average_does_not_continue_with_one(train):
-    train(f"{EMA.removesuffix('--ema 0.9')} --epochs 1")
+    train(f"{RUN} --epochs 1")
     train(f"{EMA} --epochs 2 --resume", error="other settings .--ema not given -> 0.9.; --desc_str NAME starts another")

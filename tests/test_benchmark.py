@@ -35,7 +35,6 @@ def run(monkeypatch, tmp_path):
         f"step --method DGAD {SMALL_STEP}",
         f"step --method AKD2 {SMALL_STEP} --precision fp32",
         "data --images 64 --bs 16 --workers 0 --pairs 1",
-        "validation --limit_test 20 --pairs 1",
         "evaluation --limit_test 20 --pairs 1",
     ],
 )

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import re
+import shutil
 from itertools import combinations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from commands import SMALL, run_in_process
 from PIL import Image
 
 from engine.reporting.tables import read_rows, shared_attack, shown_columns
@@ -269,6 +271,23 @@ def test_results_of_an_overwritten_checkpoint_are_left_out(run, tmp_path, caplog
 def test_a_checkpoint_without_settings_is_named_by_its_path(run, tmp_path):
     make_evaluation(tmp_path / "some", checkpoint="net.pth")
     assert cells(run("some"))[0][:5] == ["some/net.pth", "small_resnet", "-", "-", "net"]
+
+
+def test_the_best_checkpoint_of_natural_training_is_chosen_by_clean_accuracy(run, tmp_path):
+    for method in ("Natural", "AT"):
+        folder = make_run(tmp_path / method, method)
+        for checkpoint in ("best_clean_acc_model.pth", BEST):
+            make_evaluation(folder, checkpoint=checkpoint)
+    kinds = [(row.labels["method"], row.labels["checkpoint"]) for row in read_rows([str(tmp_path)], "paper")]
+    assert kinds == [("AT", "best"), ("AT", "best clean"), ("Natural", "best PGD-10"), ("Natural", "best")]
+
+
+def test_results_written_with_out_know_method_and_seed(train, tmp_path, monkeypatch, capsys):
+    train(f"{SMALL} --method Natural --epochs 1 --seed 7")
+    evaluate = "--model_path tuned_models --attacks clean --limit_test 8 --no-pictures --out kept"
+    assert run_in_process(monkeypatch, capsys, "main_eval.py", evaluate).status == 0
+    shutil.rmtree("tuned_models")
+    assert {(row.labels["method"], row.labels["seed"]) for row in read_rows(["kept"], "paper")} == {("Natural", "7")}
 
 
 def test_the_protocol_selects_evaluations(run, tmp_path):

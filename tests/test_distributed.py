@@ -47,8 +47,8 @@ def finish(run: subprocess.Popen, timeout: int = 120) -> str:
 def test_ten_steps_of_several_processes_are_those_of_one(tmp_path, processes):
     finish(torchrun(processes, "tests/shared_steps.py", f"{tmp_path / 'net.pt'} {' '.join(METHODS)}", tmp_path), 300)
     shared = torch.load(tmp_path / "net.pt", weights_only=True)
-    for name in METHODS:
-        expected = ten_steps(name, SINGLE_PROCESS)
+    for name in (*METHODS, "pieces"):
+        expected = ten_steps("AT" if name == "pieces" else name, SINGLE_PROCESS, pieces=name == "pieces")
         assert shared[name]["means"] == pytest.approx(expected["means"], rel=1e-9), name
         # Float64 sums in another order differ by 1e-16 a step, too little to change the sign of a gradient.
         torch.testing.assert_close(shared[name]["net"], expected["net"], rtol=1e-9, atol=1e-11)
@@ -58,10 +58,18 @@ def test_ten_steps_of_several_processes_are_those_of_one(tmp_path, processes):
     assert not torch.equal(first["bn1.running_mean"], shared["AT"]["net"]["bn1.running_mean"])
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shards_of_parts_are_the_whole_batch(count):
+    rows = [processes.shards(11, parts=4) for processes in (Processes(rank, count) for rank in range(count))]
+    images = [i for k in range(len(rows[0])) for shards in rows for i in range(11)[shards[k].rows]]
+    assert images == list(range(11)) and len(rows[0]) == min(4, 11 // count)
+    assert sum(shard.weight for shards in rows for shard in shards) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("n", [1, 2, 6, 7, 20])
 def test_shards_are_the_whole_batch_and_weigh_as_their_images(n, count):
-    shards = [Processes(rank, count).shard(n) for rank in range(count)]
+    shards = [Processes(rank, count).shards(n)[0] for rank in range(count)]
     assert sum(shard.weight for shard in shards) == pytest.approx(1)
     if n >= count:
         assert [i for shard in shards for i in range(n)[shard.rows]] == list(range(n))

@@ -558,7 +558,7 @@ def test_epsilon_zero_changes_no_prediction(run, tmp_path):
         ("empty", "--model_path empty: no checkpoint in that folder"),
         ("none", "none: cannot be read"),
         ("strange.pth", "--model: "),
-        ("named.pth --model vgg16", "--model vgg16: named.pth holds a small_resnet"),
+        ("named.pth --model vgg16", "--model vgg16: named.pth contains a small_resnet"),
         ("net.pth --protocol blackbox", "--surrogate_path: required by transfer_pgd, transfer_cw"),
         ("net.pth --protocol blackbox --surrogate_path net7.pth", "net7.pth: has 7 classes, not 10"),
         ("net.pth --natural_path net7.pth", "net7.pth: has 7 classes, not 10"),

@@ -19,7 +19,6 @@ from engine.evaluation.records import results_path
 from engine.export.robustbench import ARCHITECTURES, ExportConfig
 from models import MODELS, build
 from models.hub import load_folder, save_folder
-from models.normalized import Normalized
 from models.weights import load_network
 from scripts.export import export
 from utils.errors import UserError
@@ -141,12 +140,6 @@ def test_every_network_loads_from_its_folder(name, monkeypatch, tmp_path):
     assert ARCHITECTURES.keys() == MODELS.keys()
 
 
-def test_one_mean_and_std_for_all_channels(network, tmp_path):
-    saved = Normalized(network, torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), 0.25))
-    save_folder(saved, tmp_path / "hub", "small_resnet", 10, 32)
-    assert torch.equal(load_folder(tmp_path / "hub")(IMAGES), saved(IMAGES))
-
-
 @pytest.mark.parametrize("name", ["small_resnet", "wideresnet70_16_deepmind"])
 def test_normalization_in_the_file_is_exported(name, out, monkeypatch, tmp_path):
     monkeypatch.setitem(MODELS, name, shrunk(name))
@@ -204,8 +197,6 @@ RESULTS = {
     "only clean": ([({}, {"Clean": {"accuracy": 46.5, "n": 10_000}, "PGD-20": ROBUST})], ("46.50", "", "8/255", "")),
     "another file": ([({"sha256": "0" * 64}, BOTH)], ("", "", "8/255", "")),
     "another dataset": ([({"dataset": "Digits"}, BOTH)], ("", "", "8/255", "")),
-    "other attacks": ([({"eps": 4 / 255}, {"PGD-20": ROBUST})], ("", "", "8/255", "")),
-    "none": ([], ("", "", "8/255", "")),
 }
 
 
@@ -228,26 +219,12 @@ def refused(message, path, out, **options):
     assert "\n" not in str(raised.value) and not out.exists()
 
 
-@pytest.mark.parametrize("text", ['{"evaluations": [{}]}', '{"evaluations": 5}', "[]", '{"evaluations"', ""])
+@pytest.mark.parametrize("text", ['{"evaluations": [{}]}', '{"evaluations": 5}', "[]", '{"evaluations"', "", None])
 def test_a_damaged_eval_json_is_an_error(text, checkpoint, out):
-    results_path(checkpoint).parent.mkdir()
-    results_path(checkpoint).write_text(text)
+    evaluate(checkpoint, ({}, {"Clean": {"accuracy": "half", "n": 500}}))
+    if text is not None:
+        results_path(checkpoint).write_text(text)
     refused("eval.json: damaged", checkpoint, out)
-
-
-@pytest.mark.parametrize("entry", [({"eps": None}, {"Clean": CLEAN}), ({}, {"Clean": {"accuracy": "half", "n": 500}})])
-def test_a_result_that_is_no_number_is_an_error(entry, checkpoint, out):
-    evaluate(checkpoint, entry)
-    refused("eval.json: damaged", checkpoint, out)
-
-
-def test_the_same_export_has_the_same_bytes(out, monkeypatch, tmp_path):
-    # The unused stage that the file lacks is initialized at each export.
-    monkeypatch.setitem(MODELS, "wideresnet34_10", shrunk("wideresnet34_10"))
-    state = build("wideresnet34_10", 10).state_dict()
-    torch.save({k: v for k, v in state.items() if not k.startswith("sub_block1.")}, tmp_path / "wide.pt")
-    one, two = (contents(run(tmp_path / "wide.pt", out / n, FAST, model="wideresnet34_10")) for n in "ab")
-    assert one == two
 
 
 @pytest.mark.parametrize("content", [{}, {"model": "robustbench:Doe2020"}])
@@ -257,7 +234,7 @@ def test_networks_are_identified_by_their_keys(content, network, out, tmp_path):
 
 
 FLAGS = {
-    "--model resnet18: .* holds a small_resnet": {"model": "resnet18"},
+    "--model resnet18: .* contains a small_resnet": {"model": "resnet18"},
     "--model resnet81: unknown name; nearest: resnet18": {"model": "resnet81"},
     "--dataset CIFAR100: .* was trained on CIFAR10": {"dataset": "CIFAR100"},
     "--format onnx: unknown name": {"format": ("onnx",)},
@@ -279,11 +256,11 @@ def test_files_that_cannot_be_exported(network, out, tmp_path):
         "absent": (None, r"absent.pth: cannot be read \(No such file", {}),
         "unknown": ({"net": other}, "--model: ", {}),
         "named": ({"net": other}, "another network", {"model": "small_resnet", "dataset": "Folder"}),
-        "zoo": ({"net": other, "model": "robustbench:Doe2020"}, "zoo.pth: holds robustbench:Doe2020", {}),
+        "zoo": ({"net": other, "model": "robustbench:Doe2020"}, "zoo.pth: contains robustbench:Doe2020", {}),
         "flat": ({"bias": torch.rand(3)}, "flat.pth: has no linear classifier", {"model": "resnet18"}),
         "classes": (state, "--dataset CIFAR100: has 100 classes", {"dataset": "CIFAR100"}),
         "nan": (state | {"bn1.weight": torch.full((24,), float("nan"))}, "nan.pth: its logits are nan or inf", {}),
-        "evil": ({"net": state, "dataset": "../../evil"}, "evil.pth: states the unknown dataset", {}),
+        "evil": ({"net": state, "dataset": "../../evil"}, "evil.pth: names the unknown dataset", {}),
     }
     for name, (content, message, flags) in cases.items():
         if content:
@@ -335,24 +312,6 @@ def test_a_full_disk_is_one_line_and_changes_nothing(checkpoint, out):
     lines = ended.stderr.splitlines()
     assert len(lines) == 4 and all(re.match("error: --out .*: cannot be written to", line) for line in lines), lines
     assert contents(out) == before
-
-
-def test_a_failed_move_leaves_whole_files_and_reports_their_number(checkpoint, out, monkeypatch):
-    before = contents(run(checkpoint, out, FAST))
-    evaluate(checkpoint, ({}, BOTH))
-    replace = Path.replace
-
-    def failing(file, target):
-        if target == out / "hub" / "model.safetensors":
-            raise OSError(5, "Input/output error")
-        return replace(file, target)
-
-    monkeypatch.setattr(Path, "replace", failing)
-    with pytest.raises(UserError, match=r"model.safetensors cannot be written \(Input/output error\); \d of 5 files"):
-        run(checkpoint, out, FAST)
-    after = contents(out)
-    assert after.keys() == before.keys()
-    assert all(after[file] == before[file] for file in ("hub/model.safetensors", f"{NAME}.pt"))
 
 
 def test_nothing_is_written_if_a_format_returns_other_logits(checkpoint, out, monkeypatch):

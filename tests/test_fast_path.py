@@ -13,7 +13,7 @@ from attacks.pgd import gaussian, pgd
 from data import Split
 from data.loader import Batches
 from engine.accuracy import evaluate
-from engine.device import allow_tf32, full_precision
+from engine.device import full_precision
 from engine.fast.frozen import FoldedModel
 from engine.fast.precision import PLAIN, Arithmetic, choose_arithmetic
 from engine.training.trainer import Trainer
@@ -216,15 +216,6 @@ def test_flags_choose_the_arithmetic_on_a_gpu(monkeypatch, cuda_switches, capabi
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     choose_arithmetic("fp32", "off", cuda)
     assert cuda_switches() == (False, False) and not torch.backends.cudnn.benchmark
-
-
-def test_tf32_is_allowed_within_a_context_only(cuda_switches):
-    with pytest.raises(KeyError), allow_tf32(True):
-        assert cuda_switches() == (True, True)
-        with full_precision():
-            assert cuda_switches() == (False, False)
-        raise KeyError
-    assert cuda_switches() == (False, False)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Killed processes, signals, damaged files, full disks, bad losses: nothing finished is lost; errors are one line."""
 
+import errno
 import os
 import random
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +19,11 @@ from conftest import ROOT
 from run_files import files_of, folder_of
 
 import methods
+from engine.distributed import Processes, local_gpu
 from engine.training.run_folder import RunFolder
 from utils.config import TrainConfig
-from utils.errors import Stopped
+from utils.errors import Stopped, UserError
+from utils.files import _warn_once
 
 RUN = f"{SMALL} --method AT --lr_schedule constant"
 # 24 steps per epoch, a state after each: long enough to be killed often.
@@ -89,7 +93,7 @@ def test_the_lock_of_a_killed_run_is_released(fork_server, tmp_path):
 
 SIGNALS = [
     pytest.param("SIGTERM", 143),
-    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("SIGINT", 130), ("SIGUSR1", 0))),
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("SIGINT", 130), ("SIGUSR1", 75))),
 ]
 
 
@@ -188,7 +192,7 @@ def test_a_full_disk_ends_the_run_without_incomplete_files(train, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # less than a checkpoint
     try:
-        train(f"{RUN} --epochs 3 --resume", error=r"\.pth: cannot be written \(.*\); --resume continues the run")
+        train(f"{RUN} --epochs 3 --resume", error=r"\.pth: cannot be written \(.*\); .*--resume continues the run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     files = files_of(tmp_path)
@@ -198,6 +202,50 @@ def test_a_full_disk_ends_the_run_without_incomplete_files(train, tmp_path):
     train(f"{RUN} --epochs 3 --root_path whole")
     parts, whole = (checkpoints(files_of(folder_of(tmp_path / name))) for name in ("tuned_models", "whole"))
     assert parts == whole
+
+
+def fail(number, of=lambda *args: True):
+    def failing(*args, **kwargs):
+        if of(*args):
+            raise OSError(number, os.strerror(number))
+
+    return failing
+
+
+def test_a_file_system_without_modes_or_flushing_of_folders_is_one_warning(train, tmp_path, monkeypatch):
+    _warn_once.cache_clear()
+    monkeypatch.setattr(Path, "chmod", fail(errno.EPERM))
+    monkeypatch.setattr(os, "fsync", fail(errno.EINVAL))
+    monkeypatch.setattr(os, "link", fail(errno.EPERM))
+    assert train(f"{RUN} --epochs 2").count("modes or flushing are not supported") == 1
+    train(f"{RUN} --epochs 2 --desc_str again")
+    first, second = (files_of(path.parent) for path in sorted(tmp_path.rglob("config.json")))
+    assert all(second[name] == data for name, data in first.items() if name != "config.json")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_file_that_cannot_be_written_names_what_is_saved_and_how_to_continue(train, tmp_path, monkeypatch, number):
+    train(f"{RUN} --epochs 1")
+    monkeypatch.setattr(os, "fsync", fail(number))
+    mount = " in the file system of /" if number != errno.EIO else ""
+    error = rf"cannot be written \({os.strerror(number)}{mount}.*the last good checkpoint is .*/0001-000000.pth; "
+    train(f"{RUN} --epochs 2 --resume", error=f"{error}.*--resume continues the run")
+
+
+def test_a_full_disk_in_an_evaluation_is_one_line(train, tmp_path, monkeypatch, capsys):
+    train(f"{RUN} --epochs 1")
+    args = f"--model_path {folder_of(tmp_path)}/last_epoch_model.pth --limit_test 20 --no-pictures --attacks"
+    assert run_in_process(monkeypatch, capsys, "main_eval.py", f"{args} clean").status == 0
+    before = files_of(tmp_path)
+    monkeypatch.setattr(os, "fsync", fail(errno.ENOSPC))
+    ended = run_in_process(monkeypatch, capsys, "main_eval.py", f"{args} clean,fgsm")
+    assert ended.status == 2 and ended.err.count("\n") == 1 and "eval.json keeps finished attacks" in ended.err
+    assert "No space left on device in the file system of /" in ended.err and files_of(tmp_path) == before
+
+
+def test_the_newest_checkpoint_and_the_best_ones_are_one_file(train, tmp_path):
+    train(f"{RUN} --epochs 1")
+    assert len({path.stat().st_ino for path in folder_of(tmp_path).glob("*.pth")}) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_reported_before_training(train):
@@ -268,6 +316,37 @@ def test_cuda_out_of_memory_is_one_line(train, monkeypatch, args, advice):
 
     replace_method(monkeypatch, "Natural", full)
     train(f"{SMALL} --method Natural --epochs 1 {args}", error=f"^CUDA out of memory; {advice}")
+
+
+# Ranks of torchrun.
+
+
+@pytest.mark.parametrize(
+    ("errors", "printed"),
+    [(["a", None], [0]), ([None, "b"], [1]), (["a", "b"], [0, 1]), (["a", "a"], [0]), (["a", "a", None], [0, 1])],
+)
+def test_every_rank_prints_its_own_error_and_rank_0_that_of_all(monkeypatch, errors, printed):
+    def function():
+        if error:
+            raise UserError(error)
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda all_, own: all_.__setitem__(slice(None), errors))
+    for rank, error in enumerate(errors):
+        with pytest.raises(UserError, match=error or next(filter(None, errors))) as raised:
+            Processes(rank, len(errors)).on_all_ranks(function)
+        assert raised.value.printed == (rank in printed)
+
+
+def test_the_rank_is_printed_under_torchrun_and_ignored_without_it(monkeypatch, capsys):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "3")
+    assert local_gpu(0) == 0
+    ended = run_in_process(monkeypatch, capsys, "main.py", "--epochs 0")
+    assert (ended.status, ended.err[:18]) == (2, "error: --epochs 0:")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert local_gpu(5) == 0
+    assert run_in_process(monkeypatch, capsys, "main.py", "--epochs 0").err.startswith("[rank 3] error: --epochs 0:")
 
 
 def test_cuda_out_of_memory_in_an_evaluation_is_one_line(train, tmp_path, monkeypatch, capsys):

@@ -74,6 +74,9 @@ def test_values_are_read(args, field, value):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        ("--epsilon 8/255", "--epsilon 8/255: is in units of 1/255"),
+        ("--AdaAD_alpha 2", "--AdaAD_alpha 2.0: must be between 0 and 1"),
+        ("--momentum 1.5", "--momentum 1.5: must be between 0 and 0.999"),
         ("--epsilon 0", "--epsilon 0.0: must be above 0"),
         ("--epsilon -1", "--epsilon -1.0"),
         ("--epsilon nan", "--epsilon nan"),
@@ -82,7 +85,7 @@ def test_values_are_read(args, field, value):
         ("--step_size 300", "--step_size 300.0: must be above 0 and at most 255"),
         ("--epsilon 0.031", "--epsilon 0.031: is in units of 1/255: 0.031 in [0, 1] is 7.905 here"),
         ("--step_size 0.003", "--step_size 0.003: is in units of 1/255: 0.003 in [0, 1] is 0.765 here"),
-        ("--epochs two", "--epochs: invalid int value: 'two' (--help lists the flags)"),
+        ("--epochs two", "--epochs: 'two' is not a whole number (--help lists the flags)"),
         ("--lr_schedule linear", "--lr_schedule: 'linear' is not one of piecewise, cosine, constant"),
         ("--alp maybe", "--alp"),
         ("--milestones 7 3", "--milestones 7 3: must be positive and increasing"),
@@ -90,6 +93,10 @@ def test_values_are_read(args, field, value):
         ("--model", "--model"),
         ("--data_root=--", "--data_root: -- is not a value"),
         ("--temp 1e300", "--temp 1e+300: must be"),
+        ("--IAD_coefficient -1", "--IAD_coefficient -1.0: must be a number of at least 0"),
+        ("--label_weight inf", "--label_weight inf: must be"),
+        ("--self_weight -6", "--self_weight -6.0: must be"),
+        ("--teacher_weight nan", "--teacher_weight nan: must be"),
         ("--desc_str \udcff", "has bytes that are not UTF-8"),
     ],
 )
@@ -97,6 +104,16 @@ def test_a_wrong_value_is_one_line_that_names_its_flag(args, message):
     with pytest.raises(UserError) as raised:
         read(args)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_the_home_folder_is_expanded_in_every_path_flag(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "config.json").write_text('{"data_root": "~/data"}')
+    config = read(f"--config {tmp_path}/config.json --root_path=~/runs --teacher_path=~/t.pth --model_path ~/m.pth")
+    assert (config.data_root, config.root_path) == ("/home/me/data", "/home/me/runs")
+    assert (config.teacher_path, config.model_path) == ("/home/me/t.pth", "/home/me/m.pth")
+    assert read("--model_path=~/a.pth --out=~/o --state=~/s", EvalConfig).model_path == ("/home/me/a.pth",)
+    assert read("--desc_str=~").desc_str == "~"
 
 
 def test_help_groups_the_flags_and_gives_each_default(capsys):

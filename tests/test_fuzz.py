@@ -170,7 +170,7 @@ def command_line(script: str, random: Random, tested=None) -> list[str]:
 
 def files_of(folder: Path) -> dict[str, tuple]:
     """Size and time of every file in a folder, except the cache of decoded images."""
-    paths = [path for path in folder.rglob("*") if not path.name.startswith(".decoded")]
+    paths = [path for path in folder.rglob("*") if ".decoded" not in path.parts]
     stats = {str(path.relative_to(folder)): path.stat() for path in paths if not path.is_dir()}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 

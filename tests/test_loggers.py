@@ -5,7 +5,9 @@ Fakes replace both packages.
 
 import sys
 import typing
+from io import BytesIO
 from types import ModuleType, SimpleNamespace
+from urllib.error import URLError
 
 import pytest
 from commands import SMALL
@@ -37,7 +39,8 @@ class SummaryWriter:
 class Wandb(ModuleType):
     """Like the real one: a run keeps the first values of a step; a failed init reserves its id until teardown."""
 
-    Settings = SimpleNamespace
+    def Settings(self, base_url="http://nowhere.example", **settings):
+        return SimpleNamespace(base_url=base_url, **settings)
 
     def __init__(self):
         super().__init__("wandb")
@@ -68,6 +71,7 @@ def wandb(monkeypatch):
     tensorboard.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr("engine.training.loggers.urlopen", lambda url, timeout: BytesIO())
     for name in ("WANDB_PROJECT", "WANDB_INIT_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
     return wandb
@@ -119,6 +123,16 @@ def test_without_a_network_wandb_logs_offline(wandb, train):
     assert [call.get("mode") for call in wandb.calls] == [None, "offline"]
     (steps,) = wandb.steps.values()
     assert list(steps) == [1]
+
+
+def test_a_server_that_cannot_be_reached_is_not_waited_for(wandb, train, monkeypatch):
+    def fail(url, timeout):
+        assert timeout <= 5
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("engine.training.loggers.urlopen", fail)
+    assert "no route to host>; offline in tuned_models/" in train(f"{RUN} --epochs 1 --wandb")
+    assert [call.get("mode") for call in wandb.calls] == ["offline"]
 
 
 def test_a_logger_that_fails_changes_nothing_of_the_run(wandb, train, tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def test_the_sums_of_all_ranks_add_up_to_those_of_one_process():
     total = 0
     for rank in range(2):
         processes = WithoutCommunication(rank, 2)
-        rows = processes.shard(5).rows
+        rows = processes.shards(5)[0].rows
         metrics = EpochMetrics("cpu", processes, teacher=True)
         metrics.add(Step(step.loss, t_clean=step.t_clean[rows], t_adv=step.t_adv[rows]), y)
         total = total + torch.tensor(metrics.state()["alpha"])

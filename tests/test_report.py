@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from test_compare import BEST, LAST, make_evaluation, make_run
 
-import engine.reporting.page
 from engine.reporting.__main__ import report
 from engine.reporting.page import render
 from engine.reporting.runs import read_runs
@@ -220,12 +219,6 @@ def test_a_result_of_a_checkpoint_that_has_changed_is_crossed_out(tree):
     assert crossed_out() == 0
     (tree / "AT/a" / BEST).write_bytes(b"trained further")
     assert crossed_out() == 2
-
-
-def test_images_that_would_make_the_page_too_large_are_left_out(tree, monkeypatch):
-    monkeypatch.setattr(engine.reporting.page, "MAX_IMAGES", 10)
-    document = read(tree)
-    assert "img" not in document.tags and "left out, the page would be too large" in "".join(document.texts)
 
 
 def test_a_run_named_twice_is_one_row(tree):

@@ -85,7 +85,7 @@ def test_the_program_makes_a_table_and_then_skips_it(tmp_path, monkeypatch, caps
     ("flags", "message"),
     [
         ("--table", "must be one of IAD-2-CIFAR10, "),
-        ("--table IAD-7", "must be one of"),
+        ("--table IAD-14", "must be one of"),
         ("--table IAD-4 --rows ADR", "no such row in IAD-4"),
         ("--table IAD-4 --jobs 0", "--jobs 0: must be at least 1"),
         ("--table RSLAD-2", "models/model_cifar_wrn.pt: no such teacher"),

@@ -130,6 +130,31 @@ def test_settings_that_the_method_does_not_use_may_differ(train):
     assert "all 1 epochs" in train(f"{RUN} --epochs 1 --resume --teacher_model small_resnet --trades_beta 3")
 
 
+def test_a_state_from_before_a_flag_existed_and_a_start_file_that_has_moved_are_no_obstacle(train, tmp_path):
+    save_network(tmp_path / "start.pth", 0)
+    train(f"{RUN} --epochs 1 --model_path start.pth")
+    (tmp_path / "start.pth").unlink()
+    (path,) = tmp_path.rglob("resume/*.pth")
+    state = torch.load(path, weights_only=True)
+    for name in ("compile", "precision", "sync_bn", "attack_bn", "eval_every"):
+        state["config"].pop(name, None)
+    save_checkpoint(path, state)
+    train(f"{RUN} --epochs 2 --model_path start.pth --resume --eval_every 2", error="--eval_every 1 -> 2")
+    train(f"{RUN} --epochs 2 --model_path start.pth --resume --no_teacher_check")
+    train(f"{RUN} --epochs 3 --resume")
+
+
+def test_a_run_keeps_its_number_of_threads(train, tmp_path, monkeypatch):
+    used, current = [], [3]
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: used.append(n))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: current[0])
+    train(f"{NATURAL} --epochs 1")
+    current[0] = 1
+    assert "CPU threads: 3" in train(f"{NATURAL} --epochs 2 --resume") and used == [3, 3]
+    assert json.loads((folder_of(tmp_path) / "config.json").read_text())["threads"] == 3
+    assert "CPU threads: 2" in train(f"{NATURAL} --epochs 3 --resume --threads 2")
+
+
 def test_more_epochs_keep_the_milestones_of_the_first_start(train, tmp_path):
     train(f"{NATURAL} --epochs 2")
     log = train(f"{NATURAL} --epochs 4 --resume")

@@ -1,8 +1,9 @@
 """The learning rate of every epoch."""
 
 import pytest
+import torch
 
-from engine.training.schedule import learning_rate
+from engine.training.schedule import epsilon_scale, learning_rate
 from utils.config import TrainConfig
 
 
@@ -41,3 +42,33 @@ def test_warmup_increases_linearly_from_a_thousandth():
     warmup = {"warmup_lr": True, "warmup_lr_epochs": 4}
     assert rates(20, **warmup)[:5] == pytest.approx([0.001, 0.02575, 0.0505, 0.07525, 0.1])
     assert rates(20, "cosine", **warmup)[4] == 0.1
+
+
+@pytest.mark.parametrize("epochs", [400, 80, 60])
+def test_onecycle_is_that_of_pytorch(epochs):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=epochs, pct_start=0.025)
+    expected = []
+    for _ in range(epochs):
+        expected += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step() if len(expected) < epochs else None
+    assert rates(epochs, "onecycle", lr_max=0.2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("epochs", [1, 10, 40])
+def test_onecycle_of_a_short_run_starts_at_its_maximum_or_warms_up(epochs):
+    result = rates(epochs, "onecycle")
+    assert result[0] == 0.1 and result == sorted(result, reverse=True)
+
+
+def test_cyclic_increases_for_two_fifths_of_the_run():
+    config = TrainConfig(epochs=10, lr_schedule="cyclic", lr_max=0.2)
+    result = [learning_rate(epoch, config) for epoch in (0, 1, 3.5, 4, 7, 9.9, 10)]
+    assert result == pytest.approx([0, 0.05, 0.175, 0.2, 0.1, 0.2 / 60, 0])
+
+
+def test_epsilon_grows_linearly_to_its_value():
+    shares = [epsilon_scale(epoch, TrainConfig(epsilon_ramp=4)) for epoch in range(6)]
+    assert shares == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert epsilon_scale(0, TrainConfig()) == 1

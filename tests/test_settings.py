@@ -11,10 +11,11 @@ from engine.training.settings import config_warnings, resolve
 from engine.unused_fields import INNER_ATTACK, unused_fields
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER
 from utils.config import METHOD, TrainConfig
+from utils.errors import UserError
 from utils.flags import parse
 
 # Another value for each type of a field.
-OTHER = {bool: lambda value: not value, float: lambda value: value + 0.5, str: lambda value: "off"}
+OTHER = {bool: lambda value: not value, float: lambda value: 0.9 * value + 0.03, str: lambda value: "off"}
 
 
 def altered(value):
@@ -60,6 +61,8 @@ WARNINGS = {
     "--method AT --warmup_lr --epochs 15": "the run of --epochs 15 ends below --lr_max",
     "--method AT --warmup_lr --lr_max 0.0001": "--warmup_lr starts at 0.001, above --lr_max 0.0001",
     "--method AT --warmup_lr": None,
+    "--method AT --swa_start 9 --epochs 8": "--swa_start 9: the run of --epochs 8 ends before",
+    "--method AT --recipe strong --epochs 8": "--awp_warmup 10: the run of --epochs 8 ends before",
 }
 
 
@@ -77,8 +80,17 @@ def test_settings_that_prevent_a_part_of_the_training_are_warnings(args):
         ("--method AT --teacher_model resnet18 --temp 2", "--teacher_model, --temp"),
         ("--method TRADES --mart_beta 3 --trades_beta 2", "--mart_beta"),
         ("--method Natural --step_size 1 --no-els", "--num_steps, --step_size, --els"),
-        ("--method TRADES --trades_beta 2", None),
+        ("--method TRADES --trades_beta 2 --temp 20", None),
+        ("--method AT --IAD_down --akd2_partial --self_weight 1", "--IAD_down, --akd2_partial, --self_weight"),
+        (
+            "--method MART --label_smoothing 0.1 --optim Adam --nesterov --awp_warmup 1",
+            "--label_smoothing, --nesterov, --awp_warmup",
+        ),
+        ("--method TRADES --trades_beta 2 --label_smoothing 0.1 --nesterov", None),
         ("--method TRADES --recipe paper", None),
+        ("--method AT --optim Adam --momentum 0.5", "--momentum"),
+        ("--method AT --lr_schedule cosine --milestones 1", "--milestones"),
+        ("--method AT --warmup_lr_epochs 2", "--warmup_lr_epochs"),
     ],
 )
 def test_a_run_logs_flags_that_its_method_ignores_and_warnings(train, tmp_path, args, ignored):
@@ -86,5 +98,34 @@ def test_a_run_logs_flags_that_its_method_ignores_and_warnings(train, tmp_path, 
     (log,) = tmp_path.rglob("log.txt")
     for text in (output, log.read_text()):
         lines = [line.partition(" ignores ")[2] for line in text.splitlines() if " ignores " in line]
-        assert [set(line.split(", ")) for line in lines] == ([set(ignored.split(", "))] if ignored else [])
+        assert {name for line in lines for name in line.split(", ")} == set(ignored.split(", ") if ignored else [])
         assert ("WARNING: --num_steps 2 of --step_size" in text) == ("Natural" not in args)
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        ("--ema 0.9 --swa_start 2", "--swa_start: --ema averages the weights already"),
+        ("--recipe strong --swa_start 2", "--swa_start: --ema averages the weights already"),
+        ("--nesterov --momentum 0", "--nesterov: needs --momentum above 0"),
+        ("--bs 16 --accumulate 17", "--accumulate 17: a batch of --bs 16 has fewer images than parts"),
+    ],
+)
+def test_pieces_that_exclude_each_other_are_one_line(args, error):
+    with pytest.raises(UserError, match=error):
+        resolve(*parse(TrainConfig, args.split(), description="", choices={}))
+
+
+@pytest.mark.parametrize(
+    "field", ["ema", "awp", "label_smoothing", "clip_grad", "epsilon_ramp", "swa_start", "accumulate"]
+)
+def test_pieces_out_of_range_are_refused(field):
+    for value in (-1, float("nan")):
+        with pytest.raises(UserError, match=f"--{field}"):
+            TrainConfig(**{field: value})
+
+
+def test_the_strong_recipe_fills_in_what_is_not_given():
+    config, sources = resolve(*parse(TrainConfig, ["--recipe", "strong", "--awp", "0.01"], description="", choices={}))
+    assert (config.ema, config.awp, config.lr_schedule) == (0.995, 0.01, "cosine")
+    assert (sources["ema"], sources["awp"]) == ("recipe", "flag")

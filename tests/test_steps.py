@@ -48,6 +48,16 @@ CASES = [
         case("IAD-II", epoch, iad_begin=3, iad_beta=0.5, robust_weight=0.6, std_weight=0.1, temp=5.0)
         for epoch in (2, 3)
     ),
+    # The appendix of IAD: tables 7 to 10, and 12.
+    case("AKD2", akd2_partial=True, temp=2.0),
+    case("AKD2", akd2_partial=True, iad_beta=0.5, robust_weight=0.6, std_weight=0.1),
+    *(case("IAD-I", epoch, iad_begin=3, iad_down=True, iad_beta=0.5, temp=2.0) for epoch in (2, 3)),
+    *(case(name, 3, iad_begin=3, iad_coefficient=2.0) for name in ("IAD-I", "IAD-II")),
+    case("IAD-I", 3, iad_begin=3, iad_coefficient=0.0, iad_alpha=0.8),
+    case("TRADES", temp=20.0, trades_beta=2.5),
+    case("ARD", temp=1.0, kl_weight=1.0, label_weight=1.0, self_weight=6.0, teacher_weight=0.5),
+    case("ARD", iad_alpha=0.9, label_weight=2.0),
+    *(case("IAD-I", e, iad_begin=3, label_weight=1.0, self_weight=6.0, teacher_weight=0.5) for e in (2, 3)),
     case("DGAD", alp_beta=5.0),
     case("DGAD", map=False),
     case("DGAD", els=False),

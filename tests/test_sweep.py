@@ -13,14 +13,16 @@ import pytest
 from commands import SMALL
 from conftest import ROOT
 
-from scripts.sweep import Sweep, sweep
+import data
+from data import load
+from scripts.sweep import STATUS, sweep
 from utils.errors import UserError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 TIMEOUT = 300  # seconds
 
 # What a sweep sees of main.py: the run folder, a row per epoch, signals and exit statuses. Files in the working
-# directory control it: "hold" waits in epoch 2 for a signal, "stop" saves there and exits with status 0, "pair" waits
+# directory control it: "hold" waits in epoch 2 for a signal, "stop" saves there and exits with status 75, "pair" waits
 # until two runs are there, "fail" names a method that fails.
 FAKE_MAIN = f"""#!{sys.executable}
 import os, signal, sys, time
@@ -43,21 +45,22 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
 if Path("fail").exists() and Path("fail").read_text() == flags["--method"]:
     sys.exit(print("error: a bad run", file=sys.stderr) or 2)
 radius = "" if flags["--method"] == "Natural" else "_eps8"
-name = f"{{flags['--model']}}{{radius}}_seed{{flags['--seed']}}"
+teacher = "_from_resnet18" if flags["--method"] == "RSLAD" else ""
+name = f"{{flags['--model']}}{{teacher}}{{radius}}_seed{{flags['--seed']}}"
 folder = Path(flags["--root_path"], flags["--dataset"], flags["--method"], name)
 folder.mkdir(parents=True, exist_ok=True)
 results = folder / "results.csv"
 rows = results.read_text().splitlines() if results.exists() else ["epoch"]
 for epoch in range(len(rows) - 1, int(flags["--epochs"])):
     if epoch == 1 and Path("stop").exists():
-        sys.exit(Path("stop").unlink())
+        sys.exit(Path("stop").unlink() or 75)
     if epoch == 1 and Path("hold").exists():
         (folder / "holds").touch()
         while not received:
             time.sleep(0.01)
         time.sleep(0.3)  # saving takes a while
         (folder / "saved").write_text(f"{{len(received)}} {{received[0]}}")
-        sys.exit({{signal.SIGTERM: 143, signal.SIGUSR1: 0}}[received[0]])
+        sys.exit({{signal.SIGTERM: 143, signal.SIGUSR1: 75}}[received[0]])
     if Path("pair").exists():
         Path(f"here-{{flags.get('--gpu_id')}}").touch()
         timeout = time.monotonic() + 20
@@ -84,12 +87,11 @@ def workdir(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHON", executable(tmp_path / "bin" / "python", FAKE_MAIN))
-    handlers = {
-        number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
-    }
+    monkeypatch.setattr(data, "load", lambda name, *_, **options: load("Digits", image_size=16))
+    handlers = {number: signal.getsignal(number) for number in STATUS}
     yield folder
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, handlers[number])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -139,34 +141,43 @@ def test_the_list_has_every_run_as_a_command_that_can_be_copied(workdir, capsys,
     assert capsys.readouterr().out == f"python main.py {args}\n"
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ("--seeds one", "--seed: invalid int value: 'one'"),
-        ("--seeds 1 2", "unrecognized arguments: 2"),
-        ("--seeds", "--seeds: expected one argument"),
-        ("--methods ' '", "a list of names is empty"),
-        ("--methods 'AT at'", "CIFAR10 at resnet18 seed 42: is listed twice"),
-        ("--methods 'AT DGDA'", "--method DGDA: unknown name; nearest: DGAD"),
-        ("--jobs 0", "--jobs is below 1"),
-        ("--only 1", "numbered 0 to 0"),
-        ("--gpus a", "--gpu_id: invalid int value: 'a'"),
-        ("--epochs 3", "unrecognized arguments: --epochs"),
-        ("-- --epoch", "--epoch"),
-        ("-- --seed 3", "--seed after --"),
-        ("-- --model=vgg16", "--model after --"),
-        ("--gpus 0 -- --gpu_id 1", "--gpu_id after --"),
-        ("-- --epochs 2 --help", "--help or --version after --"),
-        ("--eval '--attaks clean'", "--attaks"),
-        ("--eval '--attacks clean,pdg'", "--attacks pdg: unknown name; nearest: pgd"),
-        ("--eval '--attacks clean --out figures'", "--eval --out: the sweep evaluates"),
-        ("--eval --model_path=x", "--eval --model_path: the sweep evaluates"),
-    ],
-)
-def test_bad_input_is_reported_before_the_first_run(workdir, args, message):
-    with pytest.raises(UserError, match=re.escape(message)):
+BAD = {
+    "--seeds one": "--seeds: 'one' is not a whole number",
+    "--seeds 1 2": "unrecognized arguments: 2",
+    "--seeds": "--seeds: expected one argument",
+    "--methods ' '": "a list of names is empty",
+    "--methods 'AT at'": "CIFAR10 at resnet18 seed 42: is listed twice",
+    "--methods 'AT DGDA'": "--methods DGDA: unknown name; nearest: DGAD",
+    "--jobs 0": "--jobs is below 1",
+    "--only 1": "numbered 0 to 0",
+    "--gpus a": "--gpu_id: 'a' is not a whole number",
+    "--epochs 3": "unrecognized arguments: --epochs",
+    "-- --epoch": "--epoch",
+    "-- --seed 3": "--seed after --",
+    "-- --model=vgg16": "--model after --",
+    "--gpus 0 -- --gpu_id 1": "--gpu_id after --",
+    "--methods 'AT DGAD' -- --teacher_model vgg16": "--teacher_model vgg16: no file",
+    "--methods 'AT DGAD' -- --teacher_path tuned_models/x.pth": "tuned_models/x.pth: does not exist",
+    "--eval '--attaks clean'": "--attaks",
+    "--eval '--attacks clean,pdg'": "--attacks pdg: unknown name; nearest: pgd",
+    "--eval '--attacks clean --out figures'": "--eval --out: the sweep evaluates",
+    "--eval --model_path=x": "--eval --model_path: the sweep evaluates",
+    "--datasets Folder --eval --attacks=clean,aa -- --data_root pair": "--attacks: AutoAttack needs 4 classes, not 2",
+}
+
+
+@pytest.mark.parametrize("args", BAD)
+def test_bad_input_is_reported_before_the_first_run(workdir, monkeypatch, args):
+    splits = load("Digits", image_size=16)._replace(classes=("a", "b"))
+    monkeypatch.setattr(data, "load", lambda name, *_, **options: splits)
+    with pytest.raises(UserError, match=re.escape(BAD[args])):
         sweep(shlex.split(args))
     assert not list(workdir.iterdir())
+
+
+def test_a_teacher_may_be_trained_by_an_earlier_run(workdir, run):
+    teacher = "tuned_models/CIFAR10/AT/resnet18_eps8_seed42/best_PGD10_acc_model.pth"
+    assert run("--methods", "AT RSLAD", flags=["--teacher_model", "resnet18", "--teacher_path", teacher])[0] == 0
 
 
 def test_only_executes_one_run_of_the_list(workdir, run, capsys):
@@ -197,7 +208,7 @@ def test_a_failed_run_is_reported_once_and_the_others_continue(workdir, run):
 
 
 def test_jobs_run_at_the_same_time_on_one_gpu_each_and_share_the_cores(workdir, run, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(6))
     (workdir / "pair").touch()
     assert run("--seeds", "1 2", "--gpus", "3 5")[0] == 0
     assert sorted(call.split()[-1] for call in calls(workdir, "main.py")) == ["3", "5"]
@@ -206,7 +217,7 @@ def test_jobs_run_at_the_same_time_on_one_gpu_each_and_share_the_cores(workdir, 
     assert all(call.endswith("--threads 5") for call in calls(workdir, "main.py")[2:])
 
 
-def test_a_run_that_exits_with_status_0_before_its_end_is_not_finished(workdir, run):
+def test_a_run_that_saves_and_stops_is_not_finished(workdir, run):
     (workdir / "stop").touch()
     status, log = run("--seeds", "1 2", "--eval", "--attacks clean")
     assert status == 75 and "runs: 1 finished, 0 skipped (finished before), 0 failed, 1 left to do" in log
@@ -234,7 +245,7 @@ def test_finished_runs_are_evaluated_once_and_compared(workdir, run):
     assert len(calls(workdir, "main_eval")) == 6  # with other flags
     assert "--state my state --attacks aa" in calls(workdir, "main_eval")[-1]
     run("--methods", "AT MART", epochs=3)
-    assert calls(workdir)[-1] == f"scripts/compare.py {folders[0]} --out tuned_models/comparison"
+    assert calls(workdir)[-1] == f"scripts/compare.py {folders[0]} --out tuned_models/comparison --protocol paper"
 
 
 def test_a_failed_evaluation_is_a_failure_and_repeated(workdir, run):
@@ -242,15 +253,6 @@ def test_a_failed_evaluation_is_a_failure_and_repeated(workdir, run):
         status, log = run("--eval", "--attacks clean --seed 666")
         assert status == 1 and "evaluation failed (status 2): error: a bad evaluation" in log
     assert len(calls(workdir, "main_eval")) == 2
-
-
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 75)]
-)
-def test_a_signal_before_the_first_run_exits_with_its_status(number, status):
-    with pytest.raises(SystemExit) as exit:
-        Sweep(1, []).stop(number, None)
-    assert exit.value.code == status
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,20 @@ def test_evaluation_attacks_every_batch():
     assert calls == [(False, 3), (False, 1)]
 
 
+def test_parts_of_a_batch_without_batchnorm_are_the_batch():
+    results = []
+    for parts in (1, 3):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)).double()
+        x, y = torch.rand(7, 3, 8, 8).double(), torch.arange(7)
+        trainer, metrics = trainer_of("TRADES", net, None, parts=parts, clip_grad=0.1), EpochMetrics("cpu", parts=parts)
+        start_noise = 0.01 * torch.randn_like(x)
+        metrics.add(trainer.step(x, y, start_noise=start_noise), y)
+        assert sum(parameter.grad.square().sum() for parameter in net.parameters()).sqrt() == pytest.approx(0.1)
+        results.append((net[1].weight.detach(), torch.tensor(metrics.means())))
+    torch.testing.assert_close(*results)
+
+
 def test_any_module_can_be_a_student():
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
     result = trainer_of("DGAD", net, TinyNet().eval()).step(torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2]))

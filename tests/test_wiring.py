@@ -89,7 +89,8 @@ def save_network(path, seed=0):
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        ("", {"momentum": 0.9, "weight_decay": 5e-4}),
+        ("", {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": False}),
+        ("--nesterov", {"momentum": 0.9, "nesterov": True}),
         ("--momentum 0.5 --weight_decay 0.01", {"momentum": 0.5, "weight_decay": 0.01}),
         ("--optim Adam --weight_decay 0.02", {"betas": [0.9, 0.999], "weight_decay": 0.02}),
     ],
@@ -99,6 +100,25 @@ def test_the_optimizer_has_its_flags_for_every_parameter(train, tmp_path, args, 
     (group,) = state_of(tmp_path)["optimizer"]["param_groups"]
     assert {key: group.get(key) for key in expected} == expected
     assert len(group["params"]) == len(list(build("small_resnet", 10, 16).parameters()))
+
+
+def test_weight_decay_may_leave_out_batchnorm(train, tmp_path):
+    train(f"{SMALL} --method Natural --epochs 1 --no_bn_decay")
+    others, norms = state_of(tmp_path)["optimizer"]["param_groups"]
+    assert (others["weight_decay"], norms["weight_decay"], others["lr"], norms["lr"]) == (5e-4, 0, 0.1, 0.1)
+    modules = build("small_resnet", 10, 16).modules()
+    assert len(norms["params"]) == 2 * sum(isinstance(module, torch.nn.BatchNorm2d) for module in modules)
+
+
+def test_the_radius_of_the_inner_attack_grows(train, monkeypatch):
+    training = []
+    monkeypatch.setattr("engine.training.trainer.pgd", recording(training))
+    train(f"{SMALL} --method AT --epochs 3 --limit_test 16 --epsilon 8 --step_size 2 --epsilon_ramp 2 --precision fp32")
+    assert [call.ball for call in training[::3]] == [
+        (4 / 255, 1 / 255, 2),
+        (8 / 255, 2 / 255, 2),
+        (8 / 255, 2 / 255, 2),
+    ]
 
 
 def test_the_inner_attack_and_the_validation_have_the_runs_epsilon(train, monkeypatch):
@@ -294,21 +314,6 @@ def test_a_named_attack_has_its_objective_and_steps(attacks, protocol, key, epsi
         assert torch.equal(call.start, x)
 
 
-@pytest.mark.parametrize("key", ["pgd", "pgd_trades", "cw"])
-def test_the_flag_judge_changes_no_parameter_of_an_attack(monkeypatch, key):
-    until_fooled, last = [], []
-    monkeypatch.setattr(
-        suite, "pgd_until_fooled", lambda *args, **ball: until_fooled.append((args[1], ball)) or args[2]
-    )
-    monkeypatch.setattr(suite, "pgd", recording(last))
-    net, _, x, y = tiny_problem()
-    for judge in ("every", "last"):
-        launch(protocol_of("paper", judge=judge)[key], net, x, y)
-    ((objective, ball),) = until_fooled
-    assert tuple(ball.values()) == last[0].ball
-    torch.testing.assert_close(objective(net(x), y), last[0].losses)
-
-
 @pytest.mark.parametrize("protocol", ["paper", "official"])
 def test_the_flag_steps_applies_to_pgd_only(attacks, protocol):
     net, _, x, y = tiny_problem()
@@ -361,33 +366,23 @@ def classifier(classes):
 STAGES = ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
-@pytest.mark.parametrize("protocol", ["paper", "official"])
+@pytest.mark.parametrize(
+    ("package", "batch", "more"), [("pyautoattack", "batch_size", {}), ("autoattack", "bs", {"verbose": False})]
+)
 @pytest.mark.parametrize(("epsilon", "classes", "targets"), [(8 / 255, 100, 9), (0.05, 10, 9), (0.05, 5, 4)])
 def test_autoattack_runs_its_four_attacks_with_our_epsilon_seed_and_device(
-    monkeypatch, protocol, epsilon, classes, targets
+    monkeypatch, package, batch, more, epsilon, classes, targets
 ):
-    made = autoattack_module(monkeypatch, "pyautoattack", lambda x_adv, y: (x_adv, y))
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)  # either package of its authors is used
+    made = autoattack_module(monkeypatch, package, lambda x_adv, y: x_adv if more else (x_adv, y))
     x, y = torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
-    x_adv = [perturb(classifier(classes), x, y, x) for perturb in protocol_of(protocol, epsilon)["aa"].stages.values()]
+    x_adv = [perturb(classifier(classes), x, y, x) for perturb in protocol_of("paper", epsilon)["aa"].stages.values()]
     assert [attack.attacks_to_run for attack in made] == [[name] for name in STAGES]
     for attack in made:
-        assert attack.settings == {"norm": "Linf", "eps": epsilon, "seed": 3, "device": torch.device("cpu")}
-        assert attack.options == {"batch_size": 3}
+        assert attack.settings == {"norm": "Linf", "eps": epsilon, "seed": 3, "device": torch.device("cpu")} | more
+        assert attack.options == {batch: 3}
         assert attack.apgd_targeted.n_target_classes == attack.fab.n_target_classes == targets
     assert torch.equal(x_adv[0], x / 2)
-
-
-def test_the_authors_package_replaces_a_missing_pyautoattack(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    made = autoattack_module(monkeypatch, "autoattack", lambda x_adv, y: x_adv)  # returns the images only
-    x, y = torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
-    x_adv = protocol_of("paper", 0.05)["aa"].stages["FAB-T"](classifier(5), x, y, x)
-    (attack,) = made
-    settings = {"norm": "Linf", "eps": 0.05, "seed": 3, "device": torch.device("cpu"), "verbose": False}
-    assert (attack.settings, attack.options) == (settings, {"bs": 3})
-    assert attack.attacks_to_run == ["fab-t"]
-    assert attack.apgd_targeted.n_target_classes == attack.fab.n_target_classes == 4
-    assert torch.equal(x_adv, x / 2)
 
 
 @pytest.mark.slow

@@ -1,12 +1,15 @@
 """Exit status and error line of an entry script."""
 
+import errno
 import os
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.errors import Stopped, UserError
+import utils.load  # noqa: F401  # measures the load while the other packages are imported
+from utils.errors import Stopped, UserError, torchrun_rank
+from utils.files import FULL
 from utils.log import log_to_terminal
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,20 +21,22 @@ def run_command(command: Callable[[], object]) -> None:
     The status is 2 for a UserError, an operating-system error of a file and a package that is not installed, 130 for
     Ctrl-C, and that of the signal for a command that a signal stopped.
     """
+    if sys.getfilesystemencoding() != "utf-8":  # in the C locale, where names of files could not be read
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     log_to_terminal()
     try:
         command()
     except UserError as error:
-        sys.exit(_fail(f"error: {_one_line(str(error))}", 2))
+        sys.exit(_fail_on_rank(str(error)) if error.printed else 2)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (*FULL, errno.EIO):
             raise
-        sys.exit(_fail(f"error: {_one_line(f'{error.filename}: {error.strerror}')}", 2))
+        sys.exit(_fail_on_rank(f"{error.filename or 'a file'}: {error.strerror}"))
     except ModuleNotFoundError as error:
         package = error.name or ""
         if not package or "." in package or package in {path.stem for path in ROOT.iterdir()}:
             raise  # a bug, not a missing package
-        sys.exit(_fail(f"error: {package} is not installed for {sys.executable}; {_environment()}", 2))
+        sys.exit(_fail_on_rank(f"{package} is not installed for {sys.executable}; {_environment()}"))
     except Stopped as stop:
         sys.exit(_fail(str(stop), stop.status))
     except KeyboardInterrupt:
@@ -52,7 +57,13 @@ def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.split()))
 
 
+def _fail_on_rank(error: str) -> int:
+    rank = torchrun_rank()
+    print(f"[rank {rank}] " * (rank is not None) + f"error: {_one_line(error)}", file=sys.stderr)
+    return 2
+
+
 def _fail(line: str, status: int) -> int:
-    if os.environ.get("RANK", "0") == "0":  # all processes of a torchrun have the same error
+    if not torchrun_rank():  # all processes of a torchrun are stopped
         print(line, file=sys.stderr)
     return status

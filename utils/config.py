@@ -40,6 +40,17 @@ class CommonConfig:
         4,
         "threads that decode image files; decoded images are cached",
         group=DATA,
+        check=between(1, 256),
+        affects_result=False,
+    )
+    cache_dir: str | None = flag(
+        None, "folder of the decoded images; default: .decoded/ in --data_root", group=DATA, affects_result=False
+    )
+    skip_damaged: bool = flag(False, "leave out image files that cannot be read", group=DATA, affects_result=False)
+    max_pixels: int | None = flag(
+        None,
+        "refuse image files of more than N pixels (decompression bombs); default: Pillow's limit, 178956970",
+        group=DATA,
         check=at_least(1),
         affects_result=False,
     )
@@ -94,7 +105,7 @@ class TrainConfig(CommonConfig):
     )
 
     model: str = flag("resnet18", "student; robustbench:NAME starts from a published network", group=NETWORKS)
-    model_path: str = flag("", "initialize the student from this checkpoint", group=NETWORKS)
+    model_path: str = flag("", "initialize the student from this checkpoint", group=NETWORKS, affects_result=False)
     teacher_model: str = flag("wideresnet34_10", "teacher (official CIFAR-10 command)", group=NETWORKS)
     teacher_path: str | None = flag(
         None,
@@ -106,6 +117,7 @@ class TrainConfig(CommonConfig):
         False,
         "accept a teacher whose clean accuracy on 256 test images is below twice the chance level",
         group=NETWORKS,
+        affects_result=False,
     )
     std_teacher_model: str = flag(
         "resnet18", "naturally trained second teacher of AKD2 and IAD-II (official: always resnet18)", group=NETWORKS
@@ -136,7 +148,7 @@ class TrainConfig(CommonConfig):
         "AdaAD: weight of the adversarial term, 1 - X of the clean one (official)",
         name="AdaAD_alpha",
         group=METHOD,
-        check=at_least(0),
+        check=between(0, 1),
     )
     kl_weight: float | None = flag(
         None,
@@ -147,7 +159,7 @@ class TrainConfig(CommonConfig):
     )
     temp: float | None = flag(
         None,
-        "distillation temperature (official defaults: 30 for ARD and AdaIAD, 1 for AKD2, IAD-I, IAD-II)",
+        "distillation temperature (official defaults: 30 for ARD and AdaIAD, 1 for AKD2, IAD-I, IAD-II, TRADES)",
         group=METHOD,
         check=within(0, 1e6),
     )
@@ -156,7 +168,7 @@ class TrainConfig(CommonConfig):
         "ARD, IAD-I, AdaIAD: weight of the distillation terms, 1 - X of the cross entropy (official)",
         name="IAD_alpha",
         group=METHOD,
-        check=at_least(0),
+        check=between(0, 1),
     )
     iad_beta: float = flag(
         0.1,
@@ -173,14 +185,46 @@ class TrainConfig(CommonConfig):
         group=METHOD,
         check=at_least(0),
     )
+    iad_coefficient: float | None = flag(
+        None,
+        "IAD-I, IAD-II: weight of the introspection; default: 1 minus the teacher's reliability (paper)",
+        name="IAD_coefficient",
+        group=METHOD,
+        check=at_least(0),
+    )
+    iad_down: bool = flag(
+        False, "IAD-I: weight the teacher's term by its reliability (paper: IAD-I-Down)", name="IAD_down", group=METHOD
+    )
+    akd2_partial: bool = flag(False, "AKD2: weight the robust term by the teacher's reliability (IAD)", group=METHOD)
+    label_weight: float | None = flag(
+        None, "ARD, IAD-I: weight of the cross entropy; default: 1 - --IAD_alpha", group=METHOD, check=at_least(0)
+    )
+    self_weight: float | None = flag(
+        None,
+        "ARD, IAD-I: weight of the KL divergence between the student's predictions on clean and adversarial images;\n"
+        "default: 0 for ARD, --IAD_alpha for IAD-I",
+        group=METHOD,
+        check=at_least(0),
+    )
+    teacher_weight: float | None = flag(
+        None, "ARD, IAD-I: weight of the teacher's term; default: --IAD_alpha", group=METHOD, check=at_least(0)
+    )
     robust_weight: float = flag(
-        0.5, "AKD2, IAD-II: weight of the robust teacher (IAD code)", group=METHOD, check=at_least(0)
+        0.5, "AKD2, IAD-II: weight of the robust teacher (IAD code)", group=METHOD, check=between(0, 1)
     )
     std_weight: float = flag(
-        0.25, "AKD2, IAD-II: weight of the standard teacher (IAD code)", group=METHOD, check=at_least(0)
+        0.25, "AKD2, IAD-II: weight of the standard teacher (IAD code)", group=METHOD, check=between(0, 1)
     )
     trades_beta: float = flag(6.0, "TRADES: weight of the robust term (paper)", group=METHOD, check=at_least(0))
     mart_beta: float = flag(5.0, "MART: weight of the robust term (paper: lambda)", group=METHOD, check=at_least(0))
+
+    label_smoothing: float = flag(
+        0.0,
+        "Natural, AT, TRADES: share of each label that is spread over all classes in the cross entropy of the loss\n"
+        "(Wang et al.: 0.1 with TRADES)",
+        group=METHOD,
+        check=between(0, 0.99),
+    )
 
     epsilon: float = flag(
         8.0,
@@ -196,10 +240,18 @@ class TrainConfig(CommonConfig):
         None, "BatchNorm mode of the student during the attack; default: official mode of the method", group=ATTACK
     )
 
-    recipe: Literal["fair", "paper"] = flag(
+    epsilon_ramp: int = flag(
+        0,
+        "increase radius and step size linearly over the first N epochs, reaching their values in epoch N",
+        group=ATTACK,
+        check=at_least(0),
+    )
+
+    recipe: Literal["fair", "paper", "strong"] = flag(
         "fair",
         "values of flags that are not given; fair: the defaults listed here, the same for all methods;\n"
-        "paper: the training that the method's paper published",
+        "paper: the training that the method's paper published; strong: weight averaging, AWP and a cosine schedule,\n"
+        "as in the best published trainings of ResNet-18",
         group=TRAINING,
     )
     epochs: int = flag(200, "training epochs (papers)", group=TRAINING, check=at_least(1))
@@ -208,8 +260,11 @@ class TrainConfig(CommonConfig):
     lr_max: float = flag(
         0.1, "maximum learning rate (papers: 0.1; DGAD: 0.05 for MobileNetV2)", group=TRAINING, check=above(0)
     )
-    lr_schedule: Literal["piecewise", "cosine", "constant"] = flag(
-        "piecewise", "learning rate schedule (papers)", group=TRAINING
+    lr_schedule: Literal["piecewise", "cosine", "constant", "onecycle", "cyclic"] = flag(
+        "piecewise",
+        "learning rate schedule (papers: piecewise); onecycle: a short warm-up, then a cosine (Wang et al.);\n"
+        "cyclic: up over 2/5 of the run and down to 0, step by step (Rice et al.)",
+        group=TRAINING,
     )
     milestones: tuple[int, ...] | None = flag(
         None,
@@ -218,8 +273,20 @@ class TrainConfig(CommonConfig):
         group=TRAINING,
         check=increasing,
     )
-    momentum: float = flag(0.9, "SGD momentum (papers)", group=TRAINING, check=at_least(0))
+    momentum: float = flag(0.9, "SGD momentum (papers)", group=TRAINING, check=between(0, 0.999))
+    nesterov: bool = flag(False, "SGD with Nesterov momentum", group=TRAINING)
     weight_decay: float = flag(5e-4, "weight decay (official DGAD)", group=TRAINING, check=at_least(0))
+    no_bn_decay: bool = flag(False, "no weight decay of BatchNorm's weights and biases", group=TRAINING)
+    clip_grad: float | None = flag(
+        None, "scale the gradient of all weights down to the norm X if it is larger", group=TRAINING, check=above(0)
+    )
+    accumulate: int = flag(
+        1,
+        "process each batch in N parts and step with the sum of their gradients, which needs less memory;\n"
+        "BatchNorm normalizes over a part, not over the batch",
+        group=TRAINING,
+        check=at_least(1),
+    )
     warmup_lr: bool = flag(False, "increase the learning rate linearly from 0.001 in the first epochs", group=TRAINING)
     warmup_lr_epochs: int = flag(15, "epochs of --warmup_lr (official)", group=TRAINING, check=at_least(1))
     ema: float | None = flag(
@@ -228,6 +295,23 @@ class TrainConfig(CommonConfig):
         "checkpoints keep the raw weights beside it, as net_raw (Rebuffi et al.: 0.995)",
         group=TRAINING,
         check=within(0, 0.99999),
+    )
+    swa_start: int | None = flag(
+        None,
+        "average the weights at the ends of the epochs from N on, and estimate BatchNorm's statistics anew on the\n"
+        "training images; validate, save and evaluate the average, as with --ema (SAAD: 95 of 200)",
+        group=TRAINING,
+        check=at_least(1),
+    )
+    awp: float | None = flag(
+        None,
+        "adversarial weight perturbation: take each gradient at weights moved by X of their layer's norm\n"
+        "(Wu et al.: 0.01 with AT, 0.005 with TRADES)",
+        group=TRAINING,
+        check=within(0, 0.1),
+    )
+    awp_warmup: int = flag(
+        1, "first epoch with --awp (Wu et al.: 1 with AT, 10 with TRADES)", group=TRAINING, check=at_least(1)
     )
     eval_every: int = flag(
         1, "validate every N epochs and after the last one (papers: every epoch)", group=TRAINING, check=at_least(1)

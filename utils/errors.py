@@ -1,5 +1,7 @@
 """Exceptions whose message is shown to the user."""
 
+import os
+
 
 class UserError(Exception):
     """An error that the user can fix.
@@ -7,6 +9,8 @@ class UserError(Exception):
     The message is one line: the flag or the file, what is wrong, and how to fix it. Entry scripts print it and exit
     with status 2.
     """
+
+    printed = True  # False on a rank of torchrun if another one prints it
 
 
 class Stopped(BaseException):
@@ -18,3 +22,8 @@ class Stopped(BaseException):
     def __init__(self, text: str, status: int):
         super().__init__(text)
         self.status = status
+
+
+def torchrun_rank(variable: str = "RANK") -> int | None:
+    """Return this process's rank, with LOCAL_RANK that on its machine, under torchrun; None without torchrun."""
+    return int(os.environ[variable]) if "TORCHELASTIC_RUN_ID" in os.environ else None

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import math
+import os
 import sys
 import types
 import typing
@@ -12,11 +13,15 @@ from dataclasses import Field, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from utils.errors import UserError
+from utils.errors import UserError, torchrun_rank
 from utils.files import read_json
 from utils.versions import project_version
 
-_METAVAR = {int: "N", float: "X"}
+_METAVAR = {int: "N", float: "X", "device": "DEVICE"}  # by type or name of the field
+_KINDS = {int: "a whole number", float: "a number or a fraction such as 8/255"}
+PATHS = ("PATH", "FILE", "DIR", "RUNS", "FOLDER")  # metavars of paths
+
+SKIPPED = "skipped_images"  # in a run's config.json: the number of images that --skip_damaged left out
 
 Check = Callable[[Any], str | None]  # value -> error message, or None if the value is valid
 
@@ -95,7 +100,7 @@ def check_values(config: Any) -> None:
         value, check = getattr(config, spec.name), spec.metadata["check"]
         error = check(value) if check and value is not None else None
         if error:
-            raise UserError(f"{spelling(spec)} {_text(value)}: {error}")
+            raise UserError(f"{spelling(spec)} {shown(value)}: {error}")
 
 
 class Parsed(NamedTuple):
@@ -119,7 +124,15 @@ def parse(
     Raises:
         UserError: An unknown flag or key, or a value of the wrong type or range.
     """
-    values = vars(_config_parser(config_class, description, choices).parse_args(argv))
+    try:
+        return _parse(config_class, _config_parser(config_class, description, choices), argv)
+    except UserError as error:  # of the command line that all processes of a torchrun share
+        error.printed = not torchrun_rank("LOCAL_RANK")
+        raise
+
+
+def _parse(config_class: type, parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Parsed:
+    values = vars(parser.parse_args(argv))
     path = values.pop("config", None)
     for spec in fields(config_class):
         if values.get(spec.name) == []:  # what argparse makes of --flag=--
@@ -142,6 +155,7 @@ def read_config(config_class: type, path: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a JSON object of flags and values"
         raise UserError(f"--config {path}: {reason}") from error
+    content.pop(SKIPPED, None)
     hints, values = typing.get_type_hints(config_class), {}
     specs = {spec.name: spec for spec in fields(config_class)}
     if unknown := [key for key in content if key not in specs]:
@@ -151,6 +165,8 @@ def read_config(config_class: type, path: str) -> dict[str, Any]:
     for key, value in content.items():
         try:
             values[key] = _from_json(value, hints[key])
+            if _path_metavar(key) and isinstance(values[key], str):
+                values[key] = os.path.expanduser(values[key])
         except (TypeError, OverflowError) as error:
             kind = str(hints[key]).replace("typing.", "") if typing.get_args(hints[key]) else hints[key].__name__
             raise UserError(f"--config {path}: {key}: {json.dumps(value)[:60]} is not {kind}") from error
@@ -195,7 +211,7 @@ def _config_parser(config_class: type, description: str, choices: dict[str, str]
             groups[heading] = parser.add_argument_group(heading)
         names = [name for name in (spec.metadata["short"], spelling(spec)) if name]
         text = "\n".join(filter(None, [_help(spec), choices.get(spec.name)])).replace("%", "%%")
-        kind = _kind(hints[spec.name], spec.default)
+        kind = _kind(hints[spec.name], spec.default, _METAVAR.get(spec.name) or _path_metavar(spec.name))
         # SUPPRESS: a flag that is not given is absent, so that a recipe or a config file can set it.
         groups[heading].add_argument(*names, dest=spec.name, default=argparse.SUPPRESS, help=text, **kind)
     return parser
@@ -212,8 +228,16 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         for arg in sys.argv[1:] if args is None else args:
             if not _is_text(arg):  # a log or a table could not hold it
-                raise UserError(f"{arg!a}: has bytes that are not UTF-8; rename the file")
+                hint = "rename the file"
+                if sys.getfilesystemencoding() != "utf-8":
+                    hint = f"the locale's encoding is {sys.getfilesystemencoding()}: set PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+                raise UserError(f"{arg!a}: has bytes that are not UTF-8; {hint}")
         return super().parse_known_args(args, namespace)
+
+    def _get_value(self, action, arg_string):
+        """Convert one value; the shell does not expand ``~`` in --flag=~/x."""
+        value = super()._get_value(action, arg_string)
+        return os.path.expanduser(value) if isinstance(value, str) and action.metavar in PATHS else value
 
     def error(self, message):
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
@@ -224,16 +248,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _help(spec: Field) -> str:
-    default = "" if spec.default in (None, "", False, ()) else f" [default: {_default(spec.default)}]"
+    default = "" if spec.default in (None, "", False, ()) else f" [default: {shown(spec.default).removesuffix('.0')}]"
     return spec.metadata["help"] + default
 
 
-def _default(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else _text(value)
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def shown(value: Any) -> str:
+    """Return a value as the command line spells it: a fraction rather than a long decimal."""
+    if isinstance(value, tuple):
+        return " ".join(map(shown, value))
+    if isinstance(value, float) and len(str(value)) > 10:
+        fractions = ((round(value * denominator, 6), denominator) for denominator in (255, 3, 7, 9))
+        return next((f"{n:g}/{d}" for n, d in fractions if n / d == value), f"{value:.10g}")
+    return str(value)
 
 
 def _without_none(hint: Any) -> Any:
@@ -243,7 +269,14 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
-def _kind(hint: Any, default: Any) -> dict[str, Any]:
+def _path_metavar(name: str) -> str | None:
+    """Return DIR or FILE for a field whose name says that it is a path, in which ``~`` is expanded."""
+    if name.endswith(("_root", "_dir")) or name in ("root_path", "state", "out"):
+        return "DIR"
+    return "FILE" if name.endswith("_path") or name == "extra_data" else None
+
+
+def _kind(hint: Any, default: Any, metavar: str | None) -> dict[str, Any]:
     """Return the arguments of ``add_argument`` for a type annotation."""
     hint = _without_none(hint)
     if hint is bool:
@@ -253,17 +286,21 @@ def _kind(hint: Any, default: Any) -> dict[str, Any]:
         return {"type": _one_of(allowed), "metavar": "|".join(allowed.values())}
     if typing.get_origin(hint) is tuple:
         kind = typing.get_args(hint)[0]
-        return {"type": kind, "nargs": "+", "metavar": _METAVAR.get(kind, "NAME")}
-    return {"type": _fraction if hint is float else hint, "metavar": _METAVAR.get(hint, "NAME")}
+        return {"type": _reader(kind), "nargs": "+", "metavar": metavar or _METAVAR.get(kind, "NAME")}
+    return {"type": _reader(hint), "metavar": metavar or _METAVAR.get(hint, "NAME")}
 
 
-def _fraction(text: str) -> float:
-    """Read a number or a fraction such as 8/255."""
-    numerator, slash, denominator = text.partition("/")
-    try:
-        return float(numerator) / float(denominator) if slash else float(text)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"invalid float value: {text!r}") from None
+def _reader(kind: type) -> Callable[[str], Any]:
+    """Return a function that reads a value of ``kind``; a float may be a fraction such as 8/255."""
+
+    def read(text: str) -> Any:
+        try:
+            numerator, slash, denominator = text.partition("/") if kind is float else (text, "", "")
+            return float(numerator) / float(denominator) if slash else kind(text)
+        except (ValueError, ZeroDivisionError):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {_KINDS[kind]}") from None
+
+    return read if kind in _KINDS else kind
 
 
 def _one_of(allowed: dict[str, str]) -> Callable[[str], str]:

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.errors import UserError
@@ -17,11 +17,12 @@ def log_to_terminal() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.handleError = lambda record: None  # standard output may be a file on a full disk
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    for library in ("matplotlib", "PIL", "auto-attack"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    for library, level in {"matplotlib": logging.ERROR, "PIL": logging.WARNING, "auto-attack": logging.WARNING}.items():
+        logging.getLogger(library).setLevel(level)  # Matplotlib warns of a home folder that it cannot write to
 
 
 @contextmanager
@@ -41,4 +42,5 @@ def log_to_file(path: Path) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # the disk is still full
+            handler.close()

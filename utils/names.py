@@ -1,7 +1,8 @@
-"""Look up names in a table, with aliases and suggestions."""
+"""Look up names in a table, with aliases and suggestions; names of files as text."""
 
 import difflib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 
 from utils.errors import UserError
 
@@ -18,3 +19,12 @@ def canonical(name: str, table: Mapping, aliases: Mapping[str, str], flag: str) 
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     nearest = f"; nearest: {', '.join(dict.fromkeys(known[key] for key in near))}" if near else ""
     raise UserError(f"{flag} {name}: unknown name{nearest} (all: {', '.join(table)})")
+
+
+def readable(names: Sequence[str]) -> list[str]:
+    """Return file names as valid text: bytes that are not UTF-8 become U+FFFD, or escapes to separate names."""
+    for errors in ("replace", "backslashreplace"):
+        shown = [os.fsencode(name).decode("utf-8", errors) for name in names]
+        if len(set(shown)) == len(shown):
+            break
+    return shown

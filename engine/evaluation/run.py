@@ -1,6 +1,7 @@
 """Evaluate checkpoints: from an EvalConfig to results that are printed and written beside each checkpoint."""
 
 import logging
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.suite import PROTOCOLS, Attack, Setting
-from data import TEST_SUBSET_SEED, Split, Splits, dataset_name, fingerprint, load, subset
+from data import TEST_SUBSET_SEED, Split, Splits, dataset_name, decode_files, fingerprint, load_configured, subset
 from data.loader import Batches
 from engine.accuracy import predict
 from engine.checkpoint import BEST_PGD10, LAST
@@ -18,11 +19,12 @@ from engine.distributed import EVALUATION_TIMEOUT, Processes, destroy, init, loc
 from engine.evaluation.evaluate import choose_attacks, choose_precision, run_attacks
 from engine.evaluation.figures import draw_adversarial_examples, draw_confusions, draw_radii
 from engine.evaluation.records import Record, results_folder, sha256, worst_case
-from engine.evaluation.sanity import sanity_check, warn_of_constant_prediction, warn_of_masking
+from engine.evaluation.sanity import sanity_check, warn_of_chance_level, warn_of_constant_prediction, warn_of_masking
 from engine.evaluation.state import State
 from engine.evaluation.targets import EvalTarget, find_targets, infer_dataset, load_other_network, warn_of_epsilon
 from utils.config import EvalConfig
 from utils.errors import UserError
+from utils.files import WriteError, write_atomically
 from utils.log import logger
 from utils.seed import seed_everything
 from utils.tables import text_table
@@ -47,6 +49,12 @@ def run_evaluation(config: EvalConfig) -> None:
             f"--bs {config.bs}: CUDA out of memory; reduce --bs (with --state DIR the same command continues from "
             "finished stages)"
         ) from error
+    except WriteError as error:
+        again = "continues from --state" if config.state else "repeats them (with --state DIR it would continue)"
+        raise UserError(
+            f"{error.filename}: cannot be written ({error.strerror}); eval.json keeps finished attacks, and the "
+            f"same command {again} after the cause is removed; --out DIR writes to another folder"
+        ) from error
     finally:
         destroy()
 
@@ -65,8 +73,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     warn_of_epsilon(paths, config.eps)
     use_full_precision()
     seed_everything(config.seed)
-    read = partial(load, config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
-    splits = processes.rank0_first(read)
+    splits, images = processes.rank0_first(lambda: _read(config))
     keys = select_attacks(config, len(splits.classes))
     natural = load_other_network(config.natural_path, None, "--natural_path", config, splits, device)
     setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge)
@@ -75,12 +82,16 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     setting = setting._replace(surrogate=surrogate, surrogate_name=config.surrogate_path)
     protocol = PROTOCOLS[config.protocol](setting)
     attacks = {key: protocol[key] for key in keys}
-    images = subset(splits.test, config.limit_test, TEST_SUBSET_SEED)
     for target in targets:
         target.load(config, splits)  # reports a bad file before the first attack
     evaluations = [Evaluation(target, attacks, images, splits.classes, config) for target in targets]
     results = {each.target.path: each.run(device, processes, splits, natural) for each in evaluations}
     logger.info("\n%s", comparison(results))
+
+
+def _read(config: EvalConfig) -> tuple[Splits, Split]:
+    splits = load_configured(config)
+    return splits, *decode_files(subset(splits.test, config.limit_test, TEST_SUBSET_SEED))
 
 
 class Evaluation:
@@ -120,8 +131,13 @@ class Evaluation:
         """Write tables and figures, and warn if the results are not meaningful."""
         folder, config, images = self.record.path.parent, self.config, self.images
         self.record.write_tables()
+        settings, copy = self.target.path.with_name("config.json"), folder.with_name("config.json")
+        if config.out and settings.is_file() and not settings.is_symlink() and not copy.exists():
+            write_atomically(copy, partial(shutil.copyfile, settings))  # names method, teacher and seed in tables
         pgd, check = self.attacks.get("pgd"), None
         constant = warn_of_constant_prediction(predicted["clean"], self.classes)
+        if not constant:
+            warn_of_chance_level(predicted["clean"], images.labels, self.classes)
         if pgd and not constant:
             check = sanity_check(network, images, config.eps, device, batch_size=config.bs)
         warn_of_masking(self.record, config.eps, check)

@@ -14,7 +14,7 @@ from attacks.objectives import cross_entropy
 from attacks.suite import Perturb, linf
 from data import TEST_SUBSET_SEED, Split, subset
 from data.loader import Batches
-from engine.accuracy import evaluate
+from engine.accuracy import CAUSES_OF_CHANCE_LEVEL, evaluate, minimum_accuracy
 from engine.evaluation.records import Record
 from utils.log import logger
 
@@ -56,6 +56,14 @@ def warn_of_constant_prediction(predicted: Tensor, classes: Sequence[str]) -> bo
             "WARNING: predicts class %r for every image; the network is untrained or collapsed", classes[predicted[0]]
         )
     return constant
+
+
+def warn_of_chance_level(predicted: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
+    """Log the usual causes of a clean accuracy that is close to chance level."""
+    accuracy = 100 * float((predicted == labels).double().mean())
+    if accuracy < minimum_accuracy(len(classes)):
+        message = "WARNING: the clean accuracy, %.1f %%, is near chance level (%.1f %%): %s"
+        logger.warning(message, accuracy, 100 / len(classes), CAUSES_OF_CHANCE_LEVEL)
 
 
 def warn_of_masking(record: Record, epsilon: float, check: SanityCheck | None) -> list[str]:

@@ -75,7 +75,7 @@ def read(config: ExportConfig) -> Published:
     path, metadata = config.model_path, read_metadata(config.model_path)
     stated, given = metadata.get("dataset"), config.dataset and dataset_name(config.dataset)
     if stated and stated not in DATASETS:  # it becomes the name of a folder
-        raise UserError(f"{path}: states the unknown dataset {stated!r}: the file is damaged")
+        raise UserError(f"{path}: names the unknown dataset {stated!r}: the file is damaged")
     if stated and given not in (None, stated):
         raise UserError(f"--dataset {given}: {path} was trained on {stated}; leave the flag out")
     dataset = given or stated or "CIFAR10"
@@ -83,7 +83,7 @@ def read(config: ExportConfig) -> Published:
     if name.startswith(robustbench.PREFIX):  # the starting point of a student that may be one of our networks
         name = identify_architecture(path) or name
     if name not in MODELS:
-        raise UserError(f"{path}: holds {name}, which is not one of our networks; RobustBench has it already")
+        raise UserError(f"{path}: contains {name}, which RobustBench has published already; export another network")
     matrices = [value for value in read_state_dict(path).values() if value.ndim == 2]
     if not matrices:
         raise UserError(f"{path}: has no linear classifier: the weights of an unsupported network")

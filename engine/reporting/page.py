@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from engine.reporting.runs import NONE, Evaluation, Run
 from engine.reporting.tables import CLEAN, shared_attack, teacher_of
 from engine.unused_fields import unused_fields
-from methods import METHODS
+from methods import METHODS, WITHOUT_ATTACK
 from utils.config import TrainConfig
 from utils.plots import draw_curves
 
@@ -120,7 +120,8 @@ def _training_points(run: Run) -> Points:
     """Return the accuracies of the best and the last epoch."""
     points = [(row.get("clean_acc"), row.get("PGD10_acc")) for row in run.epochs]
     points = [point for point in points if None not in point]
-    return {"best": max(points, key=lambda point: point[1]), "last": points[-1]} if points else {}
+    chosen_by = 0 if run.config.get("method") in WITHOUT_ATTACK else 1
+    return {"best": max(points, key=lambda point: point[chosen_by]), "last": points[-1]} if points else {}
 
 
 def _evaluated_points(run: Run, attack: str | None) -> Points:

@@ -7,20 +7,20 @@ read: no link is followed out of it.
 import csv
 import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST, STATES
+from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST, STATES, best_checkpoint
 from engine.evaluation.records import is_plain, read_evaluations, sha256
 from utils.errors import UserError
 from utils.files import read_json
 
-CONFIG, RESULTS, RELIABILITY, EVALUATIONS = "config.json", "results.csv", "reliability.csv", "eval.json"
+CONFIG, RESULTS, EVALUATIONS = "config.json", "results.csv", "eval.json"
 IMAGES = ("examples.png", "attacks.png", "confusion.png")  # of an evaluation, in this order
 RUN_FILES = {CONFIG, RESULTS, BEST_PGD10, BEST_CLEAN, LAST, STATES}  # a folder with any of them may be a run
-KINDS = {BEST_PGD10: "best", BEST_CLEAN: "best clean", LAST: "last"}
+KINDS = {BEST_PGD10: "best PGD-10", BEST_CLEAN: "best clean", LAST: "last"}  # but "best" for best_checkpoint()
 # Title -> column of results.csv, and how its epochs are summarized.
 COSTS = {"images/s": ("images_per_s", median), "peak memory (MiB)": ("peak_memory_mib", max)}
 # Title -> condition of an evaluation, and how it is shown.
@@ -38,8 +38,8 @@ Rows = list[dict[str, float | None]]  # None: an empty cell
 class Evaluation(NamedTuple):
     """Results of one checkpoint under one set of conditions: an entry of eval.json.
 
-    ``checkpoint`` is a file name, ``kind`` best, best clean, last or that name; ``labels`` are the conditions as text;
-    ``outdated``: the checkpoint has changed since. ``results[attack]`` holds ``accuracy`` in percent, ``n`` and others.
+    ``checkpoint`` is a file name, ``kind`` best, best clean or PGD-10, last or that name; ``labels`` are the conditions
+    as text; ``outdated``: the checkpoint has changed since. ``results[attack]`` holds ``accuracy`` (percent), ``n``.
     """
 
     checkpoint: str
@@ -53,16 +53,15 @@ class Evaluation(NamedTuple):
 class Run(NamedTuple):
     """The contents of one run folder; what is missing or damaged is empty.
 
-    ``name`` is its path below the searched folders. ``epochs`` are the rows of results.csv, ``reliability`` those of
-    reliability.csv. ``evaluations`` of a checkpoint end with the newest. ``images`` are PNG files and ``problems``
-    messages, both by file path inside the folder. ``costs`` are speed and memory of the training by title of COSTS.
+    ``name`` is its path below the searched folders. ``epochs`` are the rows of results.csv. ``evaluations`` of a
+    checkpoint end with the newest. ``images`` are PNG files and ``problems`` messages, both by file path inside the
+    folder. ``costs`` are speed and memory of the training by title of COSTS.
     """
 
     name: str
     path: Path
     config: dict[str, str | float | bool | None]
     epochs: Rows
-    reliability: Rows
     evaluations: list[Evaluation]
     images: dict[str, bytes]
     problems: dict[str, str]
@@ -70,14 +69,14 @@ class Run(NamedTuple):
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Return all runs in the given run folders and trees of them, each once, sorted by path.
+    """Return all runs in the given folders, each once, sorted by path.
 
     Raises UserError for a path that is no folder.
     """
     paths = list(map(Path, paths))
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"{path}: no such folder; name run folders, or trees of them")
+            raise UserError(f"{path}: no such folder; name folders of runs")
     folders = {folder.resolve(): folder for path in paths for folder in _find_folders(path)}
     base = Path(os.path.commonpath([*(path.resolve() for path in paths), *folders]))
     names = {real: real.name if real == base else str(real.relative_to(base)) for real in folders}
@@ -116,19 +115,17 @@ def read_run(folder: Path, name: str = "") -> Run:
             problems[file] = "damaged"
         return default
 
-    config, tables = read(CONFIG, _read_config, {}), []
-    for file in (RESULTS, RELIABILITY):
-        rows, damaged = read(file, _read_rows, ([], 0))
-        tables.append(rows)
-        if damaged:
-            problems[file] = f"{damaged} damaged rows left out"
+    config, (rows, damaged) = read(CONFIG, _read_config, {}), read(RESULTS, _read_rows, ([], 0))
+    if damaged:
+        problems[RESULTS] = f"{damaged} damaged rows left out"
+    parse = partial(_read_evaluations, best=best_checkpoint(config.get("method")))
     evaluated = [path.parent.name for path in sorted(folder.glob(f"*/{EVALUATIONS}"))]
-    evaluations = [entry for sub in evaluated for entry in read(f"{sub}/{EVALUATIONS}", _read_evaluations, [])]
+    evaluations = [entry for sub in evaluated for entry in read(f"{sub}/{EVALUATIONS}", parse, [])]
     files = ["reliability.png", *(f"{sub}/{image}" for sub in evaluated for image in IMAGES)]
     images = {file: content for file in files if (content := read(file, _read_image, b""))}
-    columns = {title: [row[column] for row in tables[0] if row.get(column)] for title, (column, _) in COSTS.items()}
+    columns = {title: [row[column] for row in rows if row.get(column)] for title, (column, _) in COSTS.items()}
     costs = {title: COSTS[title][1](values) for title, values in columns.items() if values}
-    return Run(name, folder, config, *tables, evaluations, images, problems, costs)
+    return Run(name, folder, config, rows, evaluations, images, problems, costs)
 
 
 def _read_config(path: Path) -> dict:
@@ -159,7 +156,7 @@ def _read_rows(path: Path) -> tuple[Rows, int]:
     return rows, damaged
 
 
-def _read_evaluations(path: Path) -> list[Evaluation]:
+def _read_evaluations(path: Path, best: str) -> list[Evaluation]:
     evaluations = []
     for entry in read_evaluations(path):
         conditions, results = entry["conditions"], entry["figures"]
@@ -170,7 +167,7 @@ def _read_evaluations(path: Path) -> list[Evaluation]:
         labels = {t: NONE if value in (None, "") else FORMATS.get(t, str)(value) for t, value in values.items()}
         status = checkpoint.stat() if checkpoint.is_file() else None
         outdated = bool(status) and _digest(checkpoint, status.st_mtime_ns, status.st_size) != digest
-        kind = KINDS.get(checkpoint.name, checkpoint.stem)
+        kind = "best" if checkpoint.name == best else KINDS.get(checkpoint.name, checkpoint.stem)
         evaluations.append(Evaluation(checkpoint.name, kind, conditions, labels, results, outdated))
     return evaluations
 

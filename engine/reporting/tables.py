@@ -19,9 +19,9 @@ CLEAN = "Clean"
 ALWAYS_SHOWN = {"method", "student", "teacher", "seed", "checkpoint"}
 # Accuracies are compared between rows that agree in these columns: the same attacks on the same images.
 COMPARABLE = ("dataset", "images", "image size", "eps", "judged", "restarts", "steps", "surrogate")
-# Settings in which repetitions of a run may differ. Other teacher files or other code (desc_str) are no repetition.
+# Settings in which repetitions of a run may differ: not in start and teacher files, nor in code (desc_str).
 REPEATED = {"seed", *(spec.name for spec in fields(TrainConfig) if not spec.metadata["affects_result"])}
-REPEATED -= {"teacher_path", "std_teacher_path", "desc_str"}
+REPEATED -= {"model_path", "teacher_path", "std_teacher_path", "desc_str"}
 
 
 class Accuracy(NamedTuple):
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 def read_rows(paths: Iterable[str], protocol: str) -> list[Row]:
-    """Return a row per evaluation by ``protocol`` in run folders, trees of them, or of checkpoints.
+    """Return a row per evaluation by ``protocol`` in folders of runs, or of checkpoints.
 
     The newest of equal conditions counts; results of overwritten checkpoints are left out. Raises UserError for a
     missing path, one without evaluations, and a damaged config.json or eval.json.
@@ -50,7 +50,7 @@ def read_rows(paths: Iterable[str], protocol: str) -> list[Row]:
     rows: dict[tuple[Path, str], Row] = {}
     for path in map(Path, paths):
         if not path.exists():
-            raise UserError(f"{path}: no such file or folder; name run folders, trees of them, or checkpoints")
+            raise UserError(f"{path}: no such file or folder; name folders of runs, or checkpoints")
         runs = read_runs([path]) if path.is_dir() else [read_run(path.parent)]
         for run in runs:
             for file, message in run.problems.items():
@@ -61,7 +61,7 @@ def read_rows(paths: Iterable[str], protocol: str) -> list[Row]:
             if entry.labels["protocol"] != protocol or (path.is_file() and entry.checkpoint != path.name):
                 continue
             if entry.outdated:
-                logger.warning("%s has changed since its evaluation, which is left out", run.path / entry.checkpoint)
+                logger.warning("%s has changed since its evaluation, which is ignored", run.path / entry.checkpoint)
             else:
                 selected[run.path.resolve(), json.dumps(entry.conditions, sort_keys=True)] = _row(run, entry)
         if not selected:

@@ -1,36 +1,101 @@
 """Averages of the student's weights over training, which validation, checkpoints and evaluations use in its place."""
 
+from collections.abc import Iterable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.fast.folding import frozen_copy
+from engine.fast.frozen import AutocastModel
+from engine.fast.precision import PLAIN, Arithmetic
 
 
-class Ema:
-    """Exponential moving average of the weights: ``average = d average + (1 - d) student`` after every step.
+class WeightAverage:
+    """A network whose weights are an average of the student's; ``count`` is the number of averaged states.
 
-    ``d = min(tau, (1 + k) / (10 + k))`` after step k, counted from 1: early weights are soon forgotten. BatchNorm's
-    statistics are averaged with the rest; its counters are copied. The device is never waited for.
+    The average, ``network``, is in eval mode and starts as a copy of the student. The device is never waited for.
+    """
 
-    Args:
-        student: Network that is trained; the average, ``network``, starts as a copy of it in eval mode.
-        tau: Largest decay, below 1.
+    def __init__(self, student: nn.Module):
+        self.network, self.count = frozen_copy(student), 0
+        tensors = [[*net.parameters(), *net.buffers()] for net in (self.network, student)]
+        self._averages, self._sources = ([t for t in each if t.is_floating_point()] for each in tensors)
+        self._counters, self._counted = ([t for t in each if not t.is_floating_point()] for each in tensors)
+
+    def after_step(self) -> None:
+        """Account for a step of the optimizer."""
+
+    def after_epoch(self, epoch: int, images: Iterable[Tensor]) -> None:
+        """Account for the end of an epoch, from 0; calling it again for the same epoch changes nothing."""
+
+    @torch.no_grad()
+    def _average_in(self, weight: float) -> None:
+        """``average = (1 - weight) average + weight student``, BatchNorm's statistics too; its counters are copied."""
+        torch._foreach_lerp_(self._averages, self._sources, weight)
+        for counter, counted in zip(self._counters, self._counted, strict=True):
+            counter.copy_(counted)
+
+
+class Ema(WeightAverage):
+    """Exponential moving average: ``average = d average + (1 - d) student`` after every step.
+
+    ``d = min(tau, (1 + k) / (10 + k))`` after step k, counted from 1: early weights are soon forgotten.
 
     Source: Rebuffi et al., "Fixing Data Augmentation to Improve Adversarial Robustness" (2021); k from 1 as in the code
     of Wang et al., "Better Diffusion Models Further Improve Adversarial Training" (ICML 2023).
     """
 
     def __init__(self, student: nn.Module, tau: float):
-        self.network, self.tau, self.count = frozen_copy(student), tau, 0
-        tensors = [[*net.parameters(), *net.buffers()] for net in (self.network, student)]
-        self._averages, self._sources = ([t for t in each if t.is_floating_point()] for each in tensors)
-        self._counters, self._counted = ([t for t in each if not t.is_floating_point()] for each in tensors)
+        super().__init__(student)
+        self.tau = tau
 
-    @torch.no_grad()
-    def update(self) -> None:
-        """Average the student's current weights in."""
+    def after_step(self) -> None:
+        """Average the new weights in."""
         self.count += 1
-        decay = min(self.tau, (1 + self.count) / (10 + self.count))
-        torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
-        for counter, counted in zip(self._counters, self._counted, strict=True):
-            counter.copy_(counted)
+        self._average_in(1 - min(self.tau, (1 + self.count) / (10 + self.count)))
+
+
+class Swa(WeightAverage):
+    """Stochastic weight averaging: the mean of the weights at the ends of the epochs from ``start``, counted from 0.
+
+    Before, it is a copy of the student. ``arithmetic`` is that of the forward passes that estimate BatchNorm's
+    statistics.
+
+    Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization" (UAI 2018).
+    """
+
+    def __init__(self, student: nn.Module, start: int, arithmetic: Arithmetic = PLAIN):
+        super().__init__(student)
+        self.start, self.arithmetic = start, arithmetic
+
+    def after_epoch(self, epoch: int, images: Iterable[Tensor]) -> None:
+        """Average the weights in, then estimate BatchNorm's statistics on batches of ``images`` (B, C, H, W)."""
+        number = epoch + 1 - self.start
+        if number < 1:
+            self._average_in(1.0)
+            return
+        if self.count < number:  # else a state that was saved later in this epoch was loaded
+            self._average_in(1 / number)
+            self.count = number
+        estimate_statistics(self.network, images, self.arithmetic)
+
+
+@torch.no_grad()
+def estimate_statistics(network: nn.Module, images: Iterable[Tensor], arithmetic: Arithmetic = PLAIN) -> None:
+    """Set BatchNorm's running statistics to the mean over batches, each weighted by its images; end in eval mode."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return
+    momenta, seen = [norm.momentum for norm in norms], 0
+    for norm in norms:
+        norm.reset_running_stats()
+    for x in images:
+        network.train()
+        seen += len(x)
+        for norm in norms:
+            norm.momentum = len(x) / seen
+        AutocastModel(network, arithmetic)(x)
+        network.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -6,11 +6,13 @@ A logger never ends or changes a run: its errors are warnings.
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -20,7 +22,7 @@ from utils.log import logger
 Log = Callable[[dict], None]  # receives one row of results.csv
 
 WANDB_PROJECT = "robust-distillation"  # unless the environment variable WANDB_PROJECT names another
-WANDB_INIT_SECONDS = 20  # the package waits for 90 without a network
+CONNECT_SECONDS, WANDB_INIT_SECONDS = 5, 20  # the package waits for 90 for a server that does not answer
 WANDB_ID = "wandb_id.txt"
 
 
@@ -56,6 +58,8 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
     options |= {"config": asdict(config)}
     timeout = float(os.environ.get("WANDB_INIT_TIMEOUT", WANDB_INIT_SECONDS))
     try:
+        if os.environ.get("WANDB_MODE", "online") == "online":
+            _connect(package.Settings().base_url)
         run = package.init(**options, settings=package.Settings(init_timeout=timeout))
     except Exception as error:  # no network, no login, no answer: different exceptions
         logger.warning("--wandb: %s; offline in %s: wandb sync uploads it", _first_line(error), folder / "wandb")
@@ -68,6 +72,12 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
     for row in () if continued else rows:
         log(row)
     return log
+
+
+def _connect(url: str) -> None:
+    """Raise OSError if the server cannot be reached: without a login the package would wait for minutes."""
+    with suppress(HTTPError):  # an answer
+        urlopen(url, timeout=CONNECT_SECONDS).close()
 
 
 # Field of the config that enables it, which is also the name of its package -> how it starts, and its module.

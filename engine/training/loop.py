@@ -11,11 +11,12 @@ from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
 from engine.distributed import Processes
 from engine.training.metrics import EpochMetrics, Reliability, peak_memory_mib
 from engine.training.run_folder import RunFolder
-from engine.training.schedule import learning_rate
+from engine.training.schedule import PER_STEP, epsilon_scale, learning_rate
 from engine.training.signals import Signals, stopped
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
 from utils.errors import UserError
+from utils.load import CPU_LOAD
 from utils.log import logger
 from utils.progress import progress
 from utils.seed import derive_seed, seed_everything
@@ -67,11 +68,18 @@ class TrainingLoop:
 
     def _run_epoch(self, epoch: int, metrics: EpochMetrics) -> None:
         """Train, validate and save one epoch (from 0); ``metrics`` holds its batches of an earlier process, if any."""
-        start, images, lr = time.monotonic(), metrics.images, learning_rate(epoch, self.config)
+        start, images, per_step = time.monotonic(), metrics.images, self.config.lr_schedule in PER_STEP
+        lr = learning_rate(epoch + per_step, self.config)  # of the last step
         self.trainer.set_learning_rate(lr)
+        self.trainer.radius_scale = epsilon_scale(epoch, self.config)
         for x, y in self._training_batches(epoch, metrics.batches):
+            if per_step:
+                done = (metrics.batches + 1) / len(self.batches)
+                self.trainer.set_learning_rate(learning_rate(epoch + done, self.config))
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
+        if self.trainer.average:
+            self.trainer.average.after_epoch(epoch, self._training_images(epoch, metrics))
         means, reliability = metrics.means(), metrics.reliability()
         trained = time.monotonic()
         row = {"epoch": epoch + 1, "lr": lr, **self._validate(epoch, metrics)}
@@ -83,8 +91,8 @@ class TrainingLoop:
         clean, robust = (f"{row[key]:.2f}" if key in row else "-" for key in ("clean_acc", "PGD10_acc"))
         result = f"lr {lr:g}  loss {means.loss:.4f}  clean {clean}  PGD-10 {robust}"
         seconds = f"{trained - start:.0f} s, {rate:.0f} images/s; validation {time.monotonic() - trained:.0f} s"
-        message = "epoch %d/%d  %s  (%s; peak memory %.0f MiB)"
-        logger.info(message, epoch + 1, self.config.epochs, result, seconds, memory)
+        seconds += f"; peak memory {memory:.0f} MiB" if memory else ""
+        logger.info("epoch %d/%d  %s  (%s)", epoch + 1, self.config.epochs, result, seconds)
 
     def _training_batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of an epoch after its first ``done``. Every batch seeds all generators by its number."""
@@ -95,6 +103,13 @@ class TrainingLoop:
             seed_everything(derive_seed(seed, "global", epoch, number))
             self.trainer.generator.manual_seed(derive_seed(seed, "noise", epoch, number))
             yield batch
+
+    def _training_images(self, epoch: int, metrics: EpochMetrics) -> Iterator[Tensor]:
+        """Images of one pass over the training set, in another order and with another augmentation than the epoch's."""
+        self.batches.generator.manual_seed(derive_seed(self.config.seed, "statistics", epoch))
+        for x, _ in progress(self.batches, "BatchNorm", len(self.batches)):
+            yield x
+            self._save_or_stop(epoch, metrics)
 
     def _validate(self, epoch: int, metrics: EpochMetrics) -> dict[str, float]:
         """Validation columns of results.csv; empty except for every ``eval_every``-th and the last epoch."""
@@ -112,6 +127,8 @@ class TrainingLoop:
             self._fail(epoch, f"the loss of step {bad_step} of epoch {epoch + 1} is nan or inf")
         if signal or due:
             self._save_state(epoch, metrics)
+        if self.batches.device.type == "cpu":
+            CPU_LOAD.warn(self.config.threads)
         if signal:
             raise stopped(signal, f"saved in {self.folder.path}; --resume continues")
 
@@ -125,8 +142,7 @@ class TrainingLoop:
         checkpoint |= {key: row.get(key) for key in ("clean_acc", "PGD10_acc")}
         # Strictly better than all earlier epochs, as in the official code.
         improved = [name for name, key in BEST.items() if self.folder.best(key) is self.folder.rows[-1]]
-        for name in (*improved, LAST):
-            self.folder.save(name, checkpoint)
+        self.folder.save(LAST, checkpoint, *improved)
         self._save_state(epoch + 1, self._new_metrics())
 
     def _save_state(self, epochs: int, metrics: EpochMetrics) -> None:
@@ -137,7 +153,9 @@ class TrainingLoop:
         self.last_save = time.monotonic()
 
     def _new_metrics(self, state: dict | None = None) -> EpochMetrics:
-        return EpochMetrics(self.batches.device, self.processes, state, teacher=self.config.log_reliability)
+        return EpochMetrics(
+            self.batches.device, self.processes, state, teacher=self.config.log_reliability, parts=self.trainer.parts
+        )
 
     def _require_finite(self, epoch: int, *losses: float | None) -> None:
         weights = all(value.isfinite().all() for value in self.trainer.student.parameters())

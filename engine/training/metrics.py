@@ -1,6 +1,5 @@
 """Metrics of one training epoch: sums over its images, kept on the device until the epoch ends."""
 
-import resource
 import sys
 from typing import NamedTuple
 
@@ -10,6 +9,11 @@ from torch import Tensor
 from engine.distributed import SINGLE_PROCESS, Processes
 from methods.iad import reliability
 from methods.losses import Step
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 EMPTY = {"batches": 0, "images": 0, "loss": 0.0, "clean": None, "adv": None}
 EMPTY_TEACHER = {"t_images": 0, "t_clean": None, "t_adv": None, "alpha": None}
@@ -46,6 +50,7 @@ class EpochMetrics:
         processes: Ranks that share each batch.
         state: Result of :meth:`state` of an interrupted epoch, to continue it.
         teacher: Also compute :meth:`reliability`.
+        parts: Parts in which the trainer processes a batch.
     """
 
     def __init__(
@@ -55,7 +60,9 @@ class EpochMetrics:
         state: dict | None = None,
         *,
         teacher: bool = False,
+        parts: int = 1,
     ):
+        self.parts = parts
         self.device, self.processes, self.teacher = device, processes, teacher
         state = {**EMPTY, **(EMPTY_TEACHER if teacher else {}), **(state or {})}
         self.batches, self.images, self.t_images = state["batches"], state["images"], state.get("t_images", 0)
@@ -69,16 +76,17 @@ class EpochMetrics:
 
         The labels are classes (B,) or probabilities (B, classes), of which the largest counts as the label.
         """
-        shard = self.processes.shard(len(y))
-        y = y[shard.rows] if y.ndim == 1 else y[shard.rows].argmax(1)
+        shards, size = self.processes.shards(len(y), self.parts), len(y)
+        y = torch.cat([y[shard.rows] for shard in shards])
+        y = y if y.ndim == 1 else y.argmax(1)
         self.batches += 1
-        self.images += shard.batch_size
+        self.images += size
         means = {"loss": result.loss.double(), "clean": _accuracy(result.clean, y), "adv": _accuracy(result.adv, y)}
         if self.teacher:
-            self.t_images += shard.batch_size
+            self.t_images += size
             means |= {"t_clean": _accuracy(result.t_clean, y), "t_adv": _accuracy(result.t_adv, y)}
             means["alpha"] = None if result.t_adv is None else _histogram(reliability(result.t_adv, y, beta=1))
-        weight = shard.weight * shard.batch_size
+        weight = sum(shard.weight for shard in shards) * size
         for key, mean in means.items():
             if mean is not None:
                 self.sums[key] = mean * weight + (0 if self.sums[key] is None else self.sums[key])
@@ -133,10 +141,12 @@ class EpochMetrics:
         return sums if self.processes.is_rank0 else sums * 0  # saved sums are over all ranks: only rank 0 adds to them
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Return this process's peak memory so far in MiB: allocated on a GPU, or resident for the CPU."""
+def peak_memory_mib(device: torch.device) -> float | None:
+    """Return this process's peak memory so far in MiB: allocated on a GPU, or resident; None if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB elsewhere
 

@@ -5,26 +5,26 @@ import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.libraries import AUTOATTACK_CLASSES
 from attacks.suite import PROTOCOLS, Setting
-from data import TEST_SUBSET_SEED, Split, Splits, fingerprint, hold_out, load, subset
+from data import TEST_SUBSET_SEED, Split, Splits, decode_files, fingerprint, hold_out, load_configured, subset
 from data.augment import AUGMENTATIONS, MIRROR
 from data.extra import ExtraData, open_extra
 from data.loader import Batches
-from engine.checkpoint import BEST_PGD10
+from engine.checkpoint import best_checkpoint
 from engine.device import choose_device
 from engine.distributed import SINGLE_PROCESS, TRAINING_TIMEOUT, Processes, destroy, init, is_peer_failure, local_gpu
 from engine.fast.precision import Arithmetic, choose_arithmetic
 from engine.networks import checksum, find_teachers, make_network, make_teachers
-from engine.training.averaging import Ema
+from engine.training.averaging import Ema, Swa, WeightAverage
 from engine.training.loop import TrainingLoop
 from engine.training.run_folder import CURVES, RunFolder
 from engine.training.schedule import default_milestones
@@ -32,6 +32,7 @@ from engine.training.settings import log_config, resolve
 from engine.training.signals import Signals
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
+from engine.training.weight_perturbation import WeightPerturbation
 from methods import METHODS, WITHOUT_TEACHER
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -51,12 +52,8 @@ def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) 
         with Signals() as signals:
             folder = _train(config, given, processes, signals)
     except torch.OutOfMemoryError as error:
-        message = f"CUDA out of memory; reduce --bs {config.bs}" + f" or --eval_bs {config.eval_bs}" * bool(
-            config.eval_bs
-        )
-        if not processes.is_rank0:
-            logger.error("%s", message)  # entry scripts print the errors of rank 0 only
-        raise UserError(message) from error
+        eval_bs = f" or --eval_bs {config.eval_bs}" * bool(config.eval_bs)
+        raise UserError(f"CUDA out of memory; reduce --bs {config.bs}{eval_bs}") from error
     except RuntimeError as error:
         if is_peer_failure(error, processes):
             raise UserError("torchrun: another process of this run has ended; --resume continues the run") from error
@@ -75,30 +72,32 @@ class Compute(NamedTuple):
 
 
 def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, signals: Signals) -> Path:
-    config, sources = resolve(config, given)
-    _check_processes(config, processes)
+    config, sources = processes.on_all_ranks(lambda: resolve(config, given))
+    processes.on_all_ranks(lambda: _check_processes(config, processes))
     device = processes.on_all_ranks(lambda: choose_device(config.device, local_gpu(config.gpu_id), config.threads))
     compute = Compute(device, *choose_arithmetic(config.precision, config.compile, device), processes)
     teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
     folder = RunFolder(config, teacher=teacher, writes=processes.is_rank0)
     state = processes.on_rank0(folder.last_state)
-    read = partial(load, config.dataset, config.data_root, image_size=config.image_size, workers=config.workers)
+    threads = config.threads or processes.on_rank0(folder.threads) or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    folder.config = config = replace(config, threads=threads)
     if state and state["epochs"] >= config.epochs:
         logger.info("%s: all %d epochs are done", folder.path, state["epochs"])
         if folder.writes and not (folder.path / CURVES).exists():
             folder.restore(state)
-            _finalize(config, read(), folder, compute)
+            _finalize(config, load_configured(config), folder, compute)
         logger.info("evaluate: %s", command_for(config, folder.path, len(state["classes"])))
         return folder.path
     folder.config = config = _with_milestones(config, state)
     files = processes.on_all_ranks(lambda: find_teachers(config))
-    splits = processes.rank0_first(read)
-    images = _training_and_validation(splits, config)
+    splits, images = processes.rank0_first(lambda: _read(config, folder))
     extra = processes.on_all_ranks(lambda: open_extra(config, splits.image_size, len(splits.classes)))
     seed_everything(config.seed)
     networks = processes.on_all_ranks(
         lambda: (
-            make_network(config.model, config.model_path, config.dataset, splits).to(device),
+            # A state holds the weights: the file that a run started from may be gone.
+            make_network(config.model, "" if state else config.model_path, config.dataset, splits).to(device),
             make_teachers(config, files, splits, device),
         )
     )
@@ -158,6 +157,15 @@ def _with_milestones(config: TrainConfig, state: dict | None) -> TrainConfig:
     return replace(config, milestones=milestones)
 
 
+def _read(config: TrainConfig, folder: RunFolder) -> tuple[Splits, list[Split]]:
+    """The dataset, and its training and validation images, which are decoded."""
+    splits = load_configured(config)
+    chosen = _training_and_validation(splits, config)
+    images = decode_files(*chosen)
+    folder.skipped_images = sum(len(part.labels) for part in chosen) - sum(len(part.labels) for part in images)
+    return splits, images
+
+
 def _training_and_validation(splits: Splits, config: TrainConfig) -> tuple[Split, Split]:
     """Images to train on, and images that choose the best checkpoint."""
     if config.val_size:
@@ -201,7 +209,10 @@ def _make_loop(
         arithmetic=compute.arithmetic,
         processes=compute.processes,
         sync_bn=config.sync_bn,
-        average=Ema(student, config.ema) if config.ema else None,
+        clip_grad=config.clip_grad,
+        parts=config.accumulate,
+        average=_make_average(student, config, compute.arithmetic),
+        perturbation=WeightPerturbation(student, config.awp, config.awp_warmup - 1) if config.awp else None,
     )
     if state:
         compute.processes.on_all_ranks(lambda: folder.require_same_data(state, metadata))
@@ -227,6 +238,12 @@ def _make_loop(
     return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
 
 
+def _make_average(student: nn.Module, config: TrainConfig, arithmetic: Arithmetic) -> WeightAverage | None:
+    if config.ema:
+        return Ema(student, config.ema)
+    return Swa(student, config.swa_start - 1, arithmetic) if config.swa_start else None
+
+
 def _log_images(config: TrainConfig, splits: Splits, n: int, extra: ExtraData | None) -> None:
     reason = "--no-flip" if splits.flip else "images of this dataset may then have another class"
     mirrored = "mirrored with probability 1/2 (--no-flip: never)"
@@ -238,10 +255,16 @@ def _log_images(config: TrainConfig, splits: Splits, n: int, extra: ExtraData | 
 
 def _make_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     # Weight decay applies to all parameters, BatchNorm and biases included, as in every official code.
+    parameters = student.parameters()
+    if config.no_bn_decay:
+        norms = [p for module in student.modules() if isinstance(module, _BatchNorm) for p in module.parameters()]
+        ids = set(map(id, norms))
+        others = [parameter for parameter in parameters if id(parameter) not in ids]
+        parameters = [{"params": others}, {"params": norms, "weight_decay": 0.0}]
     settings = {"lr": config.lr_max, "weight_decay": config.weight_decay, "fused": True}
     if config.optim == "Adam":
-        return torch.optim.Adam(student.parameters(), **settings)
-    return torch.optim.SGD(student.parameters(), momentum=config.momentum, **settings)
+        return torch.optim.Adam(parameters, **settings)
+    return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, **settings)
 
 
 def _make_validator(network: nn.Module, images: Split, config: TrainConfig, compute: Compute) -> Validator:
@@ -263,10 +286,11 @@ def _finalize(config: TrainConfig, splits: Splits, folder: RunFolder, compute: C
     for column, title in (("PGD10_acc", "PGD-10"), ("clean_acc", "clean")):
         if row := folder.best(column):
             logger.info("best %s accuracy: %.2f %%, epoch %d", title, row[column], row["epoch"])
-    best = folder.path / BEST_PGD10
+    best = folder.path / best_checkpoint(config.method)
     if config.val_size and best.exists():
         network = make_network(config.model, str(best), config.dataset, splits).to(compute.device)
         rank0_only = compute._replace(processes=SINGLE_PROCESS)
-        clean, robust = _make_validator(network, _test_images(splits, config), config, rank0_only)()
+        (images,) = decode_files(_test_images(splits, config))
+        clean, robust = _make_validator(network, images, config, rank0_only)()
         logger.info("%s on the test images: clean %.2f %%, PGD-10 %.2f %%", best.name, clean.accuracy, robust.accuracy)
     folder.draw()

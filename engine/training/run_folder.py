@@ -4,7 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from filelock import FileLock, Timeout
 from engine.checkpoint import LAST, STATES, load_checkpoint, save_checkpoint
 from engine.training.loggers import Loggers
 from engine.training.metrics import ALPHA_BINS, Reliability
-from engine.unused_fields import unused_fields
+from engine.training.schedule import WHOLE_RUN
+from engine.unused_fields import ignored_fields
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.files import PARTIAL, require_writable, write_text
-from utils.flags import spelling
+from utils.files import FULL, PARTIAL, link, require_writable, write_text
+from utils.flags import SKIPPED, read_config, shown, spelling
 from utils.log import logger
 from utils.plots import save_curves, save_reliability
 from utils.tables import read_csv, write_csv
@@ -52,7 +53,7 @@ class RunFolder:
     """
 
     def __init__(self, config: TrainConfig, *, teacher: str | None, writes: bool = True):
-        self.config, self.writes = config, writes
+        self.config, self.writes, self.skipped_images = config, writes, 0
         parts = [config.model, teacher and f"from_{teacher}", config.method != "Natural" and f"eps{config.epsilon:g}"]
         name = "_".join(filter(None, [*parts, f"seed{config.seed}", config.desc_str]))
         name = name.replace(os.sep, "-").replace(":", "-")
@@ -86,6 +87,13 @@ class RunFolder:
         self._require_same_settings(state["config"])
         return state
 
+    def threads(self) -> int | None:
+        """Return the CPU threads of the run so far: the rounding depends on them."""
+        try:
+            return read_config(type(self.config), self.path / "config.json").get("threads")
+        except UserError:  # missing or damaged
+            return None
+
     def _require_same_settings(self, old: dict) -> None:
         new = config_fingerprint(self.config)
         if new["milestones"] is None:
@@ -95,7 +103,7 @@ class RunFolder:
         changes = [
             f"{spelling(specs[key])} {_shown(old[key])} -> {_shown(value)}"
             for key, value in new.items()
-            if value != old[key] and key not in unused_fields(self.config)
+            if value != old[key] and key not in ignored_fields(self.config)
         ]
         if changes:
             raise UserError(
@@ -130,18 +138,20 @@ class RunFolder:
         with self._writing(self.path):
             self._lock()
             if self._states() != self._states_read:
-                raise UserError(f"{self.path}: another run was training there just now; start the command again")
+                raise UserError(f"{self.path}: another process was training this run just now; repeat the command")
             for partial in (*self.path.glob(f"{PARTIAL}*"), *(self.path / STATES).glob(f"{PARTIAL}*")):
                 partial.unlink()  # of a process that was killed while it saved
             for newer in self._states():  # could not be read
                 if state is None or _progress(newer) > (state["epochs"], state["metrics"]["batches"]):
                     newer.rename(newer.with_suffix(".bad"))
-            write_text(self.path / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
+            content = asdict(self.config) | ({SKIPPED: self.skipped_images} if self.config.skip_damaged else {})
+            write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
         self.loggers.open(self.path, self._table())
 
     def close(self) -> None:
         """Release the lock."""
-        self._file_lock.release()
+        with suppress(OSError):  # the process ends, and with it the lock
+            self._file_lock.release()
 
     def _lock(self) -> None:
         """Create the folder and lock it; refuse links, since the folder may be a download."""
@@ -154,10 +164,10 @@ class RunFolder:
             self._file_lock.acquire()
         except Timeout as error:
             raise UserError(
-                f"{self.path}: another run is training there; --desc_str NAME starts one beside it"
+                f"{self.path}: another run is training there; --desc_str NAME starts a separate run"
             ) from error
         except (OSError, NotImplementedError) as error:  # for instance a network file system
-            logger.warning("%s: cannot be locked (%s); start no second run there", self.path, error)
+            logger.warning("WARNING: %s: cannot be locked (%s); start no second run there", self.path, error)
 
     def add_row(self, values: dict) -> None:
         """Append one epoch to results.csv and send it to the loggers; missing columns are empty."""
@@ -188,11 +198,13 @@ class RunFolder:
         """Return the first row with the highest value in ``column``; None before the first validation."""
         return max((row for row in self.rows if row[column] is not None), key=lambda row: row[column], default=None)
 
-    def save(self, name: str, content: dict) -> None:
-        """Write one checkpoint."""
+    def save(self, name: str, content: dict, *others: str) -> None:
+        """Write one checkpoint, and give the file the names ``others``, too."""
         if self.writes:
             with self._writing(self.path / name):
                 save_checkpoint(self.path / name, content)
+                for other in others:
+                    link(self.path / name, self.path / other)
 
     def save_state(self, content: dict) -> None:
         """Write a resume state and delete old ones; ``content`` has the STATE_TYPES but for ``rows`` and ``config``."""
@@ -223,7 +235,7 @@ class RunFolder:
 
     def _newest_state(self) -> dict:
         if not self._states_read:
-            raise UserError(f"{self.path}: its folder {STATES}/ is empty; --desc_str NAME starts another run beside it")
+            raise UserError(f"{self.path}: its folder {STATES}/ is empty; --desc_str NAME starts another run")
         for path in self._states_read:
             try:
                 state = load_checkpoint(path)
@@ -237,9 +249,12 @@ class RunFolder:
     def _writing(self, path: Path) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UserError(f"{path}: cannot be written ({reason}); --resume continues the run") from error
+            hint = "free space, then --resume" if getattr(error, "errno", None) in FULL else "--resume"
+            raise UserError(
+                f"{path}: cannot be written ({reason}); {self.last_good()}; {hint} continues the run"
+            ) from error
 
 
 def _make_lock(path: Path) -> FileLock:
@@ -250,9 +265,9 @@ def _make_lock(path: Path) -> FileLock:
 
 
 def config_fingerprint(config: TrainConfig) -> dict:
-    """Return the settings that affect the result; the number of epochs does only with a cosine schedule."""
+    """Return the settings that affect the result; the number of epochs does only with some schedules."""
     names = [spec.name for spec in fields(config) if spec.metadata["affects_result"]]
-    values = {name: getattr(config, name) for name in names if name != "epochs" or config.lr_schedule == "cosine"}
+    values = {name: getattr(config, name) for name in names if name != "epochs" or config.lr_schedule in WHOLE_RUN}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -285,9 +300,7 @@ def _progress(state: Path) -> tuple[int, ...]:
 
 def _shown(value) -> str:
     """A setting as on the command line."""
-    if value is None:
-        return "not given"
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return "not given" if value is None else shown(tuple(value) if isinstance(value, list) else value)
 
 
 def _cell(value) -> str:

@@ -29,11 +29,37 @@ def constant(epoch: int, epochs: int, lr_max: float, milestones: Sequence[int]) 
     return lr_max
 
 
-SCHEDULES = {"piecewise": piecewise, "cosine": cosine, "constant": constant}
+def onecycle(epoch: float, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:
+    """Half a cosine from ``lr_max / 25`` to ``lr_max`` in the first 2.5 % of the epochs, one to ``lr_max / 250000``.
+
+    ``OneCycleLR`` of PyTorch, one step per epoch, as Wang et al. (ICML 2023) use it; but the momentum is constant.
+    """
+    peak, last = max(0.025 * epochs - 1, 0), max(epochs - 1, 1)
+    if epoch < peak:
+        start, end, share = lr_max / 25, lr_max, epoch / peak
+    else:
+        start, end, share = lr_max, lr_max / 250_000, (epoch - peak) / (last - peak)
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def learning_rate(epoch: int, config: TrainConfig) -> float:
-    """Learning rate of one epoch of a run.
+def cyclic(epoch: float, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:
+    """A line from 0 to ``lr_max`` at 2/5 of the run, then one to 0 (Rice et al., ICML 2020)."""
+    peak = 0.4 * epochs
+    return lr_max * (epoch / peak if epoch < peak else (epochs - epoch) / (epochs - peak))
+
+
+SCHEDULES = {"piecewise": piecewise, "cosine": cosine, "constant": constant, "onecycle": onecycle, "cyclic": cyclic}
+PER_STEP = {"cyclic"}  # whose rate changes with every step
+WHOLE_RUN = {"cosine", "onecycle", "cyclic"}  # whose rates depend on the number of epochs
+
+
+def epsilon_scale(epoch: int, config: TrainConfig) -> float:
+    """Share of radius and step size in one epoch: ``--epsilon_ramp`` grows it linearly to 1."""
+    return min(1.0, (epoch + 1) / max(config.epsilon_ramp, 1))
+
+
+def learning_rate(epoch: float, config: TrainConfig) -> float:
+    """Learning rate of one epoch of a run, or after a part of it.
 
     ``--warmup_lr`` first increases the rate linearly from 0.001 to ``lr_max``; cosine then decreases over the remaining
     epochs, while milestones keep their epochs. Source: ``lr_decay`` of the official DGAD code.
@@ -41,6 +67,6 @@ def learning_rate(epoch: int, config: TrainConfig) -> float:
     warmup = config.warmup_lr_epochs if config.warmup_lr else 0
     if epoch < warmup:
         return WARMUP_START + epoch / warmup * (config.lr_max - WARMUP_START)
-    shift = warmup if config.lr_schedule == "cosine" else 0
+    shift = warmup if config.lr_schedule in WHOLE_RUN else 0
     milestones = default_milestones(config.epochs) if config.milestones is None else config.milestones
     return SCHEDULES[config.lr_schedule](epoch - shift, config.epochs - shift, config.lr_max, milestones)

@@ -9,14 +9,15 @@ import torch
 from data import Split, dataset_name
 from engine.networks import network_name
 from engine.training.schedule import WARMUP_START
-from engine.unused_fields import unused_fields
+from engine.unused_fields import ignored_fields
 from methods import ALIASES as METHOD_ALIASES
-from methods import METHODS, WITH_SOFT_LABELS, WITHOUT_ATTACK, WITHOUT_TEACHER
-from methods.recipes import recipe
+from methods import METHODS, WITH_SOFT_LABELS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER
+from methods.recipes import STRONG, recipe
 from models.teachers import teacher_name
 from utils.config import METHOD, TrainConfig
 from utils.errors import UserError
-from utils.flags import spelling
+from utils.flags import shown, spelling
+from utils.load import CPU_LOAD
 from utils.log import logger
 from utils.names import canonical
 
@@ -35,6 +36,9 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
         teacher_model=teacher_name(config.teacher_model),
         std_teacher_model=teacher_name(config.std_teacher_model, "--std_teacher_model"),
     )
+    if config.method in WITH_TWO_TEACHERS and config.robust_weight + config.std_weight > 1:
+        total = f"--robust_weight {config.robust_weight:g} + --std_weight {config.std_weight:g}"
+        raise UserError(f"{total}: is above 1, and 1 minus their sum is the weight of the cross entropy")
     if config.log_reliability and config.method in WITHOUT_TEACHER:
         raise UserError(f"--log_reliability: {config.method} has no teacher; leave the flag out")
     if config.augment == "cutmix" and config.method not in WITH_SOFT_LABELS:
@@ -51,15 +55,32 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
         config = replace(config, milestones=None)
         given = {key: source for key, source in given.items() if key != "milestones"}
     filled = {}
-    if config.recipe == "paper":
-        published = recipe(config.method, config.dataset, config.model)
+    if config.recipe != "fair":
+        published = STRONG if config.recipe == "strong" else recipe(config.method, config.dataset, config.model)
         # Published milestones belong to the published number of epochs.
         # A --recipe on the command line overrides a --config file, which has values for all flags.
         fixed = {key for key, source in given.items() if source == "flag" or given.get("recipe") != "flag"}
         fixed |= {"milestones"} if "epochs" in fixed else set()
         filled = {key: value for key, value in published.items() if key not in fixed}
-    sources = {spec.name: given.get(spec.name, "default") for spec in fields(config)}
-    return replace(config, **filled), sources | dict.fromkeys(filled, "recipe")
+        absent = recipe(config.method, "CIFAR10", config.model).keys() - published.keys() - fixed
+        if absent and config.recipe == "paper":
+            flags = ", ".join(spelling(spec) for spec in fields(config) if spec.name in absent)
+            message = "WARNING: --recipe paper: no published value of %s for %s; the default is used"
+            logger.warning(message, flags, config.dataset)
+    sources = {spec.name: given.get(spec.name, "default") for spec in fields(config)} | dict.fromkeys(filled, "recipe")
+    config = replace(config, **filled)
+    _check_pieces(config)
+    return config, sources
+
+
+def _check_pieces(config: TrainConfig) -> None:
+    """Raise UserError for pieces of a recipe that exclude each other."""
+    if config.ema and config.swa_start:
+        raise UserError("--swa_start: --ema averages the weights already; leave one of them out")
+    if config.nesterov and config.optim == "SGD" and not config.momentum:
+        raise UserError("--nesterov: needs --momentum above 0")
+    if config.accumulate > config.bs:
+        raise UserError(f"--accumulate {config.accumulate}: a batch of --bs {config.bs} has fewer images than parts")
 
 
 def config_warnings(config: TrainConfig) -> list[str]:
@@ -71,6 +92,9 @@ def config_warnings(config: TrainConfig) -> list[str]:
             f"{config.method} starts introspection after epoch {begin}, never in --epochs {config.epochs}: the method "
             "that it extends is trained; --IAD_begin sets the epoch"
         )
+    for name in ("awp_warmup", "swa_start"):
+        if (getattr(config, name) or 0) > config.epochs:
+            warnings.append(f"--{name} {getattr(config, name)}: the run of --epochs {config.epochs} ends before")
     distance = config.step_size * config.num_steps
     if config.method not in WITHOUT_ATTACK and distance < config.epsilon:
         warnings.append(
@@ -91,7 +115,7 @@ def log_config(
 ) -> None:
     """Log the run, all settings grouped by source, warnings, and the flags that its method ignores."""
     logger.info("training %s on %s with %s; run folder %s", config.model, config.dataset, config.method, folder)
-    unused = unused_fields(config)
+    unused = ignored_fields(config)
     for source in ("flag", "config file", "recipe", "default"):
         specs = [spec for spec in fields(config) if sources[spec.name] == source]
         if source in ("config file", "default"):  # those of the method are logged below
@@ -103,8 +127,10 @@ def log_config(
         _log_settings(source, {name: value for name, value in shown.items() if value or name not in off})
     # All parameters of the method, including those whose default depends on it.
     _log_settings("method", getattr(METHODS[config.method](config), "keywords", {}))
-    if ignored := [spelling(spec) for spec in fields(config) if spec.name in unused and sources[spec.name] == "flag"]:
-        logger.warning("WARNING: %s ignores %s", config.method, ", ".join(ignored))
+    given = [spec for spec in fields(config) if spec.name in unused and sources[spec.name] == "flag"]
+    for reason in dict.fromkeys(unused[spec.name] for spec in given):
+        flags = ", ".join(spelling(spec) for spec in given if unused[spec.name] == reason)
+        logger.warning("WARNING: %s ignores %s", reason, flags)
     for warning in config_warnings(config):
         logger.warning("WARNING: %s", warning)
     if config.lr_schedule == "piecewise":
@@ -114,8 +140,12 @@ def log_config(
         )
     kind = "validation" if config.val_size else "test"
     training, validation = (len(part.labels) for part in images)
+    if config.limit_train and config.limit_train > training:
+        logger.warning("WARNING: --limit_train %d: there are only %d training images", config.limit_train, training)
     logger.info("%d training images; the best checkpoint is chosen on %d %s images", training, validation, kind)
-    logger.info("device %s, CPU threads: %d, PyTorch %s", device, torch.get_num_threads(), torch.__version__)
+    logger.info("device %s, CPU threads: %d, PyTorch %s", device, config.threads, torch.__version__)
+    if device.type == "cpu":
+        CPU_LOAD.warn(config.threads, after=0.2)
 
 
 def _log_settings(source: str, values: dict) -> None:
@@ -127,6 +157,4 @@ def _as_flag(name: str, value) -> str:
     """Return a setting as the command line spells it; parameters of a method have names without dashes."""
     if isinstance(value, bool) and name.startswith("--"):
         return name if value else f"--no-{name[2:]}"
-    if isinstance(value, tuple):
-        return f"{name} {' '.join(map(str, value))}"
-    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+    return f"{name} {shown(value).removesuffix('.0')}"

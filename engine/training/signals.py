@@ -4,8 +4,9 @@ import signal
 
 from utils.errors import Stopped
 
-# Slurm sends SIGUSR1 before the time limit; a run that has saved then is a success. The others: 128 + signal number.
-STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
+# Slurm sends SIGUSR1 before the time limit: 75 (EX_TEMPFAIL), start the command again. The others: 128 + signal number.
+STATUS = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}
+STATUS = {getattr(signal, name): status for name, status in STATUS.items() if hasattr(signal, name)}
 
 
 class Signals:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 
 import torch
@@ -9,13 +10,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attacks.pgd import Noise, gaussian, pgd
-from engine.distributed import SINGLE_PROCESS, Processes
+from engine.distributed import SINGLE_PROCESS, Processes, Shard
 from engine.fast.frozen import AutocastModel, FoldedModel, FrozenModel
 from engine.fast.graphs import GraphedPGD
 from engine.fast.precision import PLAIN, Arithmetic
 from engine.sync_batchnorm import convert_sync_batchnorm
-from engine.training.averaging import Ema
-from methods.losses import Step
+from engine.training.averaging import WeightAverage
+from engine.training.weight_perturbation import Recording, WeightPerturbation
+from methods.losses import Step, concatenate
 from utils.errors import UserError
 
 
@@ -36,7 +38,11 @@ class Trainer:
         processes: Ranks that share each batch. Each draws the noise of the whole batch, so results do not depend on
             their number; attacks need no communication.
         sync_bn: In train mode, normalize over the whole batch instead of each rank's share.
-        average: Of the student's weights, updated after each step.
+        average: Of the student's weights; it is validated and saved in place of them.
+        perturbation: Perturbs the weights at which the gradient is taken; the method is then called twice, and the
+            second call gets the adversarial images of the first.
+        clip_grad: Largest norm of the gradient of all parameters together.
+        parts: Process each batch in parts and add their gradients; BatchNorm normalizes over a part.
     """
 
     def __init__(
@@ -54,7 +60,10 @@ class Trainer:
         arithmetic: Arithmetic = PLAIN,
         processes: Processes = SINGLE_PROCESS,
         sync_bn: bool = True,
-        average: Ema | None = None,
+        average: WeightAverage | None = None,
+        perturbation: WeightPerturbation | None = None,
+        clip_grad: float | None = None,
+        parts: int = 1,
     ):
         self.student, self.method, self.optimizer = student, method, optimizer
         self.processes, self.shard = processes, None
@@ -69,8 +78,10 @@ class Trainer:
         self.student_eval = FoldedModel(student, arithmetic)  # refreshed before each attack
         self.teachers = tuple(FoldedModel(teacher, arithmetic).detach_source() for teacher in teachers)
         loop = GraphedPGD() if arithmetic.graphs else pgd
-        self.pgd = partial(loop, epsilon=epsilon, step_size=step_size, steps=steps)
-        self.epsilon, self.attack_bn, self.generator = epsilon, attack_bn, generator
+        self.pgd = partial(loop, steps=steps)
+        self.epsilon, self.step_size, self.radius_scale = epsilon, step_size, 1.0
+        self.attack_bn, self.generator = attack_bn, generator
+        self.perturbation, self.clip_grad, self.parts = perturbation, clip_grad, parts
 
     def step(self, x: Tensor, y: Tensor, epoch: int = 0, start_noise: Tensor | None = None) -> Step:
         """Perform one optimizer step on images (B, C, H, W) and labels (B,); ``epoch`` counts from 0.
@@ -79,22 +90,47 @@ class Trainer:
         their shares; the result is that of this rank's share, detached.
         """
         self.student.train()
-        self.shard = shard = self.processes.shard(len(y))
-        if self.sync_switch:
-            self.sync_switch.on = not shard.replicated
-        attack = partial(self.attack, start_noise=None if start_noise is None else start_noise[shard.rows])
+        shards = self.processes.shards(len(y), self.parts)
+        noises = (None if start_noise is None else start_noise[shard.rows] for shard in shards)
+        attacks = [partial(self.attack, start_noise=noise) for noise in noises]
+        batch = x, y, epoch, shards
         self.optimizer.zero_grad()  # before the forward pass, so that old gradients need no memory beside its features
-        result = self.method(self.autocast_student, *self.teachers, attack, x[shard.rows], y[shard.rows], epoch)
-        weight = shard.weight * self.processes.count  # DistributedDataParallel takes the plain mean over ranks
-        (result.loss * weight).backward()
+        perturbation = self.perturbation if self.perturbation and epoch >= self.perturbation.start else None
+        if perturbation:
+            recordings = [Recording(attack) for attack in attacks]
+            state = deepcopy(self.method.state_dict()) if hasattr(self.method, "state_dict") else None
+            self._backward(perturbation.untracked(self.autocast_student), [each.record for each in recordings], *batch)
+            if state is not None:
+                self.method.load_state_dict(state)
+            perturbation.perturb()
+            attacks = [each.replay for each in recordings]
+            self.optimizer.zero_grad()
+        result = self._backward(self.autocast_student, attacks, *batch)
+        if self.clip_grad:
+            nn.utils.clip_grad_norm_(self.student.parameters(), self.clip_grad)
         self.optimizer.step()
-        self.shard = None
+        if perturbation:
+            perturbation.restore()
         if self.processes.count > 1 and not self.sync_switch:
             self.processes.broadcast(self.student.buffers())  # else every rank would attack with its own statistics
         if self.average:
-            self.average.update()
-        # Detached, because logits without a part in the loss would keep their graph in memory until the next step.
-        return Step(*(None if value is None else value.detach() for value in result))
+            self.average.after_step()
+        return result
+
+    def _backward(self, student, attacks: list, x: Tensor, y: Tensor, epoch: int, shards: list[Shard]) -> Step:
+        """Add the gradients of this rank's share of a batch; return its result, detached."""
+        results = []
+        for attack, shard in zip(attacks, shards, strict=True):
+            self.shard = shard
+            if self.sync_switch:
+                self.sync_switch.on = not shard.replicated
+            result = self.method(student, *self.teachers, attack, x[shard.rows], y[shard.rows], epoch)
+            weight = shard.weight * self.processes.count  # DistributedDataParallel takes the plain mean over ranks
+            (result.loss * weight).backward()
+            # Detached, because logits without a part in the loss would keep their graph in memory until the next step.
+            results.append(Step(*(None if value is None else value.detach() for value in result)))
+        self.shard = None
+        return concatenate(results, [shard.weight for shard in shards])
 
     def attack(
         self,
@@ -122,7 +158,8 @@ class Trainer:
             self.student_eval.refresh()
             attack_model = self.student_eval
         start = x + (self._draw(noise, x) if start_noise is None else start_noise)
-        return self.pgd(objective(attack_model, *self.teachers), x, start.clamp(0, 1) if clamp else start)
+        ball = {"epsilon": self.radius_scale * self.epsilon, "step_size": self.radius_scale * self.step_size}
+        return self.pgd(objective(attack_model, *self.teachers), x, start.clamp(0, 1) if clamp else start, **ball)
 
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate of all parameters."""
@@ -151,16 +188,16 @@ class Trainer:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"--resume: the state in resume/ is of another network or optimizer ({reason}); "
+                f"--resume: the state in resume/ belongs to another network or optimizer ({reason}); "
                 "--desc_str NAME starts another run"
             ) from error
 
     def _draw(self, noise: Noise, x: Tensor) -> Tensor:
         """Start noise of this rank's images x (B, C, H, W): its rows of the noise of the whole batch."""
         if self.shard is None:
-            return noise(x, self.epsilon, self.generator)
+            return noise(x, self.radius_scale * self.epsilon, self.generator)
         batch = x.new_empty(self.shard.batch_size, *x.shape[1:])
-        return noise(batch, self.epsilon, self.generator)[self.shard.rows]
+        return noise(batch, self.radius_scale * self.epsilon, self.generator)[self.shard.rows]
 
 
 def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:

@@ -3,15 +3,13 @@
 NAME is one of the following; each has --help:
   step        training steps per second, memory, FLOP
   data        loading and augmentation
-  validation  the PGD-10 after each epoch
   evaluation  PGD-20 or AutoAttack on robust images
-  scale       several processes
+  scale       several processes: torchrun --standalone --nproc_per_node=2 scripts/benchmark scale
 
 A ratio is the median over pairs of (reference, ours), its spread their quartiles.
 """
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this folder is run as a script
 
 from engine.device import use_full_precision
-from scripts.benchmark.evaluation import Evaluation, Validation, time_evaluation, time_validation
-from scripts.benchmark.step import Data, Scale, Step, time_data, time_scaling, time_step
+from scripts.benchmark.evaluation import Evaluation, time_evaluation
+from scripts.benchmark.step import Data, Step, time_data, time_scaling, time_step
 from utils.cli import run_command
-from utils.errors import UserError
+from utils.errors import UserError, torchrun_rank
 from utils.files import require_writable, write_text
 from utils.flags import parse
 from utils.names import canonical
@@ -32,9 +30,8 @@ from utils.versions import versions
 BENCHMARKS = {
     "step": (Step, time_step),
     "data": (Data, time_data),
-    "validation": (Validation, time_validation),
     "evaluation": (Evaluation, time_evaluation),
-    "scale": (Scale, time_scaling),
+    "scale": (Step, time_scaling),
 }
 
 
@@ -56,7 +53,7 @@ def benchmark(argv: list[str]) -> None:
     seed_everything(0)
     flags = {key: value for key, value in asdict(config).items() if key not in ("json", "profile")}
     result = {"benchmark": name, "config": flags, "versions": versions(), **run(config)}
-    if config.json and os.environ.get("RANK", "0") == "0":
+    if config.json and not torchrun_rank():
         write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
 
 

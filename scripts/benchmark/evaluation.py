@@ -1,11 +1,10 @@
-"""Benchmarks of evaluations: with folded networks and attacks that stop for fooled images, and without."""
+"""Benchmark of an evaluation: with folded networks and attacks that stop for fooled images, and without."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from attacks.pgd import uniform
 from attacks.suite import PROTOCOLS, Setting
 from data import load, subset
 from data.loader import Batches
@@ -14,7 +13,6 @@ from engine.evaluation.attack import make_noise, run_attack
 from engine.fast.frozen import make_attack_model
 from engine.networks import make_network, network_in
 from engine.training.trainer import Trainer
-from engine.training.validation import Validator
 from methods import METHODS
 from models import build
 from scripts.benchmark import plain
@@ -25,8 +23,8 @@ from utils.log import logger
 
 
 @dataclass(frozen=True)
-class Validation(Timing):
-    """What is attacked."""
+class Evaluation(Timing):
+    """What is attacked, and how."""
 
     model_path: str = flag("", "checkpoint; default: a small_resnet, trained here on Digits", group=WORKLOAD)
     dataset: str = flag("Digits", "its dataset", group=WORKLOAD)
@@ -37,33 +35,22 @@ class Validation(Timing):
         None, "radius in [0, 1]; default: at which half of the images are robust", group=WORKLOAD, check=between(0, 1)
     )
     bs: int = flag(64, "batch size", group=WORKLOAD, check=at_least(1))
-
-
-@dataclass(frozen=True)
-class Evaluation(Validation):
-    """The same for an evaluation."""
-
     attack: Literal["pgd", "aa"] = flag("pgd", "pgd: PGD-20, aa: AutoAttack", group=WORKLOAD)
-
-
-def time_validation(config: Validation) -> dict:
-    """Validation of an epoch, clean and PGD-10, against PGD-10 with every step on every image."""
-    device, network, batches, epsilon = _prepare(config)
-    validator = Validator(network, batches, epsilon, seed=0)
-    noise = [uniform(x, 1) for x, _ in batches]
-
-    def reference() -> None:
-        network.requires_grad_(True)
-        predict(network, batches)
-        plain.pgd_accuracy(network, batches, noise=noise, epsilon=epsilon, step_size=epsilon / 4, steps=10)
-
-    return {"epsilon": epsilon, **compare(reference, validator, len(batches.labels), config.pairs, device)}
 
 
 def time_evaluation(config: Evaluation) -> dict:
     """PGD-20 against PGD-20 with every step on every image, or AutoAttack against AutoAttack on the network itself."""
-    device, network, batches, epsilon = _prepare(config)
-    clean, attack = predict(network, batches), PROTOCOLS["paper"](Setting(epsilon, 0))[config.attack]
+    device = config.choose_device()
+    splits = load(config.dataset, config.data_root, image_size=config.image_size)
+    if config.model_path:
+        network = make_network(network_in(config.model_path, None), config.model_path, config.dataset, splits)
+        network = network.to(device).eval().requires_grad_(False)
+    else:
+        network = _train(splits, device)
+    batches = Batches(subset(splits.test, config.limit_test, seed=0), config.bs, device=device)
+    clean = predict(network, batches)
+    epsilon = _half_robust(network, batches, clean) if config.eps is None else config.eps
+    attack = PROTOCOLS["paper"](Setting(epsilon, 0))[config.attack]
     noise = [make_noise(x, 0, attack.title, next(iter(attack.stages)), k) for k, (x, _) in enumerate(batches)]
 
     def reference() -> float:
@@ -76,23 +63,9 @@ def time_evaluation(config: Evaluation) -> dict:
         network.requires_grad_(False)
         return _robust(network, batches, epsilon, config.attack, clean)
 
+    logger.info("%s: epsilon %.2f/255, %d images", machine(device), 255 * epsilon, len(clean))
     logger.info("%s: accuracy %.2f %% (reference), %.2f %% (ours)", attack.title, reference(), ours())
     return {"epsilon": epsilon, **compare(reference, ours, len(clean), config.pairs, device)}
-
-
-def _prepare(config: Validation) -> tuple:
-    """Device, network, batches and epsilon."""
-    device = config.choose_device()
-    splits = load(config.dataset, config.data_root, image_size=config.image_size)
-    if config.model_path:
-        network = make_network(network_in(config.model_path, None), config.model_path, config.dataset, splits)
-        network = network.to(device).eval().requires_grad_(False)
-    else:
-        network = _train(splits, device)
-    batches = Batches(subset(splits.test, config.limit_test, seed=0), config.bs, device=device)
-    epsilon = _half_robust(network, batches) if config.eps is None else config.eps
-    logger.info("%s: epsilon %.2f/255, %d images", machine(device), 255 * epsilon, len(batches.labels))
-    return device, network, batches, epsilon
 
 
 def _train(splits, device: torch.device) -> torch.nn.Module:
@@ -116,9 +89,9 @@ def _robust(network, batches: Batches, epsilon: float, attack: str, clean, folde
     return 100 * float((result.predicted == batches.labels.cpu()).double().mean())
 
 
-def _half_robust(network, batches: Batches) -> float:
+def _half_robust(network, batches: Batches, clean) -> float:
     """The radius at which about half of the images are robust, by bisection."""
-    low, high, clean = 0.0, 0.5, predict(network, batches)
+    low, high = 0.0, 0.5
     for _ in range(8):
         middle = (low + high) / 2
         low, high = (middle, high) if _robust(network, batches, middle, "pgd", clean) > 50 else (low, middle)

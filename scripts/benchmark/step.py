@@ -1,12 +1,8 @@
 """Benchmarks of training: a step, a step shared among processes, the loading of data."""
 
-import json
 import logging
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -16,7 +12,9 @@ from data.loader import Batches
 from engine.device import choose_device
 from engine.distributed import SINGLE_PROCESS, TRAINING_TIMEOUT, destroy, init, local_gpu
 from engine.fast.precision import Arithmetic, choose_arithmetic
+from engine.training.averaging import Ema
 from engine.training.trainer import Trainer
+from engine.training.weight_perturbation import WeightPerturbation
 from methods import ALIASES, METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from models import build
 from scripts.benchmark import plain
@@ -29,6 +27,10 @@ from utils.names import canonical
 from utils.seed import seed_everything
 
 SIDES = {"reference": plain.Trainer, "ours": Trainer}
+PIECES = {
+    "awp": lambda student: {"perturbation": WeightPerturbation(student, 0.01)},
+    "ema": lambda student: {"average": Ema(student, 0.995)},
+}
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,10 @@ class Step(Timing):
     epoch: int = flag(100, "epoch of the step, from 0; introspection begins at 60", group=WORKLOAD, check=at_least(0))
     precision: str = flag("auto", "precision of our side; the reference computes in fp32", group=WORKLOAD)
     compile: str = flag("auto", "compilation of our side: auto, off, on, graphs", group=WORKLOAD)
+    piece: Literal["awp", "ema"] | None = flag(
+        None, "time our step with this piece of a recipe against our step without it", group=WORKLOAD
+    )
     profile: str = flag("", "write a trace of one step of our side to this file", group=EXECUTION)
-
-
-@dataclass(frozen=True)
-class Scale(Step):
-    """The same for a step that several processes share."""
-
-    processes: int = flag(2, "processes that share the batch", group=EXECUTION, check=at_least(2))
 
 
 @dataclass(frozen=True)
@@ -71,13 +69,11 @@ def time_step(config: Step) -> dict:
     counts = {name: gflop(make_step(config, name, device, eager)) / config.bs for name in SIDES}
     arithmetic, description = choose_arithmetic(config.precision, config.compile, device)
     logger.info("%s, %s", machine(device), description)
-    steps, peaks = {}, {}
-    for name in SIDES:
-        steps[name], peaks[name] = _measure_peak(config, name, device, arithmetic)
-    result = compare(*steps.values(), config.bs, config.pairs, device)
-    if device.type == "cuda":
-        logger.info("peak memory: reference %.0f MiB, ours %.0f MiB", peaks["reference"], peaks["ours"])
-        result["peak_mib"] = peaks
+    peaks = {name: _peak_memory(config, name, device, arithmetic) for name in SIDES if device.type == "cuda"}
+    steps = {name: make_step(config, name, device, arithmetic) for name in SIDES}
+    result = compare(*steps.values(), config.bs, config.pairs, device) | {"peak_mib": peaks}
+    if peaks:
+        logger.info("peak memory: reference %.0f MiB, ours %.0f MiB", *peaks.values())
     peak_speed, kind = product_speeds(device), "fp32" if arithmetic.dtype is None else "bf16"
     rate, executed = (result["images_per_second"]["ours"] * counts[name] for name in SIDES)
     logger.info("GFLOP per image: reference %.1f, ours %.1f", *counts.values())
@@ -89,14 +85,14 @@ def time_step(config: Step) -> dict:
     return setup | result
 
 
-def time_scaling(config: Scale) -> dict:
-    """A step shared by several processes, one core or GPU each, against the same batch in one of them.
+def time_scaling(config: Step) -> dict:
+    """A step shared by the processes of torchrun, one core or GPU each, against the same batch in one of them.
 
     The ratio is at best the number of processes.
     """
     processes = init(TRAINING_TIMEOUT)
     if processes is SINGLE_PROCESS:
-        return _start_torchrun(config.processes)
+        raise UserError("scale: use torchrun --standalone --nproc_per_node=2 scripts/benchmark scale")
     if not processes.is_rank0:
         logging.getLogger().setLevel(logging.ERROR)
     device = choose_device(config.device, local_gpu(0), config.threads or 1)
@@ -140,6 +136,8 @@ def make_step(config: Step, side: str, device: torch.device, arithmetic: Arithme
     student = build(config.model, config.classes, config.image_size).to(device)
     teachers = [build(config.teacher_model, config.classes, config.image_size).to(device) for _ in range(count)]
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
+    options |= PIECES[config.piece](student) if config.piece and side == "ours" else {}
+    side = "ours" if config.piece else side
     optimizer = torch.optim.SGD(student.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4, fused=side == "ours")
     options |= {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10}
     options |= {"arithmetic": arithmetic} if side == "ours" else {}
@@ -149,16 +147,12 @@ def make_step(config: Step, side: str, device: torch.device, arithmetic: Arithme
     return lambda: trainer.step(x, y, config.epoch)
 
 
-def _measure_peak(config: Step, side: str, device: torch.device, arithmetic: Arithmetic) -> tuple:
-    """A function that takes a step, and its peak memory on a GPU in MiB."""
-    cuda = device.type == "cuda"
-    before = torch.cuda.memory_allocated(device) if cuda else 0
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    step = make_step(config, side, device, arithmetic)
-    for _ in range(2):
-        step()
-    return step, (torch.cuda.max_memory_allocated(device) - before) / 2**20 if cuda else None
+def _peak_memory(config: Step, side: str, device: torch.device, arithmetic: Arithmetic) -> float:
+    """Peak memory of two steps on a GPU, in MiB."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before, step = torch.cuda.memory_allocated(device), make_step(config, side, device, arithmetic)
+    step(), step()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def _profile(step, path: str, device: torch.device) -> None:
@@ -169,12 +163,3 @@ def _profile(step, path: str, device: torch.device) -> None:
     profiler.export_chrome_trace(path)
     order = f"self_{device.type}_time_total"
     logger.info("%s", profiler.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=60))
-
-
-def _start_torchrun(processes: int) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "result.json"
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        if subprocess.run([sys.executable, *launcher, *sys.argv, "--json", str(path)]).returncode:
-            raise UserError(f"--processes {processes}: one of them failed, see above")
-        return json.loads(path.read_text(encoding="utf-8"))

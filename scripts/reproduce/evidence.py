@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
 from data import load
-from engine.checkpoint import BEST_PGD10
+from engine.checkpoint import BEST_PGD10, load_checkpoint, save_checkpoint
 from engine.evaluation.records import read_evaluations
 from engine.evaluation.run import run_evaluation
 from engine.reporting.runs import read_run
@@ -46,7 +46,7 @@ from utils.errors import UserError
 from utils.files import read_json, write_text
 from utils.flags import parse, parser_for
 from utils.log import logger
-from utils.plots import name_points, save_figure
+from utils.plots import save_figure
 from utils.tables import markdown_table
 from utils.versions import versions
 
@@ -61,14 +61,14 @@ GRID = {
     "ADR": RATES,
     "DGAD": tuple(f"--distill_weight {scale:g} --ALP_beta {5 * scale:g}" for scale in (0.3, 1, 3)),
     "AdaAD": SCALES,
-    "IGDM": SCALES,
+    "IGDM": tuple(f"--igdm 1 {rate}" for rate in RATES),  # the official weight on CIFAR-10
 }
 BASE = "AT"  # every method is compared with it
 PIECES = {"AWP": "--awp 0.005", "IDBH-weak": "--augment idbh-weak"}
 TEACHER = ROOT / "models" / "pretrained" / "small_resnet_cifar10" / "model.safetensors"
 TRAIN, WEIGHTS = "train", ("ema", "raw")  # the steps of a run: a training, and an evaluation of each kind of weights
 ATTACKS = ("Clean", "PGD-20", "AutoAttack")
-RESULTS, PAGE, FIGURE = "results.json", "fair.md", "fair.png"
+RESULTS, PAGE, FIGURE, RAW = "results.json", "fair.md", "fair.png", "raw.pth"
 NONE = "-"
 
 
@@ -201,8 +201,8 @@ class Runner:
         """The flags of main.py or main_eval.py."""
         run, folder = step.run, self.work / step.run.folder
         if step.part != TRAIN:
-            path = find(folder, BEST_PGD10) or folder / BEST_PGD10
-            args = ["--model_path", str(path), "--weights", step.part, "--out", str(folder / step.part)]
+            path = find(folder, RAW if step.part == "raw" else BEST_PGD10) or folder
+            args = ["--model_path", str(path), "--out", str(folder / step.part)]
             return [*args, *self.setting.evaluation.split(), *self.shared]
         args = ["--method", run.method, *self.setting.training.split(), *run.flags.split(), "--seed", str(run.seed)]
         if run.method in WITH_TEACHER:
@@ -269,9 +269,16 @@ def execute(part: str, args: list[str], log: Path) -> None:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     if part == TRAIN:
-        run_command(lambda: train(*parse(TrainConfig, args, description="", choices={})))
+        run_command(lambda: _train(args))
     else:
         run_command(lambda: run_evaluation(parse(EvalConfig, args, description="", choices={}).config))
+
+
+def _train(args: list[str]) -> None:
+    """Train, and write the raw weights of the best checkpoint as a checkpoint."""
+    folder = train(*parse(TrainConfig, args, description="", choices={}))
+    best = load_checkpoint(folder / BEST_PGD10)
+    save_checkpoint(folder / RAW, {**best, "net": best["net_raw"]})
 
 
 def read_results(folder: Path) -> dict[str, dict]:
@@ -310,7 +317,7 @@ def evidence(arguments: Sequence[str]) -> None:
     succeeded = bool(options.table) or carry_out(study, options, flags)
     if not options.list:
         write_text(folder / PAGE, page(study))
-        save_figure(tradeoff(study), folder / FIGURE)
+        save_figure(draw(study), folder / FIGURE)
         logger.info("%s, %s", folder / PAGE, folder / FIGURE)
     if not succeeded:
         sys.exit(1)
@@ -397,25 +404,23 @@ def _cell(values: Sequence[float]) -> str:
     return f"{mean(values):.2f}{errors}" if values else NONE
 
 
-def tradeoff(study: Study) -> Figure:
-    """Robust against clean accuracy with two standard errors: averaged weights filled, raw ones empty."""
-    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    points, names, attack = [], [], ATTACKS[-1]
+def draw(study: Study) -> Figure:
+    """Accuracy of each row with two standard errors, one panel per attack: averaged weights filled, raw ones empty."""
     rows = study.rows()
-    for number, (title, runs) in enumerate(rows.items()):
-        color = plt.colormaps["turbo"]((number + 0.5) / len(rows))
-        for weights, fill in zip(WEIGHTS, (color, "white"), strict=True):
-            values = [accuracies(study, runs, weights, name) for name in (ATTACKS[0], attack)]
-            if all(values):
-                xerr, yerr = (two_errors(one) if len(one) > 1 else 0 for one in values)
-                look = {"fmt": "o", "color": color, "markerfacecolor": fill, "elinewidth": 0.8, "capsize": 2}
-                points.append(tuple(map(mean, values)))
-                names.append(title if weights == WEIGHTS[0] else "")
-                axes.errorbar(*points[-1], xerr=xerr, yerr=yerr, **look)
-    axes.set(xlabel="clean accuracy (%)", ylabel=f"accuracy under {attack} (%)", title="filled: averaged, empty: raw")
-    axes.margins(0.12)
-    axes.grid(alpha=0.3)
-    name_points(axes, points, names) if points else None
+    size = (10, 0.35 * len(rows) + 1.3)
+    figure, axes = plt.subplots(1, len(ATTACKS), figsize=size, sharey=True, layout="constrained")
+    for axis, attack in zip(axes, ATTACKS, strict=True):
+        for weights, shift, fill in (("ema", -0.12, "C0"), ("raw", 0.12, "white")):
+            for number, runs in enumerate(rows.values()):
+                if values := accuracies(study, runs, weights, attack):
+                    look = {"fmt": "o", "color": "C0", "markerfacecolor": fill, "elinewidth": 0.8, "capsize": 2}
+                    error = two_errors(values) if len(values) > 1 else 0
+                    axis.errorbar(mean(values), number + shift, xerr=error, **look)
+        axis.set_xlabel(f"{attack} (%)")
+        axis.grid(alpha=0.3)
+    axes[0].set_yticks(range(len(rows)), rows)
+    axes[0].invert_yaxis()
+    figure.suptitle("filled: averaged weights, empty: raw weights", fontsize="medium")
     return figure
 
 

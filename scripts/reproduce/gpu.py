@@ -116,7 +116,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.epochs is not None and options.epochs < 1:
         raise UserError(f"--epochs {options.epochs}: must be at least 1")
     if not options.out:
-        raise UserError("--out: needed; name the folder of the results")
+        raise UserError("--out: required; name the folder of the results")
     if options.scale == "full":
         for part in ("train", "test"):
             if not any(Path(options.data_root, part).glob("*/*.*")):

@@ -190,7 +190,7 @@ class Runner:
 
     def _run(self, run: Run, needs: Sequence[Future]) -> bool:
         if not all([need.result() for need in needs]):
-            logger.error("%s: skipped, for its teacher failed", run.name)
+            logger.error("%s: skipped, because its teacher failed", run.name)
             return False
         return all(self._command(run.name, command) for command in run.commands)
 

@@ -1,0 +1,239 @@
+"""Decoded images in one memory-mapped file beside the originals: a dataset may be larger than the memory."""
+
+import errno
+import hashlib
+import logging
+import mmap
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_VERSION = 2  # increase it when the same files are decoded to other pixels
+_SAMPLE = 4096  # bytes that are compared at the start, in the middle and at the end of a file
+_MANY = 512  # images that are worth starting processes
+_CHUNK = 16  # images that a thread decodes at a time
+
+
+class ReadOptions(NamedTuple):
+    """How image files are read: the flags of the same names."""
+
+    workers: int = 4
+    cache_dir: str | None = None
+    skip_damaged: bool = False
+
+
+class PixelCache:
+    """The decoded images of ``paths``, files below ``root``: (3, ``size``, ``size``) uint8 each.
+
+    They are records of a file, named after the paths, in ``root``/.decoded or a folder of ``cache_dir``. The file is
+    sparse: only the records in use take space. A record has a hash of its image file (size, time and some bytes) and a
+    checksum. So changed files are decoded again, an interrupted decoding continues, and processes share the cache
+    without locks: they write the same bytes. If it cannot be written, the images are kept in memory.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[Path], size: int, resize: bool, options: ReadOptions):
+        self.root, self.paths, self.size, self.resize, self.options = root, paths, size, resize, options
+        self.folder = root / ".decoded"
+        if options.cache_dir:
+            location = root.resolve()
+            self.folder = Path(options.cache_dir).expanduser() / f"{location.name}-{_hash(os.fsencode(location))}"
+        self.file = self.folder / f"{size}-{_hash(*(os.fsencode(path.relative_to(root)) for path in paths))}.bin"
+        pixels = ("pixels", "u1", (3, size, size))
+        self.dtype = np.dtype([("content", "S16"), ("crc32", "<u4"), ("resized", "?"), pixels])
+        self.damaged: dict[int, str] = {}  # index in ``paths`` -> reason
+        self._ready: dict[int, np.ndarray] = {}  # index -> pixels, mapped or in memory
+        self._records: np.ndarray | None = None
+        self._writable = True
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """The pixels of an image that was added."""
+        return self._ready[index]
+
+    def add(self, indices: Sequence[int], decode: Callable[[Path, int, bool], tuple[np.ndarray, bool]]) -> None:
+        """Decode the images that are not in the cache; ``damaged`` has those for which ``decode`` raises ValueError.
+
+        ``decode(path, size, resize)`` returns the pixels and whether they were resized. Raises UserError if neither
+        disk nor memory has the space.
+        """
+        indices = [index for index in dict.fromkeys(indices) if index not in self._ready and index not in self.damaged]
+        if indices and self._records is None:
+            self._open()
+        for _ in self._in_threads(self._look_up, indices):
+            pass
+        missing = [index for index in indices if index not in self._ready and index not in self.damaged]
+        if not missing:
+            return
+        self._require_space(len(missing) * self.dtype.itemsize)
+        log.info("decoding %s images in %s, once", f"{len(missing):,}", self.root)
+        progress = {"desc": "decoding", "total": len(missing), "unit": "image", "leave": False}
+        with tqdm(**progress, disable=None) as bar:  # None: not in a log file
+            many = len(missing) >= _MANY and self.options.workers > 1 and self._writable
+            if many and sys.platform == "linux" and not multiprocessing.current_process().daemon:
+                missing = self._decode_in_processes(missing, decode, bar)
+            for _ in self._in_threads(lambda index: self._decode(index, decode), missing):
+                bar.update(bar.n < bar.total)
+
+    def _open(self) -> None:
+        length = len(self.paths) * self.dtype.itemsize
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file.touch()
+            if self.file.stat().st_size != length:
+                os.truncate(self.file, length)
+            for old in {*self.folder.glob(f"{self.size}-*.bin")} - {self.file}:  # of other files
+                old.unlink()
+        except OSError as error:
+            self._use_memory(error)
+        with suppress(OSError, ValueError):  # there is none, and it cannot be created
+            self._records = np.asarray(np.memmap(self.file, self.dtype, "r", shape=len(self.paths)))
+
+    def _look_up(self, index: int) -> None:
+        record = self._records[index] if self._records is not None else None
+        if record is None or not record["content"] or (record["resized"] and not self.resize):
+            return
+        try:
+            current = record["content"] == _content(self.paths[index])
+        except OSError:
+            return
+        if current and zlib.crc32(record["pixels"]) == record["crc32"]:
+            self._ready[index] = record["pixels"]
+        elif current:
+            log.warning("%s is damaged: decoding %s again", self.file, self.paths[index])
+
+    def _decode_in_processes(self, missing: Sequence[int], decode: Callable, bar: tqdm) -> list[int]:
+        """Fill the cache by processes, since for a small image the lock of Python is held most of the time.
+
+        Returns what is still missing: damaged files, and all after an error, which the threads report.
+        """
+        context, parent, count = multiprocessing.get_context("fork"), os.getpid(), self.options.workers
+        done = np.frombuffer(mmap.mmap(-1, len(missing)), np.uint8)  # shared
+
+        def work(first: int) -> None:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_DFL)
+            with suppress(OSError, UserError):
+                for k in range(first, len(missing), count):
+                    if (record := self._record(missing[k], decode)) is not None:
+                        self._write(missing[k], record)
+                        done[k] = 1
+                    if os.getppid() != parent:
+                        return
+
+        workers = [context.Process(target=work, args=(first,), daemon=True) for first in range(count)]
+        try:
+            for worker in workers:
+                worker.start()
+            while any(worker.is_alive() for worker in workers):
+                time.sleep(0.02)
+                bar.update(int(done.sum()) - bar.n)
+        finally:
+            for worker in workers:
+                worker.terminate()
+                worker.join()
+        self._ready |= {index: self._records[index]["pixels"] for index in np.array(missing)[done == 1].tolist()}
+        return np.array(missing)[done == 0].tolist()
+
+    def _in_threads(self, function: Callable, items: Sequence) -> Iterator:
+        """Yield the results of ``function`` in order; Pillow releases the lock while it decodes."""
+        chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+        pool = ThreadPoolExecutor(self.options.workers)
+        try:
+            for results in pool.map(lambda chunk: list(map(function, chunk)), chunks):
+                yield from results
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _decode(self, index: int, decode: Callable) -> None:
+        record = self._record(index, decode)
+        if record is None:
+            return
+        if self._writable:
+            try:
+                self._write(index, record)
+                self._ready[index] = self._records[index]["pixels"]
+                return
+            except OSError as error:
+                self._use_memory(error)
+        if record.nbytes > available_memory():
+            raise UserError(f"--cache_dir: {self.folder} cannot be written and the memory is full; name another folder")
+        self._ready[index] = record["pixels"]
+
+    def _record(self, index: int, decode: Callable) -> np.ndarray | None:
+        record = np.zeros((), self.dtype)
+        try:
+            record["content"] = _content(self.paths[index])
+            record["pixels"], record["resized"] = decode(self.paths[index], self.size, self.resize)
+        except (OSError, ValueError) as error:
+            self.damaged[index] = getattr(error, "strerror", None) or str(error)
+            return None
+        record["crc32"] = zlib.crc32(record["pixels"])
+        return record
+
+    def _write(self, index: int, record: np.ndarray) -> None:
+        with FileIO(self.file, "r+") as stream:
+            stream.seek(index * record.nbytes)
+            if stream.write(record) < record.nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _use_memory(self, error: OSError) -> None:
+        self._writable = False
+        message = "%s: cannot cache decoded images (%s): they are kept in memory; --cache_dir names another folder"
+        log.warning(message, self.folder, error.strerror or error)
+
+    def _require_space(self, size: int) -> None:
+        existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        disk, memory = shutil.disk_usage(existing).free if self._writable else 0, available_memory()
+        if size > max(disk, memory):
+            need, disk, memory = (f"{value / 2**30:,.1f} GiB" for value in (size, disk, memory))
+            raise UserError(
+                f"--cache_dir {self.folder}: the decoded images need {need}; {disk} of disk and {memory} of memory are "
+                "free; use --limit_train, --limit_test, a smaller --image_size or a folder on another disk"
+            )
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that are free, at most the limit of the control group."""
+    free = [sys.maxsize]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # "max" means no limit
+            free.append(int(Path("/sys/fs/cgroup", limit).read_text(encoding="ascii")))
+    return min(free)
+
+
+def _content(path: Path) -> bytes:
+    """Return a hash of size, time and some bytes of a file; of all bytes of a small one."""
+    with open(path, "rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        parts = [repr((_VERSION, status.st_size, status.st_mtime_ns)).encode()]
+        whole = status.st_size <= 3 * _SAMPLE
+        for start in (0,) if whole else (0, status.st_size // 2, status.st_size - _SAMPLE):
+            file.seek(start)
+            parts.append(file.read(3 * _SAMPLE if whole else _SAMPLE))
+    return _hash(*parts).encode()
+
+
+def _hash(*parts: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part + b"\0")
+    return digest.hexdigest()

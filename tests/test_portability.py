@@ -1,0 +1,108 @@
+"""Other machines: the tools and the bash of macOS, a Python without what Windows lacks, a machine that is busy."""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from utils.load import CpuLoad
+
+SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/*.sbatch"), ROOT / ".ci/run"])
+# POSIX tools that the scripts may use; those of BSD know no long options, and a Mac has no nproc, timeout or realpath.
+TOOLS = ("cat", "dirname", "id", "mkdir", "uname")
+BASH_4 = r"mapfile|readarray|declare -A|local -n|wait -n|coproc|\$\{\w+(,|\^)|&>>|\|&|\[\[ -v|%\(.*\)T"
+GNU = r"\b(realpath|nproc|timeout|flock|tac|shuf)\b|readlink -f|sed -i|stat -c|date -d|grep -P|xargs -d|cp -t"
+PYTHON = """#!/bin/sh
+echo "$* OMP_NUM_THREADS=${OMP_NUM_THREADS:-}" >>"$CALLS"
+case "$*" in "-m utils.load") echo 1 2;; esac
+"""
+
+
+@pytest.fixture
+def mac(tmp_path):
+    """``mac(SCRIPT, ARGS...)`` starts a script as on a Mac and returns the calls of Python."""
+    for name in TOOLS:
+        text = f'#!/bin/sh\nfor a; do case $a in --*) exit 64;; esac; done\nexec {shutil.which(name)} "$@"\n'
+        (tmp_path / name).write_text(text)
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "bash").symlink_to(shutil.which("bash"))
+    for path in tmp_path.iterdir():
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    environment = {"PATH": str(tmp_path), "PYTHON": str(tmp_path / "python"), "CALLS": str(tmp_path / "calls.txt")}
+
+    def start(script, *args):
+        command = [str(tmp_path / "bash"), str(ROOT / "scripts" / script), *args]
+        settings = {"cwd": tmp_path, "env": environment | {"BASH_COMPAT": "3.2"}, "capture_output": True, "text": True}
+        ended = subprocess.run(command, **settings)
+        assert ended.returncode == 0, ended.stderr
+        return (tmp_path / "calls.txt").read_text() + ended.stdout
+
+    return start
+
+
+def test_the_scripts_run_with_the_tools_of_a_mac(mac, tmp_path):
+    calls = mac("quickstart.sh", "my results")
+    assert len(re.findall(r"main\.py --method .* OMP_NUM_THREADS=1\n", calls)) == 3, "one core is busy"
+    assert f"--root_path {tmp_path}/my results --resume" in calls and calls.count("main_eval.py") == 3
+    assert "other processes leave 1 of 2 cores free" in calls
+    assert "-m pytest -n auto -k name OMP_NUM_THREADS=1" in mac("test.sh", "--all", "-k", "name")
+    assert "scripts/sweep.py --list" in mac("sweep.sh", "--list")
+    assert str(tmp_path / "python") in mac("setup.sh")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_the_scripts_need_neither_bash_4_nor_gnu_tools(script):
+    code = "\n".join(line.partition(" #")[0] for line in script.read_text().splitlines() if line[:1] != "#")
+    assert not re.findall(BASH_4, code) and (script.suffix == ".sbatch" or not re.findall(GNU, code))
+    subprocess.run(["bash", "--posix", "-n", script], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck_has_no_objection():
+    subprocess.run(["shellcheck", *SCRIPTS], check=True)
+
+
+WINDOWS = """
+import os, signal, sys, types
+sys.modules["fcntl"] = sys.modules["resource"] = None
+del signal.SIGUSR1, os.O_NOFOLLOW, os.sched_getaffinity, os.getloadavg
+import runpy
+small = "--dataset Digits --image_size 16 --limit_train 32 --limit_test 32 --model small_resnet --method Natural"
+for script, args in (("main.py", f"{small} --epochs 1"), ("main_eval.py", "--model_path tuned_models --attacks clean")):
+    sys.argv = [script, *args.split()]
+    runpy.run_path(f"ROOT/{script}", run_name="__main__")
+""".replace("ROOT", str(ROOT))
+
+
+@pytest.mark.slow
+def test_training_and_evaluation_start_without_what_windows_lacks(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-c", WINDOWS], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0 and "accuracy in %" in ended.stdout, ended.stderr
+
+
+def test_a_busy_machine_is_a_warning_when_the_load_changes(monkeypatch, caplog):
+    readings = iter([(0, 0, 0), (9, 9, 9), (19, 29, 19), (29, 49, 29), (39, 59, 39), (49, 79, 49)])
+    monkeypatch.setattr(CpuLoad, "_read", lambda self: next(readings))
+    load = CpuLoad()
+    load.cores = {"cpu0", "cpu1"}
+    for lines in (0, 1, 1, 1, 2):  # idle, another process, still, idle again, another process again
+        load.warn(2, after=0)
+        assert len(caplog.messages) == lines
+    assert (
+        caplog.messages[0] == "WARNING: other processes use 1.0 of 2 cores; --threads 1 would be faster than 2 threads"
+    )
+
+
+def test_where_the_system_does_not_know_its_load_there_is_no_warning(monkeypatch, caplog):
+    monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.delattr(os, "getloadavg")
+    CpuLoad().warn(1000, after=0)
+    assert not caplog.messages
