@@ -4,11 +4,16 @@ A step is ``method(student, *teachers, attack, x, y, epoch) -> Step``, with ``ep
 ``attack(objective, x, noise=, clamp=, bn=)`` returns adversarial images; ``objective(student, *teachers)`` receives the
 networks that the attack uses and returns a function from images to losses (B,). To add a method, add one file to this
 folder and one line below.
+
+A method with state is an object with this ``__call__`` and any of: ``setup(setup)``, called once with a
+:class:`~methods.losses.Setup`; ``parameters()`` for the optimizer; ``after_step()``, where its state changes, since a
+step may call the method twice; ``after_epoch(epoch)``; ``state_dict()`` and ``load_state_dict(state)``. Its attribute
+``keywords`` is logged.
 """
 
 from functools import partial
 
-from methods import adaad, akd2, ard, at, dgad, iad, mart, natural, rslad, trades
+from methods import adaad, adr, akd2, ard, at, dgad, iad, igdm, mart, mtard, natural, peeraid, rslad, saad, trades
 
 # Trained from labels only.
 WITHOUT_TEACHER = {
@@ -18,6 +23,8 @@ WITHOUT_TEACHER = {
         trades.trades, beta=c.trades_beta, temp=given(c.temp, 1.0), label_smoothing=c.label_smoothing
     ),
     "MART": lambda c: partial(mart.mart, beta=c.mart_beta),
+    "ADR": lambda c: adr.ADR(epochs=c.epochs, **_adr_schedule(c)),
+    "PeerAiD": lambda c: peeraid.PeerAiD(**_peer_weights(c)),
 }
 
 # Distilled from one robust teacher.
@@ -32,15 +39,17 @@ WITH_TEACHER = {
         down=c.iad_down,
         **_term_weights(c),
     ),
-    "RSLAD": lambda c: partial(rslad.rslad, kl_weight=given(c.kl_weight, rslad.KL_WEIGHT)),
+    "RSLAD": lambda c: _with_igdm(c, partial(rslad.rslad, kl_weight=given(c.kl_weight, rslad.KL_WEIGHT))),
     "AdaAD": lambda c: partial(
         adaad.adaad, alpha=c.adaad_alpha, kl_weight=given(c.kl_weight, adaad.KL_WEIGHT.get(c.dataset, 1.0))
     ),
-    "AdaIAD": lambda c: partial(adaad.adaiad, **_introspection(c, adaad.ADAIAD_TEMPERATURE)),
-    "DGAD": lambda c: partial(dgad.dgad, **_dgad_terms(c)),
+    "AdaIAD": lambda c: _with_igdm(c, partial(adaad.adaiad, **_introspection(c, adaad.ADAIAD_TEMPERATURE))),
+    "DGAD": lambda c: _with_igdm(c, partial(dgad.dgad, **_dgad_terms(c))),
     "DGAD-IAD": lambda c: partial(
         dgad.dgad_iad, beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_I), **_dgad_terms(c)
     ),
+    "IGDM": lambda c: partial(igdm.igdm, **_igdm(c)),
+    "SAAD": lambda c: saad.SAAD(**_igdm(c), beta=c.saad_beta, gamma=c.saad_gamma),
 }
 
 # Distilled from a robust teacher and a standard one.
@@ -53,6 +62,8 @@ WITH_TWO_TEACHERS = {
         begin=given(c.iad_begin, iad.BEGIN_II),
         coefficient=c.iad_coefficient,
     ),
+    "MTARD": lambda c: mtard.MTARD(**_balance(c)),
+    "B-MTARD": lambda c: mtard.MTARD(**_balance(c), temp_rate=mtard.TEMP_RATE),
 }
 
 METHODS = WITHOUT_TEACHER | WITH_TEACHER | WITH_TWO_TEACHERS
@@ -60,8 +71,13 @@ METHODS = WITHOUT_TEACHER | WITH_TEACHER | WITH_TWO_TEACHERS
 # Trained on clean images only.
 WITHOUT_ATTACK = {"Natural"}
 
+<<<<<<< HEAD
 # Accept labels as probabilities y (B, classes), of CutMix, besides classes (B,).
 WITH_SOFT_LABELS = {"AT", "TRADES", "RSLAD", "AdaAD"}
+=======
+# Not with torchrun: their weights depend on the whole batch, or they train a second network.
+SINGLE_PROCESS_ONLY = {"SAAD", "MTARD", "B-MTARD", "PeerAiD"}
+>>>>>>> main
 
 # Names of the official codes.
 ALIASES = {
@@ -113,3 +129,34 @@ def _dgad_terms(c) -> dict:
 def _two_teachers(c) -> dict:
     weights = {"robust_weight": c.robust_weight, "std_weight": c.std_weight}
     return {**weights, "temp": given(c.temp, iad.TEMPERATURE)}
+
+
+def _igdm(c) -> dict:
+    return {"igdm": given(c.igdm, igdm.ALPHA.get(c.dataset, igdm.OTHER_ALPHA)), "epochs": c.epochs}
+
+
+def _with_igdm(c, method: partial) -> partial:
+    """Add the term of IGDM if ``--igdm`` is given."""
+    if c.igdm is None:
+        return method
+    return partial(igdm.with_igdm, method.func, **method.keywords, igdm=c.igdm, epochs=c.epochs)
+
+
+def _balance(c) -> dict:
+    milestones = c.milestones if c.lr_schedule == "piecewise" and c.milestones else ()
+    return {"kl_weight": given(c.kl_weight, mtard.KL_WEIGHT), "milestones": milestones}
+
+
+def _peer_weights(c) -> dict:
+    flags = {"temp": c.temp, "gamma2": c.gamma2, "lambda1": c.lambda1, "lambda2": c.lambda2, "lambda3": c.lambda3}
+    return _of_dataset(peeraid.OFFICIAL, c, flags)
+
+
+def _adr_schedule(c) -> dict:
+    ends = {"temp_high": c.temp_high, "temp_low": c.temp_low, "lambda_low": c.lambda_low, "lambda_high": c.lambda_high}
+    return _of_dataset(adr.SCHEDULE, c, ends)
+
+
+def _of_dataset(table: dict[str, dict], c, flags: dict) -> dict:
+    """Values of a table for the config's dataset, CIFAR10's for one that is not in it, replaced by given flags."""
+    return table.get(c.dataset, table["CIFAR10"]) | {key: value for key, value in flags.items() if value is not None}

@@ -1,10 +1,11 @@
-"""Pieces that several methods share: KL divergence, label swapping, and the result of a training step."""
+"""Pieces that several methods share: KL divergence, label swapping, the result of a training step, state."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Step(NamedTuple):
@@ -20,6 +21,23 @@ class Step(NamedTuple):
     adv: Tensor | None = None
     t_clean: Tensor | None = None
     t_adv: Tensor | None = None
+
+
+class Setup(NamedTuple):
+    """What a method with state receives before the first step."""
+
+    student: nn.Module  # the network that is trained; not the one that the method forwards
+    make_network: Callable[[], nn.Module]  # another network of the student's architecture, with new weights
+    forward: Callable[[nn.Module], Callable[[Tensor], Tensor]]  # network -> its forward pass as training computes it
+    steps_per_epoch: int
+
+
+def set_up(method, optimizer: torch.optim.Optimizer, setup: Setup) -> None:
+    """Call ``method.setup`` if there is one, and give the optimizer ``method.parameters()`` if there are any."""
+    if hasattr(method, "setup"):
+        method.setup(setup)
+    if hasattr(method, "parameters"):
+        optimizer.add_param_group({"params": list(method.parameters())})
 
 
 def concatenate(results: list[Step], weights: list[float]) -> Step:
@@ -51,6 +69,12 @@ def kl(target: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
 def reliability(t_adv: Tensor, y: Tensor, beta: float) -> Tensor:
     """Return IAD's ``A = softmax(t')[y] ** beta`` per adversarial image, (B,), without gradient."""
     return t_adv.detach().softmax(1).gather(1, y[:, None]).squeeze(1) ** beta
+
+
+def term_weights(alpha, own, *, label_weight=None, self_weight=None, teacher_weight=None) -> list[float]:
+    """Return the weights of cross entropy, self term and teacher's term: 1 - alpha, ``own`` and alpha for None."""
+    weights = ((label_weight, 1 - alpha), (self_weight, own), (teacher_weight, alpha))
+    return [default if value is None else value for value, default in weights]
 
 
 def swap(logits: Tensor, y: Tensor) -> Tensor:

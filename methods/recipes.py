@@ -7,6 +7,7 @@ epochs after which the learning rate drops.
 TWO_DROPS = {"epochs": 200, "milestones": (100, 150)}
 IAD = {**TWO_DROPS, "weight_decay": 2e-4, "temp": 1.0}  # papers: two drops; the official code misses the second
 DGAD = {**TWO_DROPS, "weight_decay": 5e-4}
+THREE_DROPS = {"epochs": 300, "milestones": (215, 260, 285), "weight_decay": 2e-4}
 EPSILON_031 = {"epsilon": 0.031 * 255, "step_size": 0.007 * 255}  # TRADES and MART: 0.031 and 0.007 in [0, 1]
 
 RECIPES = {
@@ -18,10 +19,16 @@ RECIPES = {
     "AKD2": IAD,
     "IAD-I": {**IAD, "iad_begin": 60},
     "IAD-II": {**IAD, "iad_begin": 40},
-    "RSLAD": {"epochs": 300, "milestones": (215, 260, 285), "weight_decay": 2e-4},
+    "RSLAD": THREE_DROPS,
     "AdaAD": DGAD,
     "AdaIAD": {**DGAD, "temp": 30.0, "iad_begin": 60},
     "DGAD": DGAD,
+    "IGDM": {**TWO_DROPS, "weight_decay": 2e-4},
+    "SAAD": {**TWO_DROPS, "weight_decay": 2e-4, "swa_start": 95},
+    "MTARD": THREE_DROPS,
+    "B-MTARD": THREE_DROPS,
+    "PeerAiD": {**THREE_DROPS, "milestones": (214, 259, 284)},
+    "ADR": {**DGAD, "nesterov": True},
     "DGAD-IAD": {**DGAD, "iad_begin": 60},
 }
 
@@ -33,6 +40,10 @@ STRONG = {
     "lr_schedule": "cosine",  # Rebuffi et al. (2021)
 }
 
+TINY_IMAGENET = {
+    "PeerAiD": {"epochs": 200, "milestones": (99, 149)},
+    "ADR": {"epochs": 80, "milestones": (40, 60)},
+}
 ALP_BETA = {"CIFAR10": 5.0, "CIFAR100": 5.0, "Tiny_Image": 15.0}  # DGAD's project page
 
 
@@ -41,6 +52,8 @@ def recipe(method: str, dataset: str, model: str) -> dict:
     values = dict(RECIPES.get(method, {}))
     if method == "ARD" and dataset == "CIFAR100":
         values["bs"] = 256
+    if dataset == "Tiny_Image":
+        values |= TINY_IMAGENET.get(method, {})
     if method.startswith("DGAD"):
         values |= {"alp_beta": ALP_BETA[dataset]} if dataset in ALP_BETA else {}
         if model == "mobilenetV2":

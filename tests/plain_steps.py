@@ -3,8 +3,12 @@
 The reference for ``test_steps.py``; it imports nothing from the packages under test. A method is
 ``name(net, *teachers, x, y, noise, epoch, **options) -> loss``. Its options are flags with the official defaults; the
 number, order and BatchNorm mode of its calls of ``net`` are the official ones. The attack starts at ``x + noise``.
+A method with state is a class: ``name(net, peer)`` before the first step, ``after_step()`` after each.
 s, t, u are logits of the student, the robust and the standard teacher on the images, s_, t_, u_ on x_adv.
 """
+
+from copy import deepcopy
+from math import cos, log, pi
 
 import torch
 
@@ -120,6 +124,57 @@ def mart(net, x, y, noise, epoch, *, mart_beta=5.0, attack_bn="eval"):
     return mean(loss(i) for i in range(len(x)))
 
 
+class PeerAiD:
+    def __init__(self, net, peer):
+        self.peer = peer
+
+    def __call__(self, net, x, y, noise, epoch, *, temp=5.0, attack_bn="eval", **weights):
+        gamma2, lambda1, lambda2, lambda3 = (
+            {"gamma2": 0.1, "lambda1": 0.0, "lambda2": 1.0, "lambda3": 1.0} | weights
+        ).values()
+        p = no_grad(self.peer.eval(), x)
+        x_adv = pgd(net, x, x + noise, lambda images: map(kl, p, net(images)), attack_bn)
+        p_, first, again, s = self.peer.train()(x_adv), net(x_adv), net(x_adv), net(x)
+
+        def loss(i):
+            classes = len(s[i])
+            peer = cross_entropy(p_[i], y[i]) + gamma2 * kl(first[i], p_[i]) / classes
+            soft = lambda2 * kl(p_[i].detach(), again[i], temp) + lambda3 * kl(s[i], again[i], temp)
+            return peer + lambda1 * cross_entropy(again[i], y[i]) + temp**2 * soft / classes
+
+        return mean(loss(i) for i in range(len(x)))
+
+    def after_step(self):
+        pass
+
+
+class ADR:
+    def __init__(self, net, peer):
+        self.net, self.average, self.steps = net, deepcopy(net).eval(), 0
+
+    def __call__(self, net, x, y, noise, epoch, *, attack_bn="train", epochs=200, temp_high=2.5, lambda_low=0.7):
+        falling = 0.5 * (1 + cos(pi * self.steps / epochs))  # an epoch has one step here
+        temp, lam = 2.0 + (temp_high - 2.0) * falling, 0.95 + (lambda_low - 0.95) * falling
+        t, labels = no_grad(self.average, x), []
+        for i in range(len(x)):
+            p = softmax(t[i], temp)
+            mixing = torch.clamp(lam - (max(p) - p[y[i]]), 0, 1)
+            labels.append([mixing * p[c] + (1 - mixing) * (c == y[i]) for c in range(len(p))])
+
+        def losses(logits):
+            for z, q in zip(logits, labels, strict=True):
+                yield -sum(q[c] * torch.log(softmax(z)[c]) for c in range(len(z)))
+
+        x_adv = pgd(net, x, torch.clamp(x + noise, 0, 1), lambda images: losses(net(images)), attack_bn)
+        return mean(losses(net(x_adv)))
+
+    def after_step(self):
+        self.steps += 1
+        for old, new in zip(self.average.state_dict().values(), self.net.state_dict().values(), strict=True):
+            if old.is_floating_point():
+                old.copy_(0.995 * old + 0.005 * new)
+
+
 # With a robust teacher.
 
 
@@ -155,6 +210,15 @@ def ard(
     return mean(loss(i) for i in range(len(x)))
 
 
+def igdm_term(net, teacher, x, x_adv, s_, igdm, epoch, epochs=200):
+    """The term of IGDM with its weight, one value per image; 0 without ``igdm``."""
+    if igdm is None:
+        return [0.0] * len(x)
+    x_minus = x - (x_adv - x)
+    s_minus, t_minus, t_ = net(x_minus), no_grad(teacher, x_minus), no_grad(teacher, x_adv)
+    return [igdm * (epoch + 1) / epochs * kl(t_[i] - t_minus[i], s_[i] - s_minus[i]) for i in range(len(x))]
+
+
 def introspective(
     teacher_images,
     net,
@@ -172,6 +236,7 @@ def introspective(
     teacher_weight=None,
     label_weight=None,
     self_weight=None,
+    igdm=None,
 ):
     """IAD-I and AdaIAD after the attack; they differ in the teacher's images in the first term."""
     t = no_grad(teacher, teacher_images)
@@ -187,13 +252,14 @@ def introspective(
         distillation = temp**2 * kl(t[i], s_[i], temp)
         hard = label_weight * cross_entropy(s[i], y[i])
         if epoch < begin:
-            return teacher_weight * distillation + hard
+            return teacher_weight * distillation + hard + terms[i]
         reliability = softmax(t_[i])[y[i]] ** beta
         if iad_down:
             distillation = reliability * distillation
         coefficient = 1 - reliability if iad_coefficient is None else iad_coefficient
-        return teacher_weight * distillation + self_weight * coefficient * kl(target[i], s_[i]) + hard
+        return teacher_weight * distillation + self_weight * coefficient * kl(target[i], s_[i]) + hard + terms[i]
 
+    terms = igdm_term(net, teacher, x, x_adv, s_, igdm, epoch)
     return mean(loss(i) for i in range(len(x)))
 
 
@@ -216,17 +282,32 @@ def iad1(
     return introspective(x, net, teacher, x, x_adv, y, epoch, iad_alpha, iad_beta, iad_begin, temp, **variant)
 
 
-def adaiad(net, teacher, x, y, noise, epoch, *, iad_alpha=1.0, iad_beta=0.1, iad_begin=60, temp=30.0, attack_bn="eval"):
+def adaiad(
+    net,
+    teacher,
+    x,
+    y,
+    noise,
+    epoch,
+    *,
+    iad_alpha=1.0,
+    iad_beta=0.1,
+    iad_begin=60,
+    temp=30.0,
+    igdm=None,
+    attack_bn="eval",
+):
     x_adv = adaad_attack(net, teacher, x, noise, attack_bn)
-    return introspective(x_adv, net, teacher, x, x_adv, y, epoch, iad_alpha, iad_beta, iad_begin, temp)
+    return introspective(x_adv, net, teacher, x, x_adv, y, epoch, iad_alpha, iad_beta, iad_begin, temp, igdm=igdm)
 
 
-def rslad(net, teacher, x, y, noise, epoch, *, kl_weight=0.1, attack_bn="eval"):
+def rslad(net, teacher, x, y, noise, epoch, *, kl_weight=0.1, igdm=None, attack_bn="eval"):
     x_adv = rslad_attack(net, teacher, x, noise, attack_bn)
     t = no_grad(teacher, x)
     s_ = net(x_adv)
     s = net(x)
-    return kl_weight * mean(5 / 6 * kl(t[i], s_[i]) + 1 / 6 * kl(t[i], s[i]) for i in range(len(x)))
+    terms = igdm_term(net, teacher, x, x_adv, s_, igdm, epoch)
+    return kl_weight * mean(5 / 6 * kl(t[i], s_[i]) + 1 / 6 * kl(t[i], s[i]) for i in range(len(x))) + mean(terms)
 
 
 def adaad(net, teacher, x, y, noise, epoch, *, adaad_alpha=1.0, kl_weight=None, dataset="CIFAR10", attack_bn="eval"):
@@ -258,6 +339,7 @@ def dgad(
     distill_weight=1.0,
     iad_beta=0.1,
     iad_begin=None,
+    igdm=None,
     attack_bn="eval",
 ):
     x_adv = adaad_attack(net, teacher, x, noise, attack_bn)
@@ -280,14 +362,86 @@ def dgad(
     if alp == "on":  # predictive consistency, mean over images and classes
         differences = [softmax(s_[i]) - softmax(s[i]) for i in range(len(x))]
         loss = loss + alp_beta * mean(difference[c] ** 2 for difference in differences for c in range(len(difference)))
-    return loss
+    return loss + mean(igdm_term(net, teacher, x, x_adv, s_, igdm, epoch))
 
 
 def dgad_iad(net, teacher, x, y, noise, epoch, *, iad_begin=60, **options):
     return dgad(net, teacher, x, y, noise, epoch, iad_begin=iad_begin, **options)
 
 
+def igdm(net, teacher, x, y, noise, epoch, *, igdm=1.0, attack_bn="eval"):
+    x_adv = adaad_attack(net, teacher, x, noise, attack_bn)
+    t_, s_ = no_grad(teacher, x_adv), net(x_adv)
+    terms = igdm_term(net, teacher, x, x_adv, s_, igdm, epoch)
+    return mean(kl(t_[i], s_[i]) + terms[i] for i in range(len(x)))
+
+
+def saad(net, teacher, x, y, noise, epoch, *, igdm=1.0, saad_beta=0.0, saad_gamma=1.0, attack_bn="eval"):
+    images = x.clone().requires_grad_()
+    t = teacher(images)
+    (gradient,) = torch.autograd.grad(sum(t[i][y[i]] for i in range(len(x))), images)
+    t = t.detach()
+
+    def losses(z):  # the teacher's logit of the label moves along its gradient at x
+        moved = [t[i] + torch.eye(t.shape[1])[y[i]] * (gradient[i] * (z[i] - x[i])).sum() for i in range(len(x))]
+        return map(kl, moved, net(z))
+
+    def entropy(p):
+        if saad_gamma == 1:
+            return -sum(c * torch.log(c + 1e-12) for c in p)
+        return torch.log(sum(c**saad_gamma for c in p) + 1e-12) / (1 - saad_gamma)
+
+    x_adv = pgd(net, x, x + noise, losses, attack_bn)
+    t_, s_ = no_grad(teacher, x_adv), net(x_adv)
+    terms = igdm_term(net, teacher, x, x_adv, s_, igdm, epoch)
+    s = net(x)
+    entropies = [entropy(softmax(t_[i])) for i in range(len(x))]
+    w = [5 * (h - min(entropies)) for h in entropies]
+    v = [(each - min(w)) / (max(w) - min(w) + 1e-8) for each in w]
+    return mean(w[i] * (kl(t_[i], s_[i]) + terms[i]) + saad_beta * (1 - v[i]) * kl(t[i], s[i]) for i in range(len(x)))
+
+
 # With a robust and a standard teacher.
+
+
+class MTARD:
+    temp_rate = 0.0
+
+    def __init__(self, net, peer):
+        self.weight, self.first, self.temps = 0.5, None, [1.0, 1.0]  # weight of the clean term; robust, standard
+
+    def __call__(self, net, teacher, std_teacher, x, y, noise, epoch, *, kl_weight=0.1, attack_bn="eval", **schedule):
+        drops = sum(epoch >= milestone for milestone in schedule.get("milestones", ()))
+        x_adv = label_attack(net, x, y, x + noise, attack_bn)
+        s_, s = net(x_adv), net(x)
+        pairs = (no_grad(teacher, x_adv), s_), (no_grad(std_teacher, x), s)
+
+        def term(t, s, temp):
+            q, p = softmax(t, temp), softmax(s)
+            return sum(q[c] * (torch.log(q[c] + 1e-5) - torch.log(p[c])) for c in range(len(q)))
+
+        terms = [
+            kl_weight * mean(term(t[i], s[i], temp) for i in range(len(x)))
+            for (t, s), temp in zip(pairs, self.temps, strict=True)
+        ]
+        values = [each.item() for each in terms]
+        self.first = self.first or values
+        r_adv, r_nat = (value / first for value, first in zip(values, self.first, strict=True))
+        self.weight -= 0.025 * 0.1**drops * (self.weight - r_nat / (r_adv + r_nat))
+        h_adv, h_nat = (
+            mean(-sum(c.item() * log(c.item()) for c in softmax(t[i], temp)) for i in range(len(x)))
+            for (t, _), temp in zip(pairs, self.temps, strict=True)
+        )
+        change = self.temp_rate * 0.1**drops * (1 if h_adv > h_nat else -1)
+        self.temps = [min(max(temp, 1.0), 10.0) for temp in (self.temps[0] - change, self.temps[1] + change)]
+        return (1 - self.weight) * terms[0] + self.weight * terms[1]
+
+    def after_step(self):
+        pass
+
+
+class BMTARD(MTARD):
+    temp_rate = 0.001
 
 
 def akd2(
@@ -341,11 +495,12 @@ def iad2(net, teacher, std_teacher, x, y, noise, epoch, *, iad_beta=0.1, iad_beg
 METHODS = {
     **{"Natural": natural, "AT": at, "TRADES": trades, "MART": mart},
     **{"ARD": ard, "IAD-I": iad1, "RSLAD": rslad, "AdaAD": adaad, "AdaIAD": adaiad, "DGAD": dgad, "DGAD-IAD": dgad_iad},
-    **{"AKD2": akd2, "IAD-II": iad2},
+    **{"AKD2": akd2, "IAD-II": iad2, "IGDM": igdm, "SAAD": saad, "MTARD": MTARD, "B-MTARD": BMTARD},
+    **{"PeerAiD": PeerAiD, "ADR": ADR},
 }
 
 # Methods whose attack starts uniformly in the ball; the others add 0.001 times standard normal noise.
-UNIFORM_START = ("ARD", "IAD-I", "AKD2", "IAD-II")
+UNIFORM_START = ("ARD", "IAD-I", "AKD2", "IAD-II", "ADR")
 
 
 def sgd(parameters, gradients, velocities):

@@ -5,11 +5,12 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from commands import SMALL
-from tiny import tiny_problem
+from tiny import TinyNet, tiny_problem
 
 from engine.training.settings import config_warnings, resolve
 from engine.unused_fields import INNER_ATTACK, unused_fields
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER
+from methods.losses import Setup, set_up
 from utils.config import METHOD, TrainConfig
 from utils.errors import UserError
 from utils.flags import parse
@@ -45,7 +46,9 @@ def test_the_attacks_fields_are_unused_by_methods_without_attack(method):
         return x
 
     teachers = [] if method in WITHOUT_TEACHER else [teacher] * (1 + (method in WITH_TWO_TEACHERS))
-    METHODS[method](replace(TrainConfig(), kl_weight=1.0))(student, *teachers, attack, x, y, 0)
+    step = METHODS[method](replace(TrainConfig(), kl_weight=1.0))
+    set_up(step, torch.optim.SGD(student.parameters()), Setup(student, TinyNet, lambda network: network, 1))
+    step(student, *teachers, attack, x, y, 0)
     assert bool(attacked) == (method not in WITHOUT_ATTACK)
     assert (unused_fields(TrainConfig(method=method)) >= INNER_ATTACK) == (method in WITHOUT_ATTACK)
 

@@ -1,11 +1,13 @@
 """A whole training step, from attack to optimizer, against the algorithm boxes in ``plain_steps.py``."""
 
 from copy import deepcopy
+from functools import partial
 
 import plain_steps as plain
 import pytest
 import torch
 from tiny import TinyNet
+from torch import nn
 
 from engine.training.trainer import Trainer
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
@@ -67,6 +69,15 @@ CASES = [
     *(case("DGAD-IAD", epoch, iad_begin=3, iad_beta=0.5, alp_beta=5.0, distill_weight=0.5) for epoch in (2, 3)),
     case("DGAD-IAD", 3, "train", iad_begin=3, els=False),
     case("DGAD-IAD", 3, iad_begin=3, map=False, alp="off"),
+    case("IGDM", 99, igdm=10.0),
+    *(case(name, 99, igdm=2.0) for name in ("RSLAD", "DGAD")),
+    *(case("AdaIAD", 3, iad_begin=begin, igdm=2.0) for begin in (3, 4)),
+    case("SAAD", 99, saad_beta=0.5, saad_gamma=2.0, igdm=10.0),
+    *(case(name, epoch, milestones=(2, 3)) for name in ("MTARD", "B-MTARD") for epoch in (1, 3)),
+    case("MTARD", kl_weight=1.0),
+    case("PeerAiD", temp=2.0, gamma2=3.0, lambda1=0.5, lambda2=2.0, lambda3=0.5),
+    case("ADR", epochs=3, temp_high=3.0, lambda_low=0.4),
+    case("ADR", attack_bn="eval"),
 ]
 
 
@@ -142,8 +153,15 @@ def make_trainer(name, attack_bn, options, student, teachers, generator=None):
     )
     ball = {"epsilon": plain.EPSILON, "step_size": plain.STEP_SIZE, "steps": plain.STEPS}
     method = METHODS[name](TrainConfig(method=name, **options))
+    make_network = partial(peer_of, teachers)
     teachers = teachers_of(name, teachers)
-    return Trainer(student, teachers, method, optimizer, **ball, attack_bn=attack_bn, generator=generator)
+    options = {"attack_bn": attack_bn, "generator": generator, "make_network": make_network}
+    return Trainer(student, teachers, method, optimizer, **ball, **options)
+
+
+def peer_of(teachers):
+    """Return another network than the student, to be trained beside it."""
+    return deepcopy(teachers[1]).requires_grad_(True)
 
 
 def trainer_steps(name, epoch, attack_bn, options, student, teachers, batches):
@@ -154,16 +172,20 @@ def trainer_steps(name, epoch, attack_bn, options, student, teachers, batches):
 
 
 def plain_steps(name, epoch, attack_bn, options, student, teachers, batches):
-    parameters = list(student.parameters())
+    method, parameters = plain.METHODS[name], list(student.parameters())
+    if isinstance(method, type):  # with state
+        method = method(student, peer_of(teachers))
+        parameters += getattr(method, "peer", nn.Module()).parameters()
     velocities = [torch.zeros_like(parameter) for parameter in parameters]
     options = options | ({"attack_bn": attack_bn} if attack_bn else {})
     for x, y, normal in batches:
         student.train()
         noise = start_noise(name, normal)
-        loss = plain.METHODS[name](student, *teachers_of(name, teachers), x, y, noise, epoch, **options)
+        loss = method(student, *teachers_of(name, teachers), x, y, noise, epoch, **options)
         gradients = torch.autograd.grad(loss, parameters)
         plain.sgd(parameters, gradients, velocities)
-        yield state_after(loss, student, gradients)
+        getattr(method, "after_step", lambda: None)()
+        yield state_after(loss, student, gradients[: len(list(student.parameters()))])
 
 
 @pytest.mark.parametrize(("name", "epoch", "attack_bn", "options"), CASES)

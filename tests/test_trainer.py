@@ -34,7 +34,7 @@ def same(a, b):
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"SAAD"}))  # whose weights move with the adversarial images
 def test_the_loss_of_one_batch_decreases_and_the_teacher_does_not_change(name):
     student, teacher, x, y = tiny_problem(n=16, dtype=torch.float32)
     before = copy_of(teacher)
@@ -51,7 +51,8 @@ def test_small_batches_train(name, n):
     student, teacher, x, y = tiny_problem(n=n, dtype=torch.float32)
     before = copy_of(student)
     assert trainer_of(name, student, teacher).step(x, y).loss.isfinite()
-    assert not torch.equal(before["conv1.weight"], student.conv1.weight)
+    trains_nothing = (name, n) == ("SAAD", 1)  # its run logs such batches
+    assert torch.equal(before["conv1.weight"], student.conv1.weight) == trains_nothing
 
 
 @pytest.mark.parametrize("correct", [True, False])
@@ -94,6 +95,12 @@ TRAIN_FORWARDS = {
     "DGAD-IAD": (2, 2),  # x, x'
     "AKD2": (3, 3),  # attack, x'
     "IAD-II": (3, 4),  # attack, x', and x
+    "IGDM": (2, 2),  # x', x - d
+    "SAAD": (3, 3),  # x', x - d, x
+    "MTARD": (2, 2),  # x', x
+    "B-MTARD": (2, 2),  # x', x
+    "PeerAiD": (3, 3),  # x', x', x
+    "ADR": (3, 3),  # attack, x'
 }
 
 

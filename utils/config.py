@@ -120,11 +120,13 @@ class TrainConfig(CommonConfig):
         affects_result=False,
     )
     std_teacher_model: str = flag(
-        "resnet18", "naturally trained second teacher of AKD2 and IAD-II (official: always resnet18)", group=NETWORKS
+        "resnet18",
+        "naturally trained second teacher of AKD2, IAD-II, MTARD, B-MTARD (IAD code: always resnet18)",
+        group=NETWORKS,
     )
     std_teacher_path: str | None = flag(
         None,
-        "checkpoint of the second teacher; required by AKD2 and IAD-II",
+        "checkpoint of the second teacher; required by AKD2, IAD-II, MTARD and B-MTARD",
         group=NETWORKS,
         affects_result=False,
     )
@@ -152,14 +154,15 @@ class TrainConfig(CommonConfig):
     )
     kl_weight: float | None = flag(
         None,
-        "ARD, RSLAD, AdaAD: weight of the batch-mean KL divergence\n"
-        "(official defaults: ARD 1/classes, RSLAD 0.1, AdaAD 0.1 on CIFAR10 and 1 elsewhere)",
+        "ARD, RSLAD, AdaAD, MTARD, B-MTARD: weight of the batch-mean KL divergence\n"
+        "(official defaults: ARD 1/classes, RSLAD and MTARD 0.1, AdaAD 0.1 on CIFAR10 and 1 elsewhere)",
         group=METHOD,
         check=above(0),
     )
     temp: float | None = flag(
         None,
-        "distillation temperature (official defaults: 30 for ARD and AdaIAD, 1 for AKD2, IAD-I, IAD-II, TRADES)",
+        "distillation temperature (official defaults: 30 for ARD and AdaIAD, 1 for AKD2, IAD-I, IAD-II, TRADES,\n"
+        "5 for PeerAiD, on Tiny_Image 1)",
         group=METHOD,
         check=within(0, 1e6),
     )
@@ -218,6 +221,47 @@ class TrainConfig(CommonConfig):
     trades_beta: float = flag(6.0, "TRADES: weight of the robust term (paper)", group=METHOD, check=at_least(0))
     mart_beta: float = flag(5.0, "MART: weight of the robust term (paper: lambda)", group=METHOD, check=at_least(0))
 
+    igdm: float | None = flag(
+        None,
+        "RSLAD, AdaIAD, DGAD: add the term of IGDM; its weight grows linearly to X in the last epoch.\n"
+        "IGDM, SAAD: this weight (official defaults: 1 on CIFAR10, 10 elsewhere)",
+        group=METHOD,
+        check=at_least(0),
+    )
+    saad_beta: float = flag(0.0, "SAAD: weight of the clean term (official)", group=METHOD, check=at_least(0))
+    saad_gamma: float = flag(
+        1.0, "SAAD: order of the Renyi entropy that weights the images (official)", group=METHOD, check=above(0)
+    )
+    gamma2: float | None = flag(
+        None,
+        "PeerAiD: weight of the peer's KL (official: 0.1; CIFAR100 1, Tiny_Image 100)",
+        group=METHOD,
+        check=at_least(0),
+    )
+    lambda1: float | None = flag(
+        None, "PeerAiD: weight of the student's CE (official: 0; Tiny_Image 0.035)", group=METHOD, check=at_least(0)
+    )
+    lambda2: float | None = flag(
+        None, "PeerAiD: weight of the KL from the peer (official: 1; Tiny_Image 35)", group=METHOD, check=at_least(0)
+    )
+    lambda3: float | None = flag(
+        None,
+        "PeerAiD: weight of the KL from clean images (official: 1; Tiny_Image 20)",
+        group=METHOD,
+        check=at_least(0),
+    )
+    temp_high: float | None = flag(
+        None, "ADR: first temperature (official: 2.5; CIFAR100 1.5, Tiny_Image 2)", group=METHOD, check=within(0, 1e6)
+    )
+    temp_low: float | None = flag(
+        None, "ADR: last temperature (official: 2; CIFAR100 1, Tiny_Image 1.5)", group=METHOD, check=within(0, 1e6)
+    )
+    lambda_low: float | None = flag(
+        None, "ADR: first lambda (official: 0.7; Tiny_Image 0.5)", group=METHOD, check=at_least(0)
+    )
+    lambda_high: float | None = flag(
+        None, "ADR: last lambda (official: 0.95; Tiny_Image 0.9)", group=METHOD, check=at_least(0)
+    )
     label_smoothing: float = flag(
         0.0,
         "Natural, AT, TRADES: share of each label that is spread over all classes in the cross entropy of the loss\n"

@@ -78,6 +78,7 @@ class TrainingLoop:
                 self.trainer.set_learning_rate(learning_rate(epoch + done, self.config))
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
+        getattr(self.trainer.method, "after_epoch", lambda epoch: None)(epoch)
         if self.trainer.average:
             self.trainer.average.after_epoch(epoch, self._training_images(epoch, metrics))
         means, reliability = metrics.means(), metrics.reliability()

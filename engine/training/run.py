@@ -33,7 +33,7 @@ from engine.training.signals import Signals
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
 from engine.training.weight_perturbation import WeightPerturbation
-from methods import METHODS, WITHOUT_TEACHER
+from methods import METHODS, SINGLE_PROCESS_ONLY, WITHOUT_TEACHER
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import log_to_file, logger
@@ -140,6 +140,8 @@ def _check_processes(config: TrainConfig, processes: Processes) -> None:
         raise UserError(
             f"--bs {config.bs}: is shared by {processes.count} processes; use --bs {processes.count} or more"
         )
+    if processes.count > 1 and config.method in SINGLE_PROCESS_ONLY:
+        raise UserError(f"--method {config.method}: trains in a single process only; start it without torchrun")
     if processes.count > 1 and config.device.startswith("cuda:"):
         raise UserError(f"--device {config.device}: under torchrun each process uses its own GPU; use --device cuda")
 
@@ -195,7 +197,12 @@ def _make_loop(
     training, validation = images
     student, teachers = networks
     metadata = _metadata(config, splits, images, teachers, compute.arithmetic)
+<<<<<<< HEAD
     metadata["images"] += extra.checksums if extra else []
+=======
+    augmentation = {"shuffle": True, "crop": CROP_PADDING, "flip": splits.flip, "generator": torch.Generator()}
+    batches = Batches(training, config.bs, device=compute.device, **augmentation)
+>>>>>>> main
     trainer = Trainer(
         student,
         teachers,
@@ -213,13 +220,16 @@ def _make_loop(
         parts=config.accumulate,
         average=_make_average(student, config, compute.arithmetic),
         perturbation=WeightPerturbation(student, config.awp, config.awp_warmup - 1) if config.awp else None,
+        make_network=lambda: make_network(config.model, "", config.dataset, splits).to(compute.device),
+        steps_per_epoch=len(batches),
     )
     if state:
         compute.processes.on_all_ranks(lambda: folder.require_same_data(state, metadata))
         folder.restore(state)
         trainer.restore(state)
-        for key in ("net", "net_raw", "optimizer"):  # as large as the networks
+        for key in ("net", "net_raw", "optimizer", "method_state"):  # as large as the networks
             state.pop(key, None)
+<<<<<<< HEAD
     if extra and config.extra_labels == "teacher":
         predict = torch.no_grad()(lambda x: trainer.teachers[0](x.float() / 255).argmax(1))
         extra = extra._replace(predict=predict)
@@ -234,6 +244,8 @@ def _make_loop(
         extra=extra,
         generator=torch.Generator(),
     )
+=======
+>>>>>>> main
     validator = _make_validator(trainer.network, validation, config, compute)
     return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
 

@@ -15,6 +15,7 @@ from engine.training.loggers import Loggers
 from engine.training.metrics import ALPHA_BINS, Reliability
 from engine.training.schedule import WHOLE_RUN
 from engine.unused_fields import ignored_fields
+from methods import fields_read
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.files import FULL, PARTIAL, link, require_writable, write_text
@@ -265,9 +266,10 @@ def _make_lock(path: Path) -> FileLock:
 
 
 def config_fingerprint(config: TrainConfig) -> dict:
-    """Return the settings that affect the result; the number of epochs does only with some schedules."""
+    """Return the settings that affect the result; the number of epochs only if a schedule depends on it."""
     names = [spec.name for spec in fields(config) if spec.metadata["affects_result"]]
-    values = {name: getattr(config, name) for name in names if name != "epochs" or config.lr_schedule in WHOLE_RUN}
+    scheduled = config.lr_schedule in WHOLE_RUN or "epochs" in fields_read(config.method, config)
+    values = {name: getattr(config, name) for name in names if name != "epochs" or scheduled}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -1,7 +1,7 @@
 """The training step: everything that changes the weights. It never waits for the device."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 
@@ -17,7 +17,7 @@ from engine.fast.precision import PLAIN, Arithmetic
 from engine.sync_batchnorm import convert_sync_batchnorm
 from engine.training.averaging import WeightAverage
 from engine.training.weight_perturbation import Recording, WeightPerturbation
-from methods.losses import Step, concatenate
+from methods.losses import Setup, Step, concatenate, set_up
 from utils.errors import UserError
 
 
@@ -43,6 +43,8 @@ class Trainer:
             second call gets the adversarial images of the first.
         clip_grad: Largest norm of the gradient of all parameters together.
         parts: Process each batch in parts and add their gradients; BatchNorm normalizes over a part.
+        make_network: Makes another network like the student for a method that trains one; None copies the student.
+        steps_per_epoch: For a method whose schedule is per step.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Trainer:
         perturbation: WeightPerturbation | None = None,
         clip_grad: float | None = None,
         parts: int = 1,
+        make_network: Callable[[], nn.Module] | None = None,
+        steps_per_epoch: int = 1,
     ):
         self.student, self.method, self.optimizer = student, method, optimizer
         self.processes, self.shard = processes, None
@@ -71,6 +75,10 @@ class Trainer:
         if arithmetic.channels_last:
             for network in {student, self.network}:
                 network.to(memory_format=torch.channels_last)
+        make_network = make_network or partial(deepcopy, student)
+        layout = {"memory_format": torch.channels_last} if arithmetic.channels_last else {}
+        forward = partial(AutocastModel, arithmetic=arithmetic)
+        set_up(method, optimizer, Setup(student, lambda: make_network().to(**layout), forward, steps_per_epoch))
         distributed = processes.count > 1
         self.sync_switch = convert_sync_batchnorm(student) if distributed and sync_bn else None
         self.autocast_student = AutocastModel(_data_parallel(student) if distributed else student, arithmetic)
@@ -113,6 +121,7 @@ class Trainer:
             perturbation.restore()
         if self.processes.count > 1 and not self.sync_switch:
             self.processes.broadcast(self.student.buffers())  # else every rank would attack with its own statistics
+        getattr(self.method, "after_step", lambda: None)()
         if self.average:
             self.average.after_step()
         return result
@@ -167,8 +176,9 @@ class Trainer:
             group["lr"] = lr
 
     def weights(self) -> dict:
-        """Return what checkpoints hold of the weights: ``net``, and with an average of them the raw ``net_raw``."""
+        """Return what checkpoints hold: ``net``, ``method_state``, and with an average of the weights ``net_raw``."""
         net = {"net": self.network.state_dict()}
+        net |= {"method_state": self.method.state_dict()} if hasattr(self.method, "state_dict") else {}
         return net | {"net_raw": self.student.state_dict()} if self.average else net
 
     def state(self) -> dict:
@@ -183,6 +193,8 @@ class Trainer:
             if self.average:
                 self.student.load_state_dict(state["net_raw"])
                 self.average.count = state["averaged"]
+            if hasattr(self.method, "load_state_dict"):
+                self.method.load_state_dict(state["method_state"])
             self.optimizer.load_state_dict(state["optimizer"])
             _match_memory_format(self.optimizer)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -4,11 +4,14 @@ float32, channels-first, eager, BatchNorm not folded, parameters that require gr
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import transforms
+
+from methods.losses import Setup, set_up
 
 
 def pgd_accuracy(
@@ -74,6 +77,7 @@ class Trainer:
     def __init__(self, student, teachers, method, optimizer, *, epsilon: float, step_size: float, steps: int):
         self.student, self.teachers, self.method, self.optimizer = student, teachers, method, optimizer
         self.epsilon, self.step_size, self.steps = epsilon, step_size, steps
+        set_up(method, optimizer, Setup(student, lambda: deepcopy(student), lambda network: network, 1))
 
     def attack(self, objective, x: Tensor, *, noise, clamp: bool = False, bn: str = "eval") -> Tensor:
         """Adversarial images (B, C, H, W) that maximize ``objective(student, *teachers)``."""
@@ -96,3 +100,4 @@ class Trainer:
         self.optimizer.zero_grad()
         outcome.loss.backward()
         self.optimizer.step()
+        getattr(self.method, "after_step", lambda: None)()

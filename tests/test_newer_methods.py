@@ -1,0 +1,218 @@
+"""IGDM, SAAD, MTARD, B-MTARD, PeerAiD and ADR: their losses against the official codes, and their states."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import GOLDEN, ROOT, golden_arrays
+from run_files import files_of, folder_of, state_of
+from test_reliability import args_of
+from test_resume import Killed, kill_at, save_network
+from test_trainer import trainer_of
+from tiny import tiny_problem
+
+from engine.checkpoint import save_checkpoint
+from engine.distributed import Processes
+from engine.training.run import _check_processes
+from engine.training.trainer import Trainer
+from methods.adr import adr_loss, rectified_labels
+from methods.igdm import igdm_loss
+from methods.mtard import divergence, entropy, mtard_loss, rebalance, retemper
+from methods.peeraid import peeraid_loss
+from methods.saad import saad_loss
+from models import build
+from utils.config import TrainConfig
+from utils.errors import UserError
+
+LARGER = ROOT.parent / "shared" / "golden2"  # of which tests/recorded has some rows
+FOLDER = LARGER if LARGER.exists() else GOLDEN
+TOLERANCE = 1e-12
+
+
+def scalar(value):
+    return torch.tensor(math.nan if value is None else value, dtype=torch.float64)
+
+
+def state_of_row(hp):
+    first = {"first_adv": hp["init_loss_adv"], "first_nat": hp["init_loss_nat"]}
+    temps = {key: hp.get(key, 1.0) for key in ("temp_adv", "temp_nat")}
+    return {key: scalar(value) for key, value in {"weight_nat": hp["weight"]["nat_loss"], **first, **temps}.items()}
+
+
+def igdm_row(row, a):
+    alpha = row["hp"]["igdm_alpha"] * row["hp"]["epoch"] / row["hp"]["divisor"]
+    return igdm_loss(a["s_plus"], a["s_minus"], a["t_plus"], a["t_minus"], alpha=alpha)
+
+
+def saad_row(row, a):
+    hp, names = row["hp"], "s_clean s_plus s_minus t_clean t_plus t_minus"
+    alpha = hp["igdm_alpha"] * hp["epoch"] / hp["epochs"]
+    return saad_loss(*(a[key] for key in names.split()), alpha=alpha, beta=hp["beta"], gamma=hp["gamma"])
+
+
+def adr_row(row, a):
+    labels = rectified_labels(a["t_ema"], a["targets"], temperature=row["hp"]["T"], lam=row["hp"]["lam"])
+    return adr_loss(a["s_adv"], labels)
+
+
+def peeraid_row(row, a):
+    names = {"temp": "T", "temp2": "T2", **{f"lambda{k}": f"lamb{k}" for k in (1, 2, 3)}}
+    weights = {key: row["hp"][names.get(key, key)] for key in (*names, "gamma1", "gamma2")}
+    return peeraid_loss(a["p_adv"], a["s_adv"], a["s_adv_again"], a["s_clean"], a["targets"], **weights)
+
+
+def mtard_row(row, a):
+    kl_weight = (10 if row["method"] == "MTARD_c100" else 1) / row["C"]  # officially a mean over classes too
+    state = state_of_row(row["hp"])
+    t_adv, t_nat = (a[f"t_{key}"] / state[f"temp_{key}"].to(a["s_adv"].dtype) for key in ("adv", "nat"))
+    terms = (kl_weight * divergence(t, s).detach() for t, s in ((t_adv, a["s_adv"]), (t_nat, a["s_clean"])))
+    state = rebalance(state, *terms, rate=row["hp"]["weight_learn_rate"])
+    weight = state["weight_nat"].to(t_adv.dtype)
+    row["got"] = retemper(state, t_adv, t_nat, rate=row["hp"].get("temp_learn_rate", 0.0))
+    return mtard_loss(
+        a["s_clean"], a["s_adv"], t_nat, t_adv, weight_adv=1 - weight, weight_nat=weight, kl_weight=kl_weight
+    )
+
+
+LOSSES = {"IGDM": igdm_row, "SAAD": saad_row, "ADR": adr_row, "PeerAiD": peeraid_row}
+LOSSES |= dict.fromkeys(("MTARD_c10", "MTARD_c100", "BMTARD"), mtard_row)
+ROWS = json.loads((FOLDER / "INDEX.json").read_text())
+ROWS = [row for row in ROWS if row.get("method") in LOSSES and row["status"] == "ok"]
+
+
+@pytest.mark.recorded
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['method']}-{row['key']}")
+def test_loss_gradients_and_state_equal_the_official_code(row):
+    arrays = golden_arrays(row | {"file": FOLDER / row["file"]})
+    inputs = {key: arrays[key].requires_grad_() for key in arrays if key[:2] in ("s_", "p_")}
+    loss = LOSSES[row["method"]](row, arrays)
+    loss.backward()
+    gradients = {key: torch.zeros_like(z) if z.grad is None else z.grad for key, z in inputs.items()}
+    assert all(value.isfinite().all() for value in (loss, *gradients.values()))  # officially not always in float32
+    if row["dtype"] == "float32":
+        return
+    assert loss.item() == pytest.approx(row["loss"], rel=TOLERANCE)
+    scale = max(gradient.abs().max().item() for gradient in gradients.values())
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(gradient, arrays[f"g_{key}"], rtol=TOLERANCE, atol=TOLERANCE * scale)
+    if after := row.get("after"):
+        expected = state_of_row(after)
+        if row["scenario"] == "sure_natural_teacher":  # both rise officially, because an entropy is negative
+            expected["temp_adv"] = scalar(row["hp"]["temp_adv"] - row["hp"]["temp_learn_rate"])
+        torch.testing.assert_close(row["got"], expected, rtol=TOLERANCE, atol=0)
+
+
+@pytest.mark.parametrize("case", ["one image", "equally certain"])
+def test_saad_trains_nothing_if_all_weights_are_0_and_the_log_says_so(case, caplog):
+    n = 1 if case == "one image" else 4
+    student, teacher, x, y = tiny_problem(n=n)
+    teacher.linear.weight.zero_()
+    trainer = trainer_of("SAAD", student, teacher)
+    assert trainer.step(x, y).loss == 0
+    assert all(parameter.grad.abs().max() == 0 for parameter in student.parameters())
+    trainer.method.after_epoch(2)
+    trainer.method.after_epoch(3)
+    (line,) = caplog.messages
+    assert line.startswith("SAAD: epoch 3 had 1 batches of weight 0")
+
+
+def test_a_step_may_call_a_method_with_state_twice():
+    for name in ("SAAD", "MTARD", "B-MTARD", "ADR"):
+        states = []
+        for calls in (1, 2):
+            student, teacher, x, y = tiny_problem()
+            trainer = trainer_of(name, student, teacher)
+            method = trainer.method
+            trainer.method = Repeated(method, calls)
+            trainer.step(x, y, start_noise=torch.zeros_like(x))
+            states.append(method.state_dict())
+        torch.testing.assert_close(*states, rtol=0, atol=1e-12)
+
+
+class Repeated:
+    """A method that is called several times a step, the last time with the same student."""
+
+    def __init__(self, method, calls):
+        self.method, self.calls, self.after_step = method, calls, method.after_step
+
+    def __call__(self, student, *args):
+        for _ in range(self.calls - 1):
+            state = {key: value.clone() for key, value in student.network.state_dict().items()}
+            self.method(student, *args)
+            student.network.load_state_dict(state)
+        return self.method(student, *args)
+
+
+def test_temperatures_balance_the_entropies_of_the_teachers():
+    state = {key: scalar(value) for key, value in {"temp_adv": 1.0, "temp_nat": 1.0}.items()}
+    t_adv, t_nat = torch.randn(64, 10, dtype=torch.float64), 4 * torch.randn(64, 10, dtype=torch.float64)
+    for _ in range(300):
+        state = retemper(state, t_adv / state["temp_adv"], t_nat / state["temp_nat"], rate=0.05)
+    entropies = [entropy(t_adv / state["temp_adv"]), entropy(t_nat / state["temp_nat"])]
+    assert state["temp_adv"] == 1 and entropies[0] == pytest.approx(entropies[1].item(), rel=0.05)
+
+
+# Runs.
+
+
+@pytest.fixture
+def distill(train, tmp_path):
+    save_network(tmp_path / "teacher.pth", 0)
+    path = str(tmp_path / "teacher.pth")
+    return lambda method, args="", **options: train(args_of(method, args).replace("teacher.pth", path), **options)
+
+
+@pytest.mark.parametrize("method", ["PeerAiD", "ADR", "B-MTARD"])
+def test_a_run_killed_in_an_epoch_ends_with_the_same_bytes(distill, tmp_path, monkeypatch, method):
+    args = "--epochs 2 --save_minutes 0 --resume"
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    distill(method, args)
+    (tmp_path / "parts").mkdir()
+    monkeypatch.chdir(tmp_path / "parts")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, Trainer, "step", 5)
+        distill(method, args)
+    assert "resuming after epoch 1 of 2 and 1 of 3 batches" in distill(method, args)
+    assert files_of(folder_of(tmp_path / "parts")) == files_of(folder_of(tmp_path / "whole"))
+    checkpoint = torch.load(folder_of(tmp_path / "whole") / "last_epoch_model.pth", weights_only=True)
+    torch.testing.assert_close(checkpoint["method_state"], state_of(tmp_path / "whole")["method_state"], rtol=0, atol=0)
+
+
+def test_the_peer_has_its_own_weights_and_is_trained(distill, tmp_path):
+    distill("PeerAiD", "--epochs 1")
+    state = state_of(tmp_path)
+    peer, student = state["method_state"]["peer"], state["net"]
+    assert not torch.equal(peer["conv1.weight"], student["conv1.weight"])
+    groups = state["optimizer"]["param_groups"]
+    assert len(groups) == 2 and len(groups[0]["params"]) == len(groups[1]["params"])
+    assert len(state["optimizer"]["state"]) == 2 * len(groups[0]["params"])
+    path = max((folder_of(tmp_path) / "resume").glob("*.pth"))
+    for other in ({"peer": build("resnet18", 10, 16).state_dict()}, {}):
+        save_checkpoint(path, state | {"method_state": other})
+        distill("PeerAiD", "--epochs 2 --resume", error="--resume: the state in resume/ belongs to another network")
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "error"),
+    [
+        ("AT", "--igdm 1", "--igdm: AT has no such term; .* use it with RSLAD, AdaIAD, DGAD, IGDM, SAAD"),
+        ("MTARD", "--std_teacher_path ''", "--std_teacher_path: MTARD needs a naturally trained teacher"),
+    ],
+)
+def test_bad_input_is_one_line(distill, tmp_path, method, args, error):
+    distill(method, f"--epochs 1 {args}", error=error)
+    assert not (tmp_path / "tuned_models").exists()
+
+
+@pytest.mark.parametrize("method", ["SAAD", "MTARD", "B-MTARD", "PeerAiD"])
+def test_methods_of_one_process_are_refused_under_torchrun(method):
+    with pytest.raises(UserError, match=f"--method {method}: trains in a single process only"):
+        _check_processes(TrainConfig(method=method), Processes(0, 2))
+
+
+@pytest.mark.parametrize(("method", "args"), [("IGDM", ""), ("DGAD", "--igdm 1"), ("ADR", "")])
+def test_another_number_of_epochs_is_another_training_if_a_weight_grows_over_them(distill, method, args):
+    distill(method, f"--epochs 1 {args}")
+    distill(method, f"--epochs 2 --resume {args}", error="--epochs 1 -> 2")
