@@ -197,12 +197,18 @@ def _make_loop(
     training, validation = images
     student, teachers = networks
     metadata = _metadata(config, splits, images, teachers, compute.arithmetic)
-<<<<<<< HEAD
     metadata["images"] += extra.checksums if extra else []
-=======
-    augmentation = {"shuffle": True, "crop": CROP_PADDING, "flip": splits.flip, "generator": torch.Generator()}
-    batches = Batches(training, config.bs, device=compute.device, **augmentation)
->>>>>>> main
+    transforms, _ = AUGMENTATIONS[config.augment]
+    batches = Batches(
+        training,
+        config.bs,
+        device=compute.device,
+        shuffle=True,
+        transforms=[each for each in transforms if each is not MIRROR or (config.flip and splits.flip)],
+        mix_classes=len(splits.classes) if config.augment == "cutmix" else 0,
+        extra=extra,
+        generator=torch.Generator(),
+    )
     trainer = Trainer(
         student,
         teachers,
@@ -229,23 +235,9 @@ def _make_loop(
         trainer.restore(state)
         for key in ("net", "net_raw", "optimizer", "method_state"):  # as large as the networks
             state.pop(key, None)
-<<<<<<< HEAD
     if extra and config.extra_labels == "teacher":
         predict = torch.no_grad()(lambda x: trainer.teachers[0](x.float() / 255).argmax(1))
-        extra = extra._replace(predict=predict)
-    transforms, _ = AUGMENTATIONS[config.augment]
-    batches = Batches(
-        training,
-        config.bs,
-        device=compute.device,
-        shuffle=True,
-        transforms=[each for each in transforms if each is not MIRROR or (config.flip and splits.flip)],
-        mix_classes=len(splits.classes) if config.augment == "cutmix" else 0,
-        extra=extra,
-        generator=torch.Generator(),
-    )
-=======
->>>>>>> main
+        batches.extra = extra._replace(predict=predict)
     validator = _make_validator(trainer.network, validation, config, compute)
     return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
 
