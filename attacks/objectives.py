@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross entropy of every image, (B,)."""
+    """Cross entropy of every image, (B,); y may also be probabilities (B, C)."""
     return F.cross_entropy(logits, y, reduction="none")
 
 

@@ -2,12 +2,13 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from data.augment import Transform, mix_batch
+from data.extra import ExtraData
 from data.splits import Split
 
 log = logging.getLogger(__name__)
@@ -16,12 +17,13 @@ log = logging.getLogger(__name__)
 class Batches:
     """Iterate over a split: images (B, C, H, W) in [0, 1] and labels (B,) int64, both on ``device``.
 
-    The last batch may be smaller. ``shuffle`` draws a new order for every epoch; ``crop`` pads that many zero pixels on
-    each side and crops to the original size at random; ``flip`` mirrors images with probability 1/2. Crop and flip
-    have the distribution of torchvision's RandomCrop(padding=crop) and RandomHorizontalFlip().
+    The last batch may be smaller. ``shuffle`` draws a new order for every epoch; ``transforms`` change the images.
+    With ``mix_classes``, the number of classes, CutMix follows, and labels are probabilities (B, classes), float32.
+    With ``extra`` every batch is full and partly drawn from there: see :meth:`ExtraData.order`.
 
     All random numbers of an epoch are drawn from ``generator`` (on the CPU) before its first batch. A generator in the
-    state from the start of an epoch therefore repeats that epoch, on any device and with any batch size.
+    state from the start of an epoch therefore repeats that epoch, on any device and, without CutMix and extra data,
+    with any batch size.
     """
 
     def __init__(
@@ -31,14 +33,15 @@ class Batches:
         *,
         device: torch.device | str,
         shuffle: bool = False,
-        crop: int = 0,
-        flip: bool = False,
+        transforms: Sequence[Transform] = (),
+        mix_classes: int = 0,
+        extra: ExtraData | None = None,
         generator: torch.Generator | None = None,
     ):
         self.device = torch.device(device)
         self.images, self.labels = _move_to(split, self.device)
-        self.batch_size, self.shuffle, self.crop, self.flip = batch_size, shuffle, crop, flip
-        self.generator = generator
+        self.batch_size, self.shuffle, self.transforms, self.mix_classes = batch_size, shuffle, transforms, mix_classes
+        self.extra, self.generator = extra, generator
 
     def __len__(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
@@ -48,39 +51,47 @@ class Batches:
 
     def skip(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over an epoch without its first ``count`` batches; the others do not change."""
-        order, corners, mirrored = self._draw(len(self.labels))
-        for start in range(count * self.batch_size, len(self.labels), self.batch_size):
+        order, draws = self._draw()
+        for start in range(count * self.batch_size, len(order), self.batch_size):
             part = slice(start, start + self.batch_size)
-            images, labels = self._fetch(self.images, order[part]), self._fetch(self.labels, order[part])
-            if self.crop:
-                images = random_crop(images, self.crop, corners[part])
-            if self.flip:
-                images = torch.where(mirrored[part, None, None, None], images.flip(3), images)
+            images, labels = self._select(order[part])
+            for transform, values in zip(self.transforms, draws, strict=False):
+                images = transform.apply(images, values[part])
+            if self.mix_classes:
+                images, labels = mix_batch(images, labels, self.mix_classes, draws[-1][part])
             yield images.float().div_(255), labels
 
-    def _draw(self, n: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Draw an epoch: order (N,) on the images' device; corners (N, 2) and mirrored (N,) bool on ``device``."""
-        order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
-        corners = mirrored = None
-        if self.crop:
-            corners = torch.randint(2 * self.crop + 1, (n, 2), generator=self.generator).to(self.device)
-        if self.flip:
-            mirrored = torch.randint(2, (n,), generator=self.generator).bool().to(self.device)
-        return order.to(self.images.device), corners, mirrored
+    def _draw(self) -> tuple[Tensor, list[Tensor]]:
+        """Draw an epoch: order (N,), and draws (N, ...) of each transform and of CutMix."""
+        n = len(self.labels)
+        if self.extra:
+            order = self.extra.order(n, self.batch_size, self.generator)
+        else:
+            order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
+        draws = [each.draw(len(order), self.images.shape[-1], self.generator) for each in self.transforms]
+        if self.mix_classes:
+            draws.append(torch.rand(len(order), 4, generator=self.generator, dtype=torch.float64))
+        order = order if self.extra else order.to(self.images.device)
+        return order, [each.to(self.device) for each in draws]
 
-    def _fetch(self, source: Tensor, rows: Tensor) -> Tensor:
-        batch = source[rows]
-        if batch.device.type == self.device.type:  # comparing devices would distinguish "cuda" and "cuda:0"
+    def _select(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        if self.extra is None:
+            return self._copy(self.images[rows]), self._copy(self.labels[rows])
+        is_extra = rows >= len(self.labels)
+        own = self._copy(rows[~is_extra], self.images.device)
+        images, labels = self.extra.at(rows[is_extra] - len(self.labels))
+        images = self._copy(images)
+        labels = self.extra.predict(images) if labels is None else self._copy(labels)
+        place = self._copy(is_extra.long().argsort(stable=True).argsort())
+        pairs = ((self.images, images), (self.labels, labels))
+        images, labels = (torch.cat([self._copy(source[own]), other])[place] for source, other in pairs)
+        return images, labels
+
+    def _copy(self, batch: Tensor, device: torch.device | None = None) -> Tensor:
+        device = device or self.device
+        if batch.device.type == device.type:  # comparing devices would distinguish "cuda" and "cuda:0"
             return batch
-        return batch.pin_memory().to(self.device, non_blocking=True)
-
-
-def random_crop(images: Tensor, padding: int, corners: Tensor) -> Tensor:
-    """Zero-pad ``images`` (B, C, H, W) and crop HxW windows at ``corners`` (B, 2), (row, column) in 0..2*padding."""
-    height, width = images.shape[2:]
-    padded = F.pad(images, (padding,) * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, rows, columns, H, W), a view
-    return windows[torch.arange(len(images), device=images.device), :, corners[:, 0], corners[:, 1]]
+        return batch.pin_memory().to(device, non_blocking=True)
 
 
 def _move_to(split: Split, device: torch.device) -> Split:

@@ -29,6 +29,8 @@ def ignored_fields(config: TrainConfig) -> dict[str, str]:
         ("awp_warmup", "training without --awp", config.awp is not None),
         ("milestones", f"--lr_schedule {config.lr_schedule}", config.lr_schedule == "piecewise"),
         ("warmup_lr_epochs", "training without --warmup_lr", config.warmup_lr),
+        ("extra_fraction", "training without --extra_data", config.extra_data),
+        ("extra_labels", "training without --extra_data", config.extra_data),
         ("alp_beta", f"--alp {config.alp}", config.alp == "on"),
     ):
         if not used:

@@ -73,11 +73,12 @@ def annealed(progress, schedule):
 def rectified_labels(t_ema, y, *, temperature, lam):
     """``m p + (1 - m) onehot(y)``, p = softmax(t / T), m = clip(lambda - (max p - p_y), 0, 1) per image.
 
-    The less the average prefers a wrong class, the softer the label. Logits (B, C), labels (B,) -> (B, C).
+    The less the average prefers a wrong class, the softer the label. Logits (B, C), labels (B,) or (B, C) -> (B, C).
     """
     p = (t_ema / temperature).softmax(1)
-    mixing = (lam - (p.amax(1) - p.gather(1, y[:, None]).squeeze(1))).clamp(0, 1)[:, None]
-    return (mixing * p).scatter_add(1, y[:, None], 1 - mixing)
+    labels = F.one_hot(y, p.shape[1]).to(p.dtype) if y.ndim == 1 else y
+    mixing = (lam - (p.amax(1) - (p * labels).sum(1))).clamp(0, 1)[:, None]
+    return mixing * p + (1 - mixing) * labels
 
 
 def adr_loss(adv, labels):

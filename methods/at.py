@@ -15,5 +15,5 @@ def at(student, attack, x, y, epoch, *, label_smoothing=0.0):
 
 
 def at_loss(adv, y, *, label_smoothing=0.0):
-    """``CE(s', y)``, the outer problem of the paper; logits (B, C), labels (B,)."""
+    """``CE(s', y)``, the outer problem of the paper; logits (B, C), labels (B,) or (B, C)."""
     return F.cross_entropy(adv, y, label_smoothing=label_smoothing)

@@ -22,6 +22,6 @@ def trades(student, attack, x, y, epoch, *, beta, temp, label_smoothing=0.0):
 
 
 def trades_loss(clean, adv, y, *, beta, temp=1.0, label_smoothing=0.0):
-    """``CE(s, y) + beta * T^2 * mean KL(s || s'; T)``, gradient into s and s'; logits (B, C), labels (B,)."""
+    """``CE(s, y) + beta * T^2 * mean KL(s || s'; T)``, gradient into s and s'; logits (B, C), labels (B,) or (B, C)."""
     error = F.cross_entropy(clean, y, label_smoothing=label_smoothing)
     return error + beta * temp**2 * kl(clean, adv, temp).mean()

@@ -97,3 +97,11 @@ def robustbench_package(folder, monkeypatch):
         if name.partition(".")[0] in ("robustbench", "timm"):
             monkeypatch.delitem(sys.modules, name)
     return folder / "robustbench"
+
+
+def extra_file(path, n=70, size=16, classes=10, **arrays):
+    """Write an .npz file of random images whose first pixel is their label."""
+    labels = np.arange(n) % classes
+    images = np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+    images[:, 0, 0] = labels[:, None]
+    np.savez(path, **({"image": images, "label": labels} | arrays))

@@ -27,6 +27,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 import data
 import data.decode
 from data import Batches, Split, cache, decode_files, loader
+from data.augment import AUGMENTATIONS, CROP, MIRROR
 from data.decode import open_image
 from utils.errors import UserError
 
@@ -498,7 +499,7 @@ def test_tiny_imagenet_sorted_by_scripts_equals_the_archive(tiny, layout, annota
 def numbered(labels):
     """A split whose i-th image has the value i in every pixel."""
     labels = torch.as_tensor(labels)
-    return Split(torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4), labels)
+    return Split(torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8), labels)
 
 
 def test_subset_is_stratified_ordered_and_depends_only_on_the_seed():
@@ -565,8 +566,8 @@ def test_batches_keep_order_values_and_the_last_batch():
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_an_epoch_depends_only_on_the_state_of_the_generator(batch_size):
     split = numbered(torch.arange(50) * 3)
-    generator = torch.Generator().manual_seed(5)
-    batches = Batches(split, batch_size, device="cpu", shuffle=True, crop=1, flip=True, generator=generator)
+    generator, transforms = torch.Generator().manual_seed(5), [CROP, MIRROR]
+    batches = Batches(split, batch_size, device="cpu", shuffle=True, transforms=transforms, generator=generator)
     next(iter(batches))  # an interrupted epoch draws as much as a complete one
     state = generator.get_state()
     second, third = ([torch.cat(part) for part in zip(*batches, strict=True)] for _ in range(2))
@@ -593,7 +594,8 @@ def test_augmentation_has_the_distribution_of_torchvision(crop, flip):
     windows = [TF.crop(padded, top, left, size, size) for top in offsets for left in offsets]
     results = {bytes(x.numpy()): i for i, x in enumerate([*windows, *(TF.hflip(x) for x in windows if flip)])}
     split = Split(image.expand(draws, -1, -1, -1), torch.zeros(draws, dtype=torch.long))
-    batches = Batches(split, 900, device="cpu", crop=crop, flip=flip, generator=torch.Generator().manual_seed(0))
+    transforms = [CROP] * bool(crop) + [MIRROR] * flip
+    batches = Batches(split, 900, device="cpu", transforms=transforms, generator=torch.Generator().manual_seed(0))
     counts = np.zeros(len(results))
     for images, _ in batches:
         for augmented in images.mul(255).round().to(torch.uint8).numpy():
@@ -619,7 +621,8 @@ def test_batches_from_host_memory_equal_those_from_the_device(monkeypatch):
 
     def epoch():
         generator = torch.Generator().manual_seed(0)
-        batches = Batches(split, 64, device="cuda", shuffle=True, crop=4, flip=True, generator=generator)
+        transforms = AUGMENTATIONS["idbh-strong"][0]
+        batches = Batches(split, 64, device="cuda", shuffle=True, transforms=transforms, generator=generator)
         return batches.images.is_cuda, *(tensor for batch in batches for tensor in batch)
 
     resident, *expected = epoch()

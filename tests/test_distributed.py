@@ -13,6 +13,7 @@ from commands import run_in_subprocess
 from conftest import ROOT
 from run_files import rows_of
 from shared_steps import ten_steps
+from small_sets import extra_file
 
 from engine.distributed import SINGLE_PROCESS, Processes
 from engine.training.run_folder import MEASUREMENTS
@@ -115,7 +116,9 @@ def test_a_killed_process_ends_the_run_which_another_number_of_processes_resumes
 
 @pytest.mark.dist
 def test_a_run_of_two_processes_equals_a_run_of_one(tmp_path):
-    options = f"{TRAIN.replace('AT', 'Natural')} --epochs 2 --val_size 20"  # an attack's signs would amplify rounding
+    extra_file(tmp_path / "extra.npz")
+    options = f"{TRAIN.replace('AT', 'Natural')} --epochs 2 --val_size 20 --augment idbh-weak"
+    options += f" --extra_data {tmp_path}/extra.npz"  # an attack's signs would amplify rounding
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()

@@ -26,7 +26,7 @@ import torch
 from commands import SMALL, run_in_process
 from matplotlib.figure import Figure
 from PIL import Image
-from small_sets import image_folder, tiny_imagenet_files
+from small_sets import extra_file, image_folder, tiny_imagenet_files
 from torchvision.datasets import CIFAR10, CIFAR100
 
 import attacks.libraries
@@ -72,6 +72,7 @@ VALUES = {
     "device": ["cpu", "auto", "CPU", "cpu:0", "cuda:99", "cuda:-1", "cuda:300", "mps", "meta", "cpu:7", "xla:0"],
     "root_path": ["runs", "a b/ç", "old runs", "file.txt", "file.txt/below", "net.pth", "~", "./", "folder/"],
     "desc_str": ["a", "ä b", "a/b", "..", "../..", "x" * 300, "ü" * 120, "%s{}", "$x$", ":", "-"],
+    "extra_data": ["extra.npz", "ünï cödé/extra é.npz", "file.txt", "folder", "net.pth"],
     "attacks": ["clean", "pgd", "clean,fgsm,cw", " cw , clean", "FGSM", "aa", ",", "clean;fgsm", "transfer_pgd"],
     "state": ["state", "a b/state", "file.txt", "file.txt/below", "kept"],
     "out": ["figures", "a b/figures", "file.txt", "file.txt/below", "../figures", "kept"],
@@ -102,6 +103,8 @@ def world(tmp_path_factory):
     (folder / "garbage.pth").write_bytes(bytes(range(256)) * 9)
     (folder / "page.safetensors").write_text("<html>")
     (folder / "file.txt").write_text("a file\n")
+    for name in ("extra.npz", "ünï cödé/extra é.npz"):
+        extra_file(folder / name)
     image_folder(folder / "images", ["$0$", "$1$", "$2$", "$3$"], size=(20, 24))
     tiny_imagenet_files(folder / "tiny", classes=4)
     for run in ("Natural/small_resnet_seed42", "AT/small_resnet_eps8_seed42"):
@@ -156,7 +159,8 @@ def command_line(script: str, random: Random, tested=None) -> list[str]:
         flags[0] = [spelling(tested), random.choice(STRANGE)]
     for spec in random.sample(specs, random.randint(0, 3)):
         if spec.default not in (None, "", ()) and spec.name not in (*LARGEST, "model", "dataset", "data_root"):
-            flags.append(random.choice([candidates(spec, hints[spec.name])[0], [spelling(spec)]]))
+            default = [spelling(spec), *([] if hints[spec.name] is bool else [str(spec.default)])]
+            flags.append(random.choice([default] * 3 + [candidates(spec, hints[spec.name])[0]]))
     random.shuffle(flags)
     return args + [arg for flag in flags for arg in flag]
 

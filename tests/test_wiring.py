@@ -155,19 +155,20 @@ def dataset_of(monkeypatch, images, flip=False):
     monkeypatch.setitem(data.DATASETS, "Digits", lambda root, image_size, workers: splits)
 
 
-@pytest.mark.parametrize("flip", [True, False])
-def test_training_images_are_shifted_and_mirrored_if_that_keeps_the_class(train, monkeypatch, flip):
+@pytest.mark.parametrize(("may_flip", "flag"), [(True, ""), (True, "--no-flip"), (False, "")])
+def test_training_images_are_shifted_and_mirrored_if_that_keeps_the_class(train, monkeypatch, may_flip, flag):
     # The value of a pixel is its position: its column in red, its row in green.
     ramp = torch.arange(16, dtype=torch.uint8) * 10 + 20
     image = torch.stack([ramp.expand(16, 16), ramp[:, None].expand(16, 16), torch.zeros(16, 16, dtype=torch.uint8)])
-    dataset_of(monkeypatch, image.repeat(240, 1, 1, 1), flip)
+    dataset_of(monkeypatch, image.repeat(240, 1, 1, 1), may_flip)
     calls = record_steps(monkeypatch, "Natural")
-    train("--dataset Digits --model small_resnet --method Natural --limit_test 10 --epochs 1")
+    log = train(f"--dataset Digits --model small_resnet --method Natural --limit_test 10 --epochs 1 {flag}")
     x = ((torch.cat([call.x for call in calls]) * 255 - 20) / 10).round()
     mirrored = x[:, 0, 8, 8] > x[:, 0, 8, 9]
     right = x[:, 0, 8, 8] - torch.where(mirrored, 7, 8)  # mirrored, column 7 of 0..15 is at 8
     down = x[:, 1, 8, 8] - 8
-    assert set(mirrored.tolist()) == ({False, True} if flip else {False})
+    assert set(mirrored.tolist()) == ({False, True} if may_flip and not flag else {False})
+    assert ("mirrored with probability 1/2" in log) == (may_flip and not flag)
     # 240 draws of 9 values: one is missing with probability 5e-12.
     assert set(right.tolist()) == set(down.tolist()) == set(range(-4, 5))
 

@@ -100,6 +100,24 @@ class TrainConfig(CommonConfig):
         check=at_least(0),
     )
 
+    augment: Literal["crop", "cutout", "cutmix", "idbh-weak", "idbh-strong"] = flag(
+        "crop",
+        "random changes of training images besides mirroring; crop: zero-padding by 4 pixels and a crop (papers);\n"
+        "cutout, cutmix: also a black square, or a box of another image; idbh: crop and shift, one change of color\n"
+        "or shape, and a rectangle erased from half (weak) or all (strong) of the images",
+        group=DATA,
+    )
+    flip: bool = flag(True, "mirror training images at random, unless their class would change (Digits)", group=DATA)
+    extra_data: str = flag(
+        "", "uncompressed .npz file of more training images: image (N, H, W, 3) uint8, label (N,)", group=DATA
+    )
+    extra_fraction: float = flag(
+        0.7, "share of --extra_data in each batch (Gowal et al., 2021)", group=DATA, check=within(0, 1)
+    )
+    extra_labels: Literal["given", "teacher"] = flag(
+        "given", "labels of --extra_data; teacher: the class that the robust teacher predicts", group=DATA
+    )
+
     model: str = flag("resnet18", "student; robustbench:NAME starts from a published network", group=NETWORKS)
     model_path: str = flag("", "initialize the student from this checkpoint", group=NETWORKS, affects_result=False)
     teacher_model: str = flag("wideresnet34_10", "teacher (official CIFAR-10 command)", group=NETWORKS)

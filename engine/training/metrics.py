@@ -72,9 +72,13 @@ class EpochMetrics:
         self._nonfinite_copy, self._copied = None, None
 
     def add(self, result: Step, y: Tensor) -> None:
-        """Add one training step: ``result`` of this rank's share of a batch, and labels y (B,) of the whole batch."""
+        """Add one training step: ``result`` of this rank's share of a batch, and labels of the whole batch.
+
+        The labels are classes (B,) or probabilities (B, classes), of which the largest counts as the label.
+        """
         shards, size = self.processes.shards(len(y), self.parts), len(y)
         y = torch.cat([y[shard.rows] for shard in shards])
+        y = y if y.ndim == 1 else y.argmax(1)
         self.batches += 1
         self.images += size
         means = {"loss": result.loss.double(), "clean": _accuracy(result.clean, y), "adv": _accuracy(result.adv, y)}

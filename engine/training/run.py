@@ -16,6 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from attacks.libraries import AUTOATTACK_CLASSES
 from attacks.suite import PROTOCOLS, Setting
 from data import TEST_SUBSET_SEED, Split, Splits, decode_files, fingerprint, hold_out, load_configured, subset
+from data.augment import AUGMENTATIONS, MIRROR
+from data.extra import ExtraData, open_extra
 from data.loader import Batches
 from engine.checkpoint import best_checkpoint
 from engine.device import choose_device
@@ -37,8 +39,6 @@ from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import log_to_file, logger
 from utils.seed import derive_seed, seed_everything
-
-CROP_PADDING = 4  # pixels of zeros around a training image before the random crop, as in every official code
 
 
 def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) -> Path:
@@ -96,6 +96,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     starts = config.model_path and not state
     start = Checkpoint(config.model_path, config.weights, config.normalize) if starts else ""
     splits, images = processes.rank0_first(lambda: _read(config, folder))
+    extra = processes.on_all_ranks(lambda: open_extra(config, splits.image_size, len(splits.classes)))
     seed_everything(config.seed)
     networks = processes.on_all_ranks(
         lambda: (
@@ -103,7 +104,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
             make_teachers(config, found, splits, device),
         )
     )
-    loop = _make_loop(config, splits, images, networks, folder, state, compute)
+    loop = _make_loop(config, splits, images, extra, networks, folder, state, compute)
     del networks  # the trainer keeps folded copies of the teachers
     with ExitStack() as stack:
         stack.callback(folder.close)
@@ -111,6 +112,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
         if processes.is_rank0:
             stack.enter_context(log_to_file(folder.path / "log.txt"))
         log_config(config, sources, folder.path, images, device)
+        _log_images(config, splits, len(images[0].labels), extra)
         logger.info("%s", compute.description)
         if processes.count > 1:
             norm = "over the whole batch" if config.sync_bn else "over each process's part"
@@ -188,6 +190,7 @@ def _make_loop(
     config: TrainConfig,
     splits: Splits,
     images: tuple[Split, Split],
+    extra: ExtraData | None,
     networks: tuple,
     folder: RunFolder,
     state: dict | None,
@@ -197,8 +200,18 @@ def _make_loop(
     training, validation = images
     student, teachers = networks
     metadata = _metadata(config, splits, images, teachers, compute.arithmetic)
-    augmentation = {"shuffle": True, "crop": CROP_PADDING, "flip": splits.flip, "generator": torch.Generator()}
-    batches = Batches(training, config.bs, device=compute.device, **augmentation)
+    metadata["images"] += extra.checksums if extra else []
+    transforms, _ = AUGMENTATIONS[config.augment]
+    batches = Batches(
+        training,
+        config.bs,
+        device=compute.device,
+        shuffle=True,
+        transforms=[each for each in transforms if each is not MIRROR or (config.flip and splits.flip)],
+        mix_classes=len(splits.classes) if config.augment == "cutmix" else 0,
+        extra=extra,
+        generator=torch.Generator(),
+    )
     trainer = Trainer(
         student,
         teachers,
@@ -225,6 +238,9 @@ def _make_loop(
         trainer.restore(state)
         for key in ("net", "net_raw", "optimizer", "method_state"):  # as large as the networks
             state.pop(key, None)
+    if extra and config.extra_labels == "teacher":
+        predict = torch.no_grad()(lambda x: trainer.teachers[0](x.float() / 255).argmax(1))
+        batches.extra = extra._replace(predict=predict)
     validator = _make_validator(trainer.network, validation, config, compute)
     return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
 
@@ -233,6 +249,15 @@ def _make_average(student: nn.Module, config: TrainConfig, arithmetic: Arithmeti
     if config.ema:
         return Ema(student, config.ema)
     return Swa(student, config.swa_start - 1, arithmetic) if config.swa_start else None
+
+
+def _log_images(config: TrainConfig, splits: Splits, n: int, extra: ExtraData | None) -> None:
+    reason = "--no-flip" if splits.flip else "images of this dataset may then have another class"
+    mirrored = "mirrored with probability 1/2 (--no-flip: never)"
+    mirrored = mirrored if config.flip and splits.flip else f"not mirrored ({reason})"
+    logger.info("training images are %s; %s", AUGMENTATIONS[config.augment][1], mirrored)
+    if extra:
+        logger.info("%s", extra.describe(n, config.bs))
 
 
 def _make_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -11,7 +11,7 @@ from engine.networks import network_name
 from engine.training.schedule import WARMUP_START
 from engine.unused_fields import ignored_fields
 from methods import ALIASES as METHOD_ALIASES
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
+from methods import METHODS, WITH_SOFT_LABELS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
 from methods.recipes import STRONG, recipe
 from models.teachers import teacher_name
 from utils.config import METHOD, TrainConfig
@@ -42,6 +42,14 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
         raise UserError(f"{total}: is above 1, and 1 minus their sum is the weight of the cross entropy")
     if config.log_reliability and config.method in WITHOUT_TEACHER:
         raise UserError(f"--log_reliability: {config.method} has no teacher; leave the flag out")
+    if config.augment == "cutmix" and config.method not in WITH_SOFT_LABELS:
+        known = ", ".join(method for method in METHODS if method in WITH_SOFT_LABELS)
+        raise UserError(f"--augment cutmix: {config.method} needs one class for each image; use it with {known}")
+    if config.extra_data and config.extra_labels == "teacher" and config.method in WITHOUT_TEACHER:
+        raise UserError(f"--extra_labels teacher: {config.method} has no teacher; leave the flag out")
+    if config.extra_data and not 1 <= (count := int(config.bs * config.extra_fraction)) < config.bs:
+        message = f"{count} of the {config.bs} images of a batch; both kinds need at least one"
+        raise UserError(f"--extra_fraction {config.extra_fraction:g}: {message}")
     if config.igdm is not None and "igdm" not in fields_read(config.method, config):
         having = ", ".join(method for method in METHODS if "igdm" in fields_read(method, config))
         raise UserError(f"--igdm: {config.method} has no such term; leave the flag out, or use it with {having}")

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from data import Split
+from data.augment import AUGMENTATIONS
 from data.loader import Batches
 from engine.device import choose_device
 from engine.distributed import SINGLE_PROCESS, TRAINING_TIMEOUT, destroy, init, local_gpu
@@ -57,6 +58,7 @@ class Data(Timing):
 
     images: int = flag(10_000, "number of images", group=WORKLOAD, check=at_least(1))
     bs: int = flag(128, "batch size", group=WORKLOAD, check=at_least(1))
+    augment: str = flag("crop", "of our side, as --augment of main.py", group=WORKLOAD)
     workers: int = flag(2, "processes of the DataLoader", group=WORKLOAD, check=at_least(0))
 
 
@@ -114,7 +116,9 @@ def time_data(config: Data) -> dict:
     device = config.choose_device()
     logger.info("%s", machine(device))
     split = Split(torch.randint(256, (config.images, 3, 32, 32), dtype=torch.uint8), torch.zeros(config.images).long())
-    ours = Batches(split, config.bs, device=device, shuffle=True, crop=4, flip=True)
+    transforms, _ = AUGMENTATIONS[canonical(config.augment, AUGMENTATIONS, {}, "--augment")]
+    mixed = 10 if config.augment == "cutmix" else 0
+    ours = Batches(split, config.bs, device=device, shuffle=True, transforms=transforms, mix_classes=mixed)
     reference = plain.loader(split, config.bs, config.workers)
 
     def consume(batches) -> None:
