@@ -191,7 +191,7 @@ def test_the_peer_has_its_own_weights_and_is_trained(distill, tmp_path):
     path = max((folder_of(tmp_path) / "resume").glob("*.pth"))
     for other in ({"peer": build("resnet18", 10, 16).state_dict()}, {}):
         save_checkpoint(path, state | {"method_state": other})
-        distill("PeerAiD", "--epochs 2 --resume", error="--resume: the state in resume/ is of another network")
+        distill("PeerAiD", "--epochs 2 --resume", error="--resume: the state in resume/ belongs to another network")
 
 
 @pytest.mark.parametrize(
