@@ -4,12 +4,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from data import cifar, digits, image_folder, tiny_imagenet
 from data.cache import ReadOptions
 from data.decode import decode_files
+from data.files import pixel_limit
 from data.loader import Batches
 from data.splits import TEST_SUBSET_SEED, Split, Splits, fingerprint, hold_out, subset, subset_mask, take
 from utils.errors import UserError
@@ -46,27 +46,25 @@ def load(
     data_root: str | Path | None = None,
     *,
     image_size: int | None = None,
-    max_pixels: int | None = None,
     **options: Any,
 ) -> Splits:
     """Return the dataset ``name`` (of DATASETS or ALIASES, in any case), read from ``data_root`` or its default folder.
 
     Image files are only listed: :func:`decode_files` or the first access decodes those that are used. ``image_size`` in
-    pixels is for Folder and Digits; the others have a fixed size. Files of more than ``max_pixels`` are refused
-    (default: Pillow's limit). ``options`` are those of ReadOptions. Raises UserError for an unknown name, missing data,
-    and data of another size.
+    pixels is for Folder and Digits; the others have a fixed size. ``options`` are those of ReadOptions. Raises
+    UserError for an unknown name, missing data, and data of another size.
     """
     name = dataset_name(name)
     try:
         root = None if data_root is None else Path(data_root).expanduser()
     except RuntimeError as error:
         raise UserError(f"--data_root {data_root}: there is no such user; write the full path") from error
-    if max_pixels:
-        Image.MAX_IMAGE_PIXELS = max_pixels // 2  # Pillow warns above it and refuses above twice as many
-    return DATASETS[name](root, image_size, ReadOptions(**options))
+    options = ReadOptions(**options)
+    with pixel_limit(options.max_pixels):
+        return DATASETS[name](root, image_size, options)
 
 
 def load_configured(config: Any) -> Splits:
     """Return the dataset that the flags of ``config`` name."""
-    names = ("image_size", "max_pixels", *ReadOptions._fields)
+    names = ("image_size", *ReadOptions._fields)
     return load(config.dataset, config.data_root, **{name: getattr(config, name) for name in names})

@@ -37,6 +37,7 @@ class ReadOptions(NamedTuple):
     workers: int = 4
     cache_dir: str | None = None
     skip_damaged: bool = False
+    max_pixels: int | None = None
 
 
 class PixelCache:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from data.cache import PixelCache, ReadOptions
-from data.files import formats_of
+from data.files import formats_of, pixel_limit
 from data.splits import Split, Splits, take
 from utils.errors import UserError
 
@@ -149,13 +149,14 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a supported format" if path.stat().st_size else "empty"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than --max_pixels {2 * Image.MAX_IMAGE_PIXELS}, perhaps a decompression bomb"
+        return f"more than --max_pixels {2 * Image.MAX_IMAGE_PIXELS:.0f}, perhaps a decompression bomb"
     return str(error) or type(error).__name__
 
 
 def _add(cache: PixelCache, indices: Sequence[int]) -> UserError | None:
     """Decode files and return the error that names the damaged ones."""
-    cache.add(indices, open_with_size)
+    with pixel_limit(cache.options.max_pixels):
+        cache.add(indices, open_with_size)
     damaged = [f"{cache.paths[i]} ({cache.damaged[i]})" for i in dict.fromkeys(indices) if i in cache.damaged]
     if not damaged:
         return None

@@ -89,6 +89,18 @@ def formats_of(path: Path) -> tuple[str, ...]:
     return (*FORMATS, "TGA") if path.suffix.lower() == ".tga" else FORMATS
 
 
+@contextmanager
+def pixel_limit(limit: int | None) -> Iterator[None]:
+    """Inside the context, refuse images of more than ``limit`` pixels; None is Pillow's limit."""
+    default = Image.MAX_IMAGE_PIXELS
+    if limit:
+        Image.MAX_IMAGE_PIXELS = limit / 2  # Pillow warns above it and refuses above twice as many
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = default
+
+
 def summary(left_out: Counter[str]) -> str:
     """Return "; left out: 3 .txt, ..." for the log, or nothing."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in left_out.most_common())

@@ -17,8 +17,8 @@ EVALUATION_TIMEOUT, TRAINING_TIMEOUT = timedelta(days=30), timedelta(minutes=30)
 class Shard(NamedTuple):
     """One rank's share of a training batch of ``batch_size`` images.
 
-    ``rows`` are its images; ``weight`` is the weight of their mean in the mean of the batch. A batch with fewer images
-    than ranks is ``replicated``: every rank gets the whole batch, all with the same weight.
+    ``rows`` are its images; ``weight`` is the weight of their mean in the mean of the batch. If there are fewer images
+    than ranks, the share is ``replicated``: every rank gets all images, with the same weight.
     """
 
     rows: slice
@@ -43,18 +43,15 @@ class Processes(NamedTuple):
         return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
 
     def shards(self, n: int, parts: int = 1) -> list[Shard]:
-        """Return this rank's shares of the consecutive ``parts`` of a training batch of ``n`` images; none is empty.
+        """Return this rank's shares of the consecutive ``parts``, at most ``n``, of a training batch of ``n`` images.
 
-        There are fewer parts if one would have fewer images than there are ranks.
+        None is empty: if a part has fewer images than there are ranks, all parts are replicated.
         """
-        if n < self.count:
-            return [Shard(slice(0, n), n, 1 / self.count, replicated=True)]
-        parts, shards = min(parts, n // self.count), []
-        for part in (Processes(k, parts).rows(n) for k in range(parts)):
-            rows = self.rows(part.stop - part.start)
-            count = rows.stop - rows.start
-            shards.append(Shard(slice(part.start + rows.start, part.start + rows.stop), n, count / n))
-        return shards
+        slices = [Processes(part, min(parts, n)).rows(n) for part in range(min(parts, n))]
+        if n // len(slices) < self.count:
+            return [Shard(part, n, (part.stop - part.start) / n / self.count, replicated=True) for part in slices]
+        shares = [(part.start, self.rows(part.stop - part.start)) for part in slices]
+        return [Shard(slice(at + rows.start, at + rows.stop), n, (rows.stop - rows.start) / n) for at, rows in shares]
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sum a CPU tensor over all ranks, in place."""

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from attacks.objectives import cross_entropy
 from attacks.pgd import uniform
-from methods.losses import Step, kl
+from methods.losses import Step, kl, term_weights
 
 TEMPERATURE = 30.0  # official; the IAD code has 1
 
@@ -24,16 +24,13 @@ def ard(student, teacher, attack, x, y, epoch, *, alpha, temp, kl_weight=None, *
     return Step(loss, clean, adv, t_clean)
 
 
-def ard_loss(
-    clean, adv, t_clean, y, *, alpha, temp, kl_weight, label_weight=None, self_weight=None, teacher_weight=None
-):
+def ard_loss(clean, adv, t_clean, y, *, alpha, temp, kl_weight, **weights):
     """``alpha T^2 w mean KL(t || s'; T) + (1 - alpha) CE(s, y)``, w = ``kl_weight``; logits (B, C), labels (B,).
 
-    ``teacher_weight`` and ``label_weight`` replace alpha and 1 - alpha; ``self_weight`` adds that times
-    ``mean KL(s || s')``, with gradient into s and s' (IAD, table 12).
+    ``weights`` are those of :func:`term_weights`; the self term, by default absent, is ``mean KL(s || s')`` with
+    gradient into s and s' (IAD, table 12).
     """
+    label, own, teacher = term_weights(alpha, 0, **weights)
     distillation = temp**2 * kl_weight * kl(t_clean, adv, temp).mean()
-    loss = (alpha if teacher_weight is None else teacher_weight) * distillation
-    if self_weight:
-        loss = loss + self_weight * kl(clean, adv).mean()
-    return loss + (1 - alpha if label_weight is None else label_weight) * F.cross_entropy(clean, y)
+    loss = teacher * distillation + label * F.cross_entropy(clean, y)
+    return loss + own * kl(clean, adv).mean() if own else loss

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from attacks.objectives import cross_entropy
 from attacks.pgd import uniform
 from methods.akd2 import akd2_loss
-from methods.losses import Step, kl, reliability, update_batchnorm
+from methods.losses import Step, kl, reliability, term_weights, update_batchnorm
 
 TEMPERATURE = 1.0  # official
 BEGIN_I, BEGIN_II = 60, 40  # epochs without introspection (official)
@@ -30,37 +30,21 @@ def iad1(student, teacher, attack, x, y, epoch, *, begin, **terms):
     return Step(loss, clean, adv, t_clean, t_adv)
 
 
-def iad1_loss(
-    clean,
-    adv,
-    t_clean,
-    t_adv,
-    y,
-    *,
-    alpha,
-    beta,
-    temp,
-    introspect,
-    coefficient=None,
-    down=False,
-    label_weight=None,
-    self_weight=None,
-    teacher_weight=None,
-):
+def iad1_loss(clean, adv, t_clean, t_adv, y, *, alpha, beta, temp, introspect, coefficient=None, down=False, **weights):
     """``alpha [T^2 mean KL(t || s'; T) + mean (1 - A) KL(s || s')] + (1 - alpha) CE(s, y)``, A = :func:`reliability`.
 
     The middle term, with gradient into s and s', is present only with ``introspect``; otherwise ``t_adv`` may be None.
-    Then ``down`` also multiplies the first term by A (IAD-I-Down, table 8). The weights replace alpha of the first and
-    of the middle term, and 1 - alpha (table 12). Logits (B, C), labels (B,).
+    Then ``down`` also multiplies the first term by A (IAD-I-Down, table 8). ``weights`` are those of
+    :func:`term_weights`; the self term is the middle one (table 12). Logits (B, C), labels (B,).
     """
+    label, own, teacher = term_weights(alpha, alpha, **weights)
     distillation = kl(t_clean, adv, temp)
     if introspect and down:
         distillation = reliability(t_adv, y, beta) * distillation
-    loss = (alpha if teacher_weight is None else teacher_weight) * (temp**2 * distillation.mean())
+    loss = teacher * (temp**2 * distillation.mean())
     if introspect:
-        own = introspection(clean, adv, t_adv, y, beta, coefficient)
-        loss = loss + (alpha if self_weight is None else self_weight) * own
-    return loss + (1 - alpha if label_weight is None else label_weight) * F.cross_entropy(clean, y)
+        loss = loss + own * introspection(clean, adv, t_adv, y, beta, coefficient)
+    return loss + label * F.cross_entropy(clean, y)
 
 
 def iad2(student, teacher, std_teacher, attack, x, y, epoch, *, begin, **terms):

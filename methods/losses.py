@@ -71,6 +71,12 @@ def reliability(t_adv: Tensor, y: Tensor, beta: float) -> Tensor:
     return t_adv.detach().softmax(1).gather(1, y[:, None]).squeeze(1) ** beta
 
 
+def term_weights(alpha, own, *, label_weight=None, self_weight=None, teacher_weight=None) -> list[float]:
+    """Return the weights of cross entropy, self term and teacher's term: 1 - alpha, ``own`` and alpha for None."""
+    weights = ((label_weight, 1 - alpha), (self_weight, own), (teacher_weight, alpha))
+    return [default if value is None else value for value, default in weights]
+
+
 def swap(logits: Tensor, y: Tensor) -> Tensor:
     """Swap the label's logit with the largest other logit if that one is strictly larger.
 

@@ -210,8 +210,9 @@ def resolve_runs(runs: list[Run], evaluates: bool) -> None:
         folders.append(run.folder)
         if evaluates:
             select_attacks(run.eval_config)
-    count_classes = cache(lambda *data: len(load(*data[:2], image_size=data[2]).classes))
-    for config, run in ((run.config, run) for run in runs if evaluates):  # reads data, after all other checks
+    count_classes = cache(lambda name, root, size: len(load(name, root, image_size=size).classes))
+    for run in runs if evaluates else ():  # reads data, after all other checks
+        config = run.config
         select_attacks(run.eval_config, count_classes(config.dataset, config.data_root, config.image_size))
 
 

@@ -223,7 +223,7 @@ BAD = [
     ("main.py", f"{SMALL} --device cuda:99", "--device cuda:99: this machine has"),
     ("main.py", f"{SMALL} --device tpu", "--device tpu: not a device"),
     ("main.py", FOLDER, "--data_root: --dataset Folder needs a folder with"),
-    ("main.py", f"{FOLDER} --data_root images", "images/train/b/0.png: not a readable image"),
+    ("main.py", f"{FOLDER} --data_root images", "1 of 8 images cannot be read: images/train/b/0.png ("),
     ("main.py", f"{DGAD} robustbench:X", "robustbench:X: RobustBench has networks for"),
     ("main.py", "--config missing.json", "--config missing.json: No such file"),
     ("main.py", "--method DGAT", "--method DGAT: unknown name; nearest: DGAD"),

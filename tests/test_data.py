@@ -285,7 +285,7 @@ def test_damaged_cache_is_rebuilt(folder, decoded_files, caplog, damage):
     file.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "bit": content}[damage])
     assert torch.equal(images_of(folder), first)
     assert len(decoded_files) == {"truncated": 16, "empty": 20, "bit": 11}[damage]
-    assert ("is damaged: decoding" in caplog.text) == (damage == "bit")
+    assert ("is damaged: decoding" in caplog.text) == (damage != "empty")
 
 
 def test_images_that_cannot_be_cached_stay_in_memory_or_go_to_cache_dir(folder, tmp_path, monkeypatch, caplog):
@@ -460,8 +460,7 @@ def test_class_names_in_any_bytes_and_unicode_form(folder):
     assert data.load("Folder", folder).classes == (r"caf\xe8", r"caf\xe9", "é")
 
 
-def test_an_image_of_too_many_pixels_is_refused_until_the_limit_is_raised(folder, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+def test_an_image_of_too_many_pixels_is_refused_until_the_limit_is_raised(folder):
     assert "more than --max_pixels 100" in load_error("Folder", folder, image_size=16, max_pixels=100)
     assert images_of(folder, max_pixels=256).shape[0] == 10
 

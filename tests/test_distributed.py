@@ -59,10 +59,13 @@ def test_ten_steps_of_several_processes_are_those_of_one(tmp_path, processes):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_shards_of_parts_are_the_whole_batch(count):
-    rows = [processes.shards(11, parts=4) for processes in (Processes(rank, count) for rank in range(count))]
-    images = [i for k in range(len(rows[0])) for shards in rows for i in range(11)[shards[k].rows]]
-    assert images == list(range(11)) and len(rows[0]) == min(4, 11 // count)
-    assert sum(shard.weight for shards in rows for shard in shards) == pytest.approx(1)
+    for n, parts in ((11, 3), (2, 3), (11, 4)):
+        ranks = [Processes(rank, count).shards(n, parts) for rank in range(count)]
+        images = [i for k in range(min(n, parts)) for shards in ranks for i in range(n)[shards[k].rows]]
+        replicated = ranks[0][0].replicated
+        assert replicated == (n // min(n, parts) < count) and sorted(images) == images
+        assert images == [i for i in range(n) for _ in range(count if replicated else 1)] or replicated
+        assert sum(shard.weight for shards in ranks for shard in shards) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -8,13 +8,12 @@ import pytest
 from commands import run_in_process
 from conftest import ROOT
 
-from methods import METHODS
-from scripts.reproduce.evidence import GRID, PIECES, RESULTS, SETTINGS, TRAIN, Run, Study, evidence, page
+from scripts.reproduce.evidence import GRID, PIECES, RAW, RESULTS, SEEDS, TRAIN, Run, Study, evidence, page
 from utils.config import TrainConfig
 from utils.flags import parse
 
 SCRIPT = "scripts/reproduce/evidence.py"
-MACHINE = {"device": "CPU", "torch": "2"}
+MACHINE = {"device": "CPU", "torch": "2", "scale": "smoke", "flags": []}
 FLAGS = {spec.name for spec in fields(TrainConfig)}
 waits = pytest.mark.skipif(not {"awp", "augment", "igdm"} <= FLAGS, reason="flags of other branches")
 
@@ -53,7 +52,7 @@ def results():
     return results
 
 
-METHODS_COMPARED, SEEDS = ["AT", "RSLAD", "DGAD"], [1, 2]
+METHODS_COMPARED, TWO = ["AT", "RSLAD", "DGAD"], [1, 2]
 
 
 def test_every_method_has_three_values_and_the_flags_of_its_runs_are_valid():
@@ -61,13 +60,13 @@ def test_every_method_has_three_values_and_the_flags_of_its_runs_are_valid():
         assert len(set(values)) == 3
         for flags in values if "igdm" in FLAGS else ():
             parse(TrainConfig, flags.split(), description="", choices={})
-    assert SETTINGS["full"].seeds == (1, 2, 3)
+    assert len(SEEDS["full"]) == 3
 
 
 def test_held_out_accuracy_chooses_the_value_and_the_best_distillation(results):
-    study = Study(METHODS_COMPARED, SEEDS, results)
+    study = Study(METHODS_COMPARED, TWO, results)
     best = study.rows()["RSLAD"]
-    assert best == [Run("RSLAD", GRID["RSLAD"][2], seed) for seed in SEEDS]  # 23 in its second of three epochs
+    assert best == [Run("RSLAD", GRID["RSLAD"][2], seed) for seed in TWO]  # 23 in its second of three epochs
     assert study.best_distillation() == "RSLAD"  # (23 + 23) / 2, DGAD (23 + 20) / 2
     assert list(study.rows()) == [
         *METHODS_COMPARED,
@@ -77,21 +76,21 @@ def test_held_out_accuracy_chooses_the_value_and_the_best_distillation(results):
 
 
 def test_nothing_is_chosen_before_all_that_it_depends_on_is_trained(results, tmp_path):
-    first = [step.run for step in Study(METHODS_COMPARED, SEEDS, {}).steps(tmp_path)]
+    first = [step.run for step in Study(METHODS_COMPARED, TWO, {}).steps(tmp_path)]
     assert first == [Run(method, flags, 1) for method in METHODS_COMPARED for flags in GRID[method]]
     del results[Run("DGAD", GRID["DGAD"][0], 2).name]
-    study = Study(METHODS_COMPARED, SEEDS, results)
+    study = Study(METHODS_COMPARED, TWO, results)
     assert study.best_distillation() is None and "RSLAD + AWP" not in study.rows() and "AT + AWP" in study.rows()
     del results[Run("DGAD", GRID["DGAD"][1], 1).name]
     assert "DGAD" not in study.rows()
 
 
 def test_an_evaluation_needs_a_checkpoint_and_trainings_come_first(results, tmp_path):
-    study = Study(METHODS_COMPARED, SEEDS, results)
+    study = Study(METHODS_COMPARED, TWO, results)
     assert {step.part for step in study.steps(tmp_path)} == {TRAIN}  # the checkpoints are on another machine
     run = Run("RSLAD", GRID["RSLAD"][2], 1)
     (tmp_path / run.folder / "Folder").mkdir(parents=True)
-    (tmp_path / run.folder / "Folder" / "best_PGD10_acc_model.pth").touch()
+    (tmp_path / run.folder / "Folder" / RAW).touch()
     steps = study.steps(tmp_path)
     assert [step.part for step in steps[-2:]] == ["ema", "raw"] and steps[-1].run == steps[-2].run == run
     assert all(step.part == TRAIN and step.run.flags != GRID["AT"][1] for step in steps[:-2])  # AT is done
@@ -100,7 +99,7 @@ def test_an_evaluation_needs_a_checkpoint_and_trainings_come_first(results, tmp_
 def test_means_errors_and_differences_are_those_computed_by_hand(results):
     for seed, value in ((1, 25), (2, 27)):
         add(results, Run("RSLAD", GRID["RSLAD"][2], seed), 23, ema=value)
-    text = page(Study(METHODS_COMPARED, SEEDS, results))
+    text = page(Study(METHODS_COMPARED, TWO, results))
     rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.splitlines()[::-1]}
     # Deviation sqrt(2) over two seeds: two standard errors are 2; of a difference sqrt(8).
     assert rows["AT"][2:] == ["2", "42.00 ± 4.00", "-", "21.00 ± 2.00", "36.00 ± 0.00", "-", "18.00 ± 0.00", "-"]
@@ -126,15 +125,19 @@ def test_results_make_a_table_and_a_figure(make, results, tmp_path):
         ("--table OUT", "has no complete results"),
         ("--out OUT -- --bs 0", "--bs 0: must be"),
         ("--table BAD", "no results of evidence.py"),
+        ("--out DONE --scale full", "has results of other scale (smoke)"),
+        ("--out DONE --scale smoke -- --epochs 3", "has results of other flags ([])"),
     ],
 )
-def test_a_bad_request_ends_with_one_line(make, tmp_path, flags, message):
-    bad = tmp_path / "bad"
-    bad.mkdir()
-    (bad / RESULTS).write_text('{"AT": {"epochs": [{}]}}')
-    ended = make(flags.replace("OUT", str(tmp_path / "out")).replace("BAD", str(bad)))
+def test_a_bad_request_ends_with_one_line(make, results, tmp_path, flags, message):
+    for name, content in (("BAD", {"AT": {"epochs": [{}]}}), ("DONE", results)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / RESULTS).write_text(json.dumps(content))
+    for name in ("OUT", "BAD", "DONE"):
+        flags = flags.replace(name, str(tmp_path / name))
+    ended = make(flags)
     assert ended.status == 2 and message in ended.err and len(ended.err.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "OUT").exists()
 
 
 @waits
@@ -142,14 +145,14 @@ def test_a_bad_request_ends_with_one_line(make, tmp_path, flags, message):
 @pytest.mark.dist
 def test_everything_runs_at_smoke_scale_and_continues(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    methods = [method for method in GRID if method in METHODS]
+    methods = ["AT", "RSLAD", "ADR", "IGDM"]
     flags = f"--scale smoke --out out --work work --threads 1 --jobs 2 --methods {' '.join(methods)}".split()
     evidence([*flags, "--minutes", "0.1"])
     stopped = json.loads((tmp_path / "out" / RESULTS).read_text())
-    evidence([*flags, "--", "--precision", "fp32"])
+    evidence(flags)
     results = json.loads((tmp_path / "out" / RESULTS).read_text())
     assert results | stopped == results  # what was done is not repeated
-    rows = Study(methods, SEEDS, results).rows()
+    rows = Study(methods, TWO, results).rows()
     assert len(rows) == len(methods) + 4
     assert all({"epochs", "ema", "raw"} <= results[run.name].keys() for runs in rows.values() for run in runs)
     evidence([*flags, "--list"])

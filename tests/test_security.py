@@ -70,7 +70,11 @@ def run(monkeypatch, capsys, prepared, outside):
 
 
 def tree(folder):
-    return {path: path.read_bytes() if path.is_file() else None for path in Path(folder).rglob("*")}
+    return {
+        path: path.read_bytes() if path.is_file() else None
+        for path in Path(folder).rglob("*")
+        if ".decoded" not in path.parts
+    }
 
 
 def refused(run, script, flags, name):

@@ -13,8 +13,7 @@ import pytest
 from commands import SMALL
 from conftest import ROOT
 
-import data
-from data import load
+from data import DATASETS, load
 from scripts.sweep import STATUS, sweep
 from utils.errors import UserError
 
@@ -87,7 +86,9 @@ def workdir(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHON", executable(tmp_path / "bin" / "python", FAKE_MAIN))
-    monkeypatch.setattr(data, "load", lambda name, *_, **options: load("Digits", image_size=16))
+    digits = load("Digits", image_size=16)
+    for name in ("CIFAR10", "Tiny_Image"):
+        monkeypatch.setitem(DATASETS, name, lambda *_: digits)
     handlers = {number: signal.getsignal(number) for number in STATUS}
     yield folder
     for number, handler in handlers.items():
@@ -169,7 +170,7 @@ BAD = {
 @pytest.mark.parametrize("args", BAD)
 def test_bad_input_is_reported_before_the_first_run(workdir, monkeypatch, args):
     splits = load("Digits", image_size=16)._replace(classes=("a", "b"))
-    monkeypatch.setattr(data, "load", lambda name, *_, **options: splits)
+    monkeypatch.setitem(DATASETS, "Folder", lambda *_: splits)
     with pytest.raises(UserError, match=re.escape(BAD[args])):
         sweep(shlex.split(args))
     assert not list(workdir.iterdir())

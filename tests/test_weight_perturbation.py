@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_steps import EXACT, problem, start_noise, teachers_of
-from test_trainer import copy_of, same
+from test_trainer import HostReads, copy_of, same
 
 from engine.training.trainer import Trainer
 from engine.training.weight_perturbation import WeightPerturbation
@@ -103,7 +103,10 @@ def test_a_step_of_rate_0_leaves_the_bytes_of_the_weights_and_warm_up_epochs_are
     student, _, [(x, y, _), _] = problem()
     student.float()
     before = [parameter.clone() for parameter in student.parameters()]
-    trainer_with("AT", student, [], 0.01, lr=0.0).step(x.float(), y)
+    trainer = trainer_with("AT", student, [], 0.01, lr=0.0, clip_grad=1.0, parts=2)
+    with HostReads() as reads:
+        trainer.step(x.float(), y)
+    assert reads.recorded == []
     assert all(map(torch.equal, student.parameters(), before))
     students = deepcopy(student), deepcopy(student)
     for each, gamma in zip(students, (None, 0.01), strict=True):

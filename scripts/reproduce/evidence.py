@@ -21,7 +21,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from statistics import mean, variance
@@ -72,27 +72,16 @@ RESULTS, PAGE, FIGURE, RAW = "results.json", "fair.md", "fair.png", "raw.pth"
 NONE = "-"
 
 
-class Setting(NamedTuple):
-    """What all runs share: flags of training and evaluation; the first of the ``seeds`` tunes."""
-
-    training: str
-    evaluation: str
-    seeds: tuple[int, ...]
-
-
-SETTINGS = {
-    "full": Setting(
-        "--dataset Folder --model small_resnet --limit_train 20000 --val_size 1000 --epochs 10 --bs 128 --eval_bs 500 "
-        "--lr_schedule cosine --IAD_begin 3 --limit_test 500 --ema 0.995",
-        "--attacks clean,pgd,aa --limit_test 2000 --limit_aa 500 --bs 500 --no-pictures",
-        (1, 2, 3),
-    ),
-    "smoke": Setting(  # shows that everything runs
-        "--dataset Digits --image_size 16 --model small_resnet --limit_train 64 --val_size 20 --epochs 2 --bs 32 "
-        "--num_steps 2 --lr_schedule cosine --IAD_begin 1 --limit_test 20 --no_teacher_check --ema 0.995",
-        "--attacks clean,pgd --limit_test 20 --bs 20 --no-pictures",
-        (1, 2),
-    ),
+SEEDS = {"full": [1, 2, 3], "smoke": [1, 2]}  # the first one tunes
+TRAINING = {
+    "full": "--dataset Folder --model small_resnet --limit_train 20000 --val_size 1000 --limit_test 500 --epochs 10 "
+    "--bs 128 --eval_bs 500 --lr_schedule cosine --IAD_begin 3 --ema 0.995",
+    "smoke": "--dataset Digits --image_size 16 --model small_resnet --limit_train 64 --val_size 20 --limit_test 20 "
+    "--epochs 2 --bs 32 --num_steps 2 --IAD_begin 1 --ema 0.995 --no_teacher_check",
+}
+EVALUATION = {
+    "full": "--attacks clean,pgd,aa --limit_test 2000 --limit_aa 500 --bs 500 --no-pictures",
+    "smoke": "--attacks clean,pgd --limit_test 20 --bs 20 --no-pictures",
 }
 
 
@@ -133,7 +122,7 @@ class Study:
     def held_out(self, run: Run) -> float | None:
         """PGD-10 accuracy of the best epoch on held-out training images; None before the run is trained."""
         epochs = self.results.get(run.name, {}).get("epochs")
-        return epochs and max(row["PGD10_acc"] for row in epochs)
+        return epochs and max(row["PGD10_acc"] or 0 for row in epochs)
 
     def tuning(self, method: str) -> dict[str, float | None]:
         """Held-out accuracy of each value of the method's grid."""
@@ -172,7 +161,7 @@ class Study:
         for run in dict.fromkeys([*tuned, *evaluated]):
             result = self.results.get(run.name, {})
             missing = [Step(run, weights) for weights in WEIGHTS if weights not in result] if run in evaluated else []
-            ready = "epochs" in result and (find(work / run.folder, BEST_PGD10) or not missing)
+            ready = "epochs" in result and (find(work / run.folder, RAW) or not missing)
             steps += missing if ready else [Step(run, TRAIN)]
         return sorted(steps, key=lambda step: step.part != TRAIN)  # other steps wait for trainings
 
@@ -188,14 +177,19 @@ class Runner:
     def __init__(self, study: Study, options: argparse.Namespace, flags: Sequence[str]):
         self.study, self.out = study, Path(options.out)
         self.work = Path(options.work or f"runs/fair-{options.scale}").absolute()
-        self.setting, self.jobs, self.flags = SETTINGS[options.scale], options.jobs, list(flags)
+        self.scale, self.jobs, self.flags = options.scale, options.jobs, list(flags)
         self.end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
         threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
         self.shared = ["--device", options.device, "--threads", str(threads)]
         self.shared += ["--data_root", str(Path(options.data_root).absolute())] if options.data_root else []
         cuda = options.device != "cpu" and torch.cuda.is_available()
         device = torch.cuda.get_device_name() if cuda else f"CPU, {platform.machine()}"
-        self.machine = {"device": device, "torch": torch.__version__, "git": versions()["git"], "flags": list(flags)}
+        mine = {"scale": options.scale, "flags": list(flags)}
+        self.machine = {"device": device, "torch": torch.__version__, "git": versions()["git"], **mine}
+        for key in ("scale", "flags"):
+            others = [result[key] for result in study.results.values() if result.get(key, mine[key]) != mine[key]]
+            if others:
+                raise UserError(f"--out {self.out}: has results of other {key} ({others[0]}); name another folder")
 
     def command(self, step: Step) -> list[str]:
         """The flags of main.py or main_eval.py."""
@@ -203,8 +197,8 @@ class Runner:
         if step.part != TRAIN:
             path = find(folder, RAW if step.part == "raw" else BEST_PGD10) or folder
             args = ["--model_path", str(path), "--out", str(folder / step.part)]
-            return [*args, *self.setting.evaluation.split(), *self.shared]
-        args = ["--method", run.method, *self.setting.training.split(), *run.flags.split(), "--seed", str(run.seed)]
+            return [*args, *EVALUATION[self.scale].split(), *self.shared]
+        args = ["--method", run.method, *TRAINING[self.scale].split(), *run.flags.split(), "--seed", str(run.seed)]
         if run.method in WITH_TEACHER:
             args += ["--teacher_model", "small_resnet", "--teacher_path", str(TEACHER)]
         return [*args, *self.shared, "--root_path", str(folder), "--resume", *self.flags]
@@ -251,16 +245,16 @@ class Runner:
         folder = self.work / step.run.folder
         if step.part == TRAIN:
             key, value = "epochs", read_run(find(folder, "results.csv").parent).epochs
-            summary = f"held-out PGD-10 {max(row['PGD10_acc'] for row in value):.2f} %"
         else:
             figures = read_evaluations(find(folder / step.part, "eval.json"))[-1]["figures"]
             key, value = step.part, {title: figures[title]["accuracy"] for title in ATTACKS if title in figures}
-            value |= {"images": {title: figures[title]["n"] for title in value}}
-            summary = ", ".join(f"{title} {value[title]:.2f} %" for title in value["images"])
-        result = self.study.results.setdefault(step.run.name, {})
-        result |= {key: value, f"{step.part} seconds": seconds, **self.machine}
-        write_results(self.out, self.study.results)
-        logger.info("%s %s %s: %s, %.0f s", time.strftime("%H:%M:%S"), step.run.name, step.part, summary, seconds)
+            value["images"] = {title: figures[title]["n"] for title in value}
+        results = self.study.results
+        results.setdefault(step.run.name, {}).update({key: value, f"{step.part} seconds": seconds, **self.machine})
+        lines = (f"{json.dumps(name)}: {json.dumps(result)}" for name, result in results.items())
+        write_text(self.out / RESULTS, "{\n" + ",\n".join(lines) + "\n}\n")
+        summary = self.study.held_out(step.run) if step.part == TRAIN else [value[title] for title in value["images"]]
+        logger.info("%s %s %s: %s %%, %.0f s", time.strftime("%H:%M:%S"), step.run.name, step.part, summary, seconds)
 
 
 def execute(part: str, args: list[str], log: Path) -> None:
@@ -286,17 +280,11 @@ def read_results(folder: Path) -> dict[str, dict]:
     path = folder / RESULTS
     try:
         results = read_json(path) if path.exists() else {}
-        if not all(row["PGD10_acc"] >= 0 for result in results.values() for row in result["epochs"]):
+        if not all((row["PGD10_acc"] or 0) >= 0 for result in results.values() for row in result["epochs"]):
             raise ValueError("not an accuracy")
         return results
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: no results of evidence.py ({error}); name another folder") from error
-
-
-def write_results(folder: Path, results: Mapping[str, dict]) -> None:
-    """Write results.json, one line per run."""
-    lines = (f"{json.dumps(name)}: {json.dumps(result)}" for name, result in results.items())
-    write_text(folder / RESULTS, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def evidence(arguments: Sequence[str]) -> None:
@@ -311,7 +299,7 @@ def evidence(arguments: Sequence[str]) -> None:
     if not (options.jobs >= 1 and options.minutes >= 0):
         raise UserError(f"--jobs {options.jobs} --minutes {options.minutes:g}: must be at least 1 and 0")
     folder = Path(options.table or options.out)
-    study = Study(options.methods, options.seeds or SETTINGS[options.scale].seeds, read_results(folder))
+    study = Study(options.methods, options.seeds or SEEDS[options.scale], read_results(folder))
     if options.table and not study.rows():
         raise UserError(f"--table {folder}: has no complete results of evidence.py")
     succeeded = bool(options.table) or carry_out(study, options, flags)
@@ -345,7 +333,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", help="folder of the results")
     parser.add_argument("--table", metavar="DIR", help="write table and figure of the results in DIR and end")
     parser.add_argument("--work", metavar="DIR", help="folder of the checkpoints; default: runs/fair-SCALE")
-    parser.add_argument("--scale", choices=SETTINGS, default="full", help="smoke shows that everything runs [full]")
+    parser.add_argument("--scale", choices=SEEDS, default="full", help="smoke shows that everything runs [full]")
     parser.add_argument("--methods", nargs="+", default=list(GRID), metavar="NAME", help="some methods; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="the first one tunes [1 2 3]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
