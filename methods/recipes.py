@@ -38,6 +38,7 @@ STRONG = {
     "awp": 0.005,  # TRADES-AWP and ADR with AWP
     "awp_warmup": 10,  # TRADES-AWP
     "lr_schedule": "cosine",  # Rebuffi et al. (2021)
+    "augment": "idbh-weak",  # Li & Spratling (ICLR 2023), with AWP and SWA
 }
 
 TINY_IMAGENET = {

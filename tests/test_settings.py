@@ -130,5 +130,5 @@ def test_pieces_out_of_range_are_refused(field):
 
 def test_the_strong_recipe_fills_in_what_is_not_given():
     config, sources = resolve(*parse(TrainConfig, ["--recipe", "strong", "--awp", "0.01"], description="", choices={}))
-    assert (config.ema, config.awp, config.lr_schedule) == (0.995, 0.01, "cosine")
+    assert (config.ema, config.awp, config.augment) == (0.995, 0.01, "idbh-weak")
     assert (sources["ema"], sources["awp"]) == ("recipe", "flag")

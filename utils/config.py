@@ -308,7 +308,7 @@ class TrainConfig(CommonConfig):
     recipe: Literal["fair", "paper", "strong"] = flag(
         "fair",
         "values of flags that are not given; fair: the defaults listed here, the same for all methods;\n"
-        "paper: the training that the method's paper published; strong: weight averaging, AWP and a cosine schedule,\n"
+        "paper: the training that the method's paper published; strong: --ema, --awp, --augment idbh-weak, cosine,\n"
         "as in the best published trainings of ResNet-18",
         group=TRAINING,
     )
