@@ -58,7 +58,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path, weights: str | None = None, normalize: str | None = None):
-        self.path, self.weights = Path(path), weights
+        self.path, self.weights, self.reported = Path(path), weights, set()
         self.normalize = constants(normalize) if normalize else None
         try:
             data = self.path.read_bytes()
@@ -82,6 +82,12 @@ class Checkpoint:
     def of(cls, source: "str | Path | Checkpoint") -> "Checkpoint":
         """Return ``source`` itself or the checkpoint at this path."""
         return source if isinstance(source, Checkpoint) else cls(source)
+
+    def report(self, log: Callable, message: str, *values: object) -> None:
+        """Log a message about this file once, however often it is loaded."""
+        if message not in self.reported:
+            self.reported.add(message)
+            log(message, *values)
 
     def fits(self, expected: Mapping[str, Tensor], any_classes: bool = False) -> "list[Fit]":
         """Compare the keys and shapes of a network with the tensors under every prefix at which it may begin."""
@@ -294,12 +300,12 @@ def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
         unused = (raw if best in averages else averages)[0]
         choice = "raw" if best in averages else "ema"
         message = "%s: uses the %s (%s), not the %s (%s); --weights %s uses those"
-        logger.info(message, path, used, best.name, other, unused.name, choice)
+        checkpoint.report(logger.info, message, path, used, best.name, other, unused.name, choice)
     outside = {key for key in checkpoint.groups[best.place] if not key.startswith(best.prefix)}
     ignored = {key.split(".")[0] for key in {*best.extra, *outside} if not _is_statistic(key)}
     ignored |= checkpoint.groups.keys() - {fit.place for fit in (*averages, *raw)}
     if ignored:
-        logger.info("%s: not used: %s", path, ", ".join(sorted(ignored)))
+        checkpoint.report(logger.info, "%s: not used: %s", path, ", ".join(sorted(ignored)))
     return best
 
 
@@ -335,5 +341,5 @@ def _statistics(checkpoint: Checkpoint, fit: Fit) -> tuple[Tensor, Tensor] | Non
     ):
         message = '%s: WARNING: its keys begin with "%s", as behind a layer that normalizes images, but it has no mean '
         message += "and std: its accuracy will be low; --normalize cifar10 (or mean and std) adds them"
-        logger.warning(message, checkpoint.path, fit.prefix)
+        checkpoint.report(logger.warning, message, checkpoint.path, fit.prefix)
     return None
