@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
 from data import load
-from engine.checkpoint import BEST_PGD10, load_checkpoint, save_checkpoint
+from engine.checkpoint import BEST_PGD10
 from engine.evaluation.records import read_evaluations
 from engine.evaluation.run import run_evaluation
 from engine.reporting.runs import read_run
@@ -68,7 +68,7 @@ PIECES = {"AWP": "--awp 0.005", "IDBH-weak": "--augment idbh-weak"}
 TEACHER = ROOT / "models" / "pretrained" / "small_resnet_cifar10" / "model.safetensors"
 TRAIN, WEIGHTS = "train", ("ema", "raw")  # the steps of a run: a training, and an evaluation of each kind of weights
 ATTACKS = ("Clean", "PGD-20", "AutoAttack")
-RESULTS, PAGE, FIGURE, RAW = "results.json", "fair.md", "fair.png", "raw.pth"
+RESULTS, PAGE, FIGURE = "results.json", "fair.md", "fair.png"
 NONE = "-"
 
 
@@ -161,7 +161,7 @@ class Study:
         for run in dict.fromkeys([*tuned, *evaluated]):
             result = self.results.get(run.name, {})
             missing = [Step(run, weights) for weights in WEIGHTS if weights not in result] if run in evaluated else []
-            ready = "epochs" in result and (find(work / run.folder, RAW) or not missing)
+            ready = "epochs" in result and (find(work / run.folder, BEST_PGD10) or not missing)
             steps += missing if ready else [Step(run, TRAIN)]
         return sorted(steps, key=lambda step: step.part != TRAIN)  # other steps wait for trainings
 
@@ -195,8 +195,8 @@ class Runner:
         """The flags of main.py or main_eval.py."""
         run, folder = step.run, self.work / step.run.folder
         if step.part != TRAIN:
-            path = find(folder, RAW if step.part == "raw" else BEST_PGD10) or folder
-            args = ["--model_path", str(path), "--out", str(folder / step.part)]
+            path = find(folder, BEST_PGD10) or folder
+            args = ["--model_path", str(path), "--weights", step.part, "--out", str(folder / step.part)]
             return [*args, *EVALUATION[self.scale].split(), *self.shared]
         args = ["--method", run.method, *TRAINING[self.scale].split(), *run.flags.split(), "--seed", str(run.seed)]
         if run.method in WITH_TEACHER:
@@ -263,16 +263,9 @@ def execute(part: str, args: list[str], log: Path) -> None:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     if part == TRAIN:
-        run_command(lambda: _train(args))
+        run_command(lambda: train(*parse(TrainConfig, args, description="", choices={})))
     else:
         run_command(lambda: run_evaluation(parse(EvalConfig, args, description="", choices={}).config))
-
-
-def _train(args: list[str]) -> None:
-    """Train, and write the raw weights of the best checkpoint as a checkpoint."""
-    folder = train(*parse(TrainConfig, args, description="", choices={}))
-    best = load_checkpoint(folder / BEST_PGD10)
-    save_checkpoint(folder / RAW, {**best, "net": best["net_raw"]})
 
 
 def read_results(folder: Path) -> dict[str, dict]:
