@@ -76,7 +76,8 @@ def rectified_labels(t_ema, y, *, temperature, lam):
     The less the average prefers a wrong class, the softer the label. Logits (B, C), labels (B,) or (B, C) -> (B, C).
     """
     p = (t_ema / temperature).softmax(1)
-    labels = F.one_hot(y, p.shape[1]).to(p.dtype) if y.ndim == 1 else y
+    # F.one_hot would read the labels on the host.
+    labels = (y[:, None] == torch.arange(p.shape[1], device=y.device)).to(p.dtype) if y.ndim == 1 else y
     mixing = (lam - (p.amax(1) - (p * labels).sum(1))).clamp(0, 1)[:, None]
     return mixing * p + (1 - mixing) * labels
 

@@ -35,7 +35,9 @@ OBJECTIVES = {
     "RSLAD": lambda s, t, x, y: lambda z: kl(t(x).detach(), s(z)),
     "TRADES": lambda s, t, x, y: lambda z: kl(s(x).detach(), s(z)),
 }
-TEMPERATURE_30 = ("ARD", "AdaIAD")  # all probabilities are nearly equal: their differences lose a digit
+# Of a float32 gradient, relative. At temperatures 30 and 5 probabilities are nearly equal, and SAAD's weights are
+# differences of nearly equal entropies: subtraction loses digits.
+TOLERANCES = {"ARD": 3e-5, "AdaIAD": 3e-5, "PeerAiD": 1e-4, "SAAD": 5e-4}
 
 
 def trainer_of(kind, name, student, teachers, **options):
@@ -97,7 +99,7 @@ def test_twenty_steps_in_float32(name):
         different, pixels = different + int(differs.sum()), pixels + x_adv.numel()
         if not differs.any():  # different images have different gradients
             expected, actual = (torch.cat([g.flatten() for g in values]) for values in (gradients, fast_gradients))
-            assert (actual - expected).norm() <= (3e-5 if name in TEMPERATURE_30 else 1e-5) * expected.norm()
+            assert (actual - expected).norm() <= TOLERANCES.get(name, 1e-5) * expected.norm()
     # A pixel whose gradient is zero up to rounding may step in the other direction.
     assert different < 1e-3 * pixels
 

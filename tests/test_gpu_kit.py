@@ -58,7 +58,7 @@ def test_everything_runs_at_smoke_scale(gpu, tmp_path):
     ("flags", "message"),
     [
         ("--minutes 0 --out OUT", "--minutes 0: must be"),
-        ("--minutes 1", "--out: needed"),
+        ("--minutes 1", "--out: required"),
         ("--minutes 1 --out OUT --epochs 0", "--epochs 0: must be"),
         ("--minutes 1 --out OUT --data_root OUT", "no images in train/CLASS/"),
         ("--table OUT", "has no results"),

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from conftest import GOLDEN
 
 from models import ALIASES, MODELS, build
-from models.deepmind_wide_resnet import CIFAR10, DeepMindWideResNet
+from models.deepmind_wide_resnet import DeepMindWideResNet
+from models.normalized import CONSTANTS
 from models.wide_resnet import WideResNet
 from utils.errors import UserError
 
@@ -76,7 +77,7 @@ def test_deepmind_layout_equals_the_official_one():
     network, expected = DeepMindWideResNet(100, depth=16, width=2), RECORDED[DEEPMIND]
     assert shapes(network) == list(expected["state_dict"].items())
     # The recorded code normalizes CIFAR-100 with the statistics of CIFAR-10 (a mistake of RSLAD's copy).
-    network.mean, network.std = (torch.tensor(value).view(1, 3, 1, 1) for value in CIFAR10)
+    network.mean, network.std = (torch.tensor(value).view(1, 3, 1, 1) for value in CONSTANTS["cifar10"])
     assert_logits(network, expected)
 
 

@@ -402,6 +402,8 @@ def test_a_wrong_teacher_names_the_flag_that_fits(tmp_path, network):
 
 def test_robustbench_network_from_its_cache_without_the_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("robustbench.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "robustbench", None)  # as if it were not installed
     path = tmp_path / "models/cifar10/Linf/Some2026Network.pt"
     with pytest.raises(
