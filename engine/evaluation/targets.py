@@ -107,6 +107,8 @@ def load_other_network(
     """Load the surrogate or the naturally trained network on the device; None for an empty path."""
     if not path:
         return None
+    if not path.strip():
+        raise UserError(f"{flag}: an empty name; give a checkpoint")
     checkpoint = Checkpoint(path, config.weights, config.normalize)
     target = EvalTarget(checkpoint.path, network_in(checkpoint, model, flag), checkpoint)
     return target.load(config, splits).to(device)

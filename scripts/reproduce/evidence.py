@@ -50,7 +50,7 @@ from utils.plots import save_figure
 from utils.tables import markdown_table
 from utils.versions import versions
 
-RATES = ("--lr_max 0.03", "--lr_max 0.1", "--lr_max 0.3")
+RATES = ("--lr_max 0.1", "--lr_max 0.3", "--lr_max 1")
 SCALES = ("--kl_weight 0.1", "--kl_weight 1", "--kl_weight 3")  # 0.1 is the official one of RSLAD and AdaAD
 # Method -> three values of its loss scale or, where it has none, of its learning rate.
 GRID = {
