@@ -20,7 +20,8 @@ from utils.names import canonical
 from utils.versions import versions
 
 AUTOATTACK = ("pyautoattack", "autoattack")  # either package of its authors
-LIBRARY_BATCH = 200  # images per batch of other libraries' attacks, whose random numbers depend on the batch
+# Images per batch of other libraries' attacks, whose random numbers depend on the batch. A GPU needs large ones.
+LIBRARY_BATCH = {"cpu": 200, "cuda": 1000}
 
 
 class InParts(nn.Module):
@@ -76,7 +77,7 @@ def run_attacks(
         part = take(images, attacked)
         model, copy, size = network, attack_model, batch_size
         if "library" in attack.parameters:
-            model, size = InParts(network, batch_size).eval(), LIBRARY_BATCH
+            model, size = InParts(network, batch_size).eval(), LIBRARY_BATCH.get(x.device.type, 200)
             copy = model if copy is network else InParts(copy, batch_size).eval()
         result = run_attack(model, batches(part, size), clean[attacked], attack, attack_model=copy, **options)
         seconds = time.monotonic() - start
