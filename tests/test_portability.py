@@ -1,4 +1,4 @@
-"""Other machines: the tools and the bash of macOS, a Python without what Windows lacks, a machine that is busy."""
+"""Other machines: the tools and the bash of macOS, a Python without what Windows does not have, a busy machine."""
 
 import os
 import re

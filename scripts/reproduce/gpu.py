@@ -289,7 +289,7 @@ class Session:
         return {"sha256": hashlib.sha256(content).hexdigest(), "config": read_json(folder / CONFIG)}
 
     def weights(self) -> Path | None:
-        """The teacher's file: of this session, joined from the parts of an earlier one, or the published one."""
+        """The teacher's file: of this call, joined from the parts of an earlier one, or the published one."""
         path = self.work / TEACHER / WEIGHTS
         if not path.exists() and (parts := sorted(self.earlier.rglob("teacher.[12]"))):
             path.parent.mkdir(exist_ok=True)
