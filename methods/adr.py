@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from attacks.pgd import uniform
-from methods.losses import Step
+from methods.losses import Step, as_probabilities
 
 DECAY = 0.995  # of the average (official)
 # Temperature from high to low, lambda from low to high (official).
@@ -76,8 +76,7 @@ def rectified_labels(t_ema, y, *, temperature, lam):
     The less the average prefers a wrong class, the softer the label. Logits (B, C), labels (B,) or (B, C) -> (B, C).
     """
     p = (t_ema / temperature).softmax(1)
-    # F.one_hot would read the labels on the host.
-    labels = (y[:, None] == torch.arange(p.shape[1], device=y.device)).to(p.dtype) if y.ndim == 1 else y
+    labels = as_probabilities(y, p)
     mixing = (lam - (p.amax(1) - (p * labels).sum(1))).clamp(0, 1)[:, None]
     return mixing * p + (1 - mixing) * labels
 

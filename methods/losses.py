@@ -88,3 +88,11 @@ def swap(logits: Tensor, y: Tensor) -> Tensor:
     largest_other, rival = logits.scatter(1, label, -torch.inf).max(1, keepdim=True)
     swapped = logits.scatter(1, label, largest_other).scatter(1, rival, label_logit)
     return torch.where(label_logit < largest_other, swapped, logits)
+
+
+def as_probabilities(y, logits):
+    """Return labels y, (B,) or mixed (B, C), as probabilities (B, C) in the type of ``logits``.
+
+    F.one_hot would read the labels on the host.
+    """
+    return y if y.ndim == 2 else (y[:, None] == torch.arange(logits.shape[1], device=y.device)).to(logits.dtype)

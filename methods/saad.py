@@ -7,7 +7,7 @@ import torch
 
 from attacks.pgd import gaussian
 from methods.igdm import mirrored, ramped
-from methods.losses import Step, kl
+from methods.losses import Step, as_probabilities, kl
 from utils.log import logger
 
 SCALE = 5.0  # of the weights (official)
@@ -80,13 +80,16 @@ def weights(t_adv, gamma):
 
 
 def label_gradient(teacher, x, y):
-    """Return the teacher's logits (B, C) on images x (B, C, H, W), and the gradient of the label's logit, like x."""
+    """Return the teacher's logits (B, C) on images x, and the gradient of the label's logit, like x.
+
+    Of mixed labels y (B, C) it is the gradient of the mean logit.
+    """
     images = x.detach().requires_grad_()
     logits = teacher(images)
-    (gradient,) = torch.autograd.grad(logits.gather(1, y[:, None]).sum(), images)
+    (gradient,) = torch.autograd.grad((logits * as_probabilities(y, logits)).sum(), images)
     return logits.detach(), gradient
 
 
 def estimate(logits, gradient, delta, y):
     """Return logits (B, C) whose label's logit is moved by the inner product of ``gradient`` and ``delta``."""
-    return logits.scatter_add(1, y[:, None], (gradient * delta).flatten(1).sum(1, keepdim=True))
+    return logits + as_probabilities(y, logits) * (gradient * delta).flatten(1).sum(1, keepdim=True)
