@@ -155,7 +155,7 @@ ALTERED = {
     "no number of epochs": lambda state: state | {"epochs": "three"},
     "no settings": lambda state: state | {"config": None},
     "other metrics": lambda state: state | {"metrics": state["metrics"] | {"batches": "x"}},
-    "a state of an older version": lambda state: {"tally" if key == "metrics" else key: state[key] for key in state},
+    "a state of an older version": lambda state: {"sums" if key == "metrics" else key: state[key] for key in state},
     "a list": lambda state: [state],
     "a best checkpoint": lambda state: {key: state[key] for key in ("net", "classes")},
 }
