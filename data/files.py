@@ -35,18 +35,17 @@ def image_files(folder: Path, left_out: Counter[str]) -> list[Path]:
     """Return the image files in ``folder`` and its subfolders, links followed, in the order of their paths.
 
     A file is an image if it has a common suffix of one, or its first bytes are those of one of FORMATS. The others are
-    counted in ``left_out`` by kind. A folder that several links lead to is read once, so a circle of links ends.
-    Raises UserError for a folder that cannot be read.
+    counted in ``left_out`` by kind. A folder that several links lead to is read once, and none that contains
+    ``folder``, so a circle of links ends. Raises UserError for a folder that cannot be read.
     """
-    found, folders, seen = [], [folder], set()
+    found, folders, seen = [], [folder], {_identity(parent) for parent in folder.absolute().parents}
     while folders:
         current = folders.pop()
         with _readable(current):
-            status = current.stat()
-            if (status.st_dev, status.st_ino) in seen:
+            if (identity := _identity(current)) in seen:
                 left_out["folders linked twice"] += 1
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            seen.add(identity)
             for entry in _entries(current):
                 path = current / entry.name
                 if is_system(entry.name):
@@ -105,6 +104,11 @@ def summary(left_out: Counter[str]) -> str:
     """Return "; left out: 3 .txt, ..." for the log, or nothing."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in left_out.most_common())
     return f"; left out: {kinds}" if kinds else ""
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:

@@ -71,10 +71,11 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], name: st
 def warn_of_input_scale(model: nn.Module, x: Tensor, name: str) -> None:
     """Warn if the first BatchNorm was trained on inputs of another scale than it has for images x (B, 3, H, W).
 
-    A network trained on images normalized by its data loader, with a std near 0.25, has 4 times the scale.
+    A network trained on images normalized by its data loader, with a std near 0.25, has 4 times the scale. Nothing is
+    known after a few batches, when the running variance is still near its initial value.
     """
     norm = next((module for module in model.modules() if isinstance(module, nn.BatchNorm2d)), None)
-    if norm is None or norm.running_var is None:
+    if norm is None or norm.running_var is None or 0 < norm.num_batches_tracked < 50:
         return
     seen = []
     hook = norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))

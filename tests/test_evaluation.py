@@ -519,7 +519,9 @@ def test_an_accuracy_near_chance_level_is_reported_with_its_causes(caplog):
 def test_a_normalization_outside_the_network_is_recognized(caplog, std):
     torch.manual_seed(0)
     x, net = torch.rand(100, 3, 16, 16) * 0.9, build("small_resnet", 10)
-    for _ in range(40):
+    net.train()((x - 0.5) / std)
+    warn_of_input_scale(net, x, "net.pth")  # untrained
+    for _ in range(50):
         net.train()((x - 0.5) / std)
     warn_of_input_scale(net, (x - 0.5) / std, "net.pth")
     assert not caplog.text
