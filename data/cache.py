@@ -199,8 +199,7 @@ class PixelCache:
         log.warning(message, self.folder, error.strerror or error)
 
     def _require_space(self, size: int) -> None:
-        existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        disk, memory = shutil.disk_usage(existing).free if self._writable else 0, available_memory()
+        disk, memory = shutil.disk_usage(self.folder).free if self._writable else 0, available_memory()
         if size > max(disk, memory):
             need, disk, memory = (f"{value / 2**30:,.1f} GiB" for value in (size, disk, memory))
             raise UserError(

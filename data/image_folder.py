@@ -50,11 +50,12 @@ def _test_folder(root: Path, classes: list[str]) -> Path:
 def _list_images(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     """Return (file, label) pairs by class, and the class names."""
     if not folder.is_dir():
-        raise UserError(f"--data_root {folder.parent}: no folder {folder.name}/; it needs {_LAYOUT}")
+        problem = f"no folder {folder.name}/" if folder.parent.is_dir() else "no such folder"
+        raise UserError(f"--data_root {folder.parent}: {problem}; it needs {_LAYOUT}")
     left_out: Counter[str] = Counter()
     classes = class_folders(folder, left_out)
     if len(classes) < 2:
-        raise UserError(f"{folder}: {len(classes)} class folders; at least 2 are needed, each with images")
+        raise UserError(f"{folder}: needs at least 2 class folders with images, and has {len(classes)}")
     pairs = []
     for label, folders in enumerate(classes.values()):
         files = [path for each in folders for path in image_files(each, left_out)]

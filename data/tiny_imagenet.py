@@ -29,7 +29,7 @@ def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Spl
     """
     check_image_size("Tiny_Image", 64, image_size)
     root = _find(root or Path("datasets"))
-    classes = sorted(_read_text(root / "wnids.txt").split())
+    classes = sorted(set(_read_text(root / "wnids.txt").split()))
     train, test = _train_images(root, classes), _test_images(root, classes)
     return splits_of_files(root, train, test, classes, 64, options)
 

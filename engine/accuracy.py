@@ -83,12 +83,11 @@ def warn_of_input_scale(model: nn.Module, x: Tensor, name: str) -> None:
     hook.remove()
     ratio = float((norm.running_var / seen[0].var((0, 2, 3)).clamp(min=1e-12)).median().sqrt()) if seen else 1.0
     if not 1 / MAX_SCALE < ratio < MAX_SCALE:
-        logger.warning(
-            "WARNING: %s: trained on images of %.2g times the standard deviation of these, as if they were normalized "
-            "outside the network; --normalize cifar10 (or mean and std) adds the normalization",
-            name,
-            ratio,
-        )
+        cause = "they were normalized outside the network; --normalize cifar10 (or mean and std) adds the normalization"
+        if ratio < 1:
+            cause = "they had not been normalized; check --normalize, or the mean and std in the file"
+        message = "WARNING: %s: its training images had %.2g times the standard deviation of these, as if %s"
+        logger.warning(message, name, ratio, cause)
 
 
 def attack_and_verify(

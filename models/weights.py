@@ -295,15 +295,16 @@ def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
     if any(not torch.equal(best.state[key], fit.state[key]) for fit in others for key in best.state):
         names = ", ".join(fit.name for fit in (best, *others))
         raise UserError(f"{path}: contains several such networks ({names}); save one of them")
+    reported = {fit.place for fit in (best, *others)}
     if averages and raw:
         used, other = ("average", "raw weights") if best in averages else ("raw weights", "average")
         unused = (raw if best in averages else averages)[0]
-        choice = "raw" if best in averages else "ema"
+        choice, reported = "raw" if best in averages else "ema", reported | {unused.place}
         message = "%s: uses the %s (%s), not the %s (%s); --weights %s uses those"
         checkpoint.report(logger.info, message, path, used, best.name, other, unused.name, choice)
     outside = {key for key in checkpoint.groups[best.place] if not key.startswith(best.prefix)}
     ignored = {key.split(".")[0] for key in {*best.extra, *outside} if not _is_statistic(key)}
-    ignored |= checkpoint.groups.keys() - {fit.place for fit in (*averages, *raw)}
+    ignored |= checkpoint.groups.keys() - reported
     if ignored:
         checkpoint.report(logger.info, "%s: not used: %s", path, ", ".join(sorted(ignored)))
     return best

@@ -204,6 +204,7 @@ def test_folder_of_mixed_sizes_needs_image_size(folder):
         ("tiny", lambda root: (root / "val/images/val_1.JPEG").unlink(), "line 2: no file"),
         ("tiny", lambda root: save(root / "val/images/val_1.JPEG", noise(0, 32)), "val_1.JPEG: is 32x32, not 64x64"),
         ("folder", lambda root: (root / "test").rename(root / "tset"), "no folder test/"),
+        ("folder", lambda root: root.rename(root.with_name("gone")), "no such folder; it needs train/<class>/"),
         ("folder", lambda root: (root / "train").rename(root / "tarin"), "no folder train/"),
         (
             "folder",
@@ -211,7 +212,11 @@ def test_folder_of_mixed_sizes_needs_image_size(folder):
             "class 'ant' is in only one of train and test",
         ),
         ("folder", lambda root: (root / "train/bee").mkdir(), "bee: no images"),
-        ("folder", lambda root: (root / "train/ant").rename(root / "train/.ant"), "train: 1 class folders; at least 2"),
+        (
+            "folder",
+            lambda root: (root / "train/ant").rename(root / "train/.ant"),
+            "train: needs at least 2 class folders",
+        ),
         ("folder", lambda root: save(root / "train/ant/0.png", noise(0, 16)[:8]), "0.png: is 16x8, not square"),
         (
             "folder",
@@ -295,6 +300,14 @@ def test_images_that_cannot_be_cached_stay_in_memory_or_go_to_cache_dir(folder, 
     assert caplog.text.count("cannot cache") == 1 and "--cache_dir" in caplog.text
     assert torch.equal(images_of(folder, cache_dir=str(tmp_path / "a" / "b")), expected)
     assert len(list((tmp_path / "a" / "b").glob("*/16-*.bin"))) == 1 and caplog.text.count("cannot cache") == 1
+
+    def refuse(self, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    with monkeypatch.context() as patch:  # as in a folder of another user
+        patch.setattr(Path, "mkdir", refuse)
+        patch.setattr(Path, "exists", refuse)
+        assert torch.equal(images_of(folder, cache_dir=str(tmp_path / "other")), expected)
 
     def full(self, index, record):
         raise OSError(errno.ENOSPC, "No space left on device")

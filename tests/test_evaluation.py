@@ -526,7 +526,10 @@ def test_a_normalization_outside_the_network_is_recognized(caplog, std):
     warn_of_input_scale(net, (x - 0.5) / std, "net.pth")
     assert not caplog.text
     warn_of_input_scale(net, x, "net.pth")
-    assert "net.pth: trained on images of" in caplog.text and "--normalize" in caplog.text
+    assert "net.pth: its training images had" in caplog.text and "--normalize cifar10" in caplog.text
+    caplog.clear()
+    warn_of_input_scale(net, (x - 0.5) / std**2, "net.pth")
+    assert "as if they had not been normalized; check --normalize" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,9 @@ def test_what_is_not_used_is_reported(network, tmp_path, caplog):
     path = write(LAYOUTS["criterion and metrics"](network.state_dict()), tmp_path / "some.pth")
     load_weights(build("small_resnet", 10), path)
     assert f"{path}: not used: criterion, train_acc" in caplog.text
+    last, best = ({key: value + k for key, value in network.state_dict().items()} for k in (1, 2))
+    load_weights(build("small_resnet", 10), write({"net": last, "best_net": best}, tmp_path / "two.pth"))
+    assert "two.pth: not used: best_net" in caplog.text
 
 
 def test_layers_that_the_network_does_not_have_are_not_dropped(network, tmp_path):
@@ -235,7 +238,7 @@ def test_a_lost_normalization_is_reported_and_normalize_adds_it(network, tmp_pat
     assert not caplog.text
     loaded = load_weights(build("small_resnet", 10), Checkpoint(path, normalize="CIFAR10"))
     assert torch.allclose(loaded.mean.flatten(), torch.tensor([0.4914, 0.4822, 0.4465]))
-    for value in ("mnist", "0.5,0.5", "1,2,3,4,5,0", "nan,0,0,1,1,1"):
+    for value in ("mnist", "0.5,0.5", "0,0,0,1,1,0", "125,123,114,63,62,67", "nan,0,0,1,1,1"):
         with pytest.raises(UserError, match=f"--normalize {value}: "):
             Checkpoint(path, normalize=value)
 

@@ -252,7 +252,7 @@ def _make_average(student: nn.Module, config: TrainConfig, arithmetic: Arithmeti
 
 
 def _log_images(config: TrainConfig, splits: Splits, n: int, extra: ExtraData | None) -> None:
-    reason = "--no-flip" if splits.flip else "images of this dataset may then have another class"
+    reason = "--no-flip" if splits.flip else "a mirrored image may have another class"
     mirrored = "mirrored with probability 1/2 (--no-flip: never)"
     mirrored = mirrored if config.flip and splits.flip else f"not mirrored ({reason})"
     logger.info("training images are %s; %s", AUGMENTATIONS[config.augment][1], mirrored)
