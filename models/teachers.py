@@ -8,7 +8,9 @@ from torch import nn
 
 from models import MODELS, robustbench
 from models.weights import Checkpoint, load_network
+from utils.cli import run_command
 from utils.errors import UserError
+from utils.log import logger
 from utils.names import canonical
 
 
@@ -170,4 +172,4 @@ def _table() -> str:
 
 
 if __name__ == "__main__":
-    print(_table())
+    run_command(lambda: logger.info(_table()))

@@ -55,7 +55,7 @@ def draw(rows: Sequence[Row], shown: Sequence[str]) -> Figure | None:
     attack = shared_attack({title: accuracy.percent for title, accuracy in row.accuracies.items()} for row in rows)
     drawn = [row for row in rows if {CLEAN, attack} <= row.accuracies.keys()]
     if len(drawn) < len(rows):
-        message = "comparison.png shows %d of %d rows; the others have no %s or %s"
+        message = "comparison.png shows %d of %d rows, those with both %s and %s"
         logger.warning(message, len(drawn), len(rows), CLEAN, attack or "an attack")
     if not drawn:
         return None

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import zlib
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from itertools import product
@@ -98,7 +98,8 @@ class Sweep:
     def execute(self, runs: list[Run]) -> int:
         """Train and evaluate; return the exit status."""
         for number in STATUS:
-            signal.signal(number, self.stop)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+                signal.signal(number, self.stop)
         with ThreadPoolExecutor(self.jobs) as pool:
             outcomes = list(pool.map(self._execute, runs))
         failed = sum("failed" in outcome for outcome in outcomes)
@@ -150,17 +151,28 @@ def read_options(argv: list[str]) -> Namespace:
         if argv[k - 1] == "--eval":  # its value looks like a flag
             argv[k - 1 : k + 1] = [f"--eval={argv[k]}"]
     parser = parser_for(__doc__)
-    parser.add_argument("--datasets", default="CIFAR10", help='"A B"; Tiny_Image goes to main_tiny.py [CIFAR10]')
-    parser.add_argument("--methods", default="AT", help='"A B" [AT]')
-    parser.add_argument("--models", default="resnet18", help='"A B", students [resnet18]')
-    parser.add_argument("--seeds", default="42", help='"1 2" [42]')
+    parser.add_argument("--datasets", default="CIFAR10", help="names; Tiny_Image uses main_tiny.py [CIFAR10]")
+    parser.add_argument("--methods", default="AT", help='names separated by spaces, "AT DGAD" [AT]')
+    parser.add_argument("--models", default="resnet18", help="names of students [resnet18]")
+    parser.add_argument("--seeds", default="42", help='numbers separated by spaces, "1 2" [42]')
     parser.add_argument("--root_path", default="tuned_models", metavar="DIR", help="folder of all runs [tuned_models]")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time; they share the cores [1, or all --gpus]")
     parser.add_argument("--gpus", default="", help='"0 1": each run uses one of these GPUs, as --gpu_id')
-    parser.add_argument("--eval", default="", metavar="FLAGS", help="evaluate each finished run by main_eval.py")
+    parser.add_argument(
+        "--eval", default="", type=_quoted, metavar="FLAGS", help="evaluate each finished run with these flags"
+    )
     parser.add_argument("--list", action="store_true", help="print every run as one command, then exit")
     parser.add_argument("--only", type=int, metavar="I", help="only run I of that list, counted from 0")
     return parser.parse_args(argv)
+
+
+def _quoted(text: str) -> str:
+    """Return the flags of --eval. Raises ArgumentTypeError for a quote that is not closed."""
+    try:
+        shlex.split(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text}: {error}") from error
+    return text
 
 
 def make_runs(options: Namespace, flags: list[str]) -> tuple[list[Run], int]:
@@ -175,8 +187,10 @@ def make_runs(options: Namespace, flags: list[str]) -> tuple[list[Run], int]:
     for gpu in gpus:
         read_flags(TrainConfig, ["--gpu_id", gpu])
     chosen = list(product(*lists))
-    if not chosen or (options.jobs is not None and options.jobs < 1):
-        raise UserError("no runs: a list of names is empty or --jobs is below 1")
+    if not chosen:
+        raise UserError("no runs: --datasets, --methods, --models or --seeds is empty")
+    if options.jobs is not None and options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: must be at least 1")
     if options.only is not None:
         if not 0 <= options.only < len(chosen):
             raise UserError(f"--only {options.only}: the runs are numbered 0 to {len(chosen) - 1}")
@@ -233,7 +247,7 @@ def sweep(argv: list[str]) -> int:
     try:
         runs, jobs = make_runs(options, argv[end + 1 :])
         if options.list:
-            print(*(shlex.join(run.train) for run in runs), sep="\n")
+            logger.info("%s", "\n".join(shlex.join(run.train) for run in runs))
             return 0
         resolve_runs(runs, bool(options.eval))
     except UserError as error:

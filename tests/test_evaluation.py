@@ -362,7 +362,7 @@ def test_a_state_is_of_one_evaluation_and_checkpoint_under_any_name(run, tmp_pat
     flags = f"{DIGITS} --limit_test 20 --attacks fgsm --state state --model_path"
     run(f"{flags} net.pth")
     before = results_in(results_path("net.pth"))
-    for change, message in (("--eps 0.1", "eps 0.031"), ("--precision bf16", "precision fp32 -> bf16")):
+    for change, message in (("--eps 0.1", "eps 8/255 -> 0.1"), ("--precision bf16", "precision fp32 -> bf16")):
         ended = run(f"{flags} net.pth {change}", status=2)
         assert f"of another evaluation ({message}" in ended.err and ended.err.count("\n") == 1
     (stage,) = Path("state").rglob("FGSM*")

@@ -1,5 +1,6 @@
 """Other machines: the tools and the bash of macOS, a Python without what Windows does not have, a busy machine."""
 
+import logging
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 from utils.load import CpuLoad
+from utils.log import log_to_terminal
 
 SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/*.sbatch"), ROOT / ".ci/run"])
 # POSIX tools that the scripts may use; those of BSD know no long options, and a Mac has no nproc, timeout or realpath.
@@ -106,3 +108,12 @@ def test_where_the_system_does_not_know_its_load_there_is_no_warning(monkeypatch
     monkeypatch.delattr(os, "getloadavg")
     CpuLoad().warn(1000, after=0)
     assert not caplog.messages
+
+
+def test_a_standard_error_that_the_shell_has_closed_is_the_null_device(monkeypatch):
+    root = logging.getLogger()
+    for name in ("handlers", "level"):
+        monkeypatch.setattr(root, name, getattr(root, name))
+    monkeypatch.setattr(sys, "stderr", None)  # 2>&-
+    log_to_terminal()
+    assert not sys.stderr.isatty()

@@ -65,6 +65,7 @@ WARNINGS = {
     "--method AT --warmup_lr --lr_max 0.0001": "--warmup_lr starts at 0.001, above --lr_max 0.0001",
     "--method AT --warmup_lr": None,
     "--method AT --swa_start 9 --epochs 8": "--swa_start 9: the run of --epochs 8 ends before",
+    "--method AT --epsilon_ramp 9 --epochs 8": "--epsilon_ramp 9: the run of --epochs 8 ends before",
     "--method AT --recipe strong --epochs 8": "--awp_warmup 10: the run of --epochs 8 ends before",
 }
 
@@ -93,7 +94,7 @@ def test_settings_that_prevent_a_part_of_the_training_are_warnings(args):
         ("--method TRADES --recipe paper", None),
         ("--method AT --optim Adam --momentum 0.5", "--momentum"),
         ("--method AT --lr_schedule cosine --milestones 1", "--milestones"),
-        ("--method AT --warmup_lr_epochs 2", "--warmup_lr_epochs"),
+        ("--method AT --warmup_lr_epochs 2 --normalize cifar10", "--warmup_lr_epochs, --normalize"),
     ],
 )
 def test_a_run_logs_flags_that_its_method_ignores_and_warnings(train, tmp_path, args, ignored):

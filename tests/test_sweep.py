@@ -127,11 +127,12 @@ def epochs_done(workdir):
 FOUR = ("--methods", "AT Natural", "--seeds", "1 2")
 
 
-def test_the_list_has_every_run_as_a_command_that_can_be_copied(workdir, capsys, monkeypatch):
+def test_the_list_has_every_run_as_a_command_that_can_be_copied(workdir, caplog, monkeypatch):
+    caplog.set_level("INFO")
     monkeypatch.setenv("PYTHON", "python")
     options = ["--datasets", "CIFAR10 Tiny_Image", "--methods", "DGAD RSLAD", "--models", "resnet18 mobilenetV2"]
     assert sweep([*options, "--seeds", "1 2 3", "--root_path", "my runs", "--list", "--", "--desc_str", "a b"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = caplog.messages[0].splitlines()
     assert (len(lines), len(set(lines))) == (24, 24) and not list(workdir.iterdir())
     first = f"python {ROOT}/main.py --dataset CIFAR10 --method DGAD --model resnet18 --seed 1"
     assert lines[0] == f"{first} --root_path 'my runs' --resume --desc_str 'a b'"
@@ -139,17 +140,17 @@ def test_the_list_has_every_run_as_a_command_that_can_be_copied(workdir, capsys,
     monkeypatch.chdir(ROOT)  # as users type it
     assert sweep(["--list"]) == 0
     args = "--dataset CIFAR10 --method AT --model resnet18 --seed 42 --root_path tuned_models --resume"
-    assert capsys.readouterr().out == f"python main.py {args}\n"
+    assert caplog.messages[1] == f"python main.py {args}"
 
 
 BAD = {
     "--seeds one": "--seeds: 'one' is not a whole number",
     "--seeds 1 2": "unrecognized arguments: 2",
     "--seeds": "--seeds: expected one argument",
-    "--methods ' '": "a list of names is empty",
+    "--methods ' '": "--methods, --models or --seeds is empty",
     "--methods 'AT at'": "CIFAR10 at resnet18 seed 42: is listed twice",
     "--methods 'AT DGDA'": "--methods DGDA: unknown name; nearest: DGAD",
-    "--jobs 0": "--jobs is below 1",
+    "--jobs 0": "--jobs 0: must be at least 1",
     "--only 1": "numbered 0 to 0",
     "--gpus a": "--gpu_id: 'a' is not a whole number",
     "--epochs 3": "unrecognized arguments: --epochs",
@@ -160,6 +161,7 @@ BAD = {
     "--methods 'AT DGAD' -- --teacher_model vgg16": "--teacher_model vgg16: no file",
     "--methods 'AT DGAD' -- --teacher_path tuned_models/x.pth": "tuned_models/x.pth: does not exist",
     "--eval '--attaks clean'": "--attaks",
+    '--eval "\'"': "--eval: ': No closing quotation",
     "--eval '--attacks clean,pdg'": "--attacks pdg: unknown name; nearest: pgd",
     "--eval '--attacks clean --out figures'": "--eval --out: the sweep evaluates",
     "--eval --model_path=x": "--eval --model_path: the sweep evaluates",
@@ -181,9 +183,9 @@ def test_a_teacher_may_be_trained_by_an_earlier_run(workdir, run):
     assert run("--methods", "AT RSLAD", flags=["--teacher_model", "resnet18", "--teacher_path", teacher])[0] == 0
 
 
-def test_only_executes_one_run_of_the_list(workdir, run, capsys):
+def test_only_executes_one_run_of_the_list(workdir, run, caplog):
     sweep([*FOUR, "--list", "--", "--epochs", "2"])
-    listed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    listed = [shlex.split(line) for line in caplog.messages[0].splitlines()]
     assert run(*FOUR, "--only", "2")[0] == 0
     assert [call.split() for call in calls(workdir)] == [[listed[2][1].removeprefix(f"{ROOT}/"), *listed[2][2:]]]
 
@@ -224,6 +226,11 @@ def test_a_run_that_saves_and_stops_is_not_finished(workdir, run):
     assert status == 75 and "runs: 1 finished, 0 skipped (finished before), 0 failed, 1 left to do" in log
     (evaluation,) = calls(workdir, "main_eval")
     assert evaluation.endswith("--model_path tuned_models/CIFAR10/AT/resnet18_eps8_seed2")
+
+
+def test_a_hangup_does_not_stop_a_sweep_under_nohup(workdir, run):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert run("--seeds", "1")[0] == 0 and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_finished_runs_are_evaluated_once_and_compared(workdir, run):

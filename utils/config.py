@@ -103,8 +103,8 @@ class TrainConfig(CommonConfig):
     augment: Literal["crop", "cutout", "cutmix", "idbh-weak", "idbh-strong"] = flag(
         "crop",
         "random changes of training images besides mirroring; crop: zero-padding by 4 pixels and a crop (papers);\n"
-        "cutout, cutmix: also a black square, or a box of another image; idbh: crop and shift, one change of color\n"
-        "or shape, and a rectangle erased from half (weak) or all (strong) of the images",
+        "cutout: crop and a black square; cutmix: crop and a box of another image; idbh: crop and shift, one change\n"
+        "of color or shape, and a rectangle erased from half (weak) or all (strong) of the images",
         group=DATA,
     )
     flip: bool = flag(True, "mirror training images at random, unless their class would change (Digits)", group=DATA)
@@ -407,7 +407,7 @@ class TrainConfig(CommonConfig):
     )
     save_minutes: float = flag(
         10.0,
-        "save a state at least every X minutes; each epoch ends with one, too",
+        "save a state every X minutes, besides that at the end of each epoch",
         group=RUN,
         check=at_least(0),
         affects_result=False,

@@ -71,7 +71,7 @@ def unit_255(least: float) -> Check:
 
     def check(value: float) -> str | None:
         if 0 < value < least:
-            return f"is in units of 1/255: {value:g} in [0, 1] is {255 * value:.4g} here"
+            return f"is in units of 1/255; write {255 * value:.4g}"
         return within(0, 255)(value)
 
     return check
@@ -159,9 +159,10 @@ def read_config(config_class: type, path: str) -> dict[str, Any]:
     hints, values = typing.get_type_hints(config_class), {}
     specs = {spec.name: spec for spec in fields(config_class)}
     if unknown := [key for key in content if key not in specs]:
-        nearest = [name for key in unknown for name in difflib.get_close_matches(key.lower(), specs, n=1)]
+        nearest = [name for key in unknown[:3] for name in difflib.get_close_matches(key.lower(), specs, n=1)]
         hint = f"did you mean {', '.join(nearest)}?" if nearest else "--help lists the flags"
-        raise UserError(f"--config {path}: unknown key {', '.join(unknown)} ({hint})")
+        names = ", ".join(unknown[:3]) + ", ..." * (len(unknown) > 3)
+        raise UserError(f"--config {path}: unknown key {names} ({hint})")
     for key, value in content.items():
         try:
             values[key] = _from_json(value, hints[key])
@@ -242,7 +243,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
         unknown = [part for part in message.split() if part.startswith("--") and part.rstrip(":") not in known]
-        near = [flag for part in unknown for flag in difflib.get_close_matches(part, known, n=1)]
+        near = [flag for part in unknown for flag in known if flag.startswith(part) or part.startswith(flag)]
+        near += [flag for part in unknown for flag in difflib.get_close_matches(part, known, n=1, cutoff=0.75)]
         hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
         raise UserError(f"{message.removeprefix('argument ')} ({hint})")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import read_json, require_writable, write_text
+from utils.flags import shown
 from utils.log import logger
 
 CONDITIONS = "conditions.json"
@@ -31,8 +32,13 @@ class State:
             path = folder / CONDITIONS
             stored = {"precision": "fp32"} | read_json(path) if path.exists() else conditions
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"--state {folder}: cannot be used ({error}); choose another folder") from error
-        changes = [f"{key} {stored.get(key)} -> {new}" for key, new in conditions.items() if stored.get(key) != new]
+            reason = getattr(error, "strerror", None) or f"{CONDITIONS} is damaged"
+            raise UserError(f"--state {folder}: cannot be used ({reason}); choose another folder") from error
+        changes = [
+            f"{key} {shown(stored.get(key))} -> {shown(new)}"
+            for key, new in conditions.items()
+            if stored.get(key) != new
+        ]
         if changes:
             raise UserError(f"--state {folder}: of another evaluation ({', '.join(changes)}); choose another folder")
 

@@ -100,6 +100,7 @@ class RunFolder:
         if new["milestones"] is None:
             new["milestones"] = old["milestones"]  # more epochs do not move default milestones
         specs = {spec.name: spec for spec in fields(self.config)}
+        old = {"epochs": self.config.epochs} | old  # stored only if they affect the result
         old = {key: old.get(key, specs[key].default) for key in new}  # an older version did not have all flags
         changes = [
             f"{spelling(specs[key])} {_shown(old[key])} -> {_shown(value)}"

@@ -96,7 +96,7 @@ def config_warnings(config: TrainConfig) -> list[str]:
             f"{config.method} starts introspection after epoch {begin}, never in --epochs {config.epochs}: the method "
             "that it extends is trained; --IAD_begin sets the epoch"
         )
-    for name in ("awp_warmup", "swa_start"):
+    for name in ("awp_warmup", "swa_start", "epsilon_ramp"):
         if (getattr(config, name) or 0) > config.epochs:
             warnings.append(f"--{name} {getattr(config, name)}: the run of --epochs {config.epochs} ends before")
     distance = config.step_size * config.num_steps
