@@ -82,7 +82,7 @@ class PixelCache:
         if not missing:
             return
         self._require_space(len(missing) * self.dtype.itemsize)
-        log.info("decoding %s images in %s, once", f"{len(missing):,}", self.root)
+        log.info("decoding %s images in %s", f"{len(missing):,}", self.root)
         progress = {"desc": "decoding", "total": len(missing), "unit": "image", "leave": False}
         with tqdm(**progress, disable=None) as bar:  # None: not in a log file
             many = len(missing) >= _MANY and self.options.workers > 1 and self._writable

@@ -117,3 +117,9 @@ def test_a_standard_error_that_the_shell_has_closed_is_the_null_device(monkeypat
     monkeypatch.setattr(sys, "stderr", None)  # 2>&-
     log_to_terminal()
     assert not sys.stderr.isatty()
+
+
+def test_the_quickstart_has_a_folder_and_no_options(tmp_path):
+    command = ["bash", str(ROOT / "scripts" / "quickstart.sh"), "--help"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, [*tmp_path.iterdir()]) == (2, "", []) and "usage:" in ended.stderr
