@@ -102,7 +102,7 @@ def decode_files(*splits: Split) -> list[Split]:
     masks = [torch.tensor([index not in damaged for index in images.indices]) for images in files]
     if not files[0].cache.options.skip_damaged or not all(map(torch.any, masks)):
         raise error
-    log.warning("WARNING, left out: %s", error)
+    log.warning("WARNING, left out: %s", str(error).partition("; replace")[0])
     return [take(split, mask) for split, mask in zip(splits, masks, strict=True)]
 
 

@@ -441,7 +441,7 @@ class EvalConfig(CommonConfig):
     """Evaluation of a saved checkpoint (``main_eval.py``)."""
 
     model_path: tuple[str, ...] = flag(
-        (), "checkpoints or folders; of a run's folder its best PGD-10 and its last checkpoint", group=NETWORKS
+        (), "checkpoints or folders; of a run's folder its best and its last checkpoint", group=NETWORKS
     )
     model: str | None = flag(
         None,

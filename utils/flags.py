@@ -197,13 +197,10 @@ def _is_text(value: str) -> bool:
 
 def _config_parser(config_class: type, description: str, choices: dict[str, str]) -> argparse.ArgumentParser:
     parser = parser_for(description)
-    parser.add_argument(
-        "--config",
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="read flags from a JSON file, for example config.json of a run, paths and --desc_str included;\n"
-        "flags of the command line override it, and --resume is not read from it",
-    )
+    text = "read flags from a JSON object of names and values; flags of the command line override it"
+    if any(not spec.metadata["in_file"] for spec in fields(config_class)):
+        text += ";\nfor example config.json of a run, with its paths and --desc_str, but without --resume"
+    parser.add_argument("--config", default=argparse.SUPPRESS, metavar="FILE", help=text)
     hints = typing.get_type_hints(config_class)
     groups = {}
     for spec in fields(config_class):
