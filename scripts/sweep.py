@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import zlib
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from itertools import product
@@ -158,21 +158,10 @@ def read_options(argv: list[str]) -> Namespace:
     parser.add_argument("--root_path", default="tuned_models", metavar="DIR", help="folder of all runs [tuned_models]")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time; they share the cores [1, or all --gpus]")
     parser.add_argument("--gpus", default="", help='"0 1": each run uses one of these GPUs, as --gpu_id')
-    parser.add_argument(
-        "--eval", default="", type=_quoted, metavar="FLAGS", help="evaluate each finished run with these flags"
-    )
+    parser.add_argument("--eval", default="", metavar="FLAGS", help="evaluate each finished run with these flags")
     parser.add_argument("--list", action="store_true", help="print every run as one command, then exit")
     parser.add_argument("--only", type=int, metavar="I", help="only run I of that list, counted from 0")
     return parser.parse_args(argv)
-
-
-def _quoted(text: str) -> str:
-    """Return the flags of --eval. Raises ArgumentTypeError for a quote that is not closed."""
-    try:
-        shlex.split(text)
-    except ValueError as error:
-        raise ArgumentTypeError(f"{text}: {error}") from error
-    return text
 
 
 def make_runs(options: Namespace, flags: list[str]) -> tuple[list[Run], int]:
@@ -182,7 +171,11 @@ def make_runs(options: Namespace, flags: list[str]) -> tuple[list[Run], int]:
     for name in (*LISTED, "root_path", *["gpu_id"] * bool(gpus)):
         if given.get(name) == "flag":  # a value of --config FILE is overridden
             raise UserError(f"--{name} after --: the sweep sets it; an option before -- chooses it")
-    for name in {"model_path", "out"} & read_flags(EvalConfig, shlex.split(options.eval)).given.keys():
+    try:
+        evaluation = read_flags(EvalConfig, shlex.split(options.eval)).given
+    except ValueError as error:  # of shlex
+        raise UserError(f"--eval {options.eval}: {error}") from error
+    for name in {"model_path", "out"} & evaluation.keys():
         raise UserError(f"--eval --{name}: the sweep evaluates its own runs, in their folders; remove it")
     for gpu in gpus:
         read_flags(TrainConfig, ["--gpu_id", gpu])

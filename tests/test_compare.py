@@ -324,7 +324,7 @@ def test_without_an_attack_there_is_no_figure(run, tmp_path, caplog):
     run("a")
     assert Path("comparison/comparison.png").exists()
     run("b")
-    assert "have no Clean or an attack" in caplog.text
+    assert "shows 0 of 1 rows, those with both Clean and an attack" in caplog.text
     assert not Path("comparison/comparison.png").exists()
 
 

@@ -161,7 +161,7 @@ BAD = {
     "--methods 'AT DGAD' -- --teacher_model vgg16": "--teacher_model vgg16: no file",
     "--methods 'AT DGAD' -- --teacher_path tuned_models/x.pth": "tuned_models/x.pth: does not exist",
     "--eval '--attaks clean'": "--attaks",
-    '--eval "\'"': "--eval: ': No closing quotation",
+    '--eval "\'"': "--eval ': No closing quotation",
     "--eval '--attacks clean,pdg'": "--attacks pdg: unknown name; nearest: pgd",
     "--eval '--attacks clean --out figures'": "--eval --out: the sweep evaluates",
     "--eval --model_path=x": "--eval --model_path: the sweep evaluates",

@@ -34,13 +34,10 @@ class State:
         except (OSError, ValueError, TypeError) as error:
             reason = getattr(error, "strerror", None) or f"{CONDITIONS} is damaged"
             raise UserError(f"--state {folder}: cannot be used ({reason}); choose another folder") from error
-        changes = [
-            f"{key} {shown(stored.get(key))} -> {shown(new)}"
-            for key, new in conditions.items()
-            if stored.get(key) != new
-        ]
-        if changes:
-            raise UserError(f"--state {folder}: of another evaluation ({', '.join(changes)}); choose another folder")
+        changed = [key for key, new in conditions.items() if stored.get(key) != new]
+        if changed:
+            changes = ", ".join(f"{key} {shown(stored.get(key))} -> {shown(conditions[key])}" for key in changed)
+            raise UserError(f"--state {folder}: of another evaluation ({changes}); choose another folder")
 
     def load(self, attack: str, stage: int, start: int, size: int) -> tuple[Tensor, Tensor] | None:
         """Return predicted classes and stages, (``size``,) int64 each, of the images from ``start`` on.
