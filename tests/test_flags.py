@@ -30,7 +30,7 @@ OFFICIAL_DEFAULTS = {
 
 
 def read(args, config_class=TrainConfig):
-    return parse(config_class, args.split(), description="", choices={}).config
+    return parse(config_class, args.split()).config
 
 
 def test_the_papers_training_commands_parse():
@@ -86,12 +86,12 @@ def test_values_are_read(args, field, value):
         ("--epsilon 0.031", "--epsilon 0.031: is in units of 1/255: 0.031 in [0, 1] is 7.905 here"),
         ("--step_size 0.003", "--step_size 0.003: is in units of 1/255: 0.003 in [0, 1] is 0.765 here"),
         ("--epochs two", "--epochs: 'two' is not a whole number (--help lists the flags)"),
-        ("--lr_schedule linear", "--lr_schedule: 'linear' is not one of piecewise, cosine, constant"),
+        ("--lr_schedule linear", "--lr_schedule: invalid choice: 'linear' (choose from"),
         ("--alp maybe", "--alp"),
         ("--milestones 7 3", "--milestones 7 3: must be positive and increasing"),
         ("--epsil 8", "--epsil 8 (did you mean --epsilon?)"),
         ("--model", "--model"),
-        ("--data_root=--", "--data_root: -- is not a value"),
+        ("--data_root=--", "--data_root=--: -- is not a value"),
         ("--temp 1e300", "--temp 1e+300: must be"),
         ("--IAD_coefficient -1", "--IAD_coefficient -1.0: must be a number of at least 0"),
         ("--label_weight inf", "--label_weight inf: must be"),
@@ -142,19 +142,19 @@ def config_file(tmp_path):
 
 
 def test_the_config_of_a_run_repeats_its_settings_but_not_resume(config_file):
-    config, given = parse(TrainConfig, [f"--config={config_file}"], description="", choices={})
+    config, given = parse(TrainConfig, [f"--config={config_file}"])
     assert config == replace(RUN, resume=False)
     assert given == {spec.name: "config file" for spec in fields(TrainConfig) if spec.name != "resume"}
 
 
 def test_flags_and_a_recipe_among_them_override_the_config_file(config_file, caplog):
     args = ["--seed", "7", "--config", str(config_file), "--epochs", "10"]
-    config, sources = resolve(*parse(TrainConfig, args, description="", choices={}))
+    config, sources = resolve(*parse(TrainConfig, args))
     assert (config.seed, config.epochs, config.lr_max) == (7, 10, RUN.lr_max)
     assert config.milestones is None  # those of the file belong to its 7 epochs
     assert "--epochs 10: the milestones of --config" in caplog.text
     assert (sources["seed"], sources["lr_max"], sources["milestones"]) == ("flag", "config file", "default")
-    config, sources = resolve(*parse(TrainConfig, [*args, "--recipe", "paper"], description="", choices={}))
+    config, sources = resolve(*parse(TrainConfig, [*args, "--recipe", "paper"]))
     assert (config.lr_max, config.weight_decay) == (0.01, 3.5e-3)  # MART's
     assert (config.seed, config.epochs, sources["lr_max"]) == (7, 10, "recipe")
 
@@ -166,14 +166,16 @@ def test_flags_and_a_recipe_among_them_override_the_config_file(config_file, cap
         ("[" * 100000, "not a JSON object"),
         ("[]", "not a JSON object"),
         ('{"epoch": 1, "ALP_beta": 2}', "unknown key epoch, ALP_beta (did you mean epochs, alp_beta?)"),
-        ('{"epochs": "two"}', 'epochs: "two" is not int'),
-        ('{"epochs": true}', "epochs: true is not int"),
-        ('{"epochs": null}', "epochs: null is not int"),
-        ('{"alp": "maybe"}', "alp: \"maybe\" is not Literal['on', 'off']"),
-        ('{"milestones": ["a"]}', 'milestones: ["a"] is not tuple[int, ...] | None'),
-        ('{"epsilon": 1' + "0" * 400 + "}", "epsilon: 1000"),
-        (r'{"desc_str": "\u0000"}', "desc_str: "),
-        (r'{"desc_str": "\udcff"}', "desc_str: "),
+        ('{"epochs": "two"}', "--epochs: 'two' is not a whole number"),
+        ('{"epochs": true}', "--epochs: expected one argument"),
+        ('{"epochs": null}', "--epochs: needs a value"),
+        ('{"alp": "maybe"}', "--alp: invalid choice: 'maybe'"),
+        ('{"milestones": ["a"]}', "--milestones: 'a' is not a whole number"),
+        ('{"epsilon": 1' + "0" * 400 + "}", "--epsilon inf: must be"),
+        (r'{"desc_str": "\u0000"}', "has bytes that are not UTF-8"),
+        (r'{"desc_str": "\udcff"}', "has bytes that are not UTF-8"),
+        ('{"desc_str": 5, "nesterov": null}', "--nesterov: needs a value"),
+        ('{"help": true}', "unknown key help"),
         ('{"epsilon": NaN}', "--epsilon nan: must be"),
         ('{"epsilon": -1}', "--epsilon -1.0: must be"),
         (None, "No such file"),
