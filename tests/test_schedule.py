@@ -64,7 +64,7 @@ def test_onecycle_of_a_short_run_starts_at_its_maximum_or_warms_up(epochs):
 
 def test_cyclic_increases_for_two_fifths_of_the_run():
     config = TrainConfig(epochs=10, lr_schedule="cyclic", lr_max=0.2)
-    result = [learning_rate(epoch, config) for epoch in (0, 1, 3.5, 4, 7, 9.9, 10)]
+    result = [learning_rate(int(at), config, at % 1) for at in (0, 1, 3.5, 4, 7, 9.9, 10)]
     assert result == pytest.approx([0, 0.05, 0.175, 0.2, 0.1, 0.2 / 60, 0])
 
 
