@@ -60,7 +60,7 @@ class EpochMetrics:
         teacher: bool = False,
         parts: int = 1,
     ):
-        self.device, self.processes, self.teacher, self.parts = device, processes, teacher, parts
+        self.processes, self.teacher, self.parts = processes, teacher, parts
         state = {"batches": 0, "images": 0, "loss": 0.0, "t_images": 0, **(state or {})}
         self.batches, self.images, self.t_images = state["batches"], state["images"], state["t_images"]
         self.keys = ("loss", "clean", "adv", *(("t_clean", "t_adv", "alpha") if teacher else ()))

@@ -106,9 +106,8 @@ def config_warnings(config: TrainConfig) -> list[str]:
             f"{config.epsilon:g}; the papers use a step size of epsilon / 4"
         )
     if config.warmup_lr and config.warmup_lr_epochs >= config.epochs:
-        warnings.append(
-            f"--warmup_lr_epochs {config.warmup_lr_epochs}: the run of --epochs {config.epochs} ends below --lr_max"
-        )
+        warmup = f"--warmup_lr_epochs {config.warmup_lr_epochs}"
+        warnings.append(f"{warmup}: the run of --epochs {config.epochs} ends below --lr_max")
     if config.warmup_lr and config.lr_max < WARMUP_START:
         warnings.append(f"--warmup_lr starts at {WARMUP_START:g}, above --lr_max {config.lr_max:g}")
     return warnings
@@ -124,11 +123,10 @@ def log_config(
         specs = [spec for spec in fields(config) if sources[spec.name] == source]
         if source in ("config file", "default"):  # those of the method are logged below
             specs = [spec for spec in specs if spec.metadata["group"] != METHOD and spec.name not in unused]
-        values = {spelling(spec): getattr(config, spec.name) for spec in specs}
+        pairs = [(spec, getattr(config, spec.name)) for spec in specs]
+        pairs = [(spec, value) for spec, value in pairs if value not in (None, "")]
         # Switches that are off by default have no flag to turn them off.
-        off = {spelling(spec) for spec in specs if spec.default is False}
-        shown = {name: value for name, value in values.items() if value not in (None, "")}
-        _log_settings(source, {name: value for name, value in shown.items() if value or name not in off})
+        _log_settings(source, {spelling(spec): value for spec, value in pairs if value or spec.default is not False})
     # All parameters of the method, including those whose default depends on it.
     _log_settings("method", getattr(METHODS[config.method](config), "keywords", {}))
     given = [spec for spec in fields(config) if spec.name in unused and sources[spec.name] == "flag"]
