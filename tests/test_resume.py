@@ -118,7 +118,8 @@ def test_a_file_system_without_locks_is_one_warning(train, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "shown"), [("--weight_decay 0.001", "0.0005 -> 0.001"), ("--eval_every 2", "1 -> 2")]
+    ("change", "shown"),
+    [("--weight_decay 0.001", "0.0005 -> 0.001"), ("--eval_every 2", "1 -> 2"), ("--ema 0.9", "not given -> 0.9")],
 )
 def test_other_settings_are_refused(train, change, shown):
     train(f"{NATURAL} --epochs 1")
