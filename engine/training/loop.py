@@ -68,11 +68,10 @@ class TrainingLoop:
 
     def _run_epoch(self, epoch: int, metrics: EpochMetrics) -> None:
         """Train, validate and save one epoch (from 0); ``metrics`` holds its batches of an earlier process, if any."""
-        start, earlier = time.monotonic(), metrics.images
+        start, earlier, count = time.monotonic(), metrics.images, len(self.batches)
         self.trainer.radius_scale = epsilon_scale(epoch, self.config)
         for x, y in self._training_batches(epoch, metrics.batches):
-            done = (metrics.batches + 1) / len(self.batches)
-            self.trainer.set_learning_rate(learning_rate(epoch, self.config, done))
+            self.trainer.set_learning_rate(learning_rate(epoch, self.config, (metrics.batches + 1) / count))
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
         self.trainer.after_epoch(epoch, self._training_images(epoch, metrics))
@@ -80,34 +79,32 @@ class TrainingLoop:
         row = {"epoch": epoch + 1, "lr": learning_rate(epoch, self.config, done=1)}
         row |= {f"train_{key}": value for key, value in means._asdict().items()}
         if (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.epochs:
-            clean, robust = self.validator(lambda: self._save_or_stop(epoch, metrics))
-            row |= {"clean_loss": clean.loss, "clean_acc": clean.accuracy}
-            row |= {"PGD10_loss": robust.loss, "PGD10_acc": robust.accuracy}
+            scores = self.validator(lambda: self._save_or_stop(epoch, metrics))
+            for name, score in zip(("clean", "PGD10"), scores, strict=True):
+                row |= {f"{name}_loss": score.loss, f"{name}_acc": score.accuracy}
         self._require_finite(epoch, *(value for key, value in row.items() if key.endswith("_loss")))
         rate, memory = (metrics.images - earlier) / (trained - start), peak_memory_mib(self.batches.device)
         row |= {"images_per_s": rate or None, "peak_memory_mib": memory}
         # The state is saved last: an interruption before it repeats the epoch.
-        self.folder.add_row(row)
-        if reliability:
-            self.folder.add_reliability(epoch + 1, reliability)
+        self.folder.add_row(row, reliability)
         # Official keys; there "epoch" counts from 0. The accuracies are None in epochs without validation.
-        checkpoint = {**self.trainer.weights(), "epoch": epoch, **self.metadata}
-        checkpoint |= {key: row.get(key) for key in ("clean_acc", "PGD10_acc")}
+        accuracies = {key: row.get(key) for key in ("clean_acc", "PGD10_acc")}
+        checkpoint = {**self.trainer.weights(), "epoch": epoch, **self.metadata, **accuracies}
         # Strictly better than all earlier epochs, as in the official code.
         improved = [name for name, key in BEST.items() if self.folder.best(key) is self.folder.rows[-1]]
         self.folder.save(LAST, checkpoint, *improved)
         self._save_state(epoch + 1, self._new_metrics())
-        clean, robust = (f"{row[key]:.2f}" if key in row else "-" for key in ("clean_acc", "PGD10_acc"))
+        clean, robust = ("-" if value is None else f"{value:.2f}" for value in accuracies.values())
         result = f"lr {row['lr']:g}  loss {means.loss:.4f}  clean {clean}  PGD-10 {robust}"
-        seconds = f"{trained - start:.0f} s, {rate:.0f} images/s; validation {time.monotonic() - trained:.0f} s"
-        seconds += f"; peak memory {memory:.0f} MiB" if memory else ""
-        logger.info("epoch %d/%d  %s  (%s)", epoch + 1, self.config.epochs, result, seconds)
+        cost = f"{trained - start:.0f} s, {rate:.0f} images/s; validation {time.monotonic() - trained:.0f} s"
+        cost += f"; peak memory {memory:.0f} MiB" if memory else ""
+        logger.info("epoch %d/%d  %s  (%s)", epoch + 1, self.config.epochs, result, cost)
 
     def _training_batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of an epoch after its first ``done``. Every batch seeds all generators by its number."""
-        seed, total = self.config.seed, len(self.batches)
+        seed, title = self.config.seed, f"epoch {epoch + 1}/{self.config.epochs}"
         self.batches.generator.manual_seed(derive_seed(seed, "order", epoch))
-        batches = progress(self.batches.skip(done), f"epoch {epoch + 1}/{self.config.epochs}", total, done)
+        batches = progress(self.batches.skip(done), title, len(self.batches), done)
         for number, batch in enumerate(batches, start=done):
             seed_everything(derive_seed(seed, "global", epoch, number))
             self.trainer.generator.manual_seed(derive_seed(seed, "noise", epoch, number))
@@ -141,9 +138,8 @@ class TrainingLoop:
         self.last_save = time.monotonic()
 
     def _new_metrics(self, state: dict | None = None) -> EpochMetrics:
-        return EpochMetrics(
-            self.batches.device, self.processes, state, teacher=self.config.log_reliability, parts=self.trainer.parts
-        )
+        options = {"teacher": self.config.log_reliability, "parts": self.trainer.parts}
+        return EpochMetrics(self.batches.device, self.processes, state, **options)
 
     def _require_finite(self, epoch: int, *losses: float) -> None:
         weights = all(value.isfinite().all() for value in self.trainer.student.parameters())

@@ -158,19 +158,17 @@ class RunFolder:
         except (OSError, NotImplementedError) as error:  # for instance a network file system
             logger.warning("WARNING: %s: cannot be locked (%s); start no second run there", self.path, error)
 
-    def add_row(self, values: dict) -> None:
-        """Append one epoch to results.csv and send it to the loggers; missing columns are empty."""
+    def add_row(self, values: dict, reliability: Reliability | None) -> None:
+        """Append one epoch to the tables, with empty cells for missing values, and send it to the loggers."""
         self.rows.append({key: values.get(key) for key in METRICS})
         self.measurements.append({key: values.get(key) for key in MEASUREMENTS})
         self._write_table("results.csv", self._table())
         self.loggers.add(self._table()[-1])
-
-    def add_reliability(self, epoch: int, reliability: Reliability) -> None:
-        """Append one epoch, counted from 1, to reliability.csv."""
-        *columns, alpha = reliability
-        cells = (epoch, *columns, *(alpha or [None] * ALPHA_BINS))
-        self.reliability.append(dict(zip((*RELIABILITY_COLUMNS, *ALPHA_COLUMNS), cells, strict=True)))
-        self._write_table("reliability.csv", self.reliability)
+        if reliability:
+            *columns, alpha = reliability
+            cells = (values["epoch"], *columns, *(alpha or [None] * ALPHA_BINS))
+            self.reliability.append(dict(zip((*RELIABILITY_COLUMNS, *ALPHA_COLUMNS), cells, strict=True)))
+            self._write_table("reliability.csv", self.reliability)
 
     def _table(self) -> list[dict]:
         return [row | measured for row, measured in zip(self.rows, self.measurements, strict=True)]
