@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from data.loader import Batches
-from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
+from engine.checkpoint import BEST, LAST
 from engine.distributed import Processes
 from engine.training.metrics import EpochMetrics, peak_memory_mib
 from engine.training.run_folder import RunFolder
@@ -20,8 +20,6 @@ from utils.load import CPU_LOAD
 from utils.log import logger
 from utils.progress import progress
 from utils.seed import derive_seed, seed_everything
-
-BEST = {BEST_PGD10: "PGD10_acc", BEST_CLEAN: "clean_acc"}  # checkpoint -> the column of results.csv that chooses it
 
 
 class TrainingLoop:
@@ -47,7 +45,6 @@ class TrainingLoop:
     ):
         self.trainer, self.batches, self.validator, self.folder = trainer, batches, validator, folder
         self.metadata, self.processes, self.config = metadata, processes, folder.config
-        self.last_save = time.monotonic()
 
     def run(self, state: dict | None, signals: Signals) -> None:
         """Train until ``config.epochs`` epochs are done; a resume ``state`` holds the finished epochs and batches.
@@ -55,7 +52,8 @@ class TrainingLoop:
         Signals are deferred to the end of a training step or a validation batch. Raises UserError if a loss or a
         weight is nan or inf, which is never saved, and if a file cannot be written; Stopped, after saving, on a signal.
         """
-        self.signals, first, metrics = signals, 0, self._new_metrics()
+        self.signals, self.last_save = signals, time.monotonic()
+        first, metrics = 0, self._new_metrics()
         if state:
             first, metrics = state["epochs"], self._new_metrics(state["metrics"])
             batches = f" and {metrics.batches} of {len(self.batches)} batches" if metrics.batches else ""
@@ -75,7 +73,7 @@ class TrainingLoop:
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
         self.trainer.after_epoch(epoch, self._training_images(epoch, metrics))
-        means, reliability, trained = metrics.means(), metrics.reliability(), time.monotonic()
+        means, trained = metrics.means(), time.monotonic()
         row = {"epoch": epoch + 1, "lr": learning_rate(epoch, self.config, done=1)}
         row |= {f"train_{key}": value for key, value in means._asdict().items()}
         if (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.epochs:
@@ -86,7 +84,7 @@ class TrainingLoop:
         rate, memory = (metrics.images - earlier) / (trained - start), peak_memory_mib(self.batches.device)
         row |= {"images_per_s": rate or None, "peak_memory_mib": memory}
         # The state is saved last: an interruption before it repeats the epoch.
-        self.folder.add_row(row, reliability)
+        self.folder.add_row(row, metrics.reliability())
         # Official keys; there "epoch" counts from 0. The accuracies are None in epochs without validation.
         accuracies = {key: row.get(key) for key in ("clean_acc", "PGD10_acc")}
         checkpoint = {**self.trainer.weights(), "epoch": epoch, **self.metadata, **accuracies}
