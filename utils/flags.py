@@ -237,11 +237,13 @@ def _read(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[s
 
 def _as_args(name: str, value: Any) -> list[str]:
     """Return a JSON value as arguments of the command line."""
-    if value is None or isinstance(value, dict):
-        raise UserError(f"{name}: needs a value")
     if isinstance(value, bool):
         return [name if value else f"--no-{name[2:]}"]
-    return [name, *map(str, value)] if isinstance(value, list) else [f"{name}={value}"]
+    if isinstance(value, list) and not any(str(item).startswith("-") for item in value):
+        return [name, *map(str, value)]
+    if value is None or isinstance(value, dict | list):
+        raise UserError(f"{name}: {str(value)[:60]} is not a value")
+    return [f"{name}={value}"]
 
 
 def _options(spec: Field, hint: Any) -> dict[str, Any]:
