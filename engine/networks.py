@@ -79,10 +79,9 @@ def find_teachers(config: TrainConfig) -> list[tuple[str, str, Checkpoint | nn.M
         try:
             if flag == "--std_teacher_model" and not path:
                 command = training_command("Natural", name, config.dataset, data_flags)
-                raise UserError(
-                    f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: {command} "
-                    f"(then --std_teacher_path .../{best_checkpoint('Natural')})"
-                )
+                command += f" (then --std_teacher_path .../{best_checkpoint('Natural')})"
+                needed = f"{config.method} needs a naturally trained teacher"
+                raise UserError(f"--std_teacher_path: {needed}; train one: {command}")
             file = find_teacher(name, config.dataset, path, data_flags=data_flags, flag=flag)
             published = robustbench.load_published(name, config.dataset) if file is None else None
             teachers.append((flag, name, published or Checkpoint(file, config.weights, config.normalize)))
@@ -141,12 +140,14 @@ def _check(teacher: nn.Module, flag: str, name: str, splits: Splits, config: Tra
     kind = "standard" if flag.startswith("--std") else "robust"
     logger.info("%s teacher %s: %.2f %% of %d clean test images", kind, name, accuracy, n)
     warn_of_input_scale(teacher, next(iter(batches))[0], f"{kind} teacher {name}")
-    constant = len(predicted.unique()) == 1 < len(images.labels.unique())
-    if config.no_teacher_check or not (constant or accuracy < minimum_accuracy(len(splits.classes))):
+    if config.no_teacher_check:
         return
-    problem = f"classifies only {accuracy:.1f} % of {n} clean test images correctly"
-    if constant:
+    if len(predicted.unique()) == 1 < len(images.labels.unique()):
         problem = f"predicts class {splits.classes[predicted[0]]!r} for every one of {n} clean test images"
+    elif accuracy < minimum_accuracy(len(splits.classes)):
+        problem = f"classifies only {accuracy:.1f} % of {n} clean test images correctly"
+    else:
+        return
     raise UserError(
         f"{flag} {name}: {problem} (chance level {100 / len(splits.classes):.1f} %): {CAUSES_OF_CHANCE_LEVEL}; "
         "--no_teacher_check accepts it"

@@ -125,8 +125,7 @@ def _import(flag: str) -> ModuleType:
     except ImportError as error:
         raise UserError(f"--{flag}: needs a package: pip install {flag}") from error
     except Exception as error:  # incompatible versions fail in several ways
-        message = f"cannot be imported ({_first_line(error)}): pip install -U {flag}"
-        raise UserError(f"--{flag}: {message}") from error
+        raise UserError(f"--{flag}: cannot be imported ({_first_line(error)}): pip install -U {flag}") from error
 
 
 def _metrics(row: dict) -> dict[str, float]:

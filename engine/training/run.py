@@ -135,13 +135,12 @@ def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
 
 
 def _check_processes(config: TrainConfig, processes: Processes) -> None:
-    if config.bs < processes.count:
-        raise UserError(
-            f"--bs {config.bs}: is shared by {processes.count} processes; use --bs {processes.count} or more"
-        )
-    if processes.count > 1 and config.method in SINGLE_PROCESS_ONLY:
+    count = processes.count
+    if config.bs < count:
+        raise UserError(f"--bs {config.bs}: is shared by {count} processes; use --bs {count} or more")
+    if count > 1 and config.method in SINGLE_PROCESS_ONLY:
         raise UserError(f"--method {config.method}: trains in a single process only; start it without torchrun")
-    if processes.count > 1 and config.device.startswith("cuda:"):
+    if count > 1 and config.device.startswith("cuda:"):
         raise UserError(f"--device {config.device}: under torchrun each process uses its own GPU; use --device cuda")
 
 
@@ -189,13 +188,11 @@ def _make_loop(
     """The objects of a run, restored from ``state`` if there is one."""
     config, (training, validation) = folder.config, images
     # What each checkpoint stores besides weights: names to load it, checksums to resume only the same run.
-    metadata = {
-        **{"model": config.model, "dataset": config.dataset, "method": config.method},
-        **{"classes": list(splits.classes), "image_size": splits.image_size},
-        "images": [fingerprint(part) for part in images] + (extra.checksums if extra else []),
-        "teachers": [checksum(teacher) for teacher in teachers],
-        "arithmetic": str(compute.arithmetic.dtype or "float32"),
-    }
+    metadata = {key: getattr(config, key) for key in ("model", "dataset", "method")}
+    metadata |= {"classes": list(splits.classes), "image_size": splits.image_size}
+    metadata["images"] = [fingerprint(part) for part in images] + (extra.checksums if extra else [])
+    metadata["teachers"] = [checksum(teacher) for teacher in teachers]
+    metadata["arithmetic"] = str(compute.arithmetic.dtype or "float32")
     transforms, _ = AUGMENTATIONS[config.augment]
     batches = Batches(
         training,
@@ -245,8 +242,8 @@ def _make_loop(
 
 def _log_images(config: TrainConfig, splits: Splits, n: int, extra: ExtraData | None) -> None:
     reason = "--no-flip" if splits.flip else "images of this dataset may then have another class"
-    mirrored = "mirrored with probability 1/2 (--no-flip: never)"
-    mirrored = mirrored if config.flip and splits.flip else f"not mirrored ({reason})"
+    mirrors = config.flip and splits.flip
+    mirrored = "mirrored with probability 1/2 (--no-flip: never)" if mirrors else f"not mirrored ({reason})"
     logger.info("training images are %s; %s", AUGMENTATIONS[config.augment][1], mirrored)
     if extra:
         logger.info("%s", extra.describe(n, config.bs))

@@ -137,9 +137,8 @@ def log_config(
         logger.warning("WARNING: %s", warning)
     if config.lr_schedule == "piecewise":
         drops = ", ".join(str(milestone) for milestone in config.milestones if milestone < config.epochs)
-        logger.info(
-            "learning rate %g, %s", config.lr_max, f"divided by 10 after epochs: {drops}" if drops else "constant"
-        )
+        change = f"divided by 10 after epochs: {drops}" if drops else "constant"
+        logger.info("learning rate %g, %s", config.lr_max, change)
     kind = "validation" if config.val_size else "test"
     training, validation = (len(part.labels) for part in images)
     if config.limit_train and config.limit_train > training:
