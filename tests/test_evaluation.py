@@ -20,7 +20,7 @@ from attacks.pgd import pgd_until_fooled, uniform
 from attacks.suite import Attack, Setting, official_protocol, pgd20
 from data import Split, load, load_configured
 from data.loader import Batches
-from engine.accuracy import predict, warn_of_input_scale
+from engine.accuracy import Score, predict, warn_of_input_scale
 from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
 from engine.distributed import EVALUATION_TIMEOUT, Processes, init
 from engine.evaluation.attack import AttackResult, make_noise, run_attack
@@ -28,7 +28,7 @@ from engine.evaluation.evaluate import InParts, choose_precision, make_result
 from engine.evaluation.figures import confusion, radius_curve
 from engine.evaluation.records import Record, read_evaluations, results_folder, results_path, worst_case
 from engine.evaluation.run import make_conditions
-from engine.evaluation.sanity import SanityCheck, sanity_check, warn_of_chance_level, warn_of_masking
+from engine.evaluation.sanity import is_constant, sanity_check, warn_of_masking
 from engine.evaluation.state import State
 from engine.evaluation.targets import EvalTarget, load_other_network
 from engine.fast.frozen import FoldedModel, make_attack_model
@@ -408,26 +408,20 @@ def test_processes_wait_for_the_longest_attack(monkeypatch):
     assert given["timeout"].days >= 7
 
 
-def test_a_folder_gives_best_and_last_of_its_runs_side_by_side(run, tmp_path):
+def test_a_folder_gives_best_and_last_of_its_runs(run, tmp_path):
     metadata = {"model": "small_resnet", "dataset": "Digits", "image_size": 16}
-    for seed, name in enumerate((BEST_PGD10, LAST, "best_clean_acc_model.pth")):
+    for seed, name in enumerate((BEST_PGD10, LAST, BEST_CLEAN)):
         save_network(tmp_path / "runs/AT/net" / name, seed, **metadata)
+        save_network(tmp_path / "runs/Natural/net" / name, seed, **metadata)
+    (tmp_path / "runs/Natural/net/config.json").write_text('{"method": "Natural", "epsilon": 8}')
     save_network(tmp_path / "runs/DGAD/net" / LAST, 3, **metadata)
     ended = run("--dataset Digits --model_path runs --limit_test 20 --attacks clean,fgsm --no-pictures")
-    rows = ended.out.splitlines()[-2:]
-    assert rows[0].split()[:4] == ["AT/net", "best", "/", "last"] and rows[0].count("/") == 2 + 3
-    assert rows[1].split()[:2] == ["DGAD/net", "last"]
-    for name in (BEST_PGD10, LAST):
-        (entry,) = read_evaluations(results_path(Path("runs/AT/net", name)))
-        assert entry["conditions"]["checkpoint"] == name
-
-
-def test_natural_training_is_evaluated_at_its_best_clean_checkpoint(run, tmp_path):
-    for seed, name in enumerate((BEST_PGD10, BEST_CLEAN, LAST)):
-        save_network(tmp_path / "runs" / name, seed, model="small_resnet", dataset="Digits", image_size=16)
-    (tmp_path / "runs/config.json").write_text('{"method": "Natural", "epsilon": 8}')
-    ended = run("--model_path runs --limit_test 20 --attacks clean --no-pictures")
-    assert "best clean / last" in ended.out and BEST_PGD10 not in ended.out
+    names = [f"AT/net/{BEST_PGD10}", f"AT/net/{LAST}", f"DGAD/net/{LAST}"]
+    names += [f"Natural/net/{BEST_CLEAN}", f"Natural/net/{LAST}"]
+    assert [line.split()[0] for line in ended.out.splitlines()[-5:]] == names
+    for name in names:
+        (entry,) = read_evaluations(results_path(Path("runs", name)))
+        assert entry["conditions"]["checkpoint"] == Path(name).name
 
 
 def test_files_without_weights_in_a_folder_are_named_and_passed_over(run, tmp_path):
@@ -492,7 +486,7 @@ def test_a_network_whose_gradients_vanish_is_reported_and_another_is_not(tmp_pat
         for network in (net, saturated)
     ]
     assert warnings[0] == []
-    assert len(warnings[1]) == 2 and "expected 0 %" in warnings[1][0] and "flat" in warnings[1][1]
+    assert len(warnings[1]) == 2 and "expected 0 %" in warnings[1][0] and "does not increase" in warnings[1][1]
 
 
 def test_a_constant_prediction_is_reported_as_untrained_and_not_as_masking(run, tmp_path):
@@ -507,12 +501,9 @@ def test_a_constant_prediction_is_reported_as_untrained_and_not_as_masking(run, 
 
 def test_an_accuracy_near_chance_level_is_reported_with_its_causes(caplog):
     labels, classes = torch.arange(100) % 10, list("abcdefghij")
-    warn_of_chance_level(labels, labels, classes)
-    assert not caplog.text
-    warn_of_chance_level(torch.arange(100) // 10, labels, classes)
-    assert "near chance level (10.0 %)" in caplog.text and "--normalize" in caplog.text and "as 'c'" not in caplog.text
-    warn_of_chance_level((labels + 1) % 10, labels, classes)
-    assert "images of class 'a' are predicted as 'b': another order" in caplog.text
+    assert not is_constant(labels, labels, classes) and not caplog.text
+    assert not is_constant((labels + 1) % 10, labels, classes)
+    assert "near chance level (10.0 %)" in caplog.text and "another order of classes" in caplog.text
 
 
 @pytest.mark.parametrize("std", [0.25, 0.5])
@@ -530,13 +521,16 @@ def test_a_normalization_outside_the_network_is_recognized(caplog, std):
 @pytest.mark.parametrize(
     ("results", "line"),
     [
-        ({"FGSM": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}}, "FGSM is stronger than PGD-20 (30.00 < 40.00 %)"),
-        ({"Square": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}}, "Square is stronger than PGD-20 (30.00 < 40"),
+        ({"FGSM": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}}, "is stronger than PGD-20 (30.00 < 40.00 %)"),
+        (
+            {"Square": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}},
+            "Square, which uses no gradient, is stronger than",
+        ),
         # Another gradient attack finds the adversarial examples, so gradients are not masked.
         ({"Square": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}, "C&W-inf-30": {"accuracy": 29.0}}, None),
         (
             {"AutoAttack": {"accuracy": 30.0, "stages": {"FAB-T": 32.0, "Square": 30.0}}},
-            "AutoAttack's Square is strong",
+            "AutoAttack's Square, which uses no gradient, is stronger than AutoAttack's gradient-based attacks",
         ),
         (  # two steps cannot cross the ball
             {"FGSM": {"accuracy": 30.0}, "PGD-2": {"accuracy": 40.0, "parameters": STEPS | {"steps": 2}}},
@@ -559,7 +553,7 @@ def test_attacks_of_different_protocols_on_the_same_images_are_compared(tmp_path
         record = record_of(tmp_path, {"Square": {"accuracy": 30.0}}, protocol="blackbox", images=images)
         assert len(warn_of_masking(record, 8 / 255, None)) == warnings
     for loss, warnings in ((1.005, 1), (2.0, 0)):
-        assert len(warn_of_masking(record, 8 / 255, SanityCheck(1.0, loss, 0.0))) == warnings
+        assert len(warn_of_masking(record, 8 / 255, (Score(1.0, 0.0, 9), Score(loss, 0.0, 9)))) == warnings
 
 
 # Reports.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.pgd import uniform
-from attacks.suite import Attack, Perturb, Setting, pgd20
+from attacks.suite import Attack, Setting, pgd20
 from data import TEST_SUBSET_SEED, Split, subset
 from data.loader import Batches
 from engine.accuracy import predict
@@ -18,7 +18,6 @@ from utils.tables import write_csv
 
 RADII = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16)  # in units of 1/255
 CURVE_IMAGES = 500
-CANDIDATES = 100  # test images from which examples are chosen
 EXAMPLES = 8
 MAX_CLASS_NAMES = 20  # in confusion matrices
 
@@ -52,47 +51,28 @@ def radius_curve(network: nn.Module, images: Split, batch_size: int, seed: int, 
     return accuracies
 
 
-def draw_adversarial_examples(
-    network: nn.Module, attack: Attack, images: Split, classes, epsilon: float, seed: int, device, path: Path
+def draw_examples(
+    network: nn.Module, attack: Attack, images: Split, classes: Sequence[str], seed: int, device, path: Path
 ) -> None:
     """Plot images, perturbations (-epsilon black, 0 grey, epsilon white) and adversarial images, with predictions.
 
     The attack is the first stage of ``attack``.
     """
-    perturb = next(iter(attack.stages.values()))
-    clean, adversarial, captions = adversarial_examples(network, perturb, images, classes, seed, device)
-    perturbation = (adversarial - clean) / (2 * epsilon) + 0.5
-    figure, axes = plt.subplots(3, len(clean), figsize=(1.5 * len(clean), 5), squeeze=False, layout="constrained")
-    rows = {"clean": (clean, captions[0]), "perturbation": (perturbation, [""] * len(clean))}
-    rows |= {"adversarial": (adversarial, captions[1])}
-    for row, (name, (pixels, titles)) in zip(axes, rows.items(), strict=True):
+    ((x, y),) = Batches(subset(images, EXAMPLES, TEST_SUBSET_SEED), EXAMPLES, device=device)
+    perturb, epsilon = next(iter(attack.stages.values())), attack.parameters["epsilon"]
+    x_adv = perturb(network, x, y, uniform(x, 1, torch.Generator(device).manual_seed(seed)))
+    rows = {"clean": x, "perturbation": (x_adv - x) / (2 * epsilon) + 0.5, "adversarial": x_adv}
+    figure, axes = plt.subplots(3, len(x), figsize=(1.5 * len(x), 5), squeeze=False, layout="constrained")
+    for row, (name, pixels) in zip(axes, rows.items(), strict=True):
         row[0].set_ylabel(name)
-        for axis, image, title in zip(row, pixels.clamp(0, 1), titles, strict=True):
+        with torch.no_grad():
+            predicted = network(pixels).argmax(1).tolist()
+        for axis, image, label in zip(row, pixels.clamp(0, 1).cpu(), predicted, strict=True):
             axis.imshow(image.permute(1, 2, 0).squeeze().numpy(), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(title, fontsize="small")
+            axis.set_title("" if name == "perturbation" else classes[label], fontsize="small")
             axis.set(xticks=[], yticks=[])
     figure.suptitle(f"predictions before and after {attack.title} at epsilon {255 * epsilon:.4g}/255")
     save_figure(figure, path)
-
-
-def adversarial_examples(
-    network: nn.Module, perturb: Perturb, images: Split, classes: Sequence[str], seed: int, device
-) -> tuple[Tensor, Tensor, list[list[str]]]:
-    """Choose EXAMPLES images, up to half of them fooled by the attack and the others robust.
-
-    Returns clean and adversarial images (n, C, H, W) on the CPU, and the predicted classes of both.
-    """
-    ((x, y),) = Batches(subset(images, CANDIDATES, TEST_SUBSET_SEED), CANDIDATES, device=device)
-    x_adv = perturb(network, x, y, uniform(x, 1, torch.Generator(device).manual_seed(seed)))
-    with torch.no_grad():
-        predictions = [network(batch).argmax(1) for batch in (x, x_adv)]
-    robust = (predictions[1] == y).nonzero()[:, 0]
-    fooled = ((predictions[0] == y) & (predictions[1] != y)).nonzero()[: EXAMPLES // 2, 0]
-    chosen = torch.cat([robust[: EXAMPLES - len(fooled)], fooled])
-    if not len(chosen):
-        chosen = torch.arange(min(EXAMPLES, len(y)), device=x.device)
-    names = [[classes[k] for k in predicted[chosen].tolist()] for predicted in predictions]
-    return x[chosen].cpu(), x_adv[chosen].cpu(), names
 
 
 def draw_confusions(predictions: Mapping[str, Tensor], labels: Tensor, classes: Sequence[str], folder: Path) -> None:
