@@ -7,17 +7,16 @@ import pytest
 import torch
 from commands import run_in_process
 from conftest import golden_arrays, golden_rows
-from tiny import TinyNet, part, tiny_from, tiny_problem, trained_on_stripes
+from tiny import part, tiny_from, tiny_problem, trained_on_stripes
 
-from attacks.libraries import advertorch_attacks, carlini_wagner_l2
+from attacks.libraries import carlini_wagner_l2
 from attacks.objectives import cross_entropy, margin
 from attacks.pgd import gaussian, pgd, uniform, zero
-from attacks.suite import fgsm, linf
+from attacks.suite import linf
 from data import Split, Splits
 from engine.training.trainer import Trainer
 from methods import METHODS, WITH_TEACHER
 from methods.losses import kl
-from models import build
 from utils.config import TrainConfig
 
 EPSILON = 8 / 255
@@ -192,27 +191,6 @@ def test_evaluation_attack_equals_the_official_one(row):
     ball = {"epsilon": epsilon, "step_size": step_size, "steps": steps}
     x_adv = pgd(lambda z: objective(student(z), y), x, arrays.get("x_start", x), **ball)
     assert torch.equal(x_adv, arrays["x_adv"])
-
-
-@pytest.fixture(scope="module", params=["TinyNet", "small_resnet", pytest.param("mobilenetV2", marks=pytest.mark.slow)])
-def network(request):
-    """A network in eval mode with images and labels for it.
-
-    In float64: in float32 rounding decides the sign of a gradient close to zero.
-    """
-    torch.manual_seed(0)
-    size, n = (8, 64) if request.param == "TinyNet" else (32, 4)
-    net = TinyNet() if request.param == "TinyNet" else build(request.param, 10)
-    return net.eval().double(), torch.rand(n, 3, size, size, dtype=torch.float64), torch.randint(10, (n,))
-
-
-def test_fgsm_and_pgd_equal_advertorch(network):
-    net, x, y = network
-    theirs = advertorch_attacks().GradientSignAttack(net, eps=EPSILON).perturb(x, y)
-    torch.testing.assert_close(fgsm(EPSILON)(net, x, y, None), theirs, rtol=0, atol=1e-6)
-    pgd_of_theirs = advertorch_attacks().LinfPGDAttack(net, eps=EPSILON, nb_iter=20, eps_iter=2 / 255, rand_init=False)
-    ours = linf(cross_entropy, EPSILON, 2 / 255, 20)(net, x, y, torch.zeros_like(x))
-    torch.testing.assert_close(ours, pgd_of_theirs.perturb(x, y), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", [cross_entropy, margin])

@@ -124,17 +124,6 @@ def test_one_table_in_four_formats(run, tmp_path, caplog):
         assert figure.format == "PNG"
 
 
-def test_training_speed_and_peak_memory_are_shown_where_known(run, tmp_path):
-    for seed, speed in ((1, 100), (2, 140)):
-        path = make_run(tmp_path / f"runs/{seed}", "AT", seed)
-        make_evaluation(path, {"Clean": 90})
-        table = f"epoch,images_per_s,peak_memory_mib\n1,10,4000\n2,{speed},5000\n3,{speed},4500\n4,,\n"
-        (path / "results.csv").write_text(table)
-    make_evaluation(make_run(tmp_path / "runs/3", "DGAD"), {"Clean": 90})
-    costs = [(row["images/s"], row["peak memory (MiB)"]) for row in run("runs")]
-    assert costs == [("100", "5000"), ("140", "5000"), ("-", "-"), ("120 ± 28", "5000 ± 0")]
-
-
 def test_runs_that_differ_only_in_the_seed_are_averaged_below(run, tmp_path):
     for seed, accuracy in ((1, 44), (2, 46), (3, 51)):
         make_evaluation(make_run(tmp_path / f"runs/{seed}", "DGAD", seed), {"Clean": 90, "PGD-20": accuracy})

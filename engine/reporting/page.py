@@ -35,6 +35,7 @@ TRAINING = ("epochs", "best clean in training", "best PGD-10 in training")  # co
 
 def render(runs: Sequence[Run], reload_seconds: float | None = None) -> str:
     """Return the page; a browser loads it again every ``reload_seconds``."""
+    runs = [run._replace(path=Path(run.name)) for run in runs]  # without paths of this machine
     rows = [make_row(run, entry) for run in runs for entry in run.evaluations or [NO_EVALUATION]]
     shown = shown_columns([row for row in rows if row.accuracies] or rows)
     header, table, best = comparison_table(rows, [title for title in shown if title != "run"])
