@@ -136,10 +136,11 @@ def read_run(folder: Path, name: str = "") -> Run:
 
 def _read_config(path: Path) -> dict:
     """Return the settings of a run, lists as text; {} for a file of another program."""
-    items = read_json(path).items()
-    config = {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in items}
-    if not all(map(is_plain, config.values())):
-        raise ValueError("not settings")
+    config = {}
+    for key, value in read_json(path).items():
+        if not all(map(is_plain, value if isinstance(value, list) else [value])):
+            raise ValueError("not a setting")
+        config[key] = " ".join(map(str, value)) if isinstance(value, list) else value
     return config if "method" in config else {}
 
 
