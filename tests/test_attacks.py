@@ -195,7 +195,7 @@ def test_evaluation_attack_equals_the_official_one(row):
 
 @pytest.mark.parametrize("objective", [cross_entropy, margin])
 def test_stopping_at_the_first_success_fools_the_same_images_as_remembering_every_success(objective):
-    net, x, y = trained_on_stripes()
+    net, x, y = trained_on_stripes(200)
     net, x = net.double(), x.double()
     noise = uniform(x, 1, torch.Generator().manual_seed(1))
     x_adv = linf(objective, EPSILON, EPSILON / 4, 20, until_fooled=True)(net, x, y, noise)
@@ -247,16 +247,16 @@ def test_autoattack_is_compared_with_the_authors_code_image_by_image(monkeypatch
     (tmp_path / "autoattack").mkdir()
     (tmp_path / "autoattack" / "__init__.py").write_text(FAKE_PACKAGE.replace("{answer}", answer))
     net, x, y = trained_on_stripes()
-    test = Split((255 * x[:20]).round().byte(), y[:20])
+    test = Split((255 * x[:12]).round().byte(), y[:12])
     monkeypatch.setattr("engine.load_model", lambda path: net)
     monkeypatch.setattr("attacks.libraries.STANDARD", {"APGD-CE": "apgd-ce", "APGD-T": "apgd-t"})  # the others are slow
     monkeypatch.setattr("data.load", lambda *_: Splits(test, test, tuple("abcdefghij"), True))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "autoattack", raising=False)
-    ended = run_in_process(monkeypatch, capsys, "scripts/compare_autoattack.py", f"{tmp_path} --bs 12 --device cpu")
+    ended = run_in_process(monkeypatch, capsys, "scripts/compare_autoattack.py", f"{tmp_path} --bs 7 --device cpu")
     sys.modules.pop("autoattack")
     assert ended.status == (0 if equal else 1), ended.err
-    assert ("20 of 20 images equal" in ended.out) == equal and " of 20 images equal; ours took" in ended.out
+    assert ("12 of 12 images equal" in ended.out) == equal and " of 12 images equal; ours took" in ended.out
 
 
 def test_a_folder_without_autoattack_is_one_line(monkeypatch, capsys, tmp_path):

@@ -29,7 +29,6 @@ from engine.evaluation.figures import confusion, radius_curve
 from engine.evaluation.records import Record, read_evaluations, results_folder, results_path, worst_case
 from engine.evaluation.run import make_conditions
 from engine.evaluation.sanity import is_constant, sanity_check, warn_of_masking
-from engine.evaluation.state import State
 from engine.evaluation.targets import EvalTarget, load_other_network
 from engine.fast.frozen import FoldedModel, make_attack_model
 from models import build
@@ -240,7 +239,7 @@ def test_results_under_other_conditions_are_kept_apart(tmp_path):
     assert make_conditions(target, images, blackbox[0]) != make_conditions(target, images, blackbox[1])
 
 
-def test_results_and_states_without_a_precision_are_of_float32(tmp_path):
+def test_results_without_a_precision_are_of_float32(tmp_path):
     conditions = {"checkpoint": "net.pth", "eps": 0.1}
     entry = {"accuracy": 50.0, "n": 2, "bounded": True, "correct": "10"}
     (tmp_path / "eval.json").write_text(
@@ -248,10 +247,6 @@ def test_results_and_states_without_a_precision_are_of_float32(tmp_path):
     )
     assert Record(tmp_path, conditions | {"precision": "fp32"}).results == {"PGD-20": entry}
     assert Record(tmp_path, conditions | {"precision": "bf16"}).results == {}
-    (tmp_path / "conditions.json").write_text(json.dumps(conditions))
-    State(tmp_path, conditions | {"precision": "fp32"})
-    with pytest.raises(UserError, match=r"of another evaluation \(precision fp32 -> bf16\)"):
-        State(tmp_path, conditions | {"precision": "bf16"})
 
 
 def test_the_worst_case_is_over_images_that_every_bounded_attack_attacked():
@@ -514,7 +509,8 @@ def test_attacks_of_different_protocols_on_the_same_images_are_compared(tmp_path
 # Reports.
 
 
-def test_reports_contain_all_that_a_result_depends_on(run, tmp_path):
+def test_reports_contain_all_that_a_result_depends_on(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.evaluation.figures.RADII", (0, 4))
     path = save_network(tmp_path / "net.pth")
     flags = "--dataset Digits --image_size 16 --model_path net.pth --natural_path net.pth --limit_test 40"
     out = run(f"{flags} --attacks clean,fgsm,pgd --eps 0.02 --restarts 2").out
@@ -566,7 +562,7 @@ def test_blackbox_protocol(run, tmp_path, monkeypatch):
     monkeypatch.setattr("engine.evaluation.run.load_other_network", load)
     save_network(tmp_path / "net.pth")
     save_network(tmp_path / "other.pth", seed=1)
-    flags = "--limit_test 20 --eps 0.4 --protocol blackbox --surrogate_path other.pth"
+    flags = "--limit_test 10 --eps 0.4 --protocol blackbox --surrogate_path other.pth"
     out = run(f"{DIGITS} --model_path net.pth {flags}").out
     results = results_in(results_path("net.pth"))
     assert list(results) == ["Clean", "transfer PGD-20", "transfer C&W-inf-30", "Square", "worst case"]

@@ -27,7 +27,7 @@ class State:
         try:
             require_writable(folder)
             path = folder / CONDITIONS
-            stored = {"precision": "fp32"} | read_json(path) if path.exists() else conditions
+            stored = read_json(path) if path.exists() else conditions
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"--state {folder}: cannot be used ({error}); choose another folder") from error
         changes = [f"{key} {stored.get(key)} -> {new}" for key, new in conditions.items() if stored.get(key) != new]
