@@ -18,6 +18,7 @@ from utils.tables import write_csv
 
 RADII = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16)  # in units of 1/255
 CURVE_IMAGES = 500
+CANDIDATES = 100  # test images from which examples are chosen
 EXAMPLES = 8
 MAX_CLASS_NAMES = 20  # in confusion matrices
 
@@ -56,20 +57,25 @@ def draw_examples(
 ) -> None:
     """Plot images, perturbations (-epsilon black, 0 grey, epsilon white) and adversarial images, with predictions.
 
-    The attack is the first stage of ``attack``.
+    The attack is the first stage of ``attack``; up to half of the images are fooled by it, the others are robust.
     """
-    ((x, y),) = Batches(subset(images, EXAMPLES, TEST_SUBSET_SEED), EXAMPLES, device=device)
+    ((x, y),) = Batches(subset(images, CANDIDATES, TEST_SUBSET_SEED), CANDIDATES, device=device)
     perturb, epsilon = next(iter(attack.stages.values())), attack.parameters["epsilon"]
     x_adv = perturb(network, x, y, uniform(x, 1, torch.Generator(device).manual_seed(seed)))
-    rows = {"clean": x, "perturbation": (x_adv - x) / (2 * epsilon) + 0.5, "adversarial": x_adv}
-    figure, axes = plt.subplots(3, len(x), figsize=(1.5 * len(x), 5), squeeze=False, layout="constrained")
-    for row, (name, pixels) in zip(axes, rows.items(), strict=True):
+    with torch.no_grad():
+        before, after = (network(batch).argmax(1) for batch in (x, x_adv))
+    fooled = ((before == y) & (after != y)).nonzero()[: EXAMPLES // 2, 0]
+    chosen = torch.cat([(after == y).nonzero()[: EXAMPLES - len(fooled), 0], fooled])
+    chosen = chosen if len(chosen) else torch.arange(min(EXAMPLES, len(y)), device=x.device)
+    perturbation, n = (x_adv - x) / (2 * epsilon) + 0.5, len(chosen)
+    captions = [[classes[label] for label in predicted[chosen].tolist()] for predicted in (before, after)]
+    rows = ("clean", x, captions[0]), ("perturbation", perturbation, [""] * n), ("adversarial", x_adv, captions[1])
+    figure, axes = plt.subplots(3, n, figsize=(1.5 * n, 5), squeeze=False, layout="constrained")
+    for row, (name, pixels, titles) in zip(axes, rows, strict=True):
         row[0].set_ylabel(name)
-        with torch.no_grad():
-            predicted = network(pixels).argmax(1).tolist()
-        for axis, image, label in zip(row, pixels.clamp(0, 1).cpu(), predicted, strict=True):
+        for axis, image, title in zip(row, pixels[chosen].clamp(0, 1).cpu(), titles, strict=True):
             axis.imshow(image.permute(1, 2, 0).squeeze().numpy(), cmap="gray", vmin=0, vmax=1)
-            axis.set_title("" if name == "perturbation" else classes[label], fontsize="small")
+            axis.set_title(title, fontsize="small")
             axis.set(xticks=[], yticks=[])
     figure.suptitle(f"predictions before and after {attack.title} at epsilon {255 * epsilon:.4g}/255")
     save_figure(figure, path)
