@@ -6,6 +6,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
