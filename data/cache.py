@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import FileIO
@@ -25,7 +25,7 @@ from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2  # increase it when the same files are decoded to other pixels
+_VERSION = 3  # increase it when the same files are decoded to other pixels
 _SAMPLE = 4096  # bytes that are compared at the start, in the middle and at the end of a file
 _MANY = 512  # images that are worth starting processes
 _CHUNK = 16  # images that a thread decodes at a time
@@ -55,9 +55,9 @@ class PixelCache:
         if options.cache_dir:
             location = root.resolve()
             self.folder = Path(options.cache_dir).expanduser() / f"{location.name}-{_hash(os.fsencode(location))}"
-        self.file = self.folder / f"{size}-{_hash(*(os.fsencode(path.relative_to(root)) for path in paths))}.bin"
-        pixels = ("pixels", "u1", (3, size, size))
-        self.dtype = np.dtype([("content", "S16"), ("crc32", "<u4"), ("resized", "?"), pixels])
+        self.kind = f"{'resized-' * resize}{size}"
+        self.file = self.folder / f"{self.kind}-{_hash(*(os.fsencode(path.relative_to(root)) for path in paths))}.bin"
+        self.dtype = np.dtype([("content", "S16"), ("crc32", "<u4"), ("pixels", "u1", (3, size, size))])
         self.damaged: dict[int, str] = {}  # index in ``paths`` -> reason
         self._ready: dict[int, np.ndarray] = {}  # index -> pixels, mapped or in memory
         self._records: np.ndarray | None = None
@@ -67,29 +67,26 @@ class PixelCache:
         """The pixels of an image that was added."""
         return self._ready[index]
 
-    def add(self, indices: Sequence[int], decode: Callable[[Path, int, bool], tuple[np.ndarray, bool]]) -> None:
+    def add(self, indices: Sequence[int], decode: Callable[[Path, int, bool], np.ndarray]) -> None:
         """Decode the images that are not in the cache; ``damaged`` has those for which ``decode`` raises ValueError.
 
-        ``decode(path, size, resize)`` returns the pixels and whether they were resized. Raises UserError if neither
-        disk nor memory has the space.
+        ``decode(path, size, resize)`` returns the pixels. Raises UserError if neither disk nor memory has the space.
         """
-        indices = [index for index in dict.fromkeys(indices) if index not in self._ready and index not in self.damaged]
-        if indices and self._records is None:
+        unknown = [index for index in dict.fromkeys(indices) if index not in self._ready and index not in self.damaged]
+        if unknown and self._records is None:
             self._open()
-        for _ in self._in_threads(self._look_up, indices):
-            pass
-        missing = [index for index in indices if index not in self._ready and index not in self.damaged]
+        if self._records is not None:
+            self._in_threads(self._look_up, unknown)
+        missing = [index for index in unknown if index not in self._ready]
         if not missing:
             return
         self._require_space(len(missing) * self.dtype.itemsize)
         log.info("decoding %s images in %s, once", f"{len(missing):,}", self.root)
         progress = {"desc": "decoding", "total": len(missing), "unit": "image", "leave": False}
         with tqdm(**progress, disable=None) as bar:  # None: not in a log file
-            many = len(missing) >= _MANY and self.options.workers > 1 and self._writable
-            if many and sys.platform == "linux" and not multiprocessing.current_process().daemon:
+            if len(missing) >= _MANY and self.options.workers > 1 and self._writable and sys.platform == "linux":
                 missing = self._decode_in_processes(missing, decode, bar)
-            for _ in self._in_threads(lambda index: self._decode(index, decode), missing):
-                bar.update(bar.n < bar.total)
+            self._in_threads(lambda index: self._decode(index, decode), missing, bar)
 
     def _open(self) -> None:
         length = len(self.paths) * self.dtype.itemsize
@@ -98,7 +95,7 @@ class PixelCache:
             self.file.touch()
             if self.file.stat().st_size != length:
                 os.truncate(self.file, length)
-            for old in {*self.folder.glob(f"{self.size}-*.bin")} - {self.file}:  # of other files
+            for old in {*self.folder.glob(f"{self.kind}-*.bin")} - {self.file}:  # of other files
                 old.unlink()
         except OSError as error:
             self._use_memory(error)
@@ -106,17 +103,14 @@ class PixelCache:
             self._records = np.asarray(np.memmap(self.file, self.dtype, "r", shape=len(self.paths)))
 
     def _look_up(self, index: int) -> None:
-        record = self._records[index] if self._records is not None else None
-        if record is None or not record["content"] or (record["resized"] and not self.resize):
-            return
-        try:
-            current = record["content"] == _content(self.paths[index])
-        except OSError:
-            return
-        if current and zlib.crc32(record["pixels"]) == record["crc32"]:
-            self._ready[index] = record["pixels"]
-        elif current:
-            log.warning("%s is damaged: decoding %s again", self.file, self.paths[index])
+        record = self._records[index]
+        with suppress(OSError):  # decoding reports it
+            if not record["content"] or record["content"] != _content(self.paths[index]):
+                return
+            if zlib.crc32(record["pixels"]) == record["crc32"]:
+                self._ready[index] = record["pixels"]
+            else:
+                log.warning("%s is damaged: decoding %s again", self.file, self.paths[index])
 
     def _decode_in_processes(self, missing: Sequence[int], decode: Callable, bar: tqdm) -> list[int]:
         """Fill the cache by processes, since for a small image the lock of Python is held most of the time.
@@ -151,13 +145,20 @@ class PixelCache:
         self._ready |= {index: self._records[index]["pixels"] for index in np.array(missing)[done == 1].tolist()}
         return np.array(missing)[done == 0].tolist()
 
-    def _in_threads(self, function: Callable, items: Sequence) -> Iterator:
-        """Yield the results of ``function`` in order; Pillow releases the lock while it decodes."""
-        chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    def _in_threads(self, function: Callable[[int], None], indices: Sequence[int], bar: tqdm | None = None) -> None:
+        """Call ``function`` for each index; Pillow releases the lock of Python while it decodes."""
+
+        def work(start: int) -> int:
+            chunk = indices[start : start + _CHUNK]
+            for index in chunk:
+                function(index)
+            return len(chunk)
+
         pool = ThreadPoolExecutor(self.options.workers)
         try:
-            for results in pool.map(lambda chunk: list(map(function, chunk)), chunks):
-                yield from results
+            for done in pool.map(work, range(0, len(indices), _CHUNK)):
+                if bar is not None:
+                    bar.update(done)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -180,7 +181,7 @@ class PixelCache:
         record = np.zeros((), self.dtype)
         try:
             record["content"] = _content(self.paths[index])
-            record["pixels"], record["resized"] = decode(self.paths[index], self.size, self.resize)
+            record["pixels"] = decode(self.paths[index], self.size, self.resize)
         except (OSError, ValueError) as error:
             self.damaged[index] = getattr(error, "strerror", None) or str(error)
             return None

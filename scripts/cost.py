@@ -67,7 +67,7 @@ class Cost:
         self.epochs, self.validations = config.epochs, math.ceil(config.epochs / config.eval_every)
         teachers = 0 if config.method in WITHOUT_TEACHER else 2 if config.method in WITH_TWO_TEACHERS else 1
         teachers = (config.teacher_model, config.std_teacher_model)[:teachers]
-        names = (config.model, *(architecture_of(name, config.dataset) for name in teachers))
+        names = (config.model, *(architecture_of(name) for name in teachers))
         self.forward = {name: count_forward(name, classes, image_size) for name in names}
         self.validation = VALIDATION_PASSES * self.forward[config.model]
         # Only these fields decide the count, so that runs which differ in others are counted once.

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run
 from engine.checkpoint import BEST_PGD10, LAST
 from engine.evaluation.records import read_evaluations, results_folder
 from models.hub import CONFIG, WEIGHTS, load_folder, save_folder
-from models.weights import load_network, read_metadata
+from models.weights import Checkpoint, load_network
 from scripts.reproduce.reproduce import Planner, Run, load_tables
 from utils.cli import ROOT, run_command
 from utils.errors import UserError
@@ -276,7 +276,7 @@ class Session:
 
     def keep_teacher(self, checkpoint: Path) -> dict:
         """Write the teacher with convolutions and matrices in bfloat16, whole and in two parts."""
-        folder, metadata = self.work / TEACHER, read_metadata(checkpoint)
+        folder, metadata = self.work / TEACHER, Checkpoint(checkpoint).metadata
         name, size = metadata["model"], metadata["image_size"]
         save_folder(load_network(name, 10, checkpoint, size), folder, name, 10, size)
         weights = load_file(folder / WEIGHTS)
