@@ -196,14 +196,6 @@ def test_dgad_with_a_teacher_correct_or_wrong_on_all_images(correct, n):
     torch.testing.assert_close(dgad_loss(s, s_adv, t, t_adv, y, alp_beta=5.0), expected)
 
 
-def test_introspection_has_gradient_into_both_student_logits_and_not_into_the_teacher():
-    (s, s_adv, t, t_adv), y = dgad_case()
-    for logits in (s, s_adv, t, t_adv):
-        logits.requires_grad_()
-    iad1_loss(s, s_adv, t.detach(), t_adv, y, alpha=1.0, beta=0.1, temp=1.0, introspect=True).backward()
-    assert s.grad.abs().sum() > 0 and s_adv.grad.abs().sum() > 0 and t_adv.grad is None
-
-
 def test_mart_is_finite_for_a_confident_wrong_prediction():
     s = torch.tensor([[0.0, 200.0, 0.0]], requires_grad=True)
     loss = mart_loss(s, s, torch.tensor([0]), beta=5.0)
