@@ -62,10 +62,6 @@ class ImageFiles:
             images[start : start + 256] = self[start : start + 256]
         return images
 
-    def cpu(self) -> "ImageFiles":
-        """Return this object."""
-        return self
-
 
 def splits_of_files(
     root: Path, train: list, test: list, classes: Sequence[str], size: int, options: ReadOptions, resize: bool = False

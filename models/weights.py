@@ -31,6 +31,8 @@ OTHERS = {"teacher", "attacker", "attack", "surrogate", "proxy", "discriminator"
 EXTRA = re.compile(
     r"criterion|loss|metric|acc|normal|n_averaged|decay|num_updates|step|epoch|temperature|attack|teacher"
 )
+# Modules that may have a mean, but not that of the images.
+NOT_NORMALIZATION = re.compile(f"metric|loss|acc|criterion|{'|'.join(OTHERS)}")
 MEAN, STD = ("mean", "mu", "means", "new_mean", "_mean"), ("std", "sigma", "sds", "new_std", "_std")
 
 IMAGE_SIZES = (32, 64)  # of the published networks; presnet18 has a different classifier for each
@@ -59,7 +61,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path, weights: str | None = None, normalize: str | None = None):
-        self.path, self.weights, self.reported = Path(path), weights, set()
+        self.path, self.weights = Path(path), weights
         self.normalize = constants(normalize) if normalize else None
         try:
             data = self.path.read_bytes()
@@ -83,12 +85,6 @@ class Checkpoint:
     def of(cls, source: "str | Path | Checkpoint") -> "Checkpoint":
         """Return ``source`` itself or the checkpoint at this path."""
         return source if isinstance(source, Checkpoint) else cls(source)
-
-    def report(self, log: Callable, message: str, *values: object) -> None:
-        """Log a message about this file once, however often it is loaded."""
-        if message not in self.reported:
-            self.reported.add(message)
-            log(message, *values)
 
     def fits(self, expected: Mapping[str, Tensor]) -> "list[Fit]":
         """Compare the keys and shapes of a network with the tensors under every prefix at which it may begin."""
@@ -275,13 +271,13 @@ def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
         names = ", ".join(fit.name for fit in (best, *others))
         raise UserError(f"{path}: contains several such networks ({names}); save one of them")
     if kinds[other]:
-        unused, message = kinds[other][0].name, "%s: uses the %s (%s), not the %s (%s); --weights %s uses those"
-        checkpoint.report(logger.info, message, path, KINDS[used], best.name, KINDS[other], unused, other)
+        message = "%s: uses the %s (%s), not the %s (%s); --weights %s uses those"
+        logger.info(message, path, KINDS[used], best.name, KINDS[other], kinds[other][0].name, other)
     outside = {key for key in checkpoint.groups[best.place] if not key.startswith(best.prefix)}
     ignored = {key.split(".")[0] for key in {*best.extra, *outside} if not _is_statistic(key)}
     ignored |= checkpoint.groups.keys() - {fit.place for fits in kinds.values() for fit in fits}
     if ignored:
-        checkpoint.report(logger.info, "%s: not used: %s", path, ", ".join(sorted(ignored)))
+        logger.info("%s: not used: %s", path, ", ".join(sorted(ignored)))
     return best
 
 
@@ -312,28 +308,33 @@ def _statistics(checkpoint: Checkpoint, fit: Fit) -> tuple[Tensor, Tensor] | Non
 
     They are buffers of a module that contains the network or is beside it, or those of --normalize.
     """
-    pairs: dict[str, dict[tuple, Tensor]] = {}
-    tensors = checkpoint.groups[fit.place]
-    for key, value in tensors.items():
+    pairs: dict[str, dict[bool, Tensor]] = {}
+    outside = {
+        key: value
+        for key, value in checkpoint.groups[fit.place].items()
+        if key.removeprefix(fit.prefix) not in fit.state
+    }
+    for key, value in outside.items():
         parent, _, leaf = key.rpartition(".")
         wrapper, _, module = parent.rpartition(".")
-        beside = fit.prefix.startswith(f"{wrapper}." if wrapper else "") and not set(re.split(r"[._]", parent)) & OTHERS
-        if key.removeprefix(fit.prefix) in fit.state or not beside or re.search("metric|loss|acc|criterion", module):
-            continue
-        if value.numel() in (1, 3) and value.is_floating_point() and leaf in MEAN + STD:
-            pairs.setdefault(parent, {})[MEAN if leaf in MEAN else STD] = value.detach().float().flatten()
-    complete = [(pair[MEAN], pair[STD]) for pair in pairs.values() if len(pair) == 2]
-    if complete:
-        return complete[0]
+        if (
+            leaf in MEAN + STD
+            and value.numel() in (1, 3)
+            and value.is_floating_point()
+            and fit.prefix.startswith(wrapper and f"{wrapper}.")
+            and not NOT_NORMALIZATION.search(module)
+        ):
+            pairs.setdefault(parent, {})[leaf in MEAN] = value.detach().float().flatten()
+    for pair in pairs.values():
+        if len(pair) == 2:
+            return pair[True], pair[False]
     if pairs:
         raise UserError(f"{checkpoint.path}: has only one of the mean and std of its input; save it with both")
     if checkpoint.normalize and "model" not in checkpoint.metadata:
         return checkpoint.normalize
     last = fit.prefix.rstrip(".").rpartition(".")[2]
-    if (last.isdigit() and last != "0") or any(
-        "normal" in key for key in tensors if key.removeprefix(fit.prefix) not in fit.state
-    ):
+    if (last.isdigit() and last != "0") or any("normal" in key for key in outside):
         message = '%s: WARNING: its keys begin with "%s", as behind a layer that normalizes images, but it has no mean '
         message += "and std: its accuracy will be low; --normalize cifar10 (or mean and std) adds them"
-        checkpoint.report(logger.warning, message, checkpoint.path, fit.prefix)
+        logger.warning(message, checkpoint.path, fit.prefix)
     return None

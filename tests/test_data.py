@@ -268,31 +268,33 @@ def test_damaged_cache_is_rebuilt(folder, decoded_files, caplog, damage):
     content[bytes(content).index(bytes(first[0].flatten()[:64].tolist()))] ^= 1
     file.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "bit": content}[damage])
     assert torch.equal(images_of(folder), first)
-    assert len(decoded_files) == {"truncated": 16, "empty": 20, "bit": 11}[damage]
-    assert ("is damaged: decoding" in caplog.text) == (damage != "empty")
+    assert len(decoded_files) == {"truncated": 20, "empty": 20, "bit": 11}[damage]
+    assert ("is damaged: decoding" in caplog.text) == (damage == "bit")
 
 
-def test_images_that_cannot_be_cached_stay_in_memory_or_go_to_cache_dir(folder, tmp_path, monkeypatch, caplog):
+def test_a_cache_that_cannot_be_written_is_in_a_temporary_folder_or_in_cache_dir(folder, tmp_path, monkeypatch, caplog):
     (folder / ".decoded").write_text("not a folder")
     expected = images_of(folder)
     assert caplog.text.count("cannot cache") == 1 and "--cache_dir" in caplog.text
     assert torch.equal(images_of(folder, cache_dir=str(tmp_path / "a" / "b")), expected)
     assert len(list((tmp_path / "a" / "b").glob("*/16-*.bin"))) == 1 and caplog.text.count("cannot cache") == 1
 
+
+def test_a_complete_cache_is_used_where_nothing_can_be_written(folder, decoded_files, monkeypatch):
+    expected = images_of(folder)
+    monkeypatch.setattr(cache.PixelCache, "_create", lambda *args: pytest.fail("the cache is written"))
+    assert torch.equal(images_of(folder), expected) and len(decoded_files) == 10
+
+
+def test_a_full_disk_is_one_line(folder, monkeypatch):
     def full(self, index, record):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cache.PixelCache, "_write", full)
-    assert torch.equal(images_of(folder, cache_dir=str(tmp_path / "full")), expected)
-    monkeypatch.setattr(cache, "available_memory", lambda: 700)
-    assert "the memory is full" in load_error("Folder", folder, cache_dir=str(tmp_path / "full"))
-
-
-def test_images_that_fit_neither_disk_nor_memory_are_refused_at_once(folder, monkeypatch):
-    monkeypatch.setattr(cache, "available_memory", lambda: 1000)
+    assert "cannot be written to" in (message := load_error("Folder", folder)) and "No space left" in message
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2000))
     message = load_error("Folder", folder)
-    assert "the decoded images need 0.0 GiB; 0.0 GiB of disk and" in message and "--limit_train" in message
+    assert "--cache_dir" in message and "they need 0.0 GiB, 0.0 GiB are free" in message and "--limit_train" in message
 
 
 def test_only_the_images_of_a_subset_are_decoded(folder, decoded_files):
