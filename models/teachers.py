@@ -104,17 +104,11 @@ def find_teacher(
     for candidate in candidates:
         if candidate.exists():
             return candidate
-    path_flag, published = flag.replace("_model", "_path"), {each.dataset for each in TEACHERS if each.name == name}
-    # A large network that was published for other images only is not the teacher to start with.
-    model = "small_resnet" if published and dataset not in published else architecture_of(name)
-    flags = f"{flag} {model} " * (model == "small_resnet" != name)
-    hint = ""
-    if dataset == "Folder" and name == "small_resnet":  # the images may be of its classes
-        hint = f" (for the classes of CIFAR10: {INCLUDED['small_resnet', 'CIFAR10']})"
+    path_flag = flag.replace("_model", "_path")
+    command = training_command("AT", architecture_of(name), dataset, data_flags)
     raise UserError(
-        f"{flag} {name}: no file {' or '.join(map(str, candidates))}; name one with {path_flag} FILE"
-        f"{hint}, or train one: {training_command('AT', model, dataset, data_flags)} "
-        f"(then {flags}{path_flag} .../best_PGD10_acc_model.pth)"
+        f"{flag} {name}: no file {' or '.join(map(str, candidates))}; name one with {path_flag} FILE, or train one: "
+        f"{command} (then {path_flag} .../best_PGD10_acc_model.pth)"
     )
 
 

@@ -29,8 +29,10 @@ KINDS = {"ema": "average", "raw": "raw weights"}  # --weights
 OTHERS = {"teacher", "attacker", "attack", "surrogate", "proxy", "discriminator", "optimizer", "optim", "momentum"}
 # Extra keys that belong to a training code and not to the network.
 EXTRA = re.compile(
-    r"criterion|loss|metric|acc|normal|n_averaged|decay|num_updates|step|epoch|temperature|attack|teacher"
+    r"criterion|loss|metric|acc|normal|n_averaged|decay|num_updates|step|epoch|temperature|attack|teacher|sub_block1"
 )
+# Keys that files have or not: from before PyTorch 0.4.1, and of a block that no forward pass uses.
+OPTIONAL = re.compile(r"num_batches_tracked$|^sub_block1\.")
 # Modules that may have a mean, but not that of the images.
 NOT_NORMALIZATION = re.compile(f"metric|loss|acc|criterion|{'|'.join(OTHERS)}")
 MEAN, STD = ("mean", "mu", "means", "new_mean", "_mean"), ("std", "sigma", "sds", "new_std", "_std")
@@ -153,9 +155,9 @@ def load_weights(model: nn.Module, source: str | Path | Checkpoint) -> nn.Module
     network = model.model if isinstance(model, Normalized) else model
     fit = _choose(checkpoint, network.state_dict())
     statistics = _statistics(checkpoint, fit)
-    # Files older than PyTorch 0.4.1 have no num_batches_tracked; load_state_dict adds it.
     network.load_state_dict(
-        {key: value.detach().float() if value.is_floating_point() else value for key, value in fit.state.items()}
+        {key: value.detach().float() if value.is_floating_point() else value for key, value in fit.state.items()},
+        strict=False,  # OPTIONAL
     )
     return normalize_input(network, *statistics) if statistics else network
 
@@ -218,14 +220,9 @@ def _cached_layout(name: str, image_size: int, constructor: Callable) -> dict[st
 
 def _fit(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Fit:
     inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    # No forward pass uses sub_block1, and files have it or not.
-    unused = {key: value for key, value in expected.items() if key.startswith("sub_block1.")}
-    inside = unused | {
-        key: value for key, value in inside.items() if key in expected or not key.startswith("sub_block1.")
-    }
     state = {key: inside[key] for key in expected if key in inside}
     extra, heads = [key for key in inside if key not in expected], {key.split(".")[0] for key in expected}
-    missing = [key for key in expected if key not in inside and not key.endswith("num_batches_tracked")]
+    missing = [key for key in expected if key not in inside and not OPTIONAL.search(key)]
     unexpected = [key for key in extra if key.split(".")[0] in heads or not _is_extra(key, inside[key])]
     different = [key for key in state if state[key].shape != expected[key].shape]
     weight, bias = list(expected)[-2:]  # every network ends with its linear classifier
@@ -267,7 +264,7 @@ def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
         raise UserError(f"--weights {used}: {path} has no {KINDS[used]}; leave the flag out")
     best, *others = sorted(kinds[used], key=_rank)
     others = [fit for fit in others if _rank(fit) == _rank(best)]
-    if any(not torch.equal(best.state[key], fit.state[key]) for fit in others for key in best.state):
+    if any(not torch.equal(best.state[key], fit.state[key]) for fit in others for key in best.state.keys() & fit.state):
         names = ", ".join(fit.name for fit in (best, *others))
         raise UserError(f"{path}: contains several such networks ({names}); save one of them")
     if kinds[other]:

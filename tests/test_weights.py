@@ -437,15 +437,11 @@ def test_a_missing_piece_of_the_zoo_is_named_with_the_command_that_installs_it(p
 INCLUDED_FILE = teachers.INCLUDED["small_resnet", "CIFAR10"]
 
 
-def test_only_its_dataset_needs_no_path_and_the_error_for_an_image_folder_contains_it(tmp_path, monkeypatch):
+def test_only_its_dataset_needs_no_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert teachers.find_teacher("small_resnet", "CIFAR10") == INCLUDED_FILE
-    with pytest.raises(
-        UserError, match=f"--teacher_path FILE .for the classes of CIFAR10: {INCLUDED_FILE}., or train one"
-    ):
+    with pytest.raises(UserError, match="--teacher_path FILE, or train one"):
         load_teacher("small_resnet", "Folder", 10)
-    with pytest.raises(UserError, match="--teacher_path FILE, or train one"):  # no hint: Digits has other classes
-        load_teacher("small_resnet", "Digits", 10)
     with pytest.raises(UserError, match="is a folder; name a checkpoint"):
         load_teacher("small_resnet", "Folder", 10, INCLUDED_FILE.parent)
     teacher = load_teacher("small_resnet", "Folder", 10, INCLUDED_FILE)
