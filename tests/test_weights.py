@@ -106,7 +106,7 @@ def write(content, path, file_format="zip", protocol=2):
     return path
 
 
-CASES = [*((layout, kind) for layout in LAYOUTS for kind in ("zip", "legacy")), ("bare", "safetensors")]
+CASES = [*((layout, "zip") for layout in LAYOUTS), *(("bare", kind) for kind in ("legacy", "safetensors"))]
 
 
 @pytest.mark.parametrize(("layout", "file_format"), CASES)
@@ -328,16 +328,15 @@ def test_incomplete_weights(content, reason, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("saved", "model", "parts"),
+    ("saved", "model", "reason"),
     [
-        (("presnet18", 10, 64), ("presnet18", 10), ["linear.weight is (10, 2048), not (10, 512)"]),
-        (("small_resnet", 10), ("small_resnet", 100), ["has 10 classes, not 100"]),
+        (("presnet18", 10, 64), ("presnet18", 10), "linear.weight is (10, 2048), not (10, 512)"),
+        (("small_resnet", 10), ("small_resnet", 100), "has 10 classes, not 100"),
     ],
 )
-def test_weights_of_another_network_are_refused_with_the_difference(saved, model, parts, tmp_path):
+def test_weights_of_another_network_are_refused_with_the_difference(saved, model, reason, tmp_path):
     torch.save(build(*saved).state_dict(), tmp_path / "other.pth")
-    message = refusal(partial(load_network, *model), tmp_path / "other.pth")
-    assert all(part in message for part in parts)
+    assert reason in refusal(partial(load_network, *model), tmp_path / "other.pth")
 
 
 # ---- teachers ----
@@ -372,12 +371,9 @@ def test_official_paths_are_tried_and_a_missing_teacher_names_them(name, dataset
     with pytest.raises(UserError) as caught:
         load_teacher(name, dataset, classes)
     script = "main_tiny.py" if dataset == "Tiny_Image" else "main.py"
-    command = (
-        f"python {script} --dataset {dataset} --method AT --model {teachers.architecture_of(name)} (then --teacher"
-    )
+    command = f"python {script} --dataset {dataset} --method AT --model {teachers.architecture_of(name)} (then"
     message = str(caught.value)
-    assert message.startswith("--teacher_model ") and "\n" not in message
-    assert path in message and command in message and "--teacher_path FILE" in message
+    assert message.startswith("--teacher_model ") and path in message and command in message and "\n" not in message
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).touch()  # empty: loading it would take up to 184 million parameters
     with pytest.raises(UserError, match=f"^{path}: the file is empty"):
