@@ -45,9 +45,9 @@ class PixelCache:
     """The decoded images of ``paths``, files below ``root``: (3, ``size``, ``size``) uint8 each.
 
     They are records of a file, named after the paths, in ``root``/.decoded or a folder of ``cache_dir``; in a temporary
-    folder if that cannot be written. The file is sparse: only the records in use take space. A record has a hash of its
-    image file (size, time and some bytes) and a checksum. So changed files are decoded again, an interrupted decoding
-    continues, and processes share the cache without locks: they write the same bytes.
+    folder if that cannot be written or is full. The file is sparse: only the records in use take space. A record has a
+    hash of its image file (size, time and some bytes) and a checksum. So changed files are decoded again, an
+    interrupted decoding continues, and processes share the cache without locks: they write the same bytes.
     """
 
     def __init__(self, root: Path, paths: Sequence[Path], size: int, resize: bool, options: ReadOptions):
@@ -101,20 +101,20 @@ class PixelCache:
     def _create(self, missing: int) -> None:
         """Create the file, if need be in a temporary folder; raise OSError if there is no space for ``missing``."""
         try:
-            self._resize_file()
+            self._create_file(missing)
         except OSError as error:
             self._temporary = tempfile.TemporaryDirectory(prefix="decoded-")  # until this process ends
             message = "%s: cannot cache decoded images (%s): they are in %s during this run; --cache_dir names a folder"
             log.warning(message, self.folder, error.strerror or error, self._temporary.name)
             self.folder = Path(self._temporary.name)
-            self._resize_file()
+            self._create_file(missing)
         self._map()
+
+    def _create_file(self, missing: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         need, free = missing * self.dtype.itemsize, shutil.disk_usage(self.folder).free
         if need > free:
             raise OSError(f"they need {need / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB are free")
-
-    def _resize_file(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / self.name, "ab") as file:
             file.truncate(len(self.paths) * self.dtype.itemsize)
         for old in {*self.folder.glob(f"{self.kind}-*.bin")} - {self.folder / self.name}:  # of other files
