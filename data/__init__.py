@@ -1,6 +1,5 @@
 """Datasets by name."""
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from data.cache import ReadOptions
 from data.decode import decode_files
 from data.loader import Batches
 from data.splits import TEST_SUBSET_SEED, Split, Splits, fingerprint, hold_out, subset, subset_mask, take
+from utils.errors import UserError
 from utils.names import canonical
 
 __all__ = ["TEST_SUBSET_SEED", "Batches", "ReadOptions", "Split", "Splits", "decode_files", "fingerprint", "hold_out"]
@@ -54,7 +54,10 @@ def load(
     UserError for an unknown name, missing data, and data of another size.
     """
     name = dataset_name(name)
-    root = None if data_root is None else Path(os.path.expanduser(data_root))
+    try:
+        root = None if data_root is None else Path(data_root).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"--data_root {data_root}: there is no such user; write the full path") from error
     return DATASETS[name](root, image_size, ReadOptions(**options))
 
 
