@@ -1,7 +1,5 @@
 """--log_reliability: correct counts, without another forward pass, and the same after interruptions."""
 
-import shutil
-
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -9,14 +7,12 @@ from commands import SMALL
 from PIL import Image
 from run_files import files_of, folder_of, rows_of
 from test_distributed import torchrun
-from test_resume import Killed, kill_at
 from test_trainer import trainer_of
 from tiny import tiny_problem
 
 from engine.checkpoint import save_checkpoint
 from engine.distributed import Processes
 from engine.training.metrics import EpochMetrics
-from engine.training.trainer import Trainer
 from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from methods.losses import Step
 from models import build
@@ -178,19 +174,6 @@ def test_the_flag_changes_nothing_else_of_a_run_and_may_change_on_resuming(disti
     distill("DGAD", "--epochs 4 --root_path whole --log_reliability")
     whole, parts = (rows_of(tmp_path / name, "reliability.csv") for name in ("whole", "logged"))
     assert parts == [whole[0], whole[1], whole[3]]
-
-
-@pytest.mark.slow
-def test_a_run_killed_in_an_epoch_ends_with_the_same_bytes(distill, tmp_path, monkeypatch):
-    args = "--epochs 2 --save_minutes 0 --resume --log_reliability"
-    distill("DGAD", args)
-    whole = files_of(folder_of(tmp_path))
-    shutil.rmtree(tmp_path / "tuned_models")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at(patch, Trainer, "step", 5)
-        distill("DGAD", args)
-    assert "resuming after epoch 1 of 2 and 1 of 3 batches" in distill("DGAD", args)
-    assert files_of(folder_of(tmp_path)) == whole
 
 
 @pytest.mark.dist
