@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.cache import ReadOptions
 from data.decode import open_image, splits_of_files
-from data.files import class_folders, image_files, summary
+from data.files import class_folders, labeled_images
 from data.splits import Splits
 from utils.errors import UserError
 from utils.names import readable
@@ -56,14 +56,7 @@ def _list_images(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     classes = class_folders(folder, left_out)
     if len(classes) < 2:
         raise UserError(f"{folder}: needs at least 2 class folders with images, and has {len(classes)}")
-    pairs = []
-    for label, folders in enumerate(classes.values()):
-        files = [path for each in folders for path in image_files(each, left_out)]
-        if not files:
-            raise UserError(f"{folders[0]}: no images{summary(left_out)}; add some or remove the folder")
-        pairs += [(path, label) for path in files]
-    log.info("%s/: %s images of %d classes%s", folder.name, f"{len(pairs):,}", len(classes), summary(left_out))
-    return pairs, list(classes)
+    return labeled_images(folder.name, classes.values(), left_out, "add some or remove the folder"), list(classes)
 
 
 def _size_of(paths: list[Path]) -> int:

@@ -24,13 +24,13 @@ from utils.names import canonical
 TEACHER_CHECK_IMAGES = 256
 
 
-def network_name(name: str, dataset: str = "", path: str = "") -> str:
+def network_name(name: str, dataset: str = "") -> str:
     """Return our name of a network. Raises UserError with the nearest names.
 
-    With a ``dataset``, a ``robustbench:<Name>`` must be of its model zoo, or else ``path`` a file of ours.
+    With a ``dataset``, a ``robustbench:<Name>`` must be of its model zoo.
     """
     if name.startswith(PREFIX):
-        return robustbench.find(name, dataset, path) if dataset else name
+        return robustbench.find(name, dataset) if dataset else name
     return canonical(name, MODELS, ALIASES, "--model")
 
 

@@ -84,7 +84,7 @@ def count_step(config: TrainConfig, classes: int, image_size: int) -> tuple[floa
     names = (config.teacher_model, config.std_teacher_model)[:teachers]
     with torch.device("meta"):
         student = build(config.model, classes, image_size)
-        architectures = [architecture_of(name, config.dataset) for name in names]
+        architectures = [architecture_of(name) for name in names]
         teachers = [build(name, classes, image_size).eval().requires_grad_(False) for name in architectures]
         method, optimizer = METHODS[config.method](config), torch.optim.SGD(student.parameters(), lr=1e-3)
         attack = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": config.num_steps, "attack_bn": config.attack_bn}

@@ -32,7 +32,7 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
     config = replace(
         config,
         dataset=dataset,
-        model=network_name(config.model, dataset, config.model_path),
+        model=network_name(config.model, dataset),
         method=canonical(config.method, METHODS, METHOD_ALIASES, "--method"),
         teacher_model=teacher_name(config.teacher_model),
         std_teacher_model=teacher_name(config.std_teacher_model, "--std_teacher_model"),

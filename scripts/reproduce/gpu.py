@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run
 from engine.checkpoint import BEST_PGD10, LAST
 from engine.evaluation.records import read_evaluations, results_folder
 from models.hub import CONFIG, WEIGHTS, load_folder, save_folder
-from models.weights import load_network, read_metadata
+from models.weights import Checkpoint, load_network
 from scripts.reproduce.reproduce import Planner, load_tables
 from scripts.tasks import last_line, start
 from utils.cli import ROOT, run_command
@@ -267,7 +267,7 @@ class Session:
 
     def keep_teacher(self, checkpoint: Path) -> dict:
         """Write the teacher with convolutions and matrices in bfloat16, whole and in two parts."""
-        folder, metadata = self.work / TEACHER, read_metadata(checkpoint)
+        folder, metadata = self.work / TEACHER, Checkpoint(checkpoint).metadata
         network = load_network(metadata["model"], 10, checkpoint, metadata["image_size"])
         for parameter in network.parameters():
             if parameter.ndim > 1:
