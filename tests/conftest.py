@@ -37,6 +37,16 @@ def pytest_collection_finish():
     gc.freeze()  # a trainer collects the garbage of its teachers, 0.2 s among the objects of all imported modules
 
 
+@pytest.fixture(scope="session")
+def fork_server():
+    """Runs scripts in new processes that need not import the packages again."""
+    from commands import ForkServer  # which imports this file
+
+    fork_server = ForkServer()
+    yield fork_server
+    fork_server.close()
+
+
 @pytest.fixture(autouse=True)
 def isolated():
     """Start every test with the same random numbers and restore what a run changes in its process."""
