@@ -109,8 +109,5 @@ def attack_and_verify(
     with allow_tf32(tf32), torch.no_grad():
         again = correct[attack_model(x_adv[correct]).argmax(1) != y[correct]]
     if len(again):
-        with allow_tf32(False):
-            x_adv[again] = perturb(model, x[again], y[again], noise[again])
-            with torch.no_grad():
-                logits[again] = model(x_adv[again])
+        x_adv[again], logits[again] = attack_and_verify(model, model, perturb, x[again], y[again], noise[again])
     return x_adv, logits

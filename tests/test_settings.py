@@ -71,7 +71,7 @@ WARNINGS = {
 
 @pytest.mark.parametrize("args", WARNINGS)
 def test_settings_that_prevent_a_part_of_the_training_are_warnings(args):
-    config, _ = resolve(*parse(TrainConfig, args.split(), description="", choices={}))
+    config, _ = resolve(*parse(TrainConfig, args.split()))
     warnings = config_warnings(config)
     assert len(warnings) == (WARNINGS[args] is not None)
     assert all(WARNINGS[args] in line for line in warnings)
@@ -116,7 +116,7 @@ def test_a_run_logs_flags_that_its_method_ignores_and_warnings(train, tmp_path, 
 )
 def test_pieces_that_exclude_each_other_are_one_line(args, error):
     with pytest.raises(UserError, match=error):
-        resolve(*parse(TrainConfig, args.split(), description="", choices={}))
+        resolve(*parse(TrainConfig, args.split()))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,6 @@ def test_pieces_out_of_range_are_refused(field):
 
 
 def test_the_strong_recipe_fills_in_what_is_not_given():
-    config, sources = resolve(*parse(TrainConfig, ["--recipe", "strong", "--awp", "0.01"], description="", choices={}))
+    config, sources = resolve(*parse(TrainConfig, ["--recipe", "strong", "--awp", "0.01"]))
     assert (config.ema, config.awp, config.augment) == (0.995, 0.01, "idbh-weak")
     assert (sources["ema"], sources["awp"]) == ("recipe", "flag")
