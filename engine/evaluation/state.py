@@ -28,7 +28,8 @@ class State:
         try:
             require_writable(folder)
             path = folder / CONDITIONS
-            stored = read_json(path) if path.exists() else conditions
+            # Before version 0.2.0 all attacks ran in fp32, and nothing said so.
+            stored = {"precision": "fp32"} | read_json(path) if path.exists() else conditions
         except (OSError, ValueError, TypeError) as error:
             reason = getattr(error, "strerror", None) or f"{CONDITIONS} is damaged"
             raise UserError(f"--state {folder}: cannot be used ({reason}); choose another folder") from error
