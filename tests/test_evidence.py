@@ -67,13 +67,13 @@ def test_nothing_is_chosen_before_all_that_it_depends_on_is_trained(results, tmp
     assert "DGAD" not in study.rows()
 
 
-def test_an_evaluation_needs_a_checkpoint_and_trainings_come_first(results, tmp_path):
+def test_an_evaluation_needs_a_checkpoint_and_comes_first(results, tmp_path):
     study = Study(COMPARED, TWO, results)
     assert {part for _, part in study.steps(tmp_path)} == {TRAIN}  # the checkpoints are on another machine
     run = Run("RSLAD", RSLAD, 1)
     (tmp_path / run.folder / "Folder").mkdir(parents=True)
     (tmp_path / run.folder / "Folder" / "best_PGD10_acc_model.pth").touch()
-    *trainings, ema, raw = study.steps(tmp_path)
+    ema, raw, *trainings = study.steps(tmp_path)
     assert (ema, raw) == ((run, "ema"), (run, "raw"))
     assert all(part == TRAIN and other.flags != AT for other, part in trainings)  # AT is done
 

@@ -153,7 +153,7 @@ class Study:
         return {run: parts for run, parts in left.items() if parts}
 
     def steps(self, work: Path) -> list[tuple[Run, str]]:
-        """What is not done and can start, trainings first.
+        """What is not done and can start, evaluations first, so that an incomplete table has whole rows.
 
         An evaluation whose checkpoint is not below ``work`` trains again.
         """
@@ -161,7 +161,7 @@ class Study:
         for run, parts in self.left().items():
             trained = TRAIN not in parts and find(work / run.folder, BEST_PGD10)
             steps += [(run, part) for part in (parts if trained else [TRAIN])]
-        return sorted(steps, key=lambda step: step[1] != TRAIN)
+        return sorted(steps, key=lambda step: step[1] == TRAIN)
 
     def accuracies(self, runs: Sequence[Run], weights: str, attack: str) -> list[float]:
         """Accuracy in percent of each run that was evaluated so."""
