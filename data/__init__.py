@@ -9,7 +9,6 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from data import cifar, digits, image_folder, tiny_imagenet
 from data.cache import ReadOptions
 from data.decode import decode_files
-from data.files import pixel_limit
 from data.loader import Batches
 from data.splits import TEST_SUBSET_SEED, Split, Splits, fingerprint, hold_out, subset, subset_mask, take
 from utils.errors import UserError
@@ -59,9 +58,7 @@ def load(
         root = None if data_root is None else Path(data_root).expanduser()
     except RuntimeError as error:
         raise UserError(f"--data_root {data_root}: there is no such user; write the full path") from error
-    options = ReadOptions(**options)
-    with pixel_limit(options.max_pixels):
-        return DATASETS[name](root, image_size, options)
+    return DATASETS[name](root, image_size, ReadOptions(**options))
 
 
 def load_configured(config: Any) -> Splits:

@@ -45,10 +45,10 @@ def draw_corners(n, size, generator):
     return torch.randint(2 * CROP_PADDING + 1, (n, 2), generator=generator)
 
 
-def random_crop(images: Tensor, corners: Tensor, padding: int = CROP_PADDING) -> Tensor:
-    """Zero-pad ``images`` (B, C, H, W) and crop HxW windows at ``corners`` (B, 2), (row, column) in 0..2*padding."""
+def random_crop(images: Tensor, corners: Tensor) -> Tensor:
+    """Zero-pad ``images`` (B, C, H, W) by 4 pixels and crop HxW windows at ``corners`` (B, 2), (row, column)."""
     height, width = images.shape[2:]
-    padded = F.pad(images, (padding,) * 4)
+    padded = F.pad(images, (CROP_PADDING,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, rows, columns, H, W), a view
     return windows[torch.arange(len(images), device=images.device), :, corners[:, 0], corners[:, 1]]
 

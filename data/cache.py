@@ -9,9 +9,10 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import FileIO
@@ -25,7 +26,7 @@ from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2  # increase it when the same files are decoded to other pixels
+_VERSION = 3  # increase it when the same files are decoded to other pixels
 _SAMPLE = 4096  # bytes that are compared at the start, in the middle and at the end of a file
 _MANY = 512  # images that are worth starting processes
 _CHUNK = 16  # images that a thread decodes at a time
@@ -43,10 +44,10 @@ class ReadOptions(NamedTuple):
 class PixelCache:
     """The decoded images of ``paths``, files below ``root``: (3, ``size``, ``size``) uint8 each.
 
-    They are records of a file, named after the paths, in ``root``/.decoded or a folder of ``cache_dir``. The file is
-    sparse: only the records in use take space. A record has a hash of its image file (size, time and some bytes) and a
-    checksum. So changed files are decoded again, an interrupted decoding continues, and processes share the cache
-    without locks: they write the same bytes. If it cannot be written, the images are kept in memory.
+    They are records of a file, named after the paths, in ``root``/.decoded or a folder of ``cache_dir``; in a temporary
+    folder if that cannot be written or is full. The file is sparse: only the records in use take space. A record has a
+    hash of its image file (size, time and some bytes) and a checksum. So changed files are decoded again, an
+    interrupted decoding continues, and processes share the cache without locks: they write the same bytes.
     """
 
     def __init__(self, root: Path, paths: Sequence[Path], size: int, resize: bool, options: ReadOptions):
@@ -55,68 +56,79 @@ class PixelCache:
         if options.cache_dir:
             location = root.resolve()
             self.folder = Path(options.cache_dir).expanduser() / f"{location.name}-{_hash(os.fsencode(location))}"
-        self.file = self.folder / f"{size}-{_hash(*(os.fsencode(path.relative_to(root)) for path in paths))}.bin"
-        pixels = ("pixels", "u1", (3, size, size))
-        self.dtype = np.dtype([("content", "S16"), ("crc32", "<u4"), ("resized", "?"), pixels])
+        self.kind = f"{'resized-' * resize}{size}"
+        self.name = f"{self.kind}-{_hash(*(os.fsencode(path.relative_to(root)) for path in paths))}.bin"
+        self.dtype = np.dtype([("content", "S16"), ("crc32", "<u4"), ("pixels", "u1", (3, size, size))])
         self.damaged: dict[int, str] = {}  # index in ``paths`` -> reason
-        self._ready: dict[int, np.ndarray] = {}  # index -> pixels, mapped or in memory
+        self._ready: dict[int, np.ndarray] = {}  # index -> pixels, mapped
         self._records: np.ndarray | None = None
-        self._writable = True
 
     def __getitem__(self, index: int) -> np.ndarray:
         """The pixels of an image that was added."""
         return self._ready[index]
 
-    def add(self, indices: Sequence[int], decode: Callable[[Path, int, bool], tuple[np.ndarray, bool]]) -> None:
+    def add(self, indices: Sequence[int], decode: Callable[[Path, int, bool], np.ndarray]) -> None:
         """Decode the images that are not in the cache; ``damaged`` has those for which ``decode`` raises ValueError.
 
-        ``decode(path, size, resize)`` returns the pixels and whether they were resized. Raises UserError if neither
-        disk nor memory has the space.
+        ``decode(path, size, resize)`` returns the pixels. Raises UserError if the cache cannot be written.
         """
-        indices = [index for index in dict.fromkeys(indices) if index not in self._ready and index not in self.damaged]
-        if indices and self._records is None:
-            self._open()
-        for _ in self._in_threads(self._look_up, indices):
-            pass
-        missing = [index for index in indices if index not in self._ready and index not in self.damaged]
+        missing = [index for index in dict.fromkeys(indices) if index not in self._ready and index not in self.damaged]
+        if self._records is None and (self.folder / self.name).exists():
+            with suppress(OSError, ValueError):  # not readable or truncated
+                self._map()
+        if self._records is not None:
+            self._in_threads(self._look_up, missing)
+            missing = [index for index in missing if index not in self._ready]
         if not missing:
             return
-        self._require_space(len(missing) * self.dtype.itemsize)
-        log.info("decoding %s images in %s, once", f"{len(missing):,}", self.root)
-        progress = {"desc": "decoding", "total": len(missing), "unit": "image", "leave": False}
-        with tqdm(**progress, disable=None) as bar:  # None: not in a log file
-            many = len(missing) >= _MANY and self.options.workers > 1 and self._writable
-            if many and sys.platform == "linux" and not multiprocessing.current_process().daemon:
-                missing = self._decode_in_processes(missing, decode, bar)
-            for _ in self._in_threads(lambda index: self._decode(index, decode), missing):
-                bar.update(bar.n < bar.total)
-
-    def _open(self) -> None:
-        length = len(self.paths) * self.dtype.itemsize
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.file.touch()
-            if self.file.stat().st_size != length:
-                os.truncate(self.file, length)
-            for old in {*self.folder.glob(f"{self.size}-*.bin")} - {self.file}:  # of other files
-                old.unlink()
+            self._create(len(missing))
+            log.info("decoding %s images in %s", f"{len(missing):,}", self.root)
+            with tqdm(desc="decoding", total=len(missing), unit="image", leave=False, disable=None) as bar:
+                if len(missing) >= _MANY and self.options.workers > 1 and sys.platform == "linux":
+                    missing = self._decode_in_processes(missing, decode, bar)
+                self._in_threads(lambda index: self._decode(index, decode), missing, bar)
         except OSError as error:
-            self._use_memory(error)
-        with suppress(OSError, ValueError):  # there is none, and it cannot be created
-            self._records = np.asarray(np.memmap(self.file, self.dtype, "r", shape=len(self.paths)))
+            raise UserError(
+                f"--cache_dir: decoded images cannot be written to {self.folder} ({error.strerror or error}); name "
+                "another folder, or use --limit_train, --limit_test or a smaller --image_size"
+            ) from error
+
+    def _map(self) -> None:
+        records = np.memmap(self.folder / self.name, self.dtype, "r", shape=len(self.paths))
+        self._records = np.asarray(records)
+
+    def _create(self, missing: int) -> None:
+        """Create the file, if need be in a temporary folder; raise OSError if there is no space for ``missing``."""
+        try:
+            self._create_file(missing)
+        except OSError as error:
+            self._temporary = tempfile.TemporaryDirectory(prefix="decoded-")  # until this process ends
+            message = "%s: cannot cache decoded images (%s): they are in %s during this run; --cache_dir names a folder"
+            log.warning(message, self.folder, error.strerror or error, self._temporary.name)
+            self.folder = Path(self._temporary.name)
+            self._create_file(missing)
+        self._map()
+
+    def _create_file(self, missing: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        need, free = missing * self.dtype.itemsize, shutil.disk_usage(self.folder).free
+        if need > free:
+            raise OSError(f"they need {need / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB are free")
+        with open(self.folder / self.name, "ab") as file:
+            file.truncate(len(self.paths) * self.dtype.itemsize)
+        for old in {*self.folder.glob(f"{self.kind}-*.bin")} - {self.folder / self.name}:  # of other files
+            old.unlink()
 
     def _look_up(self, index: int) -> None:
-        record = self._records[index] if self._records is not None else None
-        if record is None or not record["content"] or (record["resized"] and not self.resize):
-            return
-        try:
-            current = record["content"] == _content(self.paths[index])
-        except OSError:
-            return
-        if current and zlib.crc32(record["pixels"]) == record["crc32"]:
-            self._ready[index] = record["pixels"]
-        elif current:
-            log.warning("%s is damaged: decoding %s again", self.file, self.paths[index])
+        record = self._records[index]
+        with suppress(OSError):  # decoding reports it
+            if not record["content"] or record["content"] != _content(self.paths[index]):
+                return
+            if zlib.crc32(record["pixels"]) == record["crc32"]:
+                self._ready[index] = record["pixels"]
+            else:
+                log.warning("%s is damaged: decoding %s again", self.folder / self.name, self.paths[index])
 
     def _decode_in_processes(self, missing: Sequence[int], decode: Callable, bar: tqdm) -> list[int]:
         """Fill the cache by processes, since for a small image the lock of Python is held most of the time.
@@ -151,36 +163,33 @@ class PixelCache:
         self._ready |= {index: self._records[index]["pixels"] for index in np.array(missing)[done == 1].tolist()}
         return np.array(missing)[done == 0].tolist()
 
-    def _in_threads(self, function: Callable, items: Sequence) -> Iterator:
-        """Yield the results of ``function`` in order; Pillow releases the lock while it decodes."""
-        chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    def _in_threads(self, function: Callable[[int], None], indices: Sequence[int], bar: tqdm | None = None) -> None:
+        """Call ``function`` for each index; Pillow releases the lock of Python while it decodes."""
+
+        def work(start: int) -> int:
+            chunk = indices[start : start + _CHUNK]
+            for index in chunk:
+                function(index)
+            return len(chunk)
+
         pool = ThreadPoolExecutor(self.options.workers)
         try:
-            for results in pool.map(lambda chunk: list(map(function, chunk)), chunks):
-                yield from results
+            for done in pool.map(work, range(0, len(indices), _CHUNK)):
+                if bar is not None:
+                    bar.update(done)
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _decode(self, index: int, decode: Callable) -> None:
-        record = self._record(index, decode)
-        if record is None:
-            return
-        if self._writable:
-            try:
-                self._write(index, record)
-                self._ready[index] = self._records[index]["pixels"]
-                return
-            except OSError as error:
-                self._use_memory(error)
-        if record.nbytes > available_memory():
-            raise UserError(f"--cache_dir: {self.folder} cannot be written and the memory is full; name another folder")
-        self._ready[index] = record["pixels"]
+        if (record := self._record(index, decode)) is not None:
+            self._write(index, record)
+            self._ready[index] = self._records[index]["pixels"]
 
     def _record(self, index: int, decode: Callable) -> np.ndarray | None:
         record = np.zeros((), self.dtype)
         try:
             record["content"] = _content(self.paths[index])
-            record["pixels"], record["resized"] = decode(self.paths[index], self.size, self.resize)
+            record["pixels"] = decode(self.paths[index], self.size, self.resize)
         except (OSError, ValueError) as error:
             self.damaged[index] = getattr(error, "strerror", None) or str(error)
             return None
@@ -188,37 +197,10 @@ class PixelCache:
         return record
 
     def _write(self, index: int, record: np.ndarray) -> None:
-        with FileIO(self.file, "r+") as stream:
+        with FileIO(self.folder / self.name, "r+") as stream:
             stream.seek(index * record.nbytes)
             if stream.write(record) < record.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def _use_memory(self, error: OSError) -> None:
-        self._writable = False
-        message = "%s: cannot cache decoded images (%s): they are kept in memory; --cache_dir names another folder"
-        log.warning(message, self.folder, error.strerror or error)
-
-    def _require_space(self, size: int) -> None:
-        existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        disk, memory = shutil.disk_usage(existing).free if self._writable else 0, available_memory()
-        if size > max(disk, memory):
-            need, disk, memory = (f"{value / 2**30:,.1f} GiB" for value in (size, disk, memory))
-            raise UserError(
-                f"--cache_dir {self.folder}: the decoded images need {need}; {disk} of disk and {memory} of memory are "
-                "free; use --limit_train, --limit_test, a smaller --image_size or a folder on another disk"
-            )
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that are free, at most the limit of the control group."""
-    free = [sys.maxsize]
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # "max" means no limit
-            free.append(int(Path("/sys/fs/cgroup", limit).read_text(encoding="ascii")))
-    return min(free)
 
 
 def _content(path: Path) -> bytes:

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,25 +12,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from data.cache import PixelCache, ReadOptions
-from data.files import formats_of, pixel_limit
+from data.files import FORMATS
 from data.splits import Split, Splits, take
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_NAMED = 1000  # damaged files in an error
-
 
 class ImageFiles:
     """The images of files as (N, 3, size, size) uint8, which are decoded when they are first read.
 
-    ``images[rows]`` is a Tensor, copied from the memory-mapped cache. The other attributes are those of a Tensor; those
-    that are not defined here read all images. Reading raises UserError if a file is damaged; see :func:`decode_files`.
+    ``images[rows]`` is a Tensor, copied from the memory-mapped cache. It raises UserError if a file is damaged, as
+    :func:`decode_files` does.
     """
 
+    device = torch.device("cpu")
+
     def __init__(self, cache: PixelCache, indices: Sequence[int]):
-        self.cache, self.indices, self.device = cache, indices, torch.device("cpu")
+        self.cache, self.indices = cache, indices
         self.shape = torch.Size((len(indices), 3, cache.size, cache.size))
+        self.nbytes = self.shape.numel()
         self._decoded = False
 
     def __len__(self) -> int:
@@ -48,21 +49,9 @@ class ImageFiles:
             image[...] = self.cache[self.indices[row]]
         return images
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self[:], name)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the decoded images."""
-        return self.shape.numel()
-
     def take(self, mask: Tensor) -> "ImageFiles":
         """Return the files selected by ``mask`` (N,) bool, without reading them."""
-        return ImageFiles(
-            self.cache, [index for index, taken in zip(self.indices, mask.tolist(), strict=True) if taken]
-        )
+        return ImageFiles(self.cache, list(compress(self.indices, mask.tolist())))
 
     def to(self, device: torch.device | str) -> "ImageFiles | Tensor":
         """Return all images in the memory of a GPU; for the CPU, this object."""
@@ -72,10 +61,6 @@ class ImageFiles:
         for start in range(0, len(self), 256):
             images[start : start + 256] = self[start : start + 256]
         return images
-
-    def cpu(self) -> "ImageFiles":
-        """Return this object."""
-        return self
 
 
 def splits_of_files(
@@ -102,7 +87,7 @@ def decode_files(*splits: Split) -> list[Split]:
     masks = [torch.tensor([index not in damaged for index in images.indices]) for images in files]
     if not files[0].cache.options.skip_damaged or not all(map(torch.any, masks)):
         raise error
-    log.warning("WARNING, left out: %s", error)
+    log.warning("WARNING, left out: %s", str(error).partition("; replace")[0])
     return [take(split, mask) for split, mask in zip(splits, masks, strict=True)]
 
 
@@ -112,7 +97,8 @@ def open_image(path: Path) -> Image.Image:
     It is turned upright by its EXIF orientation, transparent pixels are composited on black, grayscale and CMYK are
     converted. Raises ValueError for pixels of more than 8 bits, and Pillow's exceptions for a damaged file.
     """
-    with Image.open(path, formats=formats_of(path)) as image:
+    formats = (*FORMATS, "TGA") if path.suffix.lower() == ".tga" else FORMATS  # TGA has no signature
+    with Image.open(path, formats=formats) as image:
         if image.mode.startswith(("I", "F")):  # convert() would clip these to white
             raise ValueError(f"pixels of more than 8 bits, mode {image.mode}")
         image.load()
@@ -126,8 +112,8 @@ def open_image(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def open_with_size(path: Path, size: int, resize: bool) -> tuple[np.ndarray, bool]:
-    """Return the pixels of a file (3, ``size``, ``size``), and whether it was resized.
+def open_with_size(path: Path, size: int, resize: bool) -> np.ndarray:
+    """Return the pixels of a file (3, ``size``, ``size``).
 
     With ``resize``, the shorter side is resized to ``size`` (bilinear, antialiased) and the center is cropped; without
     it, an image of another size raises UserError. Raises ValueError with the reason for a damaged file.
@@ -136,13 +122,12 @@ def open_with_size(path: Path, size: int, resize: bool) -> tuple[np.ndarray, boo
         image = open_image(path)
     except Exception as error:  # the decoders raise different exceptions
         raise ValueError(_reason(path, error)) from error
-    resized = image.size != (size, size)
-    if resized and not resize:
-        shape = f"{image.width}x{image.height}, not {size}x{size}"
-        raise UserError(f"{path}: is {shape}; --dataset Folder --image_size {size} resizes all images")
-    if resized:
+    if image.size != (size, size):
+        if not resize:
+            shape = f"{image.width}x{image.height}, not {size}x{size}"
+            raise UserError(f"{path}: is {shape}; --dataset Folder --image_size {size} resizes all images")
         image = TF.center_crop(TF.resize(image, size), size)
-    return np.asarray(image).transpose(2, 0, 1), resized
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -155,13 +140,17 @@ def _reason(path: Path, error: Exception) -> str:
 
 def _add(cache: PixelCache, indices: Sequence[int]) -> UserError | None:
     """Decode files and return the error that names the damaged ones."""
-    with pixel_limit(cache.options.max_pixels):
+    default = Image.MAX_IMAGE_PIXELS
+    try:
+        if limit := cache.options.max_pixels:
+            Image.MAX_IMAGE_PIXELS = limit / 2  # Pillow warns above it and refuses above twice as many
         cache.add(indices, open_with_size)
+    finally:
+        Image.MAX_IMAGE_PIXELS = default
     damaged = [f"{cache.paths[i]} ({cache.damaged[i]})" for i in dict.fromkeys(indices) if i in cache.damaged]
     if not damaged:
         return None
-    names = ", ".join(damaged[:_NAMED]) + ", ..." * (len(damaged) > _NAMED)
     return UserError(
-        f"{len(damaged):,} of {len(indices):,} images cannot be read: {names}; replace or remove them; --skip_damaged "
-        "leaves them out"
+        f"{len(damaged):,} of {len(indices):,} images cannot be read: {', '.join(damaged)}; replace or remove them; "
+        "--skip_damaged leaves them out"
     )

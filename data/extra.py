@@ -72,7 +72,9 @@ def open_extra(config: TrainConfig, size: int, classes: int) -> ExtraData | None
         _check(images, labels, size, classes)
     except (OSError, KeyError, ValueError, EOFError, struct.error, zipfile.BadZipFile) as error:
         reason = f"no array {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
-        raise UserError(f"--extra_data {config.extra_data}: {reason}; it must be an uncompressed .npz file") from error
+        arrays = f"image (N, {size}, {size}, 3) uint8 and label (N,) from 0 to {classes - 1}"
+        message = f"{reason}; it must be an uncompressed .npz file with {arrays}"
+        raise UserError(f"--extra_data {config.extra_data}: {message}") from error
     return ExtraData(images, labels, config.extra_fraction, [member.CRC for member in members])
 
 
@@ -89,16 +91,16 @@ def _map(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
 def _check(images: np.ndarray, labels: np.ndarray | None, size: int, classes: int) -> None:
     """Raise ValueError unless the arrays fit the dataset."""
     if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images):
-        raise ValueError(f"image is {images.dtype} {images.shape}, not uint8 (N, {size}, {size}, 3)")
+        raise ValueError(f"image is {images.dtype} {images.shape}")
     if labels is None:
         return
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise ValueError(f"label is {labels.dtype} {labels.shape}, not integers ({len(images)},)")
+        raise ValueError(f"label is {labels.dtype} {labels.shape} for {len(images)} images")
     counts = np.zeros(classes, np.int64)
     for part in (labels[start : start + _CHUNK] for start in range(0, len(labels), _CHUNK)):
         for value in (part.min(), part.max()):
             if not 0 <= value < classes:
-                raise ValueError(f"has the label {value}; the dataset's are 0 to {classes - 1}")
+                raise ValueError(f"has the label {value}")
         counts += np.bincount(part.astype(np.int64), minlength=classes)
     if not counts.all():
-        raise ValueError(f"has images of {np.count_nonzero(counts)} classes; the dataset has {classes}")
+        raise ValueError(f"has images of {np.count_nonzero(counts)} classes, not {classes}")

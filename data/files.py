@@ -1,9 +1,10 @@
 """Find the image files below a folder, and count the files that are left out."""
 
+import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from warnings import filterwarnings
@@ -12,14 +13,12 @@ from PIL import Image
 
 from utils.errors import UserError
 
+log = logging.getLogger(__name__)
+
 _KNOWN = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "DIB", "ICO", "CUR", "ICNS", "PSD"),
     *("QOI", "DDS", "PCX", "DCX", "SGI", "SUN", "XBM", "XPM", "BLP", "FLI", "FTEX", "GBR", "MCIDAS", "MSP", "PIXAR"),
 )
-_SUFFIXES = {
-    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"),
-    *(".pbm", ".pnm", ".avif", ".jp2", ".tga"),
-}
 _SYSTEM = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "@recycle", "__macosx", "lost+found"),
     *("$recycle.bin", "system volume information"),
@@ -29,37 +28,52 @@ filterwarnings("ignore", module=r"PIL\.")  # they name no file
 # Formats that Pillow recognizes by the first bytes and decodes itself. Not EPS, for which it starts Ghostscript, and
 # not IPTC, which may contain an EPS. AVIF is not in every build of Pillow.
 FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
+_SUFFIXES = {".tga", *(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)}
 
 
 def image_files(folder: Path, left_out: Counter[str]) -> list[Path]:
     """Return the image files in ``folder`` and its subfolders, links followed, in the order of their paths.
 
-    A file is an image if it has a common suffix of one, or its first bytes are those of one of FORMATS. The others are
-    counted in ``left_out`` by kind. A folder that several links lead to is read once, so a circle of links ends.
-    Raises UserError for a folder that cannot be read.
+    A file is an image if its suffix is that of one of FORMATS, or its first bytes are. The others are counted in
+    ``left_out`` by kind. A folder that several links lead to is read once, and none that contains ``folder``, so a
+    circle of links ends. Raises UserError for a folder that cannot be read.
     """
-    found, folders, seen = [], [folder], set()
+    found, folders, seen = [], [folder], {_identity(parent) for parent in folder.absolute().parents}
     while folders:
         current = folders.pop()
         with _readable(current):
-            status = current.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                left_out["folders linked twice"] += 1
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            for entry in _entries(current):
-                path = current / entry.name
-                if is_system(entry.name):
-                    left_out["hidden or system files"] += 1
-                elif _holds(entry.is_dir):
-                    folders.append(path)
-                elif not _holds(entry.is_file) and path.exists():  # opening a pipe would wait for ever
-                    left_out["pipes or devices"] += 1
-                elif path.suffix.lower() in _SUFFIXES or _has_signature(path):
-                    found.append(path)
-                else:
-                    left_out[path.suffix.lower() or "without suffix"] += 1
+            identity = _identity(current)
+        if identity in seen:
+            left_out["folders linked twice"] += 1
+            continue
+        seen.add(identity)
+        for path, is_folder, is_file in _entries(current, left_out):
+            if is_folder:
+                folders.append(path)
+            elif not is_file and path.exists():  # opening a pipe would wait for ever
+                left_out["pipes or devices"] += 1
+            elif path.suffix.lower() in _SUFFIXES or _has_signature(path):
+                found.append(path)
+            else:
+                left_out[path.suffix.lower() or "without suffix"] += 1
     return sorted(found)
+
+
+def labeled_images(
+    part: str, classes: Collection[Sequence[Path]], left_out: Counter[str], hint: str
+) -> list[tuple[Path, int]]:
+    """Return (file, label) pairs by class, each a sequence of folders that need not exist, and log their number.
+
+    Raises UserError, which ends with ``hint``, for a class without images.
+    """
+    pairs = []
+    for label, folders in enumerate(classes):
+        files = [path for folder in folders if folder.is_dir() for path in image_files(folder, left_out)]
+        if not files:
+            raise UserError(f"{folders[0]}: no images{_summary(left_out)}; {hint}")
+        pairs += [(path, label) for path in files]
+    log.info("%s/: %s images of %d classes%s", part, f"{len(pairs):,}", len(classes), _summary(left_out))
+    return pairs
 
 
 def class_folders(folder: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
@@ -69,56 +83,37 @@ def class_folders(folder: Path, left_out: Counter[str]) -> dict[str, list[Path]]
     of operating systems, and files beside the class folders are counted in ``left_out``.
     """
     classes: dict[str, list[Path]] = {}
-    for entry in _entries(folder):
-        if is_system(entry.name):
-            left_out["hidden or system files"] += 1
-        elif _holds(entry.is_dir):
-            classes.setdefault(unicodedata.normalize("NFC", entry.name), []).append(folder / entry.name)
+    for path, is_folder, _ in _entries(folder, left_out):
+        if is_folder:
+            classes.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
         else:
             left_out["outside of class folders"] += 1
     return dict(sorted(classes.items()))
 
 
-def is_system(name: str) -> bool:
-    """Whether a file or folder is hidden or made by an operating system or a file server."""
-    return name.startswith(".") or name.lower() in _SYSTEM
-
-
-def formats_of(path: Path) -> tuple[str, ...]:
-    """Return the formats in which ``path`` is read; TGA has no signature and is recognized by its suffix."""
-    return (*FORMATS, "TGA") if path.suffix.lower() == ".tga" else FORMATS
-
-
-@contextmanager
-def pixel_limit(limit: int | None) -> Iterator[None]:
-    """Inside the context, refuse images of more than ``limit`` pixels; None is Pillow's limit."""
-    default = Image.MAX_IMAGE_PIXELS
-    if limit:
-        Image.MAX_IMAGE_PIXELS = limit / 2  # Pillow warns above it and refuses above twice as many
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = default
-
-
-def summary(left_out: Counter[str]) -> str:
-    """Return "; left out: 3 .txt, ..." for the log, or nothing."""
+def _summary(left_out: Counter[str]) -> str:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in left_out.most_common())
     return f"; left out: {kinds}" if kinds else ""
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _entries(folder: Path, left_out: Counter[str]) -> Iterator[tuple[Path, bool, bool]]:
+    """Yield each path in ``folder`` but those of operating systems, and whether it is a folder and a regular file."""
     with _readable(folder), os.scandir(folder) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
-
-
-def _holds(test: Callable[[], bool]) -> bool:
-    try:
-        return test()
-    except PermissionError:
-        raise
-    except OSError:  # a link to itself
-        return False
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
+                left_out["hidden or system files"] += 1
+                continue
+            try:
+                yield folder / entry.name, entry.is_dir(), entry.is_file()
+            except PermissionError:
+                raise
+            except OSError:  # a link to itself
+                yield folder / entry.name, False, False
 
 
 def _has_signature(path: Path) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.cache import ReadOptions
 from data.decode import open_image, splits_of_files
-from data.files import class_folders, image_files, summary
+from data.files import class_folders, labeled_images
 from data.splits import Splits
 from utils.errors import UserError
 from utils.names import readable
@@ -50,19 +50,13 @@ def _test_folder(root: Path, classes: list[str]) -> Path:
 def _list_images(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     """Return (file, label) pairs by class, and the class names."""
     if not folder.is_dir():
-        raise UserError(f"--data_root {folder.parent}: no folder {folder.name}/; it needs {_LAYOUT}")
+        problem = f"no folder {folder.name}/" if folder.parent.is_dir() else "no such folder"
+        raise UserError(f"--data_root {folder.parent}: {problem}; it needs {_LAYOUT}")
     left_out: Counter[str] = Counter()
     classes = class_folders(folder, left_out)
     if len(classes) < 2:
-        raise UserError(f"{folder}: {len(classes)} class folders; at least 2 are needed, each with images")
-    pairs = []
-    for label, folders in enumerate(classes.values()):
-        files = [path for each in folders for path in image_files(each, left_out)]
-        if not files:
-            raise UserError(f"{folders[0]}: no images{summary(left_out)}; add some or remove the folder")
-        pairs += [(path, label) for path in files]
-    log.info("%s/: %s images of %d classes%s", folder.name, f"{len(pairs):,}", len(classes), summary(left_out))
-    return pairs, list(classes)
+        raise UserError(f"{folder}: needs at least 2 class folders with images, and has {len(classes)}")
+    return labeled_images(folder.name, classes.values(), left_out, "add some or remove the folder"), list(classes)
 
 
 def _size_of(paths: list[Path]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.cache import ReadOptions
 from data.decode import splits_of_files
-from data.files import image_files, summary
+from data.files import labeled_images
 from data.splits import Splits, check_image_size
 from utils.errors import UserError
 
@@ -29,9 +29,11 @@ def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Spl
     """
     check_image_size("Tiny_Image", 64, image_size)
     root = _find(root or Path("datasets"))
-    classes = sorted(_read_text(root / "wnids.txt").split())
-    train, test = _train_images(root, classes), _test_images(root, classes)
-    return splits_of_files(root, train, test, classes, 64, options)
+    classes = sorted({*_read_text(root / "wnids.txt").split()})
+    if not classes or any(wnid != Path(wnid).name for wnid in classes):
+        raise UserError(f"{root / 'wnids.txt'}: not a list of class names; {_UNPACK}")
+    train = labeled_images("train", [[root / "train" / wnid] for wnid in classes], Counter(), _UNPACK)
+    return splits_of_files(root, train, _test_images(root, classes), classes, 64, options)
 
 
 def _find(root: Path) -> Path:
@@ -52,25 +54,13 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: missing or not readable as text; {_UNPACK}") from error
 
 
-def _train_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    pairs, left_out = [], Counter()
-    for label, wnid in enumerate(classes):
-        if wnid != Path(wnid).name:
-            raise UserError(f"{root / 'wnids.txt'}: {wnid!r} is not a class name; {_UNPACK}")
-        folder = root / "train" / wnid
-        files = image_files(folder, left_out) if folder.is_dir() else []
-        if not files:
-            raise UserError(f"{folder}: no images of class {wnid} from wnids.txt; {_UNPACK}")
-        pairs += [(path, label) for path in files]
-    log.info("train/: %s images of %d classes%s", f"{len(pairs):,}", len(classes), summary(left_out))
-    return pairs
-
-
 def _test_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
     """Return the annotated images, wherever they are; without annotations, those of the class folders."""
     annotations, folder = root / "val" / "val_annotations.txt", root / "val" / "images"
     if not annotations.is_file():
-        return _sorted_images(root, classes)
+        folders = [[root / part / wnid for part in ("val", "test")] for wnid in classes]
+        pairs = labeled_images("val", folders, Counter(), f"there is no {annotations} either; {_UNPACK}")
+        return sorted(pairs, key=lambda pair: int(re.sub(r"\D", "", pair[0].stem) or 0))  # val_0, val_1, ...
     label_of, pairs = {wnid: label for label, wnid in enumerate(classes)}, []
     for number, line in enumerate(_read_text(annotations).splitlines(), 1):
         name, wnid = f"{line}\t".split("\t")[:2]  # then a bounding box
@@ -85,14 +75,3 @@ def _test_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
         raise UserError(f"{annotations}: no images; {_UNPACK}")
     log.info("val/: %s annotated images", f"{len(pairs):,}")
     return pairs
-
-
-def _sorted_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    pairs, left_out = [], Counter()
-    for label, wnid in enumerate(classes):
-        for folder in (root / "val" / wnid, root / "test" / wnid):
-            pairs += [(path, label) for path in (image_files(folder, left_out) if folder.is_dir() else ())]
-    if not pairs:
-        raise UserError(f"{root / 'val'}: neither val_annotations.txt nor folders of classes; {_UNPACK}")
-    log.info("val/: %s images sorted by class%s", f"{len(pairs):,}", summary(left_out))
-    return sorted(pairs, key=lambda pair: int(re.sub(r"\D", "", pair[0].stem) or 0))  # val_0, val_1, ...

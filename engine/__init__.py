@@ -31,9 +31,8 @@ class Report(dict[str, Accuracy]):
     """Accuracies by title of the attack; "worst case" counts the images that are robust to all of them."""
 
     def __init__(self, results: dict[str, dict]):
-        fields = Accuracy._fields
-        rows = ([result[key] for key in fields if key in result] for result in results.values())
-        super().__init__({title: Accuracy(*row) for title, row in zip(results, rows, strict=True)})
+        for title, result in results.items():
+            self[title] = Accuracy(*(result[key] for key in Accuracy._fields if key in result))
         self.results = results
 
     def __str__(self) -> str:

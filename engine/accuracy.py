@@ -71,10 +71,11 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], name: st
 def warn_of_input_scale(model: nn.Module, x: Tensor, name: str) -> None:
     """Warn if the first BatchNorm was trained on inputs of another scale than it has for images x (B, 3, H, W).
 
-    A network trained on images normalized by its data loader, with a std near 0.25, has 4 times the scale.
+    A network trained on images normalized by its data loader, with a std near 0.25, has 4 times the scale. Nothing is
+    known after a few batches, when the running variance is still near its initial value.
     """
     norm = next((module for module in model.modules() if isinstance(module, nn.BatchNorm2d)), None)
-    if norm is None or norm.running_var is None:
+    if norm is None or norm.running_var is None or 0 < norm.num_batches_tracked < 50:
         return
     seen = []
     hook = norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
@@ -82,12 +83,11 @@ def warn_of_input_scale(model: nn.Module, x: Tensor, name: str) -> None:
     hook.remove()
     ratio = float((norm.running_var / seen[0].var((0, 2, 3)).clamp(min=1e-12)).median().sqrt()) if seen else 1.0
     if not 1 / MAX_SCALE < ratio < MAX_SCALE:
-        logger.warning(
-            "WARNING: %s: trained on images of %.2g times the standard deviation of these, as if they were normalized "
-            "outside the network; --normalize cifar10 (or mean and std) adds the normalization",
-            name,
-            ratio,
-        )
+        cause = "they were normalized outside the network; --normalize cifar10 (or mean and std) adds the normalization"
+        if ratio < 1:
+            cause = "they had not been normalized; check --normalize, or the mean and std in the file"
+        message = "WARNING: %s: its training images had %.2g times the standard deviation of these, as if %s"
+        logger.warning(message, name, ratio, cause)
 
 
 def attack_and_verify(
@@ -109,8 +109,5 @@ def attack_and_verify(
     with allow_tf32(tf32), torch.no_grad():
         again = correct[attack_model(x_adv[correct]).argmax(1) != y[correct]]
     if len(again):
-        with allow_tf32(False):
-            x_adv[again] = perturb(model, x[again], y[again], noise[again])
-            with torch.no_grad():
-                logits[again] = model(x_adv[again])
+        x_adv[again], logits[again] = attack_and_verify(model, model, perturb, x[again], y[again], noise[again])
     return x_adv, logits

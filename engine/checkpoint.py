@@ -13,6 +13,7 @@ from utils.files import write_atomically
 
 # Files and folders of a run; the names of the checkpoints are those of the official codes.
 BEST_PGD10, BEST_CLEAN, LAST = "best_PGD10_acc_model.pth", "best_clean_acc_model.pth", "last_epoch_model.pth"
+BEST = {BEST_PGD10: "PGD10_acc", BEST_CLEAN: "clean_acc"}  # checkpoint -> the column of results.csv that chooses it
 STATES = "resume"  # folder of the resume states
 
 

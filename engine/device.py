@@ -27,9 +27,8 @@ def choose_device(device: str, gpu_id: int, threads: int | None = None) -> torch
     except RuntimeError as error:
         raise UserError(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= available:
-        raise UserError(
-            f"--device {device}: this machine has {available} usable GPUs; use --device cpu or another --gpu_id"
-        )
+        hint = "use --device cpu or another --gpu_id"
+        raise UserError(f"--device {device}: this machine has {available} usable GPUs; {hint}")
     if chosen.type not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: only cpu and cuda are supported")
     if chosen.type == "cuda":
@@ -39,22 +38,19 @@ def choose_device(device: str, gpu_id: int, threads: int | None = None) -> torch
 
 def use_full_precision() -> None:
     """Forbid TF32 (10-bit mantissa), which PyTorch by default uses in float32 convolutions on Ampere and later GPUs."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @contextmanager
 def allow_tf32(enabled: bool) -> Iterator[None]:
     """Allow or forbid TF32 in convolutions and matrix products, and restore the previous setting afterwards."""
-    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    previous = [backend.allow_tf32 for backend in backends]
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    previous = cudnn.allow_tf32, matmul.allow_tf32
     try:
-        for backend in backends:
-            backend.allow_tf32 = enabled
+        cudnn.allow_tf32 = matmul.allow_tf32 = enabled
         yield
     finally:
-        for backend, allowed in zip(backends, previous, strict=True):
-            backend.allow_tf32 = allowed
+        cudnn.allow_tf32, matmul.allow_tf32 = previous
 
 
 @contextmanager

@@ -73,34 +73,32 @@ class Processes(NamedTuple):
             for tensor in tensors:
                 torch.distributed.broadcast(tensor, src=0)
 
-    def on_rank0(self, function: Callable[[], Any]) -> Any:
+    def on_rank0(self, function: Callable, *args) -> Any:
         """Call ``function`` on rank 0 and return its result on all ranks; its UserError is raised on all ranks."""
-        result = self.on_all_ranks(lambda: function() if self.is_rank0 else None)
+        result = self.on_all_ranks(function if self.is_rank0 else _nothing, *args)
         if self.count == 1:
             return result
         message = [result]
         torch.distributed.broadcast_object_list(message)
         return message[0]
 
-    def rank0_first(self, function: Callable[[], Any]) -> Any:
+    def rank0_first(self, function: Callable, *args) -> Any:
         """Call ``function`` on the first rank of each machine, then on its other ranks, which find cached files.
 
         A UserError of any rank is raised on all ranks.
         """
-        if self.count == 1:
-            return function()
-        local_first = torchrun_rank("LOCAL_RANK") == 0
-        first = self.on_all_ranks(lambda: function() if local_first else None)
-        others = self.on_all_ranks(lambda: None if local_first else function())
+        local_first = self.count == 1 or torchrun_rank("LOCAL_RANK") == 0
+        first = self.on_all_ranks(function if local_first else _nothing, *args)
+        others = self.on_all_ranks(_nothing if local_first else function, *args)
         return first if local_first else others
 
-    def on_all_ranks(self, function: Callable[[], Any]) -> Any:
+    def on_all_ranks(self, function: Callable, *args) -> Any:
         """Call ``function``, which must not communicate, on every rank; a UserError of any rank is raised on all."""
         if self.count == 1:
-            return function()
+            return function(*args)
         result, error = None, None
         try:
-            result = function()
+            result = function(*args)
         except UserError as raised:
             error = str(raised)
         errors = [None] * self.count
@@ -110,6 +108,10 @@ class Processes(NamedTuple):
             raised.printed = error is not None and (self.is_rank0 or len(set(errors)) > 1)
             raise raised
         return result
+
+
+def _nothing(*args) -> None:
+    """What a rank calls while others work."""
 
 
 SINGLE_PROCESS = Processes()

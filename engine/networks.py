@@ -24,13 +24,13 @@ from utils.names import canonical
 TEACHER_CHECK_IMAGES = 256
 
 
-def network_name(name: str, dataset: str = "", path: str = "") -> str:
+def network_name(name: str, dataset: str = "") -> str:
     """Return our name of a network. Raises UserError with the nearest names.
 
-    With a ``dataset``, a ``robustbench:<Name>`` must be of its model zoo, or else ``path`` a file of ours.
+    With a ``dataset``, a ``robustbench:<Name>`` must be of its model zoo.
     """
     if name.startswith(PREFIX):
-        return robustbench.find(name, dataset, path) if dataset else name
+        return robustbench.find(name, dataset) if dataset else name
     return canonical(name, MODELS, ALIASES, "--model")
 
 
@@ -49,10 +49,7 @@ def network_in(source: str | Path | Checkpoint, requested: str | None, flag: str
         return name
     name = network_name(requested)
     if stored not in (None, name):
-        message = (
-            f"{flag} {requested}: {checkpoint.path} contains a {stored}; leave the flag out, or use {flag} {stored}"
-        )
-        raise UserError(message)
+        raise UserError(f"{flag} {requested}: {checkpoint.path} contains a {stored}; use {flag} {stored} or no {flag}")
     return name
 
 
@@ -64,8 +61,8 @@ def make_network(name: str, source: str | Path | Checkpoint | None, dataset: str
     return load_network(name, classes, source, splits.image_size) if source else build(name, classes, splits.image_size)
 
 
-def find_teachers(config: TrainConfig) -> list[tuple[str, Checkpoint | nn.Module]]:
-    """Return name and file of the robust teacher, then of the standard one of a method with two; none without teacher.
+def find_teachers(config: TrainConfig) -> list[tuple[str, str, Checkpoint | nn.Module]]:
+    """Return flag, name and file of the robust teacher, then of the standard one of a method with two.
 
     A network of RobustBench's model zoo is returned itself. Raises UserError if one is missing or damaged, before any
     dataset is read.
@@ -82,15 +79,12 @@ def find_teachers(config: TrainConfig) -> list[tuple[str, Checkpoint | nn.Module
         try:
             if flag == "--std_teacher_model" and not path:
                 command = training_command("Natural", name, config.dataset, data_flags)
-                raise UserError(
-                    f"--std_teacher_path: {config.method} needs a naturally trained teacher; train one: {command} "
-                    f"(then --std_teacher_path .../{best_checkpoint('Natural')})"
-                )
+                command += f" (then --std_teacher_path .../{best_checkpoint('Natural')})"
+                needed = f"{config.method} needs a naturally trained teacher"
+                raise UserError(f"--std_teacher_path: {needed}; train one: {command}")
             file = find_teacher(name, config.dataset, path, data_flags=data_flags, flag=flag)
-            if file is None:
-                teachers.append((name, robustbench.load_published(name, config.dataset)))
-            else:
-                teachers.append((name, Checkpoint(file, config.weights, config.normalize)))
+            published = robustbench.load_published(name, config.dataset) if file is None else None
+            teachers.append((flag, name, published or Checkpoint(file, config.weights, config.normalize)))
         except UserError as error:
             errors.append(str(error))
     if errors:
@@ -101,7 +95,7 @@ def find_teachers(config: TrainConfig) -> list[tuple[str, Checkpoint | nn.Module
 def make_teachers(config: TrainConfig, found: list, splits: Splits, device: torch.device) -> list[nn.Module]:
     """Load the teachers that :func:`find_teachers` found, and check their classes and their accuracy."""
     teachers = []
-    for flag, (name, source) in zip(("--teacher_model", "--std_teacher_model"), found, strict=False):
+    for flag, name, source in found:
         teacher = source
         if isinstance(source, Checkpoint):
             image_size, trained = source.metadata.get("image_size"), source.metadata.get("classes")
@@ -146,12 +140,14 @@ def _check(teacher: nn.Module, flag: str, name: str, splits: Splits, config: Tra
     kind = "standard" if flag.startswith("--std") else "robust"
     logger.info("%s teacher %s: %.2f %% of %d clean test images", kind, name, accuracy, n)
     warn_of_input_scale(teacher, next(iter(batches))[0], f"{kind} teacher {name}")
-    constant = len(predicted.unique()) == 1 < len(images.labels.unique())
-    if config.no_teacher_check or not (constant or accuracy < minimum_accuracy(len(splits.classes))):
+    if config.no_teacher_check:
         return
-    problem = f"classifies only {accuracy:.1f} % of {n} clean test images correctly"
-    if constant:
+    if len(predicted.unique()) == 1 < len(images.labels.unique()):
         problem = f"predicts class {splits.classes[predicted[0]]!r} for every one of {n} clean test images"
+    elif accuracy < minimum_accuracy(len(splits.classes)):
+        problem = f"classifies only {accuracy:.1f} % of {n} clean test images correctly"
+    else:
+        return
     raise UserError(
         f"{flag} {name}: {problem} (chance level {100 / len(splits.classes):.1f} %): {CAUSES_OF_CHANCE_LEVEL}; "
         "--no_teacher_check accepts it"

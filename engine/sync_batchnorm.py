@@ -13,15 +13,19 @@ class SyncSwitch:
     on = True
 
 
-class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d that in train mode normalizes over the batch of all processes, on any device.
-
-    ``nn.SyncBatchNorm`` supports GPUs only. Parameters and buffers are those of ``norm``, which it replaces.
-    """
+class _Replacement:
+    """Has the parameters and buffers of the BatchNorm2d ``norm`` that it replaces."""
 
     def __init__(self, norm: nn.BatchNorm2d, sync_switch: SyncSwitch):
-        super().__init__(*_options(norm))
+        super().__init__(norm.num_features)
         vars(self).update(vars(norm), sync_switch=sync_switch)
+
+
+class SyncedBatchNorm2d(_Replacement, nn.BatchNorm2d):
+    """BatchNorm2d that in train mode normalizes over the batch of all processes, on any device.
+
+    ``nn.SyncBatchNorm`` supports GPUs only.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (B, C, H, W), this process's part of the batch."""
@@ -49,12 +53,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance.to(self.running_var.dtype), weight)
 
 
-class CudaSyncedBatchNorm2d(nn.SyncBatchNorm):
+class CudaSyncedBatchNorm2d(_Replacement, nn.SyncBatchNorm):
     """The same on GPUs, by PyTorch's kernels."""
-
-    def __init__(self, norm: nn.BatchNorm2d, sync_switch: SyncSwitch):
-        super().__init__(*_options(norm))
-        vars(self).update(vars(norm), sync_switch=sync_switch)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (B, C, H, W), this process's part of the batch."""
@@ -89,7 +89,3 @@ class _AllReduce(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         return _AllReduce.apply(gradient)
-
-
-def _options(norm: nn.BatchNorm2d) -> tuple:
-    return norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats

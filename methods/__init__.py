@@ -23,8 +23,8 @@ WITHOUT_TEACHER = {
         trades.trades, beta=c.trades_beta, temp=given(c.temp, 1.0), label_smoothing=c.label_smoothing
     ),
     "MART": lambda c: partial(mart.mart, beta=c.mart_beta),
-    "ADR": lambda c: adr.ADR(epochs=c.epochs, **_adr_schedule(c)),
-    "PeerAiD": lambda c: peeraid.PeerAiD(**_peer_weights(c)),
+    "ADR": lambda c: adr.ADR(epochs=c.epochs, **_official(adr.SCHEDULE, c)),
+    "PeerAiD": lambda c: peeraid.PeerAiD(**_official(peeraid.OFFICIAL, c)),
 }
 
 # Distilled from one robust teacher.
@@ -145,16 +145,6 @@ def _balance(c) -> dict:
     return {"kl_weight": given(c.kl_weight, mtard.KL_WEIGHT), "milestones": milestones}
 
 
-def _peer_weights(c) -> dict:
-    flags = {"temp": c.temp, "gamma2": c.gamma2, "lambda1": c.lambda1, "lambda2": c.lambda2, "lambda3": c.lambda3}
-    return _of_dataset(peeraid.OFFICIAL, c, flags)
-
-
-def _adr_schedule(c) -> dict:
-    ends = {"temp_high": c.temp_high, "temp_low": c.temp_low, "lambda_low": c.lambda_low, "lambda_high": c.lambda_high}
-    return _of_dataset(adr.SCHEDULE, c, ends)
-
-
-def _of_dataset(table: dict[str, dict], c, flags: dict) -> dict:
-    """Values of a table for the config's dataset, CIFAR10's for one that is not in it, replaced by given flags."""
-    return table.get(c.dataset, table["CIFAR10"]) | {key: value for key, value in flags.items() if value is not None}
+def _official(table: dict[str, dict], c) -> dict:
+    """Values of a table for the config's dataset, CIFAR10's for others; given flags of the same names replace them."""
+    return {key: given(getattr(c, key), value) for key, value in table.get(c.dataset, table["CIFAR10"]).items()}

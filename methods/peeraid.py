@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from attacks.pgd import gaussian
 from methods.losses import Step, kl
 
-_CIFAR = {"temp": 5.0, "temp2": 1.0, "gamma1": 1.0, "gamma2": 0.1, "lambda1": 0.0, "lambda2": 1.0, "lambda3": 1.0}
+_CIFAR = {"temp": 5.0, "gamma2": 0.1, "lambda1": 0.0, "lambda2": 1.0, "lambda3": 1.0}
 OFFICIAL = {
     "CIFAR10": _CIFAR,
     "CIFAR100": {**_CIFAR, "gamma2": 1.0},
@@ -53,7 +53,9 @@ class PeerAiD:
         self.network.load_state_dict(state["peer"])
 
 
-def peeraid_loss(peer_adv, s_adv, s_adv_again, s_clean, y, *, temp, temp2, gamma1, gamma2, lambda1, lambda2, lambda3):
+def peeraid_loss(
+    peer_adv, s_adv, s_adv_again, s_clean, y, *, temp, gamma2, lambda1, lambda2, lambda3, temp2=1.0, gamma1=1.0
+):
     """``gamma1 CE(p', y) + gamma2 K(s1' || p'; T2)`` of the peer, plus the student's loss.
 
     The latter is ``lambda1 CE(s2', y) + lambda2 K(p' || s2'; T) + lambda3 K(s || s2'; T)``. K is T^2 times the mean KL

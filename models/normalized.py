@@ -21,12 +21,12 @@ def constants(text: str) -> tuple[Tensor, Tensor]:
     try:
         mean, std = CONSTANTS.get(text.lower()) or torch.tensor([float(part) for part in text.split(",")]).view(2, 3)
         mean, std = torch.as_tensor(mean), torch.as_tensor(std)
-        if not (mean.isfinite().all() and (std > 0).all() and std.isfinite().all()):
+        if not ((mean >= 0) & (mean <= 1) & (std > 0) & (std <= 1)).all():
             raise ValueError
     except (ValueError, RuntimeError) as error:
         known = ", ".join(CONSTANTS)
         raise UserError(
-            f"--normalize {text}: is none of {known} and not three means and three stds as a,b,c,d,e,f"
+            f"--normalize {text}: is none of {known} and not three means and three stds in [0, 1], as a,b,c,d,e,f"
         ) from error
     return mean, std
 

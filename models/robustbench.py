@@ -1,4 +1,4 @@
-"""Networks of RobustBench's model zoo, from its package or from its cache folder."""
+"""Networks of RobustBench's model zoo, through its package."""
 
 import io
 import re
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from models.checkpoint_file import PLAIN
-from models.weights import Checkpoint, identify, load_network, load_weights
+from models.weights import Checkpoint, load_weights
 from utils.errors import UserError
 from utils.names import canonical
 
@@ -33,31 +33,17 @@ def cache_path(name: str, dataset: str) -> Path:
     return Path("models", DATASETS[dataset], "Linf", f"{name}.pt")
 
 
-def find(name: str, dataset: str, path: str | Path | None = None) -> str:
-    """Return ``robustbench:NAME`` as the zoo spells it, if the network can be built for ``dataset``.
+def find(name: str, dataset: str) -> str:
+    """Return ``robustbench:NAME`` as the zoo spells it, if it has the network for ``dataset``.
 
-    ``path`` is a file with weights for it. Raises UserError for an unknown name, a dataset without networks, and if the
-    package is missing and the file, or the one in the cache, has no architecture of MODELS.
+    Raises UserError for an unknown name, for a dataset without networks, and if a package is missing.
     """
     name = name.removeprefix(PREFIX)
     if not re.fullmatch(r"\w[\w.-]*", name):  # it becomes part of a path and may come from a checkpoint
         raise UserError(f"--model/--teacher_model {PREFIX}{name}: not a valid name; use one of RobustBench's model zoo")
     if dataset not in DATASETS:
         raise UserError(f"{PREFIX}{name}: RobustBench has networks for {' and '.join(DATASETS)}, not for {dataset}")
-    try:
-        networks = zoo(dataset)
-    except UserError as error:
-        file = Path(path or cache_path(name, dataset))
-        if not file.exists():
-            raise UserError(f"{PREFIX}{name}: no file {file}; put it there, or {error}") from error
-        if identify(file) is None:
-            raise UserError(f"{PREFIX}{name}: {file} has an architecture that is not in --model; {error}") from error
-        return PREFIX + name
-    try:
-        return PREFIX + canonical(name, networks, {}, PREFIX[:-1])
-    except UserError as error:
-        nearest = str(error).partition(" (all")[0].removeprefix(f"{PREFIX[:-1]} ")
-        raise UserError(f"{PREFIX}{nearest}; python -m models.teachers lists the zoo") from error
+    return PREFIX + canonical(name, zoo(dataset), {}, PREFIX)
 
 
 def zoo(dataset: str) -> Mapping[str, dict]:
@@ -77,33 +63,29 @@ def zoo(dataset: str) -> Mapping[str, dict]:
             from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
-        raise UserError(f"{MISSING.get(missing, INSTALL)} (no module {missing or error})") from error
+        command = MISSING.get(missing, INSTALL)
+        raise UserError(f"{PREFIX}NAME needs other packages: {command} (no module {missing or error})") from error
     finally:
         if stand_in:
             sys.modules.pop("autoattack", None)
     return model_dicts[BenchmarkDataset(DATASETS[dataset])][ThreatModel.Linf]
 
 
-def load_published(name: str, dataset: str, path: str | Path | Checkpoint | None = None) -> nn.Module:
-    """Return an L-infinity network of the zoo with its published weights, or with those of ``path``.
+def load_published(name: str, dataset: str, source: str | Path | Checkpoint | None = None) -> nn.Module:
+    """Return an L-infinity network of the zoo with its published weights, or with those of ``source``.
 
-    The ``robustbench`` package builds every network and downloads missing files. Without the package, a file is loaded
-    if its architecture is one of MODELS. Raises UserError as :func:`find` does, and if a download fails.
+    The ``robustbench`` package builds the network and downloads a missing file. Raises UserError as :func:`find` does,
+    and if a download fails.
     """
-    name = find(name, dataset, path.path if isinstance(path, Checkpoint) else path).removeprefix(PREFIX)
+    name = find(name, dataset).removeprefix(PREFIX)
     try:
-        networks = zoo(dataset)
-    except UserError:
-        file = Checkpoint.of(path or cache_path(name, dataset))
-        return load_network(identify(file)[0], int(DATASETS[dataset].removeprefix("cifar")), file)
-    try:
-        return load_weights(build(name, dataset), path) if path else _download(name, dataset)
+        return load_weights(build(name, dataset), source) if source else _download(name, dataset)
     except UserError:
         raise
     except Exception as error:  # a failed download, a damaged file, a network that needs a GPU
-        file, drive = cache_path(name, dataset), networks[name].get("gdrive_id")
+        file, drive = cache_path(name, dataset), zoo(dataset)[name].get("gdrive_id")
         hint = ""
-        if not path and not file.exists() and isinstance(drive, str):
+        if not source and not file.exists() and isinstance(drive, str):
             hint = f"; if the download failed, save https://drive.google.com/uc?id={drive} as {file}"
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}" if str(error) else error
         raise UserError(f"{PREFIX}{name}: robustbench cannot load it ({reason}){hint}") from error

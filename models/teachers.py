@@ -6,9 +6,12 @@ from typing import NamedTuple
 from tabulate import tabulate
 from torch import nn
 
+from models import ALIASES as ARCHITECTURES
 from models import MODELS, robustbench
 from models.weights import Checkpoint, load_network
+from utils.cli import run_command
 from utils.errors import UserError
+from utils.log import logger
 from utils.names import canonical
 
 
@@ -17,7 +20,6 @@ class Teacher(NamedTuple):
 
     name: str
     dataset: str
-    architecture: str
     source: str
     clean: float | None = None
     autoattack: float | None = None
@@ -25,18 +27,18 @@ class Teacher(NamedTuple):
 
 # RobustBench's names where it has the network, so that its cache is found.
 TEACHERS = (
-    Teacher("wideresnet34_10", "CIFAR10", "wideresnet34_10", "AdaAD, DGAD"),
+    Teacher("wideresnet34_10", "CIFAR10", "AdaAD, DGAD"),
     # From TRADES; its robust accuracy is published for its own epsilon, 0.031.
-    Teacher("Zhang2019Theoretically", "CIFAR10", "wideresnet34_10", "RSLAD, RobustBench", 84.92, 53.08),
-    Teacher("Chen2021LTD_WRN34_10", "CIFAR10", "wideresnet34_10", "RobustBench", 85.21, 56.94),
-    Teacher("Chen2021LTD_WRN34_10", "CIFAR100", "wideresnet34_10", "DGAD, RobustBench", 64.07, 30.59),
-    Teacher("Chen2021LTD_WRN34_20", "CIFAR10", "wideresnet34_20", "DGAD, RobustBench", 86.03, 57.71),
+    Teacher("Zhang2019Theoretically", "CIFAR10", "RSLAD, RobustBench", 84.92, 53.08),
+    Teacher("Chen2021LTD_WRN34_10", "CIFAR10", "RobustBench", 85.21, 56.94),
+    Teacher("Chen2021LTD_WRN34_10", "CIFAR100", "DGAD, RobustBench", 64.07, 30.59),
+    Teacher("Chen2021LTD_WRN34_20", "CIFAR10", "DGAD, RobustBench", 86.03, 57.71),
     # From DeepMind, trained without extra data.
-    Teacher("Gowal2020Uncovering", "CIFAR100", "wideresnet70_16_deepmind", "RSLAD, RobustBench", 60.86, 30.03),
+    Teacher("Gowal2020Uncovering", "CIFAR100", "RSLAD, RobustBench", 60.86, 30.03),
     # Ours: AT on a JPEG copy of CIFAR-10; accuracies on 2,000 of its test images, AutoAttack on 500.
-    Teacher("small_resnet", "CIFAR10", "small_resnet", "included", 52.90, 26.40),
+    Teacher("small_resnet", "CIFAR10", "included", 52.90, 26.40),
     # Trained with TRADES.
-    Teacher("presnet18", "Tiny_Image", "presnet18", "DGAD"),
+    Teacher("presnet18", "Tiny_Image", "DGAD"),
 )
 
 # (name, dataset) -> path in the official code.
@@ -66,12 +68,9 @@ def teacher_name(name: str, flag: str = "--teacher_model") -> str:
     return canonical(name, dict.fromkeys([*(teacher.name for teacher in TEACHERS), *MODELS]), ALIASES, flag)
 
 
-def architecture_of(name: str, dataset: str) -> str:
+def architecture_of(name: str, flag: str = "--teacher_model") -> str:
     """Return the name in MODELS of a teacher's network."""
-    if name in MODELS:
-        return name
-    architectures = {teacher.dataset: teacher.architecture for teacher in TEACHERS if teacher.name == name}
-    return architectures.get(dataset) or next(iter(architectures.values()))
+    return canonical(name, MODELS, ARCHITECTURES, flag)
 
 
 def candidate_paths(name: str, dataset: str) -> list[Path]:
@@ -104,25 +103,15 @@ def find_teacher(
     if name.startswith(robustbench.PREFIX):
         return None
     candidates = candidate_paths(name, dataset)
-    existing = next((candidate for candidate in candidates if candidate.exists()), None)
-    if existing is None:
-        path_flag = flag.replace("_model", "_path")
-        published = {teacher.dataset for teacher in TEACHERS if teacher.name == name}
-        # A large network that was published for other images only is not the teacher to start with.
-        model = "small_resnet" if published and dataset not in published else architecture_of(name, dataset)
-        command = training_command("AT", model, dataset, data_flags)
-        flags = f"{flag} {model} " * (model == "small_resnet" != name)
-        # An image folder may have the classes of an included teacher.
-        hints = [
-            f" (for the classes of {trained_on}: {file})"
-            for (included, trained_on), file in INCLUDED.items()
-            if included == name and dataset == "Folder"
-        ]
-        raise UserError(
-            f"{flag} {name}: no file {' or '.join(map(str, candidates))}; name one with {path_flag} FILE"
-            f"{''.join(hints)}, or train one: {command} (then {flags}{path_flag} .../best_PGD10_acc_model.pth)"
-        )
-    return existing
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    path_flag = flag.replace("_model", "_path")
+    command = training_command("AT", architecture_of(name), dataset, data_flags)
+    raise UserError(
+        f"{flag} {name}: no file {' or '.join(map(str, candidates))}; name one with {path_flag} FILE, or train one: "
+        f"{command} (then {path_flag} .../best_PGD10_acc_model.pth)"
+    )
 
 
 def training_command(method: str, model: str, dataset: str, data_flags: str = "") -> str:
@@ -150,7 +139,7 @@ def load_teacher(
     if name.startswith(robustbench.PREFIX):
         teacher = robustbench.load_published(name, dataset, source)
     else:
-        teacher = load_network(architecture_of(name, dataset), num_classes, source, image_size, flag)
+        teacher = load_network(architecture_of(name, flag), num_classes, source, image_size, flag)
     return teacher.eval().requires_grad_(False)
 
 
@@ -159,7 +148,8 @@ def _table() -> str:
     for teacher in TEACHERS:
         candidates = candidate_paths(teacher.name, teacher.dataset)
         file = next((path for path in candidates if path.exists()), f"missing ({candidates[0]})")
-        rows.append((*teacher[:3], teacher.clean, teacher.autoattack, teacher.source, file))
+        accuracies = teacher.clean, teacher.autoattack
+        rows.append((*teacher[:2], architecture_of(teacher.name), *accuracies, teacher.source, file))
     zoo = robustbench.published_accuracies()
     for name, dataset, clean, robust in zoo:
         file = robustbench.cache_path(name, dataset)
@@ -170,4 +160,4 @@ def _table() -> str:
 
 
 if __name__ == "__main__":
-    print(_table())
+    run_command(lambda: logger.info(_table()))

@@ -25,11 +25,16 @@ INSERTED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 # Parts of keys, separated by dots and underscores, that say what a network beside the wanted one is.
 AVERAGE = {"ema", "swa", "wa", "avg", "average", "averaged", "averages", "polyak", "shadow", "teacherema"}
 RAW = {"raw", "unaveraged", "online"}
+KINDS = {"ema": "average", "raw": "raw weights"}  # --weights
 OTHERS = {"teacher", "attacker", "attack", "surrogate", "proxy", "discriminator", "optimizer", "optim", "momentum"}
 # Extra keys that belong to a training code and not to the network.
 EXTRA = re.compile(
-    r"criterion|loss|metric|acc|normal|n_averaged|decay|num_updates|step|epoch|temperature|attack|teacher"
+    r"criterion|loss|metric|acc|normal|n_averaged|decay|num_updates|step|epoch|temperature|attack|teacher|sub_block1"
 )
+# Keys that files have or not: from before PyTorch 0.4.1, and of a block that no forward pass uses.
+OPTIONAL = re.compile(r"num_batches_tracked$|^sub_block1\.")
+# Modules that may have a mean, but not that of the images.
+NOT_NORMALIZATION = re.compile(f"metric|loss|acc|criterion|{'|'.join(OTHERS)}")
 MEAN, STD = ("mean", "mu", "means", "new_mean", "_mean"), ("std", "sigma", "sds", "new_std", "_std")
 
 IMAGE_SIZES = (32, 64)  # of the published networks; presnet18 has a different classifier for each
@@ -58,7 +63,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path, weights: str | None = None, normalize: str | None = None):
-        self.path, self.weights, self.reported = Path(path), weights, set()
+        self.path, self.weights = Path(path), weights
         self.normalize = constants(normalize) if normalize else None
         try:
             data = self.path.read_bytes()
@@ -83,18 +88,12 @@ class Checkpoint:
         """Return ``source`` itself or the checkpoint at this path."""
         return source if isinstance(source, Checkpoint) else cls(source)
 
-    def report(self, log: Callable, message: str, *values: object) -> None:
-        """Log a message about this file once, however often it is loaded."""
-        if message not in self.reported:
-            self.reported.add(message)
-            log(message, *values)
-
-    def fits(self, expected: Mapping[str, Tensor], any_classes: bool = False) -> "list[Fit]":
+    def fits(self, expected: Mapping[str, Tensor]) -> "list[Fit]":
         """Compare the keys and shapes of a network with the tensors under every prefix at which it may begin."""
         first, fits = next(iter(expected)), []
         for place, tensors in self.groups.items():
             starts = {key.removesuffix(first) for key in tensors if f".{key}".endswith(f".{first}")} or {""}
-            fits += [_fit(place, prefix, tensors, expected, any_classes) for prefix in sorted(starts)]
+            fits += [_fit(place, prefix, tensors, expected) for prefix in sorted(starts)]
         return fits
 
 
@@ -102,10 +101,15 @@ class NoWeights(UserError):
     """A file that could be read but holds no weights."""
 
 
+class OtherNetwork(UserError):
+    """A file with weights of another architecture."""
+
+
 class Fit(NamedTuple):
     """Tensors under one prefix, as the ``state`` of a network; ``problem`` says why they are not, "" if they are.
 
-    ``incomplete``: only statistics of BatchNorm are missing. ``extra`` are the keys that no network has.
+    ``recognized``: keys and shapes are those of the network, except for the number of classes. ``extra`` are the keys
+    that no network has.
     """
 
     place: str
@@ -114,6 +118,7 @@ class Fit(NamedTuple):
     extra: list[str]
     missing: list[str]
     problem: str
+    recognized: bool
 
     @property
     def name(self) -> str:
@@ -125,19 +130,6 @@ class Fit(NamedTuple):
         """Words of the name."""
         return set(re.split(r"[._]", self.name.lower()))
 
-    @property
-    def incomplete(self) -> bool:
-        """Whether only statistics of BatchNorm are missing, as in averages of parameters."""
-        return bool(self.missing) and all(".running_" in f".{key}" for key in self.missing)
-
-
-def read_metadata(source: str | Path | Checkpoint) -> dict[str, object]:
-    """Return the metadata of one of our own checkpoints: ``model``, ``dataset``, ``image_size``, ``classes``.
-
-    Returns an empty dict for other files. Raises UserError that names the file if it cannot be read.
-    """
-    return Checkpoint.of(source).metadata
-
 
 def identify(source: str | Path | Checkpoint) -> tuple[str, int] | None:
     """Return the name in MODELS and the number of classes of the network in a checkpoint, by its keys and shapes.
@@ -147,8 +139,8 @@ def identify(source: str | Path | Checkpoint) -> tuple[str, int] | None:
     checkpoint = Checkpoint.of(source)
     for name, image_size in itertools.product(MODELS, IMAGE_SIZES):
         layout = _layout(name, image_size)
-        for fit in checkpoint.fits(layout, any_classes=True):
-            if not fit.problem:
+        for fit in checkpoint.fits(layout):
+            if fit.recognized:
                 return name, len(fit.state[list(layout)[-1]])
     return None
 
@@ -163,9 +155,9 @@ def load_weights(model: nn.Module, source: str | Path | Checkpoint) -> nn.Module
     network = model.model if isinstance(model, Normalized) else model
     fit = _choose(checkpoint, network.state_dict())
     statistics = _statistics(checkpoint, fit)
-    # Files older than PyTorch 0.4.1 have no num_batches_tracked; load_state_dict adds it.
     network.load_state_dict(
-        {key: value.detach().float() if value.is_floating_point() else value for key, value in fit.state.items()}
+        {key: value.detach().float() if value.is_floating_point() else value for key, value in fit.state.items()},
+        strict=False,  # OPTIONAL
     )
     return normalize_input(network, *statistics) if statistics else network
 
@@ -179,7 +171,7 @@ def load_network(
     """
     name, checkpoint = canonical(name, MODELS, ALIASES, flag), Checkpoint.of(source)
     deepmind = DEEPMIND_LAYOUTS.get(name)
-    if deepmind and any(not fit.problem for fit in checkpoint.fits(_layout(deepmind), any_classes=True)):
+    if deepmind and any(fit.recognized for fit in checkpoint.fits(_layout(deepmind))):
         name = deepmind
     try:
         return load_weights(build(name, num_classes, image_size), checkpoint)
@@ -190,10 +182,6 @@ def load_network(
         raise UserError(
             f"{flag} {name}: {checkpoint.path} contains {held}; use {flag} {held}, or name another file"
         ) from error
-
-
-class OtherNetwork(UserError):
-    """A file with weights of another architecture."""
 
 
 def _groups(content: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -230,32 +218,25 @@ def _cached_layout(name: str, image_size: int, constructor: Callable) -> dict[st
         return build(name, 10, image_size).state_dict()
 
 
-def _fit(
-    place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], any_classes: bool
-) -> Fit:
+def _fit(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Fit:
     inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    # No forward pass uses sub_block1, and files have it or not.
-    unused = {key: value for key, value in expected.items() if key.startswith("sub_block1.")}
-    inside = unused | {
-        key: value for key, value in inside.items() if key in expected or not key.startswith("sub_block1.")
-    }
     state = {key: inside[key] for key in expected if key in inside}
     extra, heads = [key for key in inside if key not in expected], {key.split(".")[0] for key in expected}
-    missing = [key for key in expected if key not in inside and not key.endswith("num_batches_tracked")]
+    missing = [key for key in expected if key not in inside and not OPTIONAL.search(key)]
     unexpected = [key for key in extra if key.split(".")[0] in heads or not _is_extra(key, inside[key])]
-    problem = ""
+    different = [key for key in state if state[key].shape != expected[key].shape]
+    weight, bias = list(expected)[-2:]  # every network ends with its linear classifier
+    problem, recognized = "", not (unexpected or missing or different)
     if unexpected or missing:
         keys = [f"{kind} {keys[0]}" for kind, keys in (("unexpected", unexpected), ("missing", missing)) if keys]
         problem = f"weights of another network ({', '.join(keys)})"
-    elif different := [key for key in state if state[key].shape != expected[key].shape]:
-        weight, bias = list(expected)[-2:]  # every network ends with its linear classifier
-        if {*different} == {weight, bias} and state[weight].shape[1:] == expected[weight].shape[1:]:
-            classes = f"has {len(state[bias])} classes, not {len(expected[bias])}"
-            problem = "" if any_classes else f"{classes}; choose the --dataset it was trained on"
-        else:
-            shapes = f"{different[0]} is {tuple(state[different[0]].shape)}, not {tuple(expected[different[0]].shape)}"
-            problem = f"weights of another network or --image_size ({shapes})"
-    return Fit(place, prefix, state, extra, missing, problem)
+    elif {*different} == {weight, bias} and state[weight].shape[1:] == expected[weight].shape[1:]:
+        problem = f"has {len(state[bias])} classes, not {len(expected[bias])}; choose the --dataset it was trained on"
+        recognized = True
+    elif different:
+        shapes = f"{different[0]} is {tuple(state[different[0]].shape)}, not {tuple(expected[different[0]].shape)}"
+        problem = f"weights of another network or --image_size ({shapes})"
+    return Fit(place, prefix, state, extra, missing, problem, recognized)
 
 
 def _is_extra(key: str, value: Tensor) -> bool:
@@ -272,41 +253,47 @@ def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
     found = [fit for fit in fits if not fit.problem]
     if not found:
         nearest = min(fits, key=lambda fit: len(fit.missing))
-        kind = OtherNetwork if nearest.problem.startswith("weights") else UserError
-        hint = "; choose the network and image size it was trained with" if kind is OtherNetwork else ""
-        raise kind(f"{path}: {nearest.problem}{hint}")
+        if nearest.recognized:
+            raise UserError(f"{path}: {nearest.problem}")
+        raise OtherNetwork(f"{path}: {nearest.problem}; choose the network and image size it was trained with")
     found = [fit for fit in found if not fit.parts & OTHERS] or found
-    averages = [fit for fit in found if fit.parts & AVERAGE or "n_averaged" in checkpoint.groups[fit.place]]
-    raw = [fit for fit in found if fit.parts & RAW]
-    averages = [fit for fit in averages if fit not in raw]
-    unnamed = [fit for fit in found if fit not in raw and fit not in averages]
-    if raw and not averages:
-        averages, unnamed = unnamed, []
-    raw = raw or unnamed
-    if raw and not averages:  # an average of the parameters alone has the statistics of the raw network
-        partial = [fit for fit in fits if fit.incomplete and fit.parts & AVERAGE and not fit.parts & (OTHERS | RAW)]
-        averages = [fit._replace(state=raw[0].state | fit.state) for fit in partial]
-    wanted = {"raw": raw, "ema": averages, None: averages or raw}[checkpoint.weights]
-    if not wanted:
-        kinds = {"raw": "no raw weights beside the average", "ema": "no weight average"}
-        raise UserError(f"--weights {checkpoint.weights}: {path} has {kinds[checkpoint.weights]}; leave the flag out")
-    wanted.sort(key=_rank)
-    best, *others = [fit for fit in wanted if _rank(fit) == _rank(wanted[0])]
-    if any(not torch.equal(best.state[key], fit.state[key]) for fit in others for key in best.state):
+    kinds = _by_kind(checkpoint, found, [fit for fit in fits if not fit.parts & (OTHERS | RAW)])
+    used = checkpoint.weights or ("ema" if kinds["ema"] else "raw")
+    other = "raw" if used == "ema" else "ema"
+    if not kinds[used]:
+        raise UserError(f"--weights {used}: {path} has no {KINDS[used]}; leave the flag out")
+    best, *others = sorted(kinds[used], key=_rank)
+    others = [fit for fit in others if _rank(fit) == _rank(best)]
+    if any(not torch.equal(best.state[key], fit.state[key]) for fit in others for key in best.state.keys() & fit.state):
         names = ", ".join(fit.name for fit in (best, *others))
         raise UserError(f"{path}: contains several such networks ({names}); save one of them")
-    if averages and raw:
-        used, other = ("average", "raw weights") if best in averages else ("raw weights", "average")
-        unused = (raw if best in averages else averages)[0]
-        choice = "raw" if best in averages else "ema"
+    if kinds[other]:
         message = "%s: uses the %s (%s), not the %s (%s); --weights %s uses those"
-        checkpoint.report(logger.info, message, path, used, best.name, other, unused.name, choice)
+        logger.info(message, path, KINDS[used], best.name, KINDS[other], kinds[other][0].name, other)
     outside = {key for key in checkpoint.groups[best.place] if not key.startswith(best.prefix)}
     ignored = {key.split(".")[0] for key in {*best.extra, *outside} if not _is_statistic(key)}
-    ignored |= checkpoint.groups.keys() - {fit.place for fit in (*averages, *raw)}
+    ignored |= checkpoint.groups.keys() - {fit.place for fit in (best, *others, *kinds[other][:1])}
     if ignored:
-        checkpoint.report(logger.info, "%s: not used: %s", path, ", ".join(sorted(ignored)))
+        logger.info("%s: not used: %s", path, ", ".join(sorted(ignored)))
     return best
+
+
+def _by_kind(checkpoint: Checkpoint, found: list[Fit], candidates: list[Fit]) -> dict[str, list[Fit]]:
+    """Divide networks into averages and raw weights, by the words of their names."""
+    kinds = {"ema": [], "raw": [], "": []}
+    for fit in found:
+        average = fit.parts & AVERAGE or "n_averaged" in checkpoint.groups[fit.place]
+        kinds["raw" if fit.parts & RAW else "ema" if average else ""].append(fit)
+    unnamed = kinds.pop("")
+    if not kinds["raw"]:
+        kinds["raw"] = unnamed
+    elif not kinds["ema"]:
+        kinds["ema"] = unnamed
+    if kinds["raw"] and not kinds["ema"]:  # an average of the parameters, with the BatchNorm statistics of the network
+        for fit in candidates:
+            if fit.parts & AVERAGE and fit.missing and all(".running_" in f".{key}" for key in fit.missing):
+                kinds["ema"].append(fit._replace(state=kinds["raw"][0].state | fit.state))
+    return kinds
 
 
 def _rank(fit: Fit) -> int:
@@ -318,28 +305,33 @@ def _statistics(checkpoint: Checkpoint, fit: Fit) -> tuple[Tensor, Tensor] | Non
 
     They are buffers of a module that contains the network or is beside it, or those of --normalize.
     """
-    pairs: dict[str, dict[tuple, Tensor]] = {}
-    tensors = checkpoint.groups[fit.place]
-    for key, value in tensors.items():
+    pairs: dict[str, dict[bool, Tensor]] = {}
+    outside = {
+        key: value
+        for key, value in checkpoint.groups[fit.place].items()
+        if key.removeprefix(fit.prefix) not in fit.state
+    }
+    for key, value in outside.items():
         parent, _, leaf = key.rpartition(".")
         wrapper, _, module = parent.rpartition(".")
-        beside = fit.prefix.startswith(f"{wrapper}." if wrapper else "") and not set(re.split(r"[._]", parent)) & OTHERS
-        if key.removeprefix(fit.prefix) in fit.state or not beside or re.search("metric|loss|acc|criterion", module):
-            continue
-        if value.numel() in (1, 3) and value.is_floating_point() and leaf in MEAN + STD:
-            pairs.setdefault(parent, {})[MEAN if leaf in MEAN else STD] = value.detach().float().flatten()
-    complete = [(pair[MEAN], pair[STD]) for pair in pairs.values() if len(pair) == 2]
-    if complete:
-        return complete[0]
+        if (
+            leaf in MEAN + STD
+            and value.numel() in (1, 3)
+            and value.is_floating_point()
+            and fit.prefix.startswith(wrapper and f"{wrapper}.")
+            and not NOT_NORMALIZATION.search(module)
+        ):
+            pairs.setdefault(parent, {})[leaf in MEAN] = value.detach().float().flatten()
+    for pair in pairs.values():
+        if len(pair) == 2:
+            return pair[True], pair[False]
     if pairs:
         raise UserError(f"{checkpoint.path}: has only one of the mean and std of its input; save it with both")
     if checkpoint.normalize and "model" not in checkpoint.metadata:
         return checkpoint.normalize
     last = fit.prefix.rstrip(".").rpartition(".")[2]
-    if (last.isdigit() and last != "0") or any(
-        "normal" in key for key in tensors if key.removeprefix(fit.prefix) not in fit.state
-    ):
+    if (last.isdigit() and last != "0") or any("normal" in key for key in outside):
         message = '%s: WARNING: its keys begin with "%s", as behind a layer that normalizes images, but it has no mean '
         message += "and std: its accuracy will be low; --normalize cifar10 (or mean and std) adds them"
-        checkpoint.report(logger.warning, message, checkpoint.path, fit.prefix)
+        logger.warning(message, checkpoint.path, fit.prefix)
     return None

@@ -5,12 +5,11 @@ deviations over seeds. DIR gets comparison.csv, .md, .tex (the table) and .png (
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
-
-from matplotlib.figure import Figure
 
 from attacks.suite import PROTOCOLS
 from engine.reporting.tables import CLEAN, Row, comparison_table, read_rows, shared_attack, shown_columns
@@ -19,7 +18,7 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.flags import parser_for
 from utils.log import logger
-from utils.plots import Point, save_figure, scatter, shortened
+from utils.plots import distinct_color, plt, save_figure
 from utils.tables import latex_table, markdown_table, text_table, write_csv
 
 MARKERS = {"best": "o", "best clean": "^", "best PGD-10": "v", "last": "s"}  # by kind of checkpoint
@@ -50,28 +49,42 @@ def compare(arguments: Sequence[str]) -> None:
     logger.info("\n%s\n\nfiles: %s", text_table(header, cells), folder / "comparison.*")
 
 
-def draw(rows: Sequence[Row], shown: Sequence[str]) -> Figure | None:
-    """Draw robust against clean accuracy of the rows that have both; None, and a warning, if none has."""
-    attack = shared_attack({title: accuracy.percent for title, accuracy in row.accuracies.items()} for row in rows)
+def draw(rows: Sequence[Row], shown: Sequence[str]) -> plt.Figure | None:
+    """Draw robust against clean accuracy of the rows that have both; None, and a warning, if none has.
+
+    The marker is the kind of checkpoint; rows of one colour differ in ``shown`` columns only in checkpoint and seed.
+    """
+    attack = shared_attack(rows)
     drawn = [row for row in rows if {CLEAN, attack} <= row.accuracies.keys()]
     if len(drawn) < len(rows):
-        message = "comparison.png shows %d of %d rows; the others have no %s or %s"
+        message = "comparison.png shows %d of %d rows, those with both %s and %s"
         logger.warning(message, len(drawn), len(rows), CLEAN, attack or "an attack")
     if not drawn:
         return None
-    points = []
+    groups = defaultdict(lambda: defaultdict(list))  # name -> kind of checkpoint -> points
     for row in drawn:
-        alike = [other.labels for other in drawn if _look(other) == _look(row)]
-        differing = [title for title in shown if len({labels[title] for labels in alike}) > 1]
-        name = ", ".join(f"{title} {shortened(row.labels[title])}" for title in differing)
-        points.append(Point(row.accuracies[CLEAN].percent, row.accuracies[attack].percent, *_look(row), name))
-    xlabel, ylabel = f"clean accuracy (%), {_n(drawn, CLEAN)}", f"accuracy under {attack} (%), {_n(drawn, attack)}"
-    return scatter(points, MARKERS, xlabel=xlabel, ylabel=ylabel)
+        points = groups[_name(row, drawn, shown)][row.labels["checkpoint"]]
+        points.append([row.accuracies[title].percent for title in (CLEAN, attack)])
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    for number, (name, kinds) in enumerate(groups.items()):
+        for kind, points in kinds.items():
+            look = {"color": distinct_color(number), "markeredgecolor": "white", "markersize": 8}
+            axes.plot(*zip(*points, strict=True), MARKERS.get(kind, "D"), label=f"{name}, {kind}", **look)
+    axes.set(
+        xlabel=f"clean accuracy (%), {_n(drawn, CLEAN)}", ylabel=f"accuracy under {attack} (%), {_n(drawn, attack)}"
+    )
+    axes.margins(0.15)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
 
 
-def _look(row: Row) -> tuple[str, str]:
-    """Return what sets colour and marker of a row's point."""
-    return row.labels["method"], row.labels["checkpoint"]
+def _name(row: Row, rows: Sequence[Row], shown: Sequence[str]) -> str:
+    """Return the method, and where rows of the method differ, the ends of the labels: paths differ at the end."""
+    alike = [other.labels for other in rows if other.labels["method"] == row.labels["method"]]
+    differing = [title for title in shown if len({labels[title] for labels in alike}) > 1]
+    titles = ["method", *(title for title in differing if title not in ("seed", "checkpoint"))]
+    return ", ".join(row.labels[title][-40:] for title in titles)
 
 
 def _n(rows: Sequence[Row], title: str) -> str:

@@ -61,9 +61,8 @@ def export(config: ExportConfig) -> None:
         ) from error
     logger.info("loaded back with the logits of %s: %s", config.model_path, ", ".join(formats))
     if missing := [title for title in RESULTS if title not in published.results]:
-        script = "main_eval_tinyimagenet.py" if published.dataset == "Tiny_Image" else "main_eval.py"
         flags = " --data_root DIR" * (published.dataset == "Folder") + f" --model {config.model}" * bool(config.model)
-        command = f"python {script} --dataset {published.dataset}{flags} --model_path {config.model_path}"
+        command = f"python main_eval.py --dataset {published.dataset}{flags} --model_path {config.model_path}"
         message = "no result for %s; evaluate, then export again: %s --attacks clean,aa"
         logger.info(message, " and ".join(missing), command)
 

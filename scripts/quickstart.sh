@@ -2,6 +2,7 @@
 # Train, distil and evaluate on scikit-learn's handwritten digits: a few minutes on a CPU, nothing but packages to download.
 #   bash scripts/quickstart.sh [FOLDER]     results go to FOLDER (default: quickstart/); the same command continues
 set -euo pipefail
+case ${1:-} in -*) echo "usage: bash scripts/quickstart.sh [FOLDER]" >&2 && exit 2 ;; esac
 mkdir -p "${1:-quickstart}"
 out=$(cd "${1:-quickstart}" && pwd)
 cd "$(dirname "$0")/.."

@@ -1,6 +1,5 @@
 """Run an entry script as a user does, in this process or in a new one."""
 
-import json
 import os
 import runpy
 import shlex
@@ -41,28 +40,3 @@ def run_in_subprocess(script: str, args: str, folder) -> Outcome:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     return Outcome(ended.returncode, ended.stdout, ended.stderr)
-
-
-class ForkServer:
-    """Runs scripts one at a time, each in a process forked from one that has imported everything."""
-
-    def __init__(self):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(ROOT / "tests" / "fork_server.py")]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
-
-    def start(self, folder, script: str, args: str, **variables: str) -> int:
-        """Start a script in ``folder`` with environment variables; return its pid. Its output goes to output.txt."""
-        folder.mkdir(exist_ok=True)
-        run = [str(folder), str(ROOT / script), shlex.split(args), variables]
-        print(json.dumps(run), file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
-
-    def wait(self) -> int:
-        """The exit status of the script."""
-        return int(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()

@@ -1,5 +1,7 @@
-"""Fixtures and helpers that several test files share; the reader of the values recorded from the official codes."""
+"""Fixtures that many test files share; the reader of the values recorded from the official codes."""
 
+import functools
+import gc
 import json
 import logging
 import os
@@ -31,18 +33,51 @@ def golden_arrays(row: dict) -> dict[str, torch.Tensor]:
         }
 
 
-@pytest.fixture(scope="session")
-def fork_server():
-    """Runs scripts in new processes that need not import the packages again."""
-    from commands import ForkServer  # which imports this file
+def pytest_collection_finish():
+    gc.freeze()  # a trainer collects the garbage of its teachers, 0.2 s among the objects of all imported modules
 
-    fork_server = ForkServer()
-    yield fork_server
-    fork_server.close()
+
+@pytest.fixture(autouse=True)
+def isolated():
+    """Start every test with the same random numbers and restore what a run changes in its process."""
+    torch.manual_seed(0)
+    root = logging.getLogger()
+    state = os.environ.copy(), root.handlers[:], root.level, torch.get_num_threads(), torch.get_default_dtype()
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    tf32 = [switch.allow_tf32 for switch in switches]
+    yield
+    for switch, allowed in zip(switches, tf32, strict=True):
+        switch.allow_tf32 = allowed
+    environment, root.handlers[:], level, threads, dtype = state
+    root.setLevel(level)
+    torch.set_default_dtype(dtype)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    if os.environ != environment:
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 @pytest.fixture
-def train(monkeypatch, tmp_path, caplog):
+def fast_runs(monkeypatch):
+    """Leave out what takes most of the time of a short run: drawing, and parsing the table of Digits again."""
+    import sklearn.datasets
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Image.new("RGB", (1, 1)).save(path, "PNG"))
+    monkeypatch.setattr(sklearn.datasets, "load_digits", load_digits)
+
+
+@functools.cache
+def load_digits():
+    from sklearn.datasets._base import load_digits
+
+    return load_digits()
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path, caplog, fast_runs):
     """``train(args)`` does what ``python main.py ARGS`` does, in an empty folder, and returns the log.
 
     With ``error``, it must raise a UserError whose single line matches.
@@ -57,17 +92,13 @@ def train(monkeypatch, tmp_path, caplog):
 
     def start(args: str, error: str | None = None) -> str:
         caplog.clear()
-        handlers = logging.getLogger().handlers[:]
         parsed = parse(TrainConfig, shlex.split(args), description="", choices={})
-        try:
-            if error is None:
+        if error is None:
+            engine.training.run.train(*parsed)
+        else:
+            with pytest.raises(UserError, match=error) as raised:
                 engine.training.run.train(*parsed)
-            else:
-                with pytest.raises(UserError, match=error) as raised:
-                    engine.training.run.train(*parsed)
-                assert "\n" not in str(raised.value)
-        finally:
-            logging.getLogger().handlers[:] = handlers  # without the run's log file
+            assert "\n" not in str(raised.value)
         return "\n".join(caplog.messages)
 
     return start

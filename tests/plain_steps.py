@@ -1,14 +1,16 @@
 """The algorithm boxes of the papers, one image at a time, with every softmax and logarithm written out.
 
-The reference for ``test_steps.py``; it imports nothing from the packages under test. A method is
-``name(net, *teachers, x, y, noise, epoch, **options) -> loss``. Its options are flags with the official defaults; the
-number, order and BatchNorm mode of its calls of ``net`` are the official ones. The attack starts at ``x + noise``.
-A method with state is a class: ``name(net, peer)`` before the first step, ``after_step()`` after each.
+The reference for ``test_steps.py``; it imports nothing from the packages under test. ``METHODS`` has each method as
+``step(net, *teachers, x, y, noise, epoch, **options) -> loss``. Its options, ``o`` in its code, are flags, and above it
+are their official defaults. The number, order and BatchNorm mode of its calls of ``net`` are the official ones. The
+attack starts at ``x + noise``. A method with state is a class: ``name(net, peer)`` before the first step,
+``after_step()`` after each.
 s, t, u are logits of the student, the robust and the standard teacher on the images, s_, t_, u_ on x_adv.
 """
 
 from copy import deepcopy
 from math import cos, log, pi
+from types import SimpleNamespace
 
 import torch
 
@@ -90,36 +92,65 @@ def trades_attack(net, x, noise, attack_bn):
     return pgd(net, x, x + noise, lambda images: map(kl, s, net(images)), attack_bn)
 
 
+METHODS = {}
+
+
+def with_options(step, **defaults):
+    """Make the last argument of a step, ``o``, from the epoch and from keyword arguments."""
+
+    def call(*args, **options):
+        assert options.keys() <= defaults.keys(), options
+        return step(*args[:-1], SimpleNamespace(**(defaults | options), epoch=args[-1]))
+
+    return call
+
+
+def method(name, **defaults):
+    def register(step):
+        METHODS[name] = with_options(step, **defaults)
+        return step
+
+    return register
+
+
 # Without teacher.
 
 
-def natural(net, x, y, noise, epoch):
+@method("Natural")
+def natural(net, x, y, noise, o):
     s = net(x)
     return mean(cross_entropy(s[i], y[i]) for i in range(len(x)))
 
 
-def at(net, x, y, noise, epoch, *, attack_bn="eval"):
-    s_ = net(label_attack(net, x, y, torch.clamp(x + noise, 0, 1), attack_bn))
+@method("AT", attack_bn="eval")
+def at(net, x, y, noise, o):
+    s_ = net(label_attack(net, x, y, torch.clamp(x + noise, 0, 1), o.attack_bn))
     return mean(cross_entropy(s_[i], y[i]) for i in range(len(x)))
 
 
-def trades(net, x, y, noise, epoch, *, trades_beta=6.0, temp=1.0, attack_bn="eval"):
-    x_adv = trades_attack(net, x, noise, attack_bn)
+@method("TRADES", trades_beta=6.0, temp=1.0, attack_bn="eval")
+def trades(net, x, y, noise, o):
+    x_adv = trades_attack(net, x, noise, o.attack_bn)
     s = net(x)
     s_ = net(x_adv)
     again = net(x)
-    return mean(cross_entropy(s[i], y[i]) + trades_beta * temp**2 * kl(again[i], s_[i], temp) for i in range(len(x)))
+
+    def loss(i):
+        return cross_entropy(s[i], y[i]) + o.trades_beta * o.temp**2 * kl(again[i], s_[i], o.temp)
+
+    return mean(loss(i) for i in range(len(x)))
 
 
-def mart(net, x, y, noise, epoch, *, mart_beta=5.0, attack_bn="eval"):
-    x_adv = label_attack(net, x, y, x + noise, attack_bn)
+@method("MART", mart_beta=5.0, attack_bn="eval")
+def mart(net, x, y, noise, o):
+    x_adv = label_attack(net, x, y, x + noise, o.attack_bn)
     s = net(x)
     s_ = net(x_adv)
 
     def loss(i):
         p, p_ = softmax(s[i]), softmax(s_[i])
         boosted = -torch.log(p_[y[i]]) - torch.log(1 - p_[largest_other(s_[i], y[i])])
-        return boosted + mart_beta * kl(s[i], s_[i]) * (1 - p[y[i]])
+        return boosted + o.mart_beta * kl(s[i], s_[i]) * (1 - p[y[i]])
 
     return mean(loss(i) for i in range(len(x)))
 
@@ -128,33 +159,29 @@ class PeerAiD:
     def __init__(self, net, peer):
         self.peer = peer
 
-    def __call__(self, net, x, y, noise, epoch, *, temp=5.0, attack_bn="eval", **weights):
-        gamma2, lambda1, lambda2, lambda3 = (
-            {"gamma2": 0.1, "lambda1": 0.0, "lambda2": 1.0, "lambda3": 1.0} | weights
-        ).values()
+    def step(self, net, x, y, noise, o):
         p = no_grad(self.peer.eval(), x)
-        x_adv = pgd(net, x, x + noise, lambda images: map(kl, p, net(images)), attack_bn)
+        x_adv = pgd(net, x, x + noise, lambda images: map(kl, p, net(images)), o.attack_bn)
         p_, first, again, s = self.peer.train()(x_adv), net(x_adv), net(x_adv), net(x)
 
         def loss(i):
             classes = len(s[i])
-            peer = cross_entropy(p_[i], y[i]) + gamma2 * kl(first[i], p_[i]) / classes
-            soft = lambda2 * kl(p_[i].detach(), again[i], temp) + lambda3 * kl(s[i], again[i], temp)
-            return peer + lambda1 * cross_entropy(again[i], y[i]) + temp**2 * soft / classes
+            peer = cross_entropy(p_[i], y[i]) + o.gamma2 * kl(first[i], p_[i]) / classes
+            soft = o.lambda2 * kl(p_[i].detach(), again[i], o.temp) + o.lambda3 * kl(s[i], again[i], o.temp)
+            return peer + o.lambda1 * cross_entropy(again[i], y[i]) + o.temp**2 * soft / classes
 
         return mean(loss(i) for i in range(len(x)))
 
-    def after_step(self):
-        pass
+    __call__ = with_options(step, temp=5.0, gamma2=0.1, lambda1=0.0, lambda2=1.0, lambda3=1.0, attack_bn="eval")
 
 
 class ADR:
     def __init__(self, net, peer):
         self.net, self.average, self.steps = net, deepcopy(net).eval(), 0
 
-    def __call__(self, net, x, y, noise, epoch, *, attack_bn="train", epochs=200, temp_high=2.5, lambda_low=0.7):
-        falling = 0.5 * (1 + cos(pi * self.steps / epochs))  # an epoch has one step here
-        temp, lam = 2.0 + (temp_high - 2.0) * falling, 0.95 + (lambda_low - 0.95) * falling
+    def step(self, net, x, y, noise, o):
+        annealed = 0.5 * (1 + cos(pi * self.steps / o.epochs))  # an epoch has one step here
+        temp, lam = 2.0 + (o.temp_high - 2.0) * annealed, 0.95 + (o.lambda_low - 0.95) * annealed
         t, labels = no_grad(self.average, x), []
         for i in range(len(x)):
             p = softmax(t[i], temp)
@@ -165,7 +192,7 @@ class ADR:
             for z, q in zip(logits, labels, strict=True):
                 yield -sum(q[c] * torch.log(softmax(z)[c]) for c in range(len(z)))
 
-        x_adv = pgd(net, x, torch.clamp(x + noise, 0, 1), lambda images: losses(net(images)), attack_bn)
+        x_adv = pgd(net, x, torch.clamp(x + noise, 0, 1), lambda images: losses(net(images)), o.attack_bn)
         return mean(losses(net(x_adv)))
 
     def after_step(self):
@@ -174,209 +201,146 @@ class ADR:
             if old.is_floating_point():
                 old.copy_(0.995 * old + 0.005 * new)
 
+    __call__ = with_options(step, epochs=200, temp_high=2.5, lambda_low=0.7, attack_bn="train")
+
 
 # With a robust teacher.
 
+# None: the weight of the official code, which another flag or the number of classes determines.
+WEIGHTS = {"teacher_weight": None, "label_weight": None}
 
-def ard(
-    net,
-    teacher,
-    x,
-    y,
-    noise,
-    epoch,
-    *,
-    iad_alpha=1.0,
-    temp=30.0,
-    kl_weight=None,
-    attack_bn="train",
-    teacher_weight=None,
-    label_weight=None,
-    self_weight=0.0,
-):
-    x_adv = label_attack(net, x, y, x + noise, attack_bn)
+
+def given_or(value, otherwise):
+    return otherwise if value is None else value
+
+
+@method("ARD", iad_alpha=1.0, temp=30.0, kl_weight=None, self_weight=0.0, attack_bn="train", **WEIGHTS)
+def ard(net, teacher, x, y, noise, o):
+    x_adv = label_attack(net, x, y, x + noise, o.attack_bn)
     t = no_grad(teacher, x)
     s_ = net(x_adv)
     s = net(x)
-    kl_weight = 1 / t.shape[1] if kl_weight is None else kl_weight  # the official mean is over images and classes
-    teacher_weight = iad_alpha if teacher_weight is None else teacher_weight
-    label_weight = 1 - iad_alpha if label_weight is None else label_weight
+    kl_weight = given_or(o.kl_weight, 1 / t.shape[1])  # the official mean is over images and classes
 
     def loss(i):
-        distillation = temp**2 * kl_weight * kl(t[i], s_[i], temp)
-        own = self_weight * kl(s[i], s_[i])  # IAD, table 12
-        return teacher_weight * distillation + own + label_weight * cross_entropy(s[i], y[i])
+        distillation = given_or(o.teacher_weight, o.iad_alpha) * o.temp**2 * kl_weight * kl(t[i], s_[i], o.temp)
+        own = o.self_weight * kl(s[i], s_[i])  # IAD, table 12
+        return distillation + own + given_or(o.label_weight, 1 - o.iad_alpha) * cross_entropy(s[i], y[i])
 
     return mean(loss(i) for i in range(len(x)))
 
 
-def igdm_term(net, teacher, x, x_adv, s_, igdm, epoch, epochs=200):
+def igdm_term(net, teacher, x, x_adv, s_, o, epochs=200):
     """The term of IGDM with its weight, one value per image; 0 without ``igdm``."""
-    if igdm is None:
+    if o.igdm is None:
         return [0.0] * len(x)
     x_minus = x - (x_adv - x)
     s_minus, t_minus, t_ = net(x_minus), no_grad(teacher, x_minus), no_grad(teacher, x_adv)
-    return [igdm * (epoch + 1) / epochs * kl(t_[i] - t_minus[i], s_[i] - s_minus[i]) for i in range(len(x))]
+    return [o.igdm * (o.epoch + 1) / epochs * kl(t_[i] - t_minus[i], s_[i] - s_minus[i]) for i in range(len(x))]
 
 
-def introspective(
-    teacher_images,
-    net,
-    teacher,
-    x,
-    x_adv,
-    y,
-    epoch,
-    alpha,
-    beta,
-    begin,
-    temp,
-    iad_coefficient=None,
-    iad_down=False,
-    teacher_weight=None,
-    label_weight=None,
-    self_weight=None,
-    igdm=None,
-):
+INTROSPECTION = {"iad_alpha": 1.0, "iad_beta": 0.1, "iad_begin": 60, "iad_coefficient": None, "iad_down": False}
+INTROSPECTION |= {"self_weight": None, "igdm": None, **WEIGHTS}
+
+
+def introspective(teacher_images, net, teacher, x, x_adv, y, o):
     """IAD-I and AdaIAD after the attack; they differ in the teacher's images in the first term."""
     t = no_grad(teacher, teacher_images)
     t_ = no_grad(teacher, x_adv)
-    teacher_weight = alpha if teacher_weight is None else teacher_weight
-    label_weight = 1 - alpha if label_weight is None else label_weight
-    self_weight = alpha if self_weight is None else self_weight
     s_ = net(x_adv)
-    target = net(x) if epoch >= begin else None
+    target = net(x) if o.epoch >= o.iad_begin else None
     s = net(x)
+    terms = igdm_term(net, teacher, x, x_adv, s_, o)
 
     def loss(i):
-        distillation = temp**2 * kl(t[i], s_[i], temp)
-        hard = label_weight * cross_entropy(s[i], y[i])
-        if epoch < begin:
-            return teacher_weight * distillation + hard + terms[i]
-        reliability = softmax(t_[i])[y[i]] ** beta
-        if iad_down:
+        distillation = given_or(o.teacher_weight, o.iad_alpha) * o.temp**2 * kl(t[i], s_[i], o.temp)
+        hard = given_or(o.label_weight, 1 - o.iad_alpha) * cross_entropy(s[i], y[i])
+        if o.epoch < o.iad_begin:
+            return distillation + hard + terms[i]
+        reliability = softmax(t_[i])[y[i]] ** o.iad_beta
+        if o.iad_down:
             distillation = reliability * distillation
-        coefficient = 1 - reliability if iad_coefficient is None else iad_coefficient
-        return teacher_weight * distillation + self_weight * coefficient * kl(target[i], s_[i]) + hard + terms[i]
+        own = given_or(o.self_weight, o.iad_alpha) * given_or(o.iad_coefficient, 1 - reliability) * kl(target[i], s_[i])
+        return distillation + own + hard + terms[i]
 
-    terms = igdm_term(net, teacher, x, x_adv, s_, igdm, epoch)
     return mean(loss(i) for i in range(len(x)))
 
 
-def iad1(
-    net,
-    teacher,
-    x,
-    y,
-    noise,
-    epoch,
-    *,
-    iad_alpha=1.0,
-    iad_beta=0.1,
-    iad_begin=60,
-    temp=1.0,
-    attack_bn="train",
-    **variant,
-):
-    x_adv = label_attack(net, x, y, x + noise, attack_bn)
-    return introspective(x, net, teacher, x, x_adv, y, epoch, iad_alpha, iad_beta, iad_begin, temp, **variant)
+@method("IAD-I", temp=1.0, attack_bn="train", **INTROSPECTION)
+def iad1(net, teacher, x, y, noise, o):
+    x_adv = label_attack(net, x, y, x + noise, o.attack_bn)
+    return introspective(x, net, teacher, x, x_adv, y, o)
 
 
-def adaiad(
-    net,
-    teacher,
-    x,
-    y,
-    noise,
-    epoch,
-    *,
-    iad_alpha=1.0,
-    iad_beta=0.1,
-    iad_begin=60,
-    temp=30.0,
-    igdm=None,
-    attack_bn="eval",
-):
-    x_adv = adaad_attack(net, teacher, x, noise, attack_bn)
-    return introspective(x_adv, net, teacher, x, x_adv, y, epoch, iad_alpha, iad_beta, iad_begin, temp, igdm=igdm)
+@method("AdaIAD", temp=30.0, attack_bn="eval", **INTROSPECTION)
+def adaiad(net, teacher, x, y, noise, o):
+    x_adv = adaad_attack(net, teacher, x, noise, o.attack_bn)
+    return introspective(x_adv, net, teacher, x, x_adv, y, o)
 
 
-def rslad(net, teacher, x, y, noise, epoch, *, kl_weight=0.1, igdm=None, attack_bn="eval"):
-    x_adv = rslad_attack(net, teacher, x, noise, attack_bn)
+@method("RSLAD", kl_weight=0.1, igdm=None, attack_bn="eval")
+def rslad(net, teacher, x, y, noise, o):
+    x_adv = rslad_attack(net, teacher, x, noise, o.attack_bn)
     t = no_grad(teacher, x)
     s_ = net(x_adv)
     s = net(x)
-    terms = igdm_term(net, teacher, x, x_adv, s_, igdm, epoch)
-    return kl_weight * mean(5 / 6 * kl(t[i], s_[i]) + 1 / 6 * kl(t[i], s[i]) for i in range(len(x))) + mean(terms)
+    terms = igdm_term(net, teacher, x, x_adv, s_, o)
+    return o.kl_weight * mean(5 / 6 * kl(t[i], s_[i]) + 1 / 6 * kl(t[i], s[i]) for i in range(len(x))) + mean(terms)
 
 
-def adaad(net, teacher, x, y, noise, epoch, *, adaad_alpha=1.0, kl_weight=None, dataset="CIFAR10", attack_bn="eval"):
-    x_adv = adaad_attack(net, teacher, x, noise, attack_bn)
+@method("AdaAD", adaad_alpha=1.0, kl_weight=None, dataset="CIFAR10", attack_bn="eval")
+def adaad(net, teacher, x, y, noise, o):
+    x_adv = adaad_attack(net, teacher, x, noise, o.attack_bn)
     s = net(x)
     s_ = net(x_adv)
     t, t_ = no_grad(teacher, x), no_grad(teacher, x_adv)
-    if kl_weight is None:
-        kl_weight = 0.1 if dataset == "CIFAR10" else 1.0
 
     def loss(i):
-        return adaad_alpha * kl(t_[i], s_[i]) + (1 - adaad_alpha) * kl(t[i], s[i])
+        return o.adaad_alpha * kl(t_[i], s_[i]) + (1 - o.adaad_alpha) * kl(t[i], s[i])
 
-    return kl_weight * mean(loss(i) for i in range(len(x)))
+    return given_or(o.kl_weight, 0.1 if o.dataset == "CIFAR10" else 1.0) * mean(loss(i) for i in range(len(x)))
 
 
-def dgad(
-    net,
-    teacher,
-    x,
-    y,
-    noise,
-    epoch,
-    *,
-    map=True,
-    els=True,
-    alp="on",
-    alp_beta=1.0,
-    distill_weight=1.0,
-    iad_beta=0.1,
-    iad_begin=None,
-    igdm=None,
-    attack_bn="eval",
-):
-    x_adv = adaad_attack(net, teacher, x, noise, attack_bn)
+DGAD = {"map": True, "els": True, "alp": "on", "alp_beta": 1.0}
+DGAD |= {"distill_weight": 1.0, "igdm": None, "attack_bn": "eval"}
+
+
+@method("DGAD", iad_begin=None, **DGAD)
+@method("DGAD-IAD", iad_begin=60, iad_beta=0.1, **DGAD)
+def dgad(net, teacher, x, y, noise, o):
+    x_adv = adaad_attack(net, teacher, x, noise, o.attack_bn)
     s = net(x)
     s_ = net(x_adv)
     t, t_ = no_grad(teacher, x), no_grad(teacher, x_adv)
 
     def distillation(i):
         predicted = t[i].argmax()
-        if map and predicted != y[i]:  # misclassification-aware partitioning: the clean image
-            return kl(swapped(t[i], y[i], predicted) if els else t[i], s[i])
+        if o.map and predicted != y[i]:  # misclassification-aware partitioning: the clean image
+            return kl(swapped(t[i], y[i], predicted) if o.els else t[i], s[i])
         other = largest_other(t_[i], y[i])
-        target = swapped(t_[i], y[i], other) if els and t_[i][y[i]] < t_[i][other] else t_[i]
+        target = swapped(t_[i], y[i], other) if o.els and t_[i][y[i]] < t_[i][other] else t_[i]
         value = kl(target, s_[i])
-        if iad_begin is not None and epoch >= iad_begin:  # DGAD-IAD
-            value = value + (1 - softmax(target)[y[i]] ** iad_beta) * kl(s[i], s_[i])
+        if o.iad_begin is not None and o.epoch >= o.iad_begin:  # DGAD-IAD
+            value = value + (1 - softmax(target)[y[i]] ** o.iad_beta) * kl(s[i], s_[i])
         return value
 
-    loss = distill_weight * mean(distillation(i) for i in range(len(x)))
-    if alp == "on":  # predictive consistency, mean over images and classes
+    loss = o.distill_weight * mean(distillation(i) for i in range(len(x)))
+    if o.alp == "on":  # predictive consistency, mean over images and classes
         differences = [softmax(s_[i]) - softmax(s[i]) for i in range(len(x))]
-        loss = loss + alp_beta * mean(difference[c] ** 2 for difference in differences for c in range(len(difference)))
-    return loss + mean(igdm_term(net, teacher, x, x_adv, s_, igdm, epoch))
+        loss = loss + o.alp_beta * mean(each[c] ** 2 for each in differences for c in range(len(each)))
+    return loss + mean(igdm_term(net, teacher, x, x_adv, s_, o))
 
 
-def dgad_iad(net, teacher, x, y, noise, epoch, *, iad_begin=60, **options):
-    return dgad(net, teacher, x, y, noise, epoch, iad_begin=iad_begin, **options)
-
-
-def igdm(net, teacher, x, y, noise, epoch, *, igdm=1.0, attack_bn="eval"):
-    x_adv = adaad_attack(net, teacher, x, noise, attack_bn)
+@method("IGDM", igdm=1.0, attack_bn="eval")
+def igdm(net, teacher, x, y, noise, o):
+    x_adv = adaad_attack(net, teacher, x, noise, o.attack_bn)
     t_, s_ = no_grad(teacher, x_adv), net(x_adv)
-    terms = igdm_term(net, teacher, x, x_adv, s_, igdm, epoch)
+    terms = igdm_term(net, teacher, x, x_adv, s_, o)
     return mean(kl(t_[i], s_[i]) + terms[i] for i in range(len(x)))
 
 
-def saad(net, teacher, x, y, noise, epoch, *, igdm=1.0, saad_beta=0.0, saad_gamma=1.0, attack_bn="eval"):
+@method("SAAD", igdm=1.0, saad_beta=0.0, saad_gamma=1.0, attack_bn="eval")
+def saad(net, teacher, x, y, noise, o):
     images = x.clone().requires_grad_()
     t = teacher(images)
     (gradient,) = torch.autograd.grad(sum(t[i][y[i]] for i in range(len(x))), images)
@@ -387,18 +351,22 @@ def saad(net, teacher, x, y, noise, epoch, *, igdm=1.0, saad_beta=0.0, saad_gamm
         return map(kl, moved, net(z))
 
     def entropy(p):
-        if saad_gamma == 1:
+        if o.saad_gamma == 1:
             return -sum(c * torch.log(c + 1e-12) for c in p)
-        return torch.log(sum(c**saad_gamma for c in p) + 1e-12) / (1 - saad_gamma)
+        return torch.log(sum(c**o.saad_gamma for c in p) + 1e-12) / (1 - o.saad_gamma)
 
-    x_adv = pgd(net, x, x + noise, losses, attack_bn)
+    x_adv = pgd(net, x, x + noise, losses, o.attack_bn)
     t_, s_ = no_grad(teacher, x_adv), net(x_adv)
-    terms = igdm_term(net, teacher, x, x_adv, s_, igdm, epoch)
+    terms = igdm_term(net, teacher, x, x_adv, s_, o)
     s = net(x)
     entropies = [entropy(softmax(t_[i])) for i in range(len(x))]
     w = [5 * (h - min(entropies)) for h in entropies]
     v = [(each - min(w)) / (max(w) - min(w) + 1e-8) for each in w]
-    return mean(w[i] * (kl(t_[i], s_[i]) + terms[i]) + saad_beta * (1 - v[i]) * kl(t[i], s[i]) for i in range(len(x)))
+
+    def loss(i):
+        return w[i] * (kl(t_[i], s_[i]) + terms[i]) + o.saad_beta * (1 - v[i]) * kl(t[i], s[i])
+
+    return mean(loss(i) for i in range(len(x)))
 
 
 # With a robust and a standard teacher.
@@ -410,9 +378,9 @@ class MTARD:
     def __init__(self, net, peer):
         self.weight, self.first, self.temps = 0.5, None, [1.0, 1.0]  # weight of the clean term; robust, standard
 
-    def __call__(self, net, teacher, std_teacher, x, y, noise, epoch, *, kl_weight=0.1, attack_bn="eval", **schedule):
-        drops = sum(epoch >= milestone for milestone in schedule.get("milestones", ()))
-        x_adv = label_attack(net, x, y, x + noise, attack_bn)
+    def step(self, net, teacher, std_teacher, x, y, noise, o):
+        drops = sum(o.epoch >= milestone for milestone in o.milestones)
+        x_adv = label_attack(net, x, y, x + noise, o.attack_bn)
         s_, s = net(x_adv), net(x)
         pairs = (no_grad(teacher, x_adv), s_), (no_grad(std_teacher, x), s)
 
@@ -421,7 +389,7 @@ class MTARD:
             return sum(q[c] * (torch.log(q[c] + 1e-5) - torch.log(p[c])) for c in range(len(q)))
 
         terms = [
-            kl_weight * mean(term(t[i], s[i], temp) for i in range(len(x)))
+            o.kl_weight * mean(term(t[i], s[i], temp) for i in range(len(x)))
             for (t, s), temp in zip(pairs, self.temps, strict=True)
         ]
         values = [each.item() for each in terms]
@@ -436,68 +404,51 @@ class MTARD:
         self.temps = [min(max(temp, 1.0), 10.0) for temp in (self.temps[0] - change, self.temps[1] + change)]
         return (1 - self.weight) * terms[0] + self.weight * terms[1]
 
-    def after_step(self):
-        pass
+    __call__ = with_options(step, kl_weight=0.1, milestones=(), attack_bn="eval")
 
 
 class BMTARD(MTARD):
     temp_rate = 0.001
 
 
-def akd2(
-    net,
-    teacher,
-    std_teacher,
-    x,
-    y,
-    noise,
-    epoch,
-    *,
-    robust_weight=0.5,
-    std_weight=0.25,
-    temp=1.0,
-    attack_bn="train",
-    akd2_partial=False,
-    iad_beta=0.1,
-):
-    x_adv = label_attack(net, x, y, x + noise, attack_bn)
+AKD2 = {"robust_weight": 0.5, "std_weight": 0.25, "temp": 1.0, "iad_beta": 0.1, "attack_bn": "train"}
+
+
+@method("AKD2", akd2_partial=False, **AKD2)
+def akd2(net, teacher, std_teacher, x, y, noise, o):
+    x_adv = label_attack(net, x, y, x + noise, o.attack_bn)
     t_, u_ = no_grad(teacher, x_adv), no_grad(std_teacher, x_adv)
     s_ = net(x_adv)
 
     def loss(i):
-        hard = (1 - robust_weight - std_weight) * cross_entropy(s_[i], y[i])
-        trust = softmax(t_[i])[y[i]] ** iad_beta if akd2_partial else 1
-        return hard + temp**2 * (robust_weight * trust * kl(t_[i], s_[i], temp) + std_weight * kl(u_[i], s_[i], temp))
+        hard = (1 - o.robust_weight - o.std_weight) * cross_entropy(s_[i], y[i])
+        trust = softmax(t_[i])[y[i]] ** o.iad_beta if o.akd2_partial else 1
+        robust, standard = trust * kl(t_[i], s_[i], o.temp), kl(u_[i], s_[i], o.temp)
+        return hard + o.temp**2 * (o.robust_weight * robust + o.std_weight * standard)
 
     return mean(loss(i) for i in range(len(x)))
 
 
-def iad2(net, teacher, std_teacher, x, y, noise, epoch, *, iad_beta=0.1, iad_begin=40, iad_coefficient=None, **options):
-    if epoch < iad_begin:
-        return akd2(net, teacher, std_teacher, x, y, noise, epoch, **options)
-    defaults = {"robust_weight": 0.5, "std_weight": 0.25, "temp": 1.0, "attack_bn": "train"}
-    robust_weight, std_weight, temp, attack_bn = (defaults | options).values()
-    x_adv = label_attack(net, x, y, x + noise, attack_bn)
+@method("IAD-II", iad_begin=40, iad_coefficient=None, akd2_partial=False, **AKD2)
+def iad2(net, teacher, std_teacher, x, y, noise, o):
+    if o.epoch < o.iad_begin:
+        return akd2(net, teacher, std_teacher, x, y, noise, o)
+    x_adv = label_attack(net, x, y, x + noise, o.attack_bn)
     t_, u_ = no_grad(teacher, x_adv), no_grad(std_teacher, x_adv)
     s_ = net(x_adv)
     s = net(x)
 
     def loss(i):
-        reliability = softmax(t_[i])[y[i]] ** iad_beta
-        coefficient = 1 - reliability if iad_coefficient is None else iad_coefficient
-        robust = reliability * kl(t_[i], s_[i], temp) + coefficient * kl(s[i], s_[i])  # temperature 1
-        hard = (1 - robust_weight - std_weight) * cross_entropy(s_[i], y[i])
-        return hard + temp**2 * (robust_weight * robust + std_weight * kl(u_[i], s_[i], temp))
+        reliability = softmax(t_[i])[y[i]] ** o.iad_beta
+        own = given_or(o.iad_coefficient, 1 - reliability) * kl(s[i], s_[i])  # temperature 1
+        robust, standard = reliability * kl(t_[i], s_[i], o.temp) + own, kl(u_[i], s_[i], o.temp)
+        hard = (1 - o.robust_weight - o.std_weight) * cross_entropy(s_[i], y[i])
+        return hard + o.temp**2 * (o.robust_weight * robust + o.std_weight * standard)
 
     return mean(loss(i) for i in range(len(x)))
 
 
-METHODS = {
-    **{"Natural": natural, "AT": at, "TRADES": trades, "MART": mart},
-    **{"ARD": ard, "IAD-I": iad1, "RSLAD": rslad, "AdaAD": adaad, "AdaIAD": adaiad, "DGAD": dgad, "DGAD-IAD": dgad_iad},
-    **{"AKD2": akd2, "IAD-II": iad2, "IGDM": igdm, "SAAD": saad, "MTARD": MTARD, "B-MTARD": BMTARD},
-    **{"PeerAiD": PeerAiD, "ADR": ADR},
-}
+METHODS |= {"MTARD": MTARD, "B-MTARD": BMTARD, "PeerAiD": PeerAiD, "ADR": ADR}
 
 # Methods whose attack starts uniformly in the ball; the others add 0.001 times standard normal noise.
 UNIFORM_START = ("ARD", "IAD-I", "AKD2", "IAD-II", "ADR")

@@ -1,18 +1,17 @@
 """The entry scripts, from the command line to the files that they write."""
 
-import csv
 import json
 import math
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from commands import SMALL, run_in_process, run_in_subprocess
 from conftest import ROOT
+from run_files import folder_of, rows_of
 from small_sets import cifar_files, image_folder, robustbench_package, tiny_imagenet_files
 from torchvision.datasets import CIFAR100
 
@@ -30,8 +29,6 @@ TEACHERS = f"{TEACHER} --std_teacher_model small_resnet --std_teacher_path net.p
 
 
 def save_network(path, num_classes=10, **content):
-    torch.manual_seed(0)
-    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"net": build("small_resnet", num_classes, 32).state_dict(), **content}, path)
 
 
@@ -40,38 +37,33 @@ def start(monkeypatch, capsys, tmp_path):
     """Run an entry script in a folder with net.pth."""
     monkeypatch.chdir(tmp_path)
     save_network(tmp_path / "net.pth")
-    return lambda script, args: run_in_process(monkeypatch, capsys, script, args)
 
-
-@pytest.fixture
-def run(start):
-    """Run an entry script that must succeed."""
-
-    def run_and_check(script, args):
-        ended = start(script, args)
-        assert ended.status == 0, ended.err
+    def run_and_check(script, args, status=0):
+        ended = run_in_process(monkeypatch, capsys, script, args)
+        assert ended.status == status, ended.err
         return ended
 
     return run_and_check
 
 
-def rows_of(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+@pytest.fixture
+def run(start, fast_runs):
+    """Run an entry script without drawing."""
+    return start
 
 
 def evaluations_of(path):
     return json.loads(results_path(Path(path)).read_text())["evaluations"]
 
 
-def test_a_distillation_and_its_evaluation_write_all_their_files(run, tmp_path):
-    ended = run("main.py", f"{SMALL} --method DGAD {TEACHER} --no_teacher_check --epochs 2 --root_path runs")
+def test_a_distillation_and_its_evaluation_write_all_their_files(start, tmp_path):
+    ended = start("main.py", f"{SMALL} --method DGAD {TEACHER} --no_teacher_check --epochs 2 --root_path runs")
     folder = tmp_path / "runs/Digits/DGAD/small_resnet_from_small_resnet_eps8_seed42"
     checkpoints = {"best_PGD10_acc_model.pth", "best_clean_acc_model.pth", "last_epoch_model.pth"}
     others = {".lock", "config.json", "results.csv", "log.txt", "curves.png", "resume"}
     assert {path.name for path in folder.iterdir()} == checkpoints | others
     assert json.loads((folder / "config.json").read_text())["method"] == "DGAD"
-    rows = rows_of(folder / "results.csv")
+    rows = rows_of(folder)
     assert len(rows) == 2
     assert all(0 <= float(row["PGD10_acc"]) <= 100 and float(row["train_loss"]) > 0 for row in rows)
     checkpoint = torch.load(folder / "best_PGD10_acc_model.pth", weights_only=True)
@@ -81,7 +73,7 @@ def test_a_distillation_and_its_evaluation_write_all_their_files(run, tmp_path):
 
     path = folder / "best_PGD10_acc_model.pth"
     args = f"--model_path {path} --limit_test 20 --attacks clean,fgsm,pgd,cw,aa --limit_aa 3 --steps 3"
-    ended = run("main_eval.py", f"{args} --no-pictures")
+    ended = start("main_eval.py", f"{args} --no-pictures")
     figures = evaluations_of(path)[0]["figures"]
     assert list(figures) == ["Clean", "FGSM", "PGD-3", "C&W-inf-30", "AutoAttack", "worst case"]
     assert (figures["PGD-3"]["n"], figures["AutoAttack"]["n"]) == (20, 3)
@@ -89,24 +81,25 @@ def test_a_distillation_and_its_evaluation_write_all_their_files(run, tmp_path):
 
 
 @pytest.mark.parametrize("args", [*METHODS, "DGAD --model mobilenetV2 --bs 3"])
-def test_every_method_trains(run, tmp_path, args):
-    method = args.split()[0]
-    run("main.py", f"{DIGITS} {TEACHERS} --method {args}")
-    (row,) = rows_of(next((tmp_path / "tuned_models/Digits" / method).glob("*/results.csv")))
+def test_every_method_trains(train, tmp_path, args):
+    save_network(tmp_path / "net.pth")
+    train(f"{DIGITS} {TEACHERS} --method {args}")
+    (row,) = rows_of(tmp_path / "tuned_models/Digits" / args.split()[0])
     assert math.isfinite(float(row["train_loss"]))
 
 
 def test_official_names_of_methods():
-    for alias, method in ALIASES.items():
-        assert resolve(replace(TrainConfig(), method=alias), {})[0].method == method
+    assert {alias: resolve(TrainConfig(method=alias), {})[0].method for alias in ALIASES} == ALIASES
 
 
 def test_tiny_imagenet_is_trained_on_and_evaluated(run, tmp_path):
     data_root = tiny_imagenet_files(tmp_path / "tiny-imagenet-200")
-    save_network(tmp_path / "teacher_models/Tiny_Image/small_resnet/robust_teacher.pth", 200)
+    teacher = tmp_path / "teacher_models/Tiny_Image/small_resnet/robust_teacher.pth"
+    teacher.parent.mkdir(parents=True)
+    save_network(teacher, 200)
     args = "--method DGAD --teacher_model small_resnet --epsilon 8 --step_size 2 --lr_schedule piecewise --gpu_id 0"
     run("main_tiny.py", f"{ONE_STEP} {args} --ALP_beta 15.0 --data_root {data_root}")
-    path = next((tmp_path / "tuned_models/Tiny_Image/DGAD").glob("*/best_PGD10_acc_model.pth"))
+    path = folder_of(tmp_path / "tuned_models/Tiny_Image/DGAD") / "best_PGD10_acc_model.pth"
     args = f"--dataset Tiny_Image --model small_resnet --model_path {path} --attacks clean --data_root {data_root}"
     assert "200 test images of Tiny_Image" in run("main_eval_tinyimagenet.py", args).out
 
@@ -159,39 +152,40 @@ def test_last_batch_of_one_image_and_validation_split(run):
 
 def test_a_student_is_initialized_from_a_checkpoint(run, tmp_path):
     run("main.py", f"{SMALL} --method Natural --model_path net.pth --epochs 1 --lr_max 1e-30 --momentum 0")
-    (last,) = (tmp_path / "tuned_models").rglob("last_epoch_model.pth")
-    initial, trained = (torch.load(file, weights_only=True)["net"]["linear.weight"] for file in ("net.pth", last))
+    paths = "net.pth", folder_of(tmp_path) / "last_epoch_model.pth"
+    initial, trained = (torch.load(path, weights_only=True)["net"]["linear.weight"] for path in paths)
     torch.testing.assert_close(initial, trained)
 
 
-def test_same_seed_same_bytes_and_the_config_of_a_run_repeats_it(run, tmp_path):
-    run("main.py", f"{SMALL} --method TRADES --trades_beta 3 --epochs 1 --root_path a --seed 1")
-    (config,) = (tmp_path / "a").rglob("config.json")
-    ended = run("main.py", f"--config {config} --root_path b")
-    run("main.py", f"--config {config} --root_path c --seed 2")
-    files = [next((tmp_path / root).rglob("last_epoch_model.pth")).read_bytes() for root in "abc"]
+def sources_of(log):
+    """The lines of a log that say what set a flag, by source."""
+    return {line.split(":")[0]: line for line in log.splitlines() if line.startswith("set by")}
+
+
+def test_same_seed_same_bytes_and_the_config_of_a_run_repeats_it(train, tmp_path):
+    train(f"{SMALL} --method TRADES --trades_beta 3 --epochs 1 --root_path a --seed 1")
+    config = folder_of(tmp_path / "a") / "config.json"
+    lines = sources_of(train(f"--config {config} --root_path b"))
+    train(f"--config {config} --root_path c --seed 2")
+    files = [(folder_of(tmp_path / root) / "last_epoch_model.pth").read_bytes() for root in "abc"]
     assert files[0] == files[1] != files[2]
-    lines = {line.split(":")[0]: line for line in ended.out.splitlines() if line.startswith("set by")}
     assert "--root_path b" in lines["set by flag"] and "--bs 16" in lines["set by config file"]
     assert "beta 3" in lines["set by method"]
 
 
-def test_a_teacher_below_chance_level_is_refused_with_the_usual_causes(start, tmp_path):
+def test_a_teacher_below_chance_level_is_refused_with_the_usual_causes(run, tmp_path):
     args = f"{SMALL} --method RSLAD {TEACHER} --epochs 1"
-    ended = start("main.py", args)
-    assert ended.status == 2 and ended.err.count("\n") == 1
-    assert "of 256 clean test images" in ended.err and "normali" in ended.err
+    ended = run("main.py", args, status=2)
+    assert ended.err.count("\n") == 1 and "of 256 clean test images" in ended.err and "normali" in ended.err
     assert not (tmp_path / "tuned_models").exists()
-    assert start("main.py", f"{args} --no_teacher_check").status == 0
+    run("main.py", f"{args} --no_teacher_check")
 
 
-def test_a_recipe_sets_what_the_command_line_does_not(run, tmp_path):
-    ended = run("main.py", f"{SMALL} --method TRADES --recipe paper --epochs 1 --weight_decay 0.001 --seed 0")
-    (path,) = tmp_path.rglob("config.json")
-    config = json.loads(path.read_text())
+def test_a_recipe_sets_what_the_command_line_does_not(train, tmp_path):
+    lines = sources_of(train(f"{SMALL} --method TRADES --recipe paper --epochs 1 --weight_decay 0.001 --seed 0"))
+    config = json.loads((folder_of(tmp_path) / "config.json").read_text())
     assert (config["epsilon"], config["weight_decay"]) == (pytest.approx(0.031 * 255), 0.001)
     assert (config["epochs"], config["milestones"]) == (1, [1])  # the recipe's milestones belong to its own epochs
-    lines = {line.split(":")[0]: line for line in ended.out.splitlines() if line.startswith("set by")}
     assert "--weight_decay 0.001" in lines["set by flag"] and "--seed 0" in lines["set by flag"]
     assert "--epsilon 7.905" in lines["set by recipe"]
     assert "--lr_max 0.1" in lines["set by default"]
@@ -241,21 +235,33 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("script", "args", "message"), BAD)
-def test_bad_input_is_one_line_with_status_2_and_writes_nothing(start, tmp_path, script, args, message):
-    save_network(tmp_path / "net2.pth", 2)
-    save_network(tmp_path / "named.pth", model="small_resnet")
-    image_folder(tmp_path / "pair", "ab", ("train", "val"))
-    image_folder(tmp_path / "images", "ab")
-    broken = tmp_path / "images/train/b/0.png"
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory):
+    """A folder with the files that BAD names."""
+    folder = tmp_path_factory.mktemp("bad")
+    save_network(folder / "net.pth")
+    save_network(folder / "net2.pth", 2)
+    save_network(folder / "named.pth", model="small_resnet")
+    image_folder(folder / "pair", "ab", ("train", "val"))
+    image_folder(folder / "images", "ab")
+    broken = folder / "images/train/b/0.png"
     broken.write_bytes(broken.read_bytes()[:50])
-    before = sorted(tmp_path.rglob("*"))
-    ended = start(script, args)
+    return folder
+
+
+@pytest.mark.parametrize(("script", "args", "message"), BAD)
+def test_bad_input_is_one_line_with_status_2_and_writes_nothing(
+    bad_files, fast_runs, monkeypatch, capsys, script, args, message
+):
+    monkeypatch.chdir(bad_files)
+    # The cache of decoded images does not depend on the error.
+    files = lambda: [path for path in sorted(bad_files.rglob("*")) if ".decoded" not in path.parts]  # noqa: E731
+    before = files()
+    ended = run_in_process(monkeypatch, capsys, script, args)
     assert ended.status == 2
     assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
     assert message in ended.err
-    # The cache of decoded images does not depend on the error.
-    assert [path for path in sorted(tmp_path.rglob("*")) if ".decoded" not in path.parts] == before
+    assert files() == before
 
 
 def test_a_bad_command_line_has_no_traceback_in_a_new_process(tmp_path):

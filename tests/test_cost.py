@@ -12,14 +12,19 @@ from engine.training.validation import Validator
 from methods import METHODS
 from models import build
 from scripts.benchmark.measure import gflop
-from scripts.cost import Cost, cost
+from scripts.cost import VALIDATION_PASSES, cost, count_step, training_cost
 from utils.config import TrainConfig
 from utils.errors import UserError
 
 
-def count(method="AT", classes=None, **fields):
-    networks = {"model": "small_resnet", "teacher_model": "small_resnet", "std_teacher_model": "small_resnet"}
-    return Cost(TrainConfig(method=method, **(networks | fields)), classes)
+def config_of(method="AT", **fields):
+    networks = dict.fromkeys(("model", "teacher_model", "std_teacher_model"), "small_resnet")
+    return TrainConfig(method=method, **(networks | fields))
+
+
+def step_of(method="AT", **fields):
+    """GFLOP per CIFAR image of a step before and with introspection, and the epoch of its begin."""
+    return count_step(config_of(method, **fields), 10, 32)[1:]
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +42,8 @@ def forward():
 def test_a_step_costs_what_its_passes_cost(forward, method, updates, others):
     # An update is a forward and two backward passes. The first layer's gradient to the image is not needed: 2 % of
     # the network at most.
-    counted = count(method)
-    assert counted.first == pytest.approx((3 * updates + others) * forward, rel=0.02)
-    assert counted.forward == {"small_resnet": pytest.approx(forward)}
+    assert step_of(method)[0] == pytest.approx((3 * updates + others) * forward, rel=0.02)
+    assert count_step(config_of(method), 10, 32)[0] == pytest.approx(forward)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -52,33 +56,33 @@ def test_both_gradients_of_a_strided_convolution_cost_as_much_as_its_forward(gro
     assert gflop(y.backward) == 2 * definition
 
 
-def test_an_image_that_is_never_fooled_costs_the_counted_validation():
+def test_an_image_that_is_never_fooled_costs_the_counted_validation(forward):
     network = build("small_resnet", 10, 32).eval()
     images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         labels = network(images / 255).argmax(1)
     validator = Validator(network, Batches(Split(images, labels), 4, device=torch.device("cpu")), 0.0, seed=0)
-    assert count().validation == pytest.approx(gflop(validator) / 4)
+    assert VALIDATION_PASSES * forward == pytest.approx(gflop(validator) / 4)
 
 
-def test_a_total_is_images_times_epochs():
-    counted = count(limit_train=1000, limit_test=100, epochs=7)
-    assert counted.total == pytest.approx(7 * (1000 * counted.first + 100 * counted.validation))
-    fewer = count(limit_train=1000, val_size=50, epochs=7, eval_every=3)  # validated after epochs 3, 6 and 7
-    assert fewer.total == pytest.approx(7 * 1000 * fewer.first + 3 * 50 * fewer.validation)
+def test_a_total_is_images_times_epochs(forward):
+    step, validation = step_of()[0], VALIDATION_PASSES * forward
+    total = training_cost(config_of(limit_train=1000, limit_test=100, epochs=7))
+    assert total == pytest.approx(7 * (1000 * step + 100 * validation))
+    fewer = training_cost(config_of(limit_train=1000, val_size=50, epochs=7, eval_every=3))  # epochs 3, 6 and 7
+    assert fewer == pytest.approx(7 * 1000 * step + 3 * 50 * validation)
 
 
-def test_introspection_is_counted_from_its_first_epoch_on():
-    short, long = (count("IAD-I", limit_train=1000, limit_test=1, epochs=epochs) for epochs in (60, 70))
-    assert short.begin == 60 and short.later > short.first
-    assert short.total == pytest.approx(60 * (1000 * short.first + short.validation))
-    assert long.total - short.total == pytest.approx(10 * (1000 * short.later + short.validation))
-    assert count("IAD-I", iad_begin=0, epochs=10).total > count("IAD-I", iad_begin=10, epochs=10).total
+def test_introspection_is_counted_from_its_first_epoch_on(forward):
+    first, later, begin = step_of("IAD-I")
+    assert begin == 60 and later > first
+    total = training_cost(config_of("IAD-I", limit_train=1000, limit_test=1, epochs=70))
+    assert total == pytest.approx(1000 * (60 * first + 10 * later) + 70 * VALIDATION_PASSES * forward)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_can_be_counted(method):
-    assert count(method, num_steps=1, image_size=16).total > 0
+    assert training_cost(config_of(method, num_steps=1, image_size=16)) > 0
 
 
 def test_commands_of_standard_input_are_added_up(monkeypatch, caplog):
@@ -87,7 +91,7 @@ def test_commands_of_standard_input_are_added_up(monkeypatch, caplog):
     lines = f"# a comment\npython main.py {flags}\n.venv/bin/python /a/main_tiny.py {flags} --seed 2 --resume\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines + "python main_eval.py --model_path x\n"))
     cost(["-", "--rate", "50"])
-    total = 2 * count(dataset="Digits", image_size=16, epochs=2).total
+    total = 2 * training_cost(config_of(dataset="Digits", image_size=16, epochs=2))
     assert f"2 trainings: at most {total:.4g} GFLOP" in caplog.text
     assert f"at 50 GFLOP/s: {total / 50 / 3600:.4g} hours" in caplog.text
 

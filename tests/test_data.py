@@ -32,9 +32,8 @@ from data.decode import open_image
 from utils.errors import UserError
 
 
-def noise(seed, size, channels=3):
-    shape = (size, size, channels) if channels == 3 else (size, size)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+def noise(seed, size):
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
 
 
 def save(path, pixels, **options):
@@ -69,14 +68,6 @@ def test_cifar_is_read_from_its_pickles_without_a_network(tmp_path, monkeypatch,
     assert torch.equal(data.load(dataset.__name__, folder).train.images, splits.train.images)
 
 
-def test_cifar_without_files_and_network_reports_where_to_put_them(tmp_path, monkeypatch):
-    folder = cifar_files(tmp_path, CIFAR10, monkeypatch)
-    (folder / "data_batch_3").write_bytes(b"damaged")
-    for root in (tmp_path, tmp_path / "empty"):
-        message = load_error("CIFAR10", root)
-        assert all(part in message for part in (f"--data_root {root}", "cifar-10-python.tar.gz", CIFAR10.url))
-
-
 def pack(folder, path, monkeypatch):
     with tarfile.open(path, "w:gz") as tar:
         tar.add(folder, CIFAR10.base_folder)
@@ -108,7 +99,8 @@ def test_cifar_download_is_used_only_if_complete(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
     complete = archive.read_bytes()
     halve(archive)
-    assert "download failed" in load_error("CIFAR10", root)
+    message = load_error("CIFAR10", root)
+    assert all(part in message for part in (f"--data_root {root}", "download failed", "put cifar-10-python.tar.gz"))
     archive.write_bytes(complete)
     assert len(data.load("CIFAR10", root).train.labels) == 15
     (root / CIFAR10.base_folder / "batches.meta").unlink()
@@ -129,22 +121,15 @@ def pixels(path):
     return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
 
 
-def test_tiny_imagenet_has_sorted_classes_annotated_labels_and_rgb_images(tiny):
-    first = save(tiny / "train/n00000000/images/a.JPEG", noise(60, 64, channels=1))
-    splits = data.load("TinyImageNet", tiny)
+def test_tiny_imagenet_has_sorted_classes_annotated_labels_and_rgb_images(tiny, monkeypatch):
+    first = save(tiny / "train/n00000000/images/a.JPEG", noise(60, 64)[..., 0])
+    splits = data.load("TinyImageNet", tiny.parent)
     assert splits.classes == ("n00000000", "n00000001", "n00000002") and splits.image_size == 64 and splits.flip
     assert splits.train.labels.tolist() == [0, 0, 1, 2] and splits.test.labels.tolist() == [2, 1, 0]
     gray = splits.train.images[0]
     assert torch.equal(gray[0], gray[1]) and torch.equal(gray, pixels(first))
     assert torch.equal(splits.test.images[2], pixels(tiny / "val/images/val_2.JPEG"))
-
-
-def test_tiny_imagenet_is_found_in_its_parent_folder(tiny, monkeypatch):
-    assert torch.equal(
-        data.load("Tiny_Image", tiny.parent).test.images[:], data.load("Tiny_Image", tiny).test.images[:]
-    )
-    monkeypatch.chdir(tiny.parent)
-    tiny.rename(tiny.parent / "moved")
+    monkeypatch.chdir(tiny)
     message = load_error("Tiny_Image")
     assert "curl -LO" in message and "-d datasets" in message
 
@@ -159,6 +144,11 @@ def test_digits_have_the_same_stratified_split_every_time():
     assert splits.train.images.dtype == torch.uint8 and splits.train.images.max() == 255
     assert (splits.test.labels.bincount() - 36).abs().max() <= 1 and len(splits.classes) == 10
     assert data.load("Digits", image_size=8).train.images.shape == (1437, 3, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def log(caplog):
+    caplog.set_level(logging.INFO)
 
 
 @pytest.fixture
@@ -191,43 +181,38 @@ def test_folder_of_mixed_sizes_needs_image_size(folder):
     assert images.shape == (7, 3, 8, 8) and (images[-1] == 77).all()
 
 
+TINY_DAMAGE = [
+    (lambda root: (root / "val/val_annotations.txt").unlink(), "val_annotations.txt either"),
+    (lambda root: (root / "val/val_annotations.txt").write_text(""), "val_annotations.txt: no images"),
+    (lambda root: (root / "val/val_annotations.txt").write_text("val_0.JPEG\tn99\n"), "'n99' is not in wnids.txt"),
+    (lambda root: (root / "val/images/val_1.JPEG").unlink(), "line 2: no file"),
+    (lambda root: (root / "train/n00000001").rename(root / "x"), "n00000001: no images; unpack"),
+    (lambda root: (root / "wnids.txt").write_text(""), "wnids.txt: not a list of class names"),
+    (lambda root: save(root / "val/images/val_1.JPEG", noise(0, 32)), "val_1.JPEG: is 32x32, not 64x64"),
+]
+FOLDER_DAMAGE = [
+    (lambda root: (root / "test").rename(root / "tset"), "no folder test/"),
+    (lambda root: root.rename(root.with_name("gone")), "no such folder; it needs train/<class>/"),
+    (lambda root: (root / "train").rename(root / "tarin"), "no folder train/"),
+    (lambda root: (root / "test/ant").rename(root / "test/bee"), "class 'ant' is in only one of train and test"),
+    (lambda root: (root / "train/bee").mkdir(), "bee: no images"),
+    (lambda root: (root / "train/ant").rename(root / "train/.ant"), "train: needs at least 2 class folders"),
+    (lambda root: save(root / "train/ant/0.png", noise(0, 16)[:8]), "0.png: is 16x8, not square"),
+    (lambda root: save(root / "test/ant/0.png", np.ones((16, 16), np.uint16)), "0.png (pixels of more than 8 bits"),
+    (lambda root: (root / "test/ant/1.jpg").write_bytes(b""), "1 of 10 images cannot be read"),
+    (lambda root: (root / "test/ant/2.jpg").symlink_to(root / "gone"), "2.jpg (No such file"),
+    (lambda root: halve(root / "train/zebra/0.png"), "0.png ("),
+]
+
+
 @pytest.mark.parametrize(
-    ("dataset", "damage", "message"),
-    [
-        ("tiny", lambda root: (root / "val/val_annotations.txt").unlink(), "neither val_annotations.txt nor folders"),
-        ("tiny", lambda root: (root / "val/val_annotations.txt").write_text(""), "val_annotations.txt: no images"),
-        (
-            "tiny",
-            lambda root: (root / "val/val_annotations.txt").write_text("val_0.JPEG\tn99\n"),
-            "'n99' is not in wnids.txt",
-        ),
-        ("tiny", lambda root: (root / "val/images/val_1.JPEG").unlink(), "line 2: no file"),
-        ("tiny", lambda root: save(root / "val/images/val_1.JPEG", noise(0, 32)), "val_1.JPEG: is 32x32, not 64x64"),
-        ("folder", lambda root: (root / "test").rename(root / "tset"), "no folder test/"),
-        ("folder", lambda root: (root / "train").rename(root / "tarin"), "no folder train/"),
-        (
-            "folder",
-            lambda root: (root / "test/ant").rename(root / "test/bee"),
-            "class 'ant' is in only one of train and test",
-        ),
-        ("folder", lambda root: (root / "train/bee").mkdir(), "bee: no images"),
-        ("folder", lambda root: (root / "train/ant").rename(root / "train/.ant"), "train: 1 class folders; at least 2"),
-        ("folder", lambda root: save(root / "train/ant/0.png", noise(0, 16)[:8]), "0.png: is 16x8, not square"),
-        (
-            "folder",
-            lambda root: save(root / "test/ant/0.png", np.ones((16, 16), np.uint16)),
-            "0.png (pixels of more than 8 bits",
-        ),
-        ("folder", lambda root: (root / "test/ant/1.jpg").write_bytes(b""), "1 of 10 images cannot be read"),
-        ("folder", lambda root: (root / "test/ant/2.jpg").symlink_to(root / "gone"), "2.jpg (No such file"),
-        ("folder", lambda root: halve(root / "test/ant/1.jpg"), "1.jpg ("),
-        ("folder", lambda root: halve(root / "train/zebra/0.png"), "0.png ("),
-    ],
+    ("name", "damage", "message"),
+    [*(("Tiny_Image", *row) for row in TINY_DAMAGE), *(("Folder", *row) for row in FOLDER_DAMAGE)],
 )
-def test_damaged_files_are_an_error_with_the_path(request, dataset, damage, message):
-    root = request.getfixturevalue(dataset)
+def test_damaged_files_are_an_error_with_the_path(request, name, damage, message):
+    root = request.getfixturevalue("tiny" if name == "Tiny_Image" else "folder")
     damage(root)
-    error = load_error("Tiny_Image" if dataset == "tiny" else "Folder", root)
+    error = load_error(name, root)
     assert message in error and str(root) in error
 
 
@@ -258,8 +243,7 @@ def images_of(root, **options):
 
 def test_cache_is_used_until_a_file_changes(folder, decoded_files):
     first = images_of(folder)
-    assert torch.equal(images_of(folder), first) and torch.equal(images_of(folder, image_size=16), first)
-    assert len(decoded_files) == 10
+    assert torch.equal(images_of(folder), first) and len(decoded_files) == 10
 
     image = folder / "train" / "ant" / "0.png"
     times = image.stat()
@@ -285,43 +269,34 @@ def test_damaged_cache_is_rebuilt(folder, decoded_files, caplog, damage):
     content[bytes(content).index(bytes(first[0].flatten()[:64].tolist()))] ^= 1
     file.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "bit": content}[damage])
     assert torch.equal(images_of(folder), first)
-    assert len(decoded_files) == {"truncated": 16, "empty": 20, "bit": 11}[damage]
-    assert ("is damaged: decoding" in caplog.text) == (damage != "empty")
+    assert len(decoded_files) == {"truncated": 20, "empty": 20, "bit": 11}[damage]
+    assert ("is damaged: decoding" in caplog.text) == (damage == "bit")
 
 
-def test_images_that_cannot_be_cached_stay_in_memory_or_go_to_cache_dir(folder, tmp_path, monkeypatch, caplog):
+def test_a_cache_that_cannot_be_written_is_in_a_temporary_folder_or_in_cache_dir(folder, tmp_path, monkeypatch, caplog):
     (folder / ".decoded").write_text("not a folder")
+    monkeypatch.setattr(cache, "_MANY", 1)  # processes, which must not delete the folder
     expected = images_of(folder)
     assert caplog.text.count("cannot cache") == 1 and "--cache_dir" in caplog.text
     assert torch.equal(images_of(folder, cache_dir=str(tmp_path / "a" / "b")), expected)
     assert len(list((tmp_path / "a" / "b").glob("*/16-*.bin"))) == 1 and caplog.text.count("cannot cache") == 1
 
+
+def test_a_complete_cache_is_used_where_nothing_can_be_written(folder, decoded_files, monkeypatch):
+    expected = images_of(folder)
+    monkeypatch.setattr(cache.PixelCache, "_create", lambda *args: pytest.fail("the cache is written"))
+    assert torch.equal(images_of(folder), expected) and len(decoded_files) == 10
+
+
+def test_a_full_disk_is_one_line(folder, monkeypatch):
     def full(self, index, record):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cache.PixelCache, "_write", full)
-    assert torch.equal(images_of(folder, cache_dir=str(tmp_path / "full")), expected)
-    monkeypatch.setattr(cache, "available_memory", lambda: 700)
-    assert "the memory is full" in load_error("Folder", folder, cache_dir=str(tmp_path / "full"))
-
-
-def test_images_that_fit_neither_disk_nor_memory_are_refused_at_once(folder, monkeypatch):
-    monkeypatch.setattr(cache, "available_memory", lambda: 5 * 2**30)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2**29))
-    monkeypatch.setattr(cache.PixelCache, "__init__", big(cache.PixelCache.__init__))
-    message = load_error("Folder", folder, image_size=1024)
-    assert "need 11.7 GiB; 0.5 GiB of disk and 5.0 GiB of memory are free" in message and "--limit_train" in message
-
-
-def big(init):
-    """Make a cache believe that a record is 400 times as large."""
-
-    def wrapped(self, *args):
-        init(self, *args)
-        self.dtype = np.dtype((np.void, 400 * self.dtype.itemsize))
-        self._open = lambda: None
-
-    return wrapped
+    assert "cannot be written to" in (message := load_error("Folder", folder)) and "No space left" in message
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2000))
+    message = load_error("Folder", folder)
+    assert "--cache_dir" in message and "they need 0.0 GiB, 0.0 GiB are free" in message and "--limit_train" in message
 
 
 def test_only_the_images_of_a_subset_are_decoded(folder, decoded_files):
@@ -334,7 +309,6 @@ def test_only_the_images_of_a_subset_are_decoded(folder, decoded_files):
     batches = Batches(part, 2, device="cpu")
     assert torch.equal(next(iter(batches))[0], part.images[:].float() / 255)
     assert data.fingerprint(part) == data.fingerprint(Split(part.images[:], part.labels))
-    assert (folder / ".decoded").exists() and data.load("Folder", folder).test.images.float().shape == (4, 3, 16, 16)
 
 
 @pytest.mark.parametrize("processes", [True, False])
@@ -362,18 +336,15 @@ def test_decoding_in_parallel_continues_after_an_interruption(folder, decoded_fi
 
 
 @pytest.mark.parametrize("suffix", ["webp", "bmp", "gif", "tif", "ppm", "jp2", "tga", "qoi", "ico"])
-def test_every_format_of_pillow_is_read_whatever_its_suffix(folder, suffix, caplog):
+def test_every_format_of_pillow_is_read_whatever_its_suffix(folder, suffix):
     image = save(folder / "train" / "ant" / f"x.{suffix}", noise(1, 16))
-    expected = torch.from_numpy(np.array(Image.open(image).convert("RGB"))).permute(2, 0, 1)
-    assert torch.equal(data.load("Folder", folder).train.images[3], expected)
-    if suffix != "tga":
-        for name in ("x.jpg", "x", "x.dat"):
-            image = image.rename(image.with_name(name))
-            assert torch.equal(data.load("Folder", folder).train.images[3], expected)
+    expected = pixels(image)
+    for name in (image.name, *(["x.jpg", "x", "x.dat"] if suffix != "tga" else [])):
+        image = image.rename(image.with_name(name))
+        assert torch.equal(data.load("Folder", folder).train.images[3], expected)
 
 
 def test_formats_that_start_programs_are_left_out(folder, caplog):
-    caplog.set_level(logging.INFO)
     Image.new("RGB", (16, 16)).save(folder / "train" / "ant" / "x.eps")
     assert len(data.load("Folder", folder).train.labels) == 6 and "left out: 1 .eps" in caplog.text
     (folder / "train" / "ant" / "x.eps").rename(folder / "train" / "ant" / "x.png")
@@ -381,7 +352,6 @@ def test_formats_that_start_programs_are_left_out(folder, caplog):
 
 
 def test_the_log_counts_what_is_left_out(folder, caplog):
-    caplog.set_level(logging.INFO)
     ant = folder / "train" / "ant"
     for name in ("a.txt", "b.txt", "c.svg", "Thumbs.db", "._0.png", ".DS_Store"):
         (ant / name).write_bytes(b"\0")
@@ -401,6 +371,7 @@ def test_links_to_folders_are_followed_and_a_circle_ends(folder, tmp_path_factor
     (folder / "train" / "ant" / "link").symlink_to(outside)
     (outside / "deep" / "back").symlink_to(outside)
     (outside / "self").symlink_to("self")
+    (folder / "train" / "ant" / "up").symlink_to("..")  # the images of all classes
     assert len(data.load("Folder", folder).train.labels) == 7
 
 
@@ -467,7 +438,6 @@ def test_an_image_of_too_many_pixels_is_refused_until_the_limit_is_raised(folder
 
 
 def test_a_test_folder_without_labels_is_passed_over(folder, caplog):
-    caplog.set_level(logging.INFO)
     (folder / "test").rename(folder / "val")
     save(folder / "test" / "images" / "0.png", noise(1, 16))
     assert len(data.load("Folder", folder).test.labels) == 4
@@ -502,39 +472,28 @@ def numbered(labels):
     return Split(torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8), labels)
 
 
-def test_subset_is_stratified_ordered_and_depends_only_on_the_seed():
+@settings(max_examples=50, deadline=None, database=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0.02, 1), st.integers(0, 2**31))
+def test_a_subset_is_ordered_depends_on_the_seed_and_keeps_the_shares_of_the_classes(labels, fraction, seed):
+    split = numbered(labels)
+    n = max(1, round(fraction * len(labels)))
+    part = data.subset(split, n, seed)
+    indices = part.images[:, 0, 0, 0].long()
+    assert len(indices) == n and (indices.diff() > 0).all() and torch.equal(split.labels[indices], part.labels)
+    assert torch.equal(data.subset(split, n, seed).images, part.images)
+    kept, total = part.labels.bincount(minlength=5), split.labels.bincount(minlength=5)
+    assert (kept - total * n / len(labels)).abs().max() < 2
+    assert n < (total > 0).sum() or (kept[total > 0] > 0).all()
+
+
+def test_the_size_of_a_subset():
     split = numbered(torch.arange(200) % 8)
-    for n in (1, 5, 8, 50, 199):
-        part = data.subset(split, n, seed=3)
-        counts = part.labels.bincount(minlength=8)
-        assert len(part.labels) == n and counts.max() - counts.min() <= 1
-        indices = part.images[:, 0, 0, 0].long()
-        assert (indices.diff() > 0).all() and torch.equal(split.labels[indices], part.labels)
-    first, again, other = (data.subset(split, 50, seed=seed).images for seed in (3, 3, 4))
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.equal(*(data.subset(split, 50, seed).images for seed in (3, 4)))
+    assert data.subset(split, 50, 3).labels.bincount().min() == 6  # equal classes differ by at most one
     assert data.subset(split, None, 0) is split and data.subset(split, 200, 0) is split
     for n in (0, -1):
         with pytest.raises(UserError, match="--limit_train"):
             data.subset(split, n, 0)
-
-
-def test_subset_of_unequal_classes_keeps_their_shares_and_each_class():
-    labels = [0] * 120 + [1] * 60 + [2] * 20
-    assert data.subset(numbered(labels), 100, seed=0).labels.bincount().tolist() == [60, 30, 10]
-    assert data.subset(numbered([0] * 100 + [1]), 2, seed=0).labels.tolist() == [0, 1]
-
-
-@settings(max_examples=50, deadline=None, database=None)
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0.02, 1), st.integers(0, 2**31))
-def test_any_subset_has_the_requested_size_and_keeps_the_shares_of_the_classes(labels, fraction, seed):
-    y = torch.tensor(labels)
-    n = max(1, round(fraction * len(y)))
-    mask = data.subset_mask(Split(torch.zeros(len(y), 3, 1, 1, dtype=torch.uint8), y), n, seed)
-    assert mask.sum() == n
-    kept, shares = y[mask].bincount(minlength=5), y.bincount(minlength=5) * n / len(y)
-    present = y.bincount(minlength=5) > 0
-    assert (kept - shares).abs().max() < 2
-    assert n < present.sum() or (kept[present] > 0).all()
 
 
 def test_hold_out_is_stratified_and_complete():
@@ -581,8 +540,7 @@ def test_an_epoch_depends_only_on_the_state_of_the_generator(batch_size):
         assert all(torch.equal(a, b[skipped * batch_size :]) for a, b in zip(again, second, strict=True))
 
 
-@pytest.mark.parametrize(("crop", "flip"), [(4, True), (4, False), (0, True)])
-def test_augmentation_has_the_distribution_of_torchvision(crop, flip):
+def test_augmentation_has_the_distribution_of_torchvision():
     """RandomCrop(32, padding=4) and RandomHorizontalFlip() have 9 x 9 x 2 equally likely results.
 
     Each of ours must be one of them, byte for byte, and the counts must pass Pearson's test: with f degrees of freedom
@@ -590,14 +548,12 @@ def test_augmentation_has_the_distribution_of_torchvision(crop, flip):
     """
     size, draws = 32, 16_200
     image = torch.randperm(size * size).view(1, size, size).remainder(256).to(torch.uint8).repeat(3, 1, 1)
-    padded, offsets = TF.pad(image, crop), range(2 * crop + 1)
-    windows = [TF.crop(padded, top, left, size, size) for top in offsets for left in offsets]
-    results = {bytes(x.numpy()): i for i, x in enumerate([*windows, *(TF.hflip(x) for x in windows if flip)])}
-    split = Split(image.expand(draws, -1, -1, -1), torch.zeros(draws, dtype=torch.long))
-    transforms = [CROP] * bool(crop) + [MIRROR] * flip
-    batches = Batches(split, 900, device="cpu", transforms=transforms, generator=torch.Generator().manual_seed(0))
+    padded = TF.pad(image, 4)
+    windows = [TF.crop(padded, top, left, size, size) for top in range(9) for left in range(9)]
+    results = {bytes(x.numpy()): i for i, x in enumerate([*windows, *map(TF.hflip, windows)])}
+    split, generator = Split(image.expand(draws, -1, -1, -1), torch.zeros(draws)), torch.Generator().manual_seed(0)
     counts = np.zeros(len(results))
-    for images, _ in batches:
+    for images, _ in Batches(split, 900, device="cpu", transforms=[CROP, MIRROR], generator=generator):
         for augmented in images.mul(255).round().to(torch.uint8).numpy():
             counts[results[augmented.tobytes()]] += 1
     expected, freedom = draws / len(results), len(results) - 1

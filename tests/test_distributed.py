@@ -58,27 +58,17 @@ def test_ten_steps_of_several_processes_are_those_of_one(tmp_path, processes):
     assert not torch.equal(first["bn1.running_mean"], shared["AT"]["net"]["bn1.running_mean"])
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_shards_of_parts_are_the_whole_batch(count):
-    for n, parts in ((11, 3), (2, 3), (11, 4)):
-        ranks = [Processes(rank, count).shards(n, parts) for rank in range(count)]
-        images = [i for k in range(min(n, parts)) for shards in ranks for i in range(n)[shards[k].rows]]
-        replicated = ranks[0][0].replicated
-        assert replicated == (n // min(n, parts) < count)
-        assert sorted(images) == [i for i in range(n) for _ in range(count if replicated else 1)]
-        assert sum(shard.weight for shards in ranks for shard in shards) == pytest.approx(1)
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-@pytest.mark.parametrize("n", [1, 2, 6, 7, 20])
-def test_shards_are_the_whole_batch_and_weigh_as_their_images(n, count):
-    shards = [Processes(rank, count).shards(n)[0] for rank in range(count)]
-    assert sum(shard.weight for shard in shards) == pytest.approx(1)
-    if n >= count:
-        assert [i for shard in shards for i in range(n)[shard.rows]] == list(range(n))
-        assert all(shard.weight == len(range(n)[shard.rows]) / n for shard in shards)
-    else:
-        assert all(range(n)[shard.rows] == range(n) and shard.replicated for shard in shards)
+@pytest.mark.parametrize("parts", [1, 3, 4])
+@pytest.mark.parametrize("n", [1, 2, 6, 7, 11, 20])
+def test_the_shards_of_all_parts_are_the_whole_batch_and_weigh_as_their_images(n, parts, count):
+    shards = [shard for rank in range(count) for shard in Processes(rank, count).shards(n, parts)]
+    replicated = n // min(n, parts) < count
+    images = sorted(image for shard in shards for image in range(n)[shard.rows])
+    assert images == [image for image in range(n) for _ in range(count if replicated else 1)]
+    for shard in shards:
+        weight = len(range(n)[shard.rows]) / n / (count if replicated else 1)
+        assert (shard.batch_size, shard.replicated, shard.weight) == (n, replicated, pytest.approx(weight))
     assert [i for rank in range(count) for i in range(n)[Processes(rank, count).rows(n)]] == list(range(n))
 
 

@@ -1,34 +1,31 @@
-"""The comparison with equal tuning: its choices, its table, and everything at smoke scale."""
+"""The comparison with equal tuning: its choices, its table, what it runs, and one run at smoke scale."""
 
 import json
-from functools import partial
+import time
 
 import pytest
 from commands import run_in_process
-from conftest import ROOT
 
-from scripts.reproduce.evidence import GRID, PIECES, RESULTS, SEEDS, TRAIN, Run, Study, evidence, page, read_results
+from engine.training.settings import resolve
+from scripts.reproduce import evidence as module
+from scripts.reproduce.evidence import GRID, PIECES, RESULTS, SEEDS, TRAIN, TRAINING, Run, Study, evidence, page
 from utils.config import TrainConfig
+from utils.errors import UserError
 from utils.flags import parse
 
-SCRIPT = "scripts/reproduce/evidence.py"
 MACHINE = {"device": "CPU", "torch": "2", "scale": "smoke", "flags": []}
-
-
-@pytest.fixture
-def make(monkeypatch, capsys):
-    return partial(run_in_process, monkeypatch, capsys, SCRIPT)
+COMPARED, TWO = ["AT", "RSLAD", "DGAD"], [1, 2]
+AT, RSLAD, DGAD = GRID["AT"][1], GRID["RSLAD"][2], GRID["DGAD"][0]  # what the tuning below chooses
 
 
 def add(results, run, held_out, ema=None, raw=None):
     """A trained run, evaluated if AutoAttack accuracies are given."""
     epochs = [{"epoch": epoch, "PGD10_acc": value} for epoch, value in enumerate((held_out - 1, held_out, 0), 1)]
-    evaluated = {"ema": ema, "raw": raw}
-    results[run.name] = {"epochs": epochs, **MACHINE} | {
-        weights: {"Clean": 2.0 * value, "AutoAttack": value, "images": {"Clean": 9, "AutoAttack": 5}}
-        for weights, value in evaluated.items()
-        if value is not None
-    }
+    result = results[run.name] = {"epochs": epochs, "train seconds": 9.0, **MACHINE}
+    for weights, value in {"ema": ema, "raw": raw}.items():
+        if value is not None:
+            result[weights] = {"Clean": 2.0 * value, "AutoAttack": value, "images": {"Clean": 9, "AutoAttack": 5}}
+            result[f"{weights} seconds"] = 9.0
 
 
 @pytest.fixture
@@ -38,66 +35,58 @@ def results():
     for method, tuned in {"AT": (20, 22, 21), "RSLAD": (20, 19, 23), "DGAD": (23, 20, 19)}.items():
         for flags, held_out in zip(GRID[method], tuned, strict=True):
             add(results, Run(method, flags, 1), held_out)
-    for method, flags, held_out in (
-        ("AT", GRID["AT"][1], 21),
-        ("RSLAD", GRID["RSLAD"][2], 23),
-        ("DGAD", GRID["DGAD"][0], 20),
-    ):
+    for method, flags, held_out in (("RSLAD", RSLAD, 23), ("DGAD", DGAD, 20)):
         add(results, Run(method, flags, 2), held_out)
-    add(results, Run("AT", GRID["AT"][1], 1), 22, ema=20, raw=18)
-    add(results, Run("AT", GRID["AT"][1], 2), 22, ema=22, raw=18)
+    for seed, ema in ((1, 20), (2, 22)):
+        add(results, Run("AT", AT, seed), 22, ema=ema, raw=18)
     return results
 
 
-METHODS_COMPARED, TWO = ["AT", "RSLAD", "DGAD"], [1, 2]
-
-
 def test_every_method_has_three_values_and_the_flags_of_its_runs_are_valid():
-    for values in GRID.values():
-        assert len(set(values)) == 3
-        for flags in values:
-            parse(TrainConfig, flags.split(), description="", choices={})
-    assert len(SEEDS["full"]) == 3
+    assert len(SEEDS["full"]) == 3 and all(len(set(values)) == 3 for values in GRID.values())
+    for method, values in GRID.items():
+        for flags in (*values, *(f"{values[0]} {piece}" for piece in PIECES.values())):
+            args = f"--method {method} --teacher_model small_resnet {TRAINING['full']} {flags}".split()
+            resolve(*parse(TrainConfig, args, description="", choices={}))
 
 
 def test_held_out_accuracy_chooses_the_value_and_the_best_distillation(results):
-    study = Study(METHODS_COMPARED, TWO, results)
-    best = study.rows()["RSLAD"]
-    assert best == [Run("RSLAD", GRID["RSLAD"][2], seed) for seed in TWO]  # 23 in its second of three epochs
-    assert study.best_distillation() == "RSLAD"  # (23 + 23) / 2, DGAD (23 + 20) / 2
-    assert list(study.rows()) == [
-        *METHODS_COMPARED,
-        *(f"{method} + {piece}" for method in ("AT", "RSLAD") for piece in PIECES),
-    ]
-    assert study.rows()["AT + AWP"][0].flags == f"{GRID['AT'][1]} {PIECES['AWP']}"
+    rows = Study(COMPARED, TWO, results).rows()
+    assert rows["RSLAD"] == [Run("RSLAD", RSLAD, seed) for seed in TWO]  # 23 in its second of three epochs
+    pieces = [f"{method} + {piece}" for method in ("AT", "RSLAD") for piece in PIECES]  # DGAD: (23 + 20) / 2
+    assert list(rows) == [*COMPARED, *pieces] and rows["AT + AWP"][0].flags == f"{AT} {PIECES['AWP']}"
 
 
 def test_nothing_is_chosen_before_all_that_it_depends_on_is_trained(results, tmp_path):
-    first = [step.run for step in Study(METHODS_COMPARED, TWO, {}).steps(tmp_path)]
-    assert first == [Run(method, flags, 1) for method in METHODS_COMPARED for flags in GRID[method]]
-    del results[Run("DGAD", GRID["DGAD"][0], 2).name]
-    study = Study(METHODS_COMPARED, TWO, results)
+    tuning = [(Run(method, flags, 1), TRAIN) for method in COMPARED for flags in GRID[method]]
+    assert Study(COMPARED, TWO, {}).steps(tmp_path) == tuning
+    del results[Run("DGAD", DGAD, 2).name]
+    study = Study(COMPARED, TWO, results)
     assert study.best_distillation() is None and "RSLAD + AWP" not in study.rows() and "AT + AWP" in study.rows()
     del results[Run("DGAD", GRID["DGAD"][1], 1).name]
     assert "DGAD" not in study.rows()
 
 
-def test_an_evaluation_needs_a_checkpoint_and_trainings_come_first(results, tmp_path):
-    study = Study(METHODS_COMPARED, TWO, results)
-    assert {step.part for step in study.steps(tmp_path)} == {TRAIN}  # the checkpoints are on another machine
-    run = Run("RSLAD", GRID["RSLAD"][2], 1)
+def test_an_evaluation_needs_a_checkpoint_and_comes_first(results, tmp_path):
+    study = Study(COMPARED, TWO, results)
+    assert {part for _, part in study.steps(tmp_path)} == {TRAIN}  # the checkpoints are on another machine
+    run = Run("RSLAD", RSLAD, 1)
     (tmp_path / run.folder / "Folder").mkdir(parents=True)
     (tmp_path / run.folder / "Folder" / "best_PGD10_acc_model.pth").touch()
-    steps = study.steps(tmp_path)
-    assert [step.part for step in steps[-2:]] == ["ema", "raw"] and steps[-1].run == steps[-2].run == run
-    assert all(step.part == TRAIN and step.run.flags != GRID["AT"][1] for step in steps[:-2])  # AT is done
+    ema, raw, *trainings = study.steps(tmp_path)
+    assert (ema, raw) == ((run, "ema"), (run, "raw"))
+    assert all(part == TRAIN and other.flags != AT for other, part in trainings)  # AT is done
+
+
+def rows_of(text):
+    return {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.splitlines()[::-1]}
 
 
 def test_means_errors_and_differences_are_those_computed_by_hand(results):
     for seed, value in ((1, 25), (2, 27)):
-        add(results, Run("RSLAD", GRID["RSLAD"][2], seed), 23, ema=value)
-    text = page(Study(METHODS_COMPARED, TWO, results))
-    rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.splitlines()[::-1]}
+        add(results, Run("RSLAD", RSLAD, seed), 23, ema=value)
+    text = page(Study(COMPARED, TWO, results))
+    rows = rows_of(text)
     # Deviation sqrt(2) over two seeds: two standard errors are 2; of a difference sqrt(8).
     assert rows["AT"][2:] == ["2", "42.00 ± 4.00", "-", "21.00 ± 2.00", "36.00 ± 0.00", "-", "18.00 ± 0.00", "-"]
     assert rows["RSLAD"][2:] == ["2", "52.00 ± 4.00", "-", "26.00 ± 2.00", "-", "-", "-", "+5.00 ± 2.83"]
@@ -105,11 +94,19 @@ def test_means_errors_and_differences_are_those_computed_by_hand(results):
     assert "**--kl_weight 3: 23**" in text and "AutoAttack 5, Clean 9" in text
 
 
-def test_results_make_a_table_and_a_figure(make, results, tmp_path):
+def test_an_incomplete_study_has_a_table_that_names_what_is_missing(results, tmp_path):
+    del results[Run("DGAD", GRID["DGAD"][2], 1).name], results[Run("AT", AT, 2).name]
     (tmp_path / RESULTS).write_text(json.dumps(results))
-    ended = make(f"--table {tmp_path} --methods AT RSLAD DGAD --seeds 1 2")
-    assert ended.status == 0, ended.err
+    evidence(["--table", str(tmp_path), "--methods", "AT", "TRADES", "--seeds", "1", "2"])
     assert {path.name for path in tmp_path.iterdir()} == {RESULTS, "fair.md", "fair.png"}
+    text = (tmp_path / "fair.md").read_text()
+    comparison = rows_of(text.partition("## Tuning")[0])
+    assert comparison["AT"][2] == "1" and comparison["RSLAD"][2] == "0"  # --methods forgets no result
+    assert not {"DGAD", "TRADES"} & comparison.keys()
+    (missing,) = (line for line in text.splitlines() if line.startswith("Missing runs: "))
+    for name in (f"TRADES {GRID['TRADES'][2]} --seed 1", f"AT {AT} --seed 2", f"AT {AT} {PIECES['AWP']} --seed 1"):
+        assert f" {name};" in missing
+    assert f"AT {AT} --seed 1" not in missing and f"RSLAD {GRID['RSLAD'][0]} " not in missing
 
 
 @pytest.mark.parametrize(
@@ -119,43 +116,84 @@ def test_results_make_a_table_and_a_figure(make, results, tmp_path):
         ("--out OUT --methods ADA", "--methods ADA: must be of AT, "),
         ("--out OUT --jobs 0", "--jobs 0"),
         ("--out OUT --minutes nan", "--minutes nan"),
-        ("--table OUT", "has no complete results"),
+        ("--table OUT", "has no results"),
         ("--out OUT -- --bs 0", "--bs 0: must be"),
         ("--table BAD", "no results of evidence.py"),
-        ("--out DONE --scale full", "has results of other scale (smoke)"),
-        ("--out DONE --scale smoke -- --epochs 3", "has results of other flags ([])"),
+        ("--out DONE --scale full", "has results of other scale .smoke"),
+        ("--out DONE --scale smoke -- --epochs 3", "has results of other flags"),
     ],
 )
-def test_a_bad_request_ends_with_one_line(make, results, tmp_path, flags, message):
+def test_a_bad_request_is_one_line(results, tmp_path, flags, message):
     for name, content in (("BAD", {"AT": {"epochs": [{}]}}), ("DONE", results)):
         (tmp_path / name).mkdir()
         (tmp_path / name / RESULTS).write_text(json.dumps(content))
     for name in ("OUT", "BAD", "DONE"):
         flags = flags.replace(name, str(tmp_path / name))
-    ended = make(flags)
-    assert ended.status == 2 and message in ended.err and len(ended.err.splitlines()) == 1
+    with pytest.raises(UserError, match=message):
+        evidence(flags.split())
     assert not (tmp_path / "OUT").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.dist
-def test_everything_runs_at_smoke_scale_and_continues(tmp_path, capsys, monkeypatch):
+# What evidence.py sees of the scripts. A file "wait" makes trainings wait for SIGTERM, "fail" names a flag that fails.
+MAIN = """
+import json, pathlib, sys, time
+flags = dict(zip(sys.argv[1:], sys.argv[2:]))
+fail = pathlib.Path("fail")
+if fail.exists() and fail.read_text() in sys.argv:
+    sys.exit("error: the reason")
+if "--out" in flags:
+    folder, name = pathlib.Path(flags["--out"], "x_eval"), "eval.json"
+    figures = {attack: {"accuracy": 50.0, "n": 5} for attack in ("Clean", "AutoAttack")}
+    text = json.dumps({"evaluations": [{"conditions": {}, "figures": figures}]})
+else:
+    time.sleep(60 * pathlib.Path("wait").exists())
+    folder, name, text = pathlib.Path(flags["--root_path"], "run"), "results.csv", "epoch,PGD10_acc\\n1,20\\n"
+folder.mkdir(parents=True)
+(folder / name).write_text(text)
+(folder / "best_PGD10_acc_model.pth").touch()
+"""
+
+
+def test_a_study_stops_in_time_continues_and_reports_what_fails(tmp_path, monkeypatch, caplog, capsys):
+    for name in ("main.py", "main_eval.py"):
+        (tmp_path / name).write_text(MAIN)
     monkeypatch.chdir(tmp_path)
-    methods = ["AT", "IGDM"]
-    flags = f"--scale smoke --out out --work work --threads 1 --jobs 2 --methods {' '.join(methods)}".split()
-    evidence([*flags, "--minutes", "0.3"])
-    stopped = read_results(tmp_path / "out")  # what has ended before the time limit, if anything
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    caplog.set_level("INFO")
+    flags = f"--scale smoke --out out --work {tmp_path / 'work'} --jobs 2 --methods AT RSLAD --seeds 1".split()
+    (tmp_path / "wait").touch()
+    began = time.monotonic()
+    evidence([*flags, "--minutes", "0.01"])
+    assert time.monotonic() - began < 30 and not (tmp_path / "out" / RESULTS).exists()
+    (tmp_path / "wait").unlink()
+    (tmp_path / "fail").write_text("--awp")
+    with pytest.raises(SystemExit, match="1"):
+        evidence(flags)
+    assert caplog.text.count(f"failed (status 1): error: the reason (log {tmp_path}/work/logs/AT_lr_max_0.1_awp") == 1
+    first = json.loads((tmp_path / "out" / RESULTS).read_text())
+    (tmp_path / "fail").unlink()
     evidence(flags)
-    results = read_results(tmp_path / "out")
-    for name, result in stopped.items():  # what was done is not repeated
-        assert results[name]["train seconds"] == result["train seconds"]
-    rows = Study(methods, TWO, results).rows()
-    assert len(rows) == len(methods) + 4
+    results = json.loads((tmp_path / "out" / RESULTS).read_text())
+    assert len(results) == 10 and first.items() <= results.items()  # what was done is not repeated
+    rows = Study(["AT", "RSLAD"], [1], results).rows()
+    assert len(rows) == 6
     assert all({"epochs", "ema", "raw"} <= results[run.name].keys() for runs in rows.values() for run in runs)
+    assert (tmp_path / "out" / "fair.md").read_text().count("Missing runs: none.") == 1
+    capsys.readouterr()
     evidence([*flags, "--list"])
     assert capsys.readouterr().out == ""
 
 
-def test_epochs_of_the_committed_runs_count_from_1():
-    for path in ROOT.glob("results/**/raw/**/*.csv"):
-        assert path.read_text().splitlines()[1].startswith("1,"), path
+@pytest.mark.slow
+def test_a_run_is_trained_and_evaluated_at_smoke_scale(tmp_path, monkeypatch, capsys):
+    flags = f"--scale smoke --out {tmp_path} --work {tmp_path} --threads 1"
+    options = module._parser().parse_args(flags.split())
+    study = Study(["IGDM"], [1], {})
+    runner = module.Runner(study, options, [])
+    run = Run("IGDM", f"{GRID['IGDM'][0]} {PIECES['AWP']}", 1)
+    for part in (TRAIN, "ema", "raw"):
+        script, *args = runner.command(run, part)
+        ended = run_in_process(monkeypatch, capsys, script, " ".join(args))
+        assert ended.status == 0, ended.err
+        runner.add(run, part, "", 1.0)
+    assert {"epochs", "ema", "raw"} <= study.results[run.name].keys()

@@ -74,17 +74,20 @@ def test_a_file_is_mapped_where_its_arrays_lie(tmp_path, fortran):
 
 
 INVALID = {
-    "another size": ({"size": 32}, "image is uint8 (70, 32, 32, 3), not uint8 (N, 16, 16, 3)"),
+    "another size": (
+        {"size": 32},
+        "image is uint8 (70, 32, 32, 3); it must be an uncompressed .npz file with image (N, 16",
+    ),
     "channels first": ({"image": np.zeros((70, 3, 16, 16), np.uint8)}, "image is uint8 (70, 3, 16, 16)"),
     "float images": ({"image": np.zeros((70, 16, 16, 3), np.float32)}, "image is float32"),
     "no images": ({"image": np.zeros((0, 16, 16, 3), np.uint8)}, "image is uint8 (0,"),
     "a scalar": ({"image": np.uint8(1)}, "image is uint8 ()"),
     "objects": ({"image": np.array([{}] * 70)}, "image is object (70,)"),
-    "few labels": ({"label": np.arange(69) % 10}, "label is int64 (69,), not integers (70,)"),
+    "few labels": ({"label": np.arange(69) % 10}, "label is int64 (69,) for 70 images"),
     "probabilities": ({"label": np.ones((70, 10))}, "label is float64"),
-    "more classes": ({"classes": 12}, "has the label 11; the dataset's are 0 to 9"),
+    "more classes": ({"classes": 12}, "has the label 11; it must be"),
     "negative labels": ({"label": np.arange(70) % 10 - 1}, "has the label -1"),
-    "fewer classes": ({"classes": 7}, "has images of 7 classes; the dataset has 10"),
+    "fewer classes": ({"classes": 7}, "has images of 7 classes, not 10"),
 }
 
 

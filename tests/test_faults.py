@@ -1,9 +1,9 @@
 """Killed processes, signals, damaged files, full disks, bad losses: nothing finished is lost; errors are one line."""
 
 import errno
+import itertools
 import os
 import random
-import re
 import resource
 import signal
 import subprocess
@@ -21,6 +21,7 @@ from run_files import files_of, folder_of
 import methods
 from engine.distributed import Processes, local_gpu
 from engine.training.run_folder import RunFolder
+from engine.training.trainer import Trainer
 from utils.config import TrainConfig
 from utils.errors import Stopped, UserError
 from utils.files import _warn_once
@@ -33,15 +34,6 @@ LONG = (
 )
 
 
-@pytest.fixture(scope="module")
-def whole(fork_server, tmp_path_factory):
-    """The files of a run without interruption."""
-    folder = tmp_path_factory.mktemp("whole")
-    fork_server.start(folder, "main.py", LONG)
-    assert fork_server.wait() == 0
-    return files_of(folder)
-
-
 def wait_until(check) -> None:
     deadline = time.monotonic() + 120
     while not check():
@@ -49,67 +41,71 @@ def wait_until(check) -> None:
         time.sleep(0.001)
 
 
-def kill(fork_server, pid) -> None:
-    os.kill(pid, signal.SIGKILL)
-    assert fork_server.wait() == -signal.SIGKILL, "the run ended before it was killed: make it longer"
-
-
 def checkpoints(files):
     return {name: data for name, data in files.items() if name.endswith((".pth", ".csv"))}
+
+
+def same_checkpoints(tmp_path):
+    """Whether the runs below "parts" and "whole" have the same checkpoints and tables."""
+    parts, whole = (checkpoints(files_of(folder_of(tmp_path / name))) for name in ("parts", "whole"))
+    return all(parts[name] == data for name, data in whole.items())
 
 
 # Killed and stopped.
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_twenty_random_times_ends_with_the_same_bytes(fork_server, whole, tmp_path):
-    randomness, output = random.Random(0), tmp_path / "output.txt"
-    for number in range(20):
-        pid = fork_server.start(tmp_path, "main.py", LONG)
-        wait_until(lambda: output.exists() and "device cpu" in output.read_text())
+def test_a_run_killed_at_random_times_ends_with_the_same_bytes(tmp_path):
+    def start(folder):
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, str(ROOT / "main.py"), *LONG.split()]
+        return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def start_and_wait_for_a_state():
+        states, run = {*parts.rglob("resume/*.pth")}, start(parts)
+        wait_until(lambda: {*parts.rglob("resume/*.pth")} - states)
+        return run
+
+    randomness, parts, whole = random.Random(0), tmp_path / "parts", tmp_path / "whole"
+    for number in range(6):
+        run = start_and_wait_for_a_state()
         if number % 2:  # while a file is written
-            wait_until(lambda: any(tmp_path.rglob(".partial-*")))
+            wait_until(lambda: any(parts.rglob(".partial-*")))
         else:
             time.sleep(randomness.uniform(0, 0.2))
-        kill(fork_server, pid)
-        output.unlink()
-    fork_server.start(tmp_path, "main.py", LONG)
-    assert fork_server.wait() == 0
-    assert files_of(tmp_path) == whole
+        if number == 2:
+            run.send_signal(signal.SIGSTOP)  # alive, with its lock
+            second = start(parts)
+            assert "another run is training there" in second.communicate()[1] and second.returncode == 2
+        run.kill()
+        assert run.wait() == -signal.SIGKILL, "the run ended before it was killed: make it longer"
+    run = start_and_wait_for_a_state()
+    run.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM: saved in" in run.communicate()[1] and run.returncode == 143
+    assert [start(folder).wait() for folder in (parts, whole)] == [0, 0]
+    assert files_of(parts) == files_of(whole)
 
 
-@pytest.mark.slow
-def test_the_lock_of_a_killed_run_is_released(fork_server, tmp_path):
-    pid = fork_server.start(tmp_path, "main.py", LONG)
-    wait_until(lambda: any(tmp_path.rglob("resume/*.pth")))
-    os.kill(pid, signal.SIGSTOP)  # alive, with its lock
-    command = [sys.executable, str(ROOT / "main.py"), *LONG.split()]
-    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert second.returncode == 2 and "another run is training there" in second.stderr
-    kill(fork_server, pid)
-    fork_server.start(tmp_path, "main.py", LONG)
-    assert fork_server.wait() == 0
+def test_a_run_stopped_by_signals_exits_with_their_status_and_ends_with_the_same_bytes(train, tmp_path, monkeypatch):
+    train(f"{RUN} --epochs 3 --root_path whole")
+    args, step = f"{RUN} --epochs 3 --root_path parts --resume --save_minutes 60", Trainer.step
+    for number, name, status in ((1, "SIGTERM", 143), (1, "SIGINT", 130), (2, "SIGUSR1", 75)):
+        calls = itertools.count(1)
 
+        def signaled(*rest, number=number, name=name, calls=calls, **options):
+            if next(calls) == number:
+                os.kill(os.getpid(), getattr(signal, name))
+            return step(*rest, **options)
 
-SIGNALS = [
-    pytest.param("SIGTERM", 143),
-    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("SIGINT", 130), ("SIGUSR1", 75))),
-]
-
-
-@pytest.mark.parametrize(("name", "status"), SIGNALS)
-def test_a_signal_saves_and_exits_with_its_status(fork_server, whole, tmp_path, name, status):
-    pid = fork_server.start(tmp_path, "main.py", LONG.replace("--save_minutes 0", "--save_minutes 60"))
-    wait_until(lambda: any(tmp_path.rglob("best_PGD10_acc_model.pth")))
-    os.kill(pid, getattr(signal, name))
-    assert fork_server.wait() == status
-    last = (tmp_path / "output.txt").read_text().splitlines()[-1]
-    assert re.fullmatch(f"stopped by {name}: saved in .*AT/small_resnet_eps8_seed42; --resume continues", last)
-    newest = max(path.name for path in tmp_path.rglob("resume/*.pth"))
-    assert not newest.endswith("-000000.pth"), "in the middle of an epoch"
-    fork_server.start(tmp_path, "main.py", LONG)
-    assert fork_server.wait() == 0
-    assert files_of(tmp_path) == whole
+        monkeypatch.setattr(Trainer, "step", signaled)
+        message = f"^stopped by {name}: saved in .*AT/small_resnet_eps8_seed42; --resume continues$"
+        with pytest.raises(Stopped, match=message) as stop:
+            train(args)
+        assert stop.value.status == status
+        assert max(tmp_path.rglob("parts/**/resume/*.pth")).stem[5:] != "000000", "in the middle of an epoch"
+    monkeypatch.setattr(Trainer, "step", step)
+    train(args)
+    assert same_checkpoints(tmp_path)
 
 
 def test_a_signal_while_a_file_is_read_is_not_reported_as_damage(train, tmp_path, monkeypatch):
@@ -139,9 +135,8 @@ def test_a_damaged_newest_state_falls_back_to_the_previous_one(train, tmp_path):
     log = train(f"{RUN} --epochs 3 --root_path parts --resume")
     assert f"{newest.relative_to(tmp_path)}: not a readable checkpoint (wrong checksum" in log
     assert "resuming after epoch 1 of 3" in log
-    whole, parts = (files_of(folder_of(tmp_path / name)) for name in ("whole", "parts"))
-    assert parts.keys() == whole.keys() | {f"resume/{newest.stem}.bad"}
-    assert all(parts[name] == data for name, data in checkpoints(whole).items())
+    whole, parts = (files_of(folder_of(tmp_path / name)).keys() for name in ("whole", "parts"))
+    assert parts == whole | {f"resume/{newest.stem}.bad"} and same_checkpoints(tmp_path)
 
 
 ALTERED = {
@@ -161,17 +156,19 @@ ALTERED = {
 }
 
 
-@pytest.mark.parametrize("what", ALTERED)
-def test_a_file_that_is_no_state_of_this_run_is_refused(train, tmp_path, what):
+def test_a_file_that_is_no_state_of_this_run_is_refused(train, tmp_path):
     train(f"{RUN} --epochs 1")
-    for path in tmp_path.rglob("resume/*.pth"):
-        if ALTERED[what]:
-            torch.save(ALTERED[what](torch.load(path, weights_only=True)), path)
+    (path,) = tmp_path.rglob("resume/*.pth")
+    original = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    for what, change in ALTERED.items():
+        if change:
+            torch.save(change(state), path)
         else:
-            path.write_bytes(path.read_bytes()[:1000])
-    files = files_of(tmp_path)
-    train(f"{RUN} --epochs 2 --resume", error="resume/")
-    assert files_of(tmp_path) == files
+            path.write_bytes(original[:1000])
+        files = files_of(tmp_path)
+        train(f"{RUN} --epochs 2 --resume", error="resume/")
+        assert files_of(tmp_path) == files, what
 
 
 def test_states_of_more_than_ten_thousand_epochs_keep_their_order(tmp_path):
@@ -187,27 +184,26 @@ def test_states_of_more_than_ten_thousand_epochs_keep_their_order(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_without_incomplete_files(train, tmp_path):
-    train(f"{RUN} --epochs 1")
+    train(f"{RUN} --epochs 1 --root_path parts")
     saved = {name: data for name, data in files_of(tmp_path).items() if name.endswith(".pth")}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # less than a checkpoint
+    error = r"\.pth: cannot be written \(.*\); .*--resume continues the run"
     try:
-        train(f"{RUN} --epochs 3 --resume", error=r"\.pth: cannot be written \(.*\); .*--resume continues the run")
+        train(f"{RUN} --epochs 2 --root_path parts --resume", error=error)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     files = files_of(tmp_path)
     assert {name: data for name, data in files.items() if name.endswith(".pth")} == saved
     assert not [name for name in files if ".partial-" in name]
-    train(f"{RUN} --epochs 3 --resume")
-    train(f"{RUN} --epochs 3 --root_path whole")
-    parts, whole = (checkpoints(files_of(folder_of(tmp_path / name))) for name in ("tuned_models", "whole"))
-    assert parts == whole
+    train(f"{RUN} --epochs 2 --root_path parts --resume")
+    train(f"{RUN} --epochs 2 --root_path whole")
+    assert same_checkpoints(tmp_path)
 
 
-def fail(number, of=lambda *args: True):
+def fail(number):
     def failing(*args, **kwargs):
-        if of(*args):
-            raise OSError(number, os.strerror(number))
+        raise OSError(number, os.strerror(number))
 
     return failing
 
@@ -223,17 +219,18 @@ def test_a_file_system_without_modes_or_flushing_of_folders_is_one_warning(train
     assert all(second[name] == data for name, data in first.items() if name != "config.json")
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
-def test_a_file_that_cannot_be_written_names_what_is_saved_and_how_to_continue(train, tmp_path, monkeypatch, number):
+def test_a_file_that_cannot_be_written_names_what_is_saved_and_how_to_continue(train, monkeypatch):
     train(f"{RUN} --epochs 1")
-    monkeypatch.setattr(os, "fsync", fail(number))
-    mount = " in the file system of /" if number != errno.EIO else ""
-    error = rf"cannot be written \({os.strerror(number)}{mount}.*the last good checkpoint is .*/0001-000000.pth; "
-    train(f"{RUN} --epochs 2 --resume", error=f"{error}.*--resume continues the run")
+    for number in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+        monkeypatch.setattr(os, "fsync", fail(number))
+        mount = " in the file system of /" if number != errno.EIO else ""
+        error = rf"cannot be written \({os.strerror(number)}{mount}.*the last good checkpoint is .*/0001-000000.pth; "
+        train(f"{RUN} --epochs 2 --resume", error=f"{error}.*--resume continues the run")
 
 
 def test_a_full_disk_in_an_evaluation_is_one_line(train, tmp_path, monkeypatch, capsys):
     train(f"{RUN} --epochs 1")
+    assert len({path.stat().st_ino for path in folder_of(tmp_path).glob("*.pth")}) == 1, "best and last are one file"
     args = f"--model_path {folder_of(tmp_path)}/last_epoch_model.pth --limit_test 20 --no-pictures --attacks"
     assert run_in_process(monkeypatch, capsys, "main_eval.py", f"{args} clean").status == 0
     before = files_of(tmp_path)
@@ -241,11 +238,6 @@ def test_a_full_disk_in_an_evaluation_is_one_line(train, tmp_path, monkeypatch, 
     ended = run_in_process(monkeypatch, capsys, "main_eval.py", f"{args} clean,fgsm")
     assert ended.status == 2 and ended.err.count("\n") == 1 and "eval.json keeps finished attacks" in ended.err
     assert "No space left on device in the file system of /" in ended.err and files_of(tmp_path) == before
-
-
-def test_the_newest_checkpoint_and_the_best_ones_are_one_file(train, tmp_path):
-    train(f"{RUN} --epochs 1")
-    assert len({path.stat().st_ino for path in folder_of(tmp_path).glob("*.pth")}) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_reported_before_training(train):
@@ -269,8 +261,7 @@ def test_a_clock_that_jumps_changes_nothing(train, tmp_path, monkeypatch):
     randomness = random.Random(0)
     monkeypatch.setattr(time, "time", lambda: randomness.uniform(0, 2e9))
     train(f"{RUN} --epochs 2 --root_path parts")
-    parts, whole = (checkpoints(files_of(folder_of(tmp_path / name))) for name in ("parts", "whole"))
-    assert parts == whole
+    assert same_checkpoints(tmp_path)
 
 
 # Losses and memory.
@@ -301,21 +292,24 @@ def test_a_bad_loss_names_the_step_and_the_last_good_checkpoint(train, monkeypat
     steps = iter(range(1, 100))
     bad = lambda result, _: result._replace(loss=result.loss * (float("nan") if next(steps) == 2 else 1))  # noqa: E731
     replace_method(monkeypatch, "AT", bad)
-    error = (
-        "the loss of step 2 of epoch 2 is nan or inf at learning rate 0.1; the last good checkpoint is .*0001-000000"
-    )
+    error = "the loss of step 2 of epoch 2 is nan or inf at learning rate 0.1; the last good checkpoint is .*0001-"
     train(f"{RUN} --epochs 2 --resume", error=error)
 
 
-@pytest.mark.parametrize(
-    ("args", "advice"), [("", "reduce --bs 16$"), ("--eval_bs 8", "reduce --bs 16 or --eval_bs 8$")]
-)
-def test_cuda_out_of_memory_is_one_line(train, monkeypatch, args, advice):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")  # as torch does; there may be no GPU here
+def out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory")  # as torch does; there may be no GPU here
 
-    replace_method(monkeypatch, "Natural", full)
-    train(f"{SMALL} --method Natural --epochs 1 {args}", error=f"^CUDA out of memory; {advice}")
+
+def test_cuda_out_of_memory_is_one_line(train, tmp_path, monkeypatch, capsys):
+    args = f"{SMALL} --method Natural --epochs"
+    train(f"{args} 1")
+    replace_method(monkeypatch, "Natural", out_of_memory)
+    train(f"{args} 2 --resume", error="^CUDA out of memory; reduce --bs 16$")
+    train(f"{args} 1 --seed 1 --eval_bs 8", error="^CUDA out of memory; reduce --bs 16 or --eval_bs 8$")
+    monkeypatch.setattr("engine.evaluation.evaluate.run_attack", out_of_memory)
+    path = folder_of(tmp_path / "tuned_models/Digits/Natural/small_resnet_seed42")
+    ended = run_in_process(monkeypatch, capsys, "main_eval.py", f"--model_path {path} --attacks pgd --bs 7")
+    assert ended.status == 2 and "--bs 7" in ended.err and ended.err.count("\n") == 1
 
 
 # Ranks of torchrun.
@@ -347,14 +341,3 @@ def test_the_rank_is_printed_under_torchrun_and_ignored_without_it(monkeypatch, 
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert local_gpu(5) == 0
     assert run_in_process(monkeypatch, capsys, "main.py", "--epochs 0").err.startswith("[rank 3] error: --epochs 0:")
-
-
-def test_cuda_out_of_memory_in_an_evaluation_is_one_line(train, tmp_path, monkeypatch, capsys):
-    train(f"{SMALL} --method Natural --epochs 1")
-
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("engine.evaluation.evaluate.run_attack", full)
-    ended = run_in_process(monkeypatch, capsys, "main_eval.py", f"--model_path {tmp_path} --attacks pgd --bs 7")
-    assert ended.status == 2 and "--bs 7" in ended.err and ended.err.count("\n") == 1

@@ -141,7 +141,7 @@ def test_a_folded_model_is_the_network_before_and_after_a_refresh(name, channels
     if name in ("Unusual", "WithMean"):
         (network.offset if name == "Unusual" else network.mean).add_(0.1)
     assert_same(logits_and_gradient(folded, x, y), before, 0)  # its tensors are copies
-    folded.refresh()
+    folded.train().refresh()
     got = logits_and_gradient(folded, x, y)
     assert_same(got, logits_and_gradient(network.eval(), x, y), ROUNDING)
     assert not torch.equal(got[0], before[0])

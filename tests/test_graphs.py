@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from test_trainer import trainer_of
 from tiny import tiny_problem
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -13,9 +14,7 @@ from attacks.objectives import cross_entropy
 from attacks.pgd import pgd
 from engine.fast.frozen import FoldedModel, FrozenModel
 from engine.fast.graphs import MAX_GRAPHS, GraphedPGD
-from engine.training.trainer import Trainer
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER
-from utils.config import TrainConfig
+from methods import METHODS, WITHOUT_ATTACK
 
 BALL = {"epsilon": 8 / 255, "step_size": 2 / 255}
 CHANGING = []
@@ -59,11 +58,7 @@ def record(run):
 def trained(name, sizes, loop):
     """Train on one batch of each size; return adversarial images and the student's state."""
     student, teacher, _, _ = tiny_problem()
-    teachers = [teacher] * (0 if name in WITHOUT_TEACHER else 2 if name in WITH_TWO_TEACHERS else 1)
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
-    generator = torch.Generator().manual_seed(1)
-    method = METHODS[name](TrainConfig())
-    trainer = Trainer(student, teachers, method, optimizer, **BALL, steps=2, generator=generator)
+    trainer = trainer_of(name, student, teacher, seed=1)
     trainer.pgd = partial(loop, **BALL, steps=2)
     images, attack = [], trainer.attack
     trainer.attack = lambda *args, **options: images.append(attack(*args, **options)) or images[-1]

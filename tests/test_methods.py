@@ -1,11 +1,9 @@
 """Each loss equals the official code, or the paper where the official code is wrong."""
 
-import math
 from dataclasses import fields
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import golden_arrays, golden_rows
 
 from methods import METHODS
@@ -79,7 +77,7 @@ def value_and_gradients(row):
 
 
 def deviates(row):
-    """Whether the official code is wrong for this row (docs/differences.md), so that we follow the paper."""
+    """Whether the official code is wrong for this row (docs/differences.md); tests/test_steps.py has the paper's."""
     hp = row["hp"]
     partial = row["N"] < hp.get("bs", 0)  # divides by --bs although the batch is smaller (bugs D3, D28)
     product = hp.get("model") == "mobilenetV2"  # multiplies the two terms (bug D4)
@@ -118,56 +116,6 @@ def test_value_and_gradients_are_finite_in_single_precision(row):
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.recorded
-@pytest.mark.parametrize("row", [param for param in recorded("float64") if deviates(param.values[0])])
-def test_where_the_official_code_is_wrong_the_loss_follows_the_paper(row):
-    arrays, value, _ = value_and_gradients(row)
-    if not row["method"].startswith("DGAD"):
-        clean, adv, y = arrays["s_clean"], arrays["s_adv"], arrays["targets"]
-        expected = F.cross_entropy(clean, y) + row["hp"]["trades_beta"] * plain_kl(clean, adv).mean()
-    else:
-        expected = plain_dgad(arrays, row["hp"]["ALP_beta"])
-    assert value.item() == pytest.approx(expected.item(), rel=TOLERANCE)
-
-
-def plain_kl(a, b):
-    p, q = a.softmax(1), b.softmax(1)
-    return (torch.xlogy(p, p) - p * q.log()).sum(1)
-
-
-def plain_dgad(arrays, beta):
-    """The algorithm box, image by image, divided by the actual number of images."""
-    total = 0
-    logits = (arrays[key] for key in ("s_clean", "s_adv", "t_clean", "t_adv"))
-    for s, s_adv, t, t_adv, y in zip(*logits, arrays["targets"], strict=True):
-        target, student = (t, s) if t.argmax() != y else (t_adv, s_adv)
-        others = target.clone()
-        others[y] = -torch.inf
-        c, target = others.argmax(), target.clone()
-        if target[y] < target[c]:
-            target[y], target[c] = target[c].clone(), target[y].clone()
-        total = total + plain_kl(target[None], student[None]).sum()
-    pcr = ((arrays["s_adv"].softmax(1) - arrays["s_clean"].softmax(1)) ** 2).mean()
-    return total / len(arrays["targets"]) + beta * pcr
-
-
-def test_kl_by_hand():
-    target = torch.tensor([[0.0, 0.0], [3.0, 0.0]], dtype=torch.float64).log_softmax(1)
-    logits = torch.tensor([[0.75, 0.25], [0.75, 0.25]], dtype=torch.float64).log()
-    assert kl(target, logits)[0].item() == pytest.approx(0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25))
-    assert kl(logits, logits).abs().max() < 1e-15
-    torch.testing.assert_close(kl(target, logits, 4.0), kl(target / 4, logits / 4))
-
-
-def test_kl_is_finite_if_a_probability_underflows():
-    target = torch.tensor([[0.0, 500.0]], requires_grad=True)
-    logits = torch.tensor([[500.0, 0.0]], requires_grad=True)
-    loss = kl(target, logits).sum()
-    loss.backward()
-    assert loss.item() == pytest.approx(500)
-    assert target.grad.isfinite().all() and logits.grad.tolist() == [[1.0, -1.0]]
-
-
 @pytest.mark.parametrize(
     ("logits", "label", "expected"),
     [
@@ -179,29 +127,6 @@ def test_kl_is_finite_if_a_probability_underflows():
 )
 def test_swap(logits, label, expected):
     assert swap(torch.tensor([logits]), torch.tensor([label])).tolist() == [expected]
-
-
-def dgad_case(n=4, c=5, seed=0):
-    torch.manual_seed(seed)
-    return [torch.randn(n, c, dtype=torch.float64) for _ in range(4)], torch.randint(c, (n,))
-
-
-@pytest.mark.parametrize("correct", [True, False])
-@pytest.mark.parametrize("n", [1, 4])
-def test_dgad_with_a_teacher_correct_or_wrong_on_all_images(correct, n):
-    (s, s_adv, t, t_adv), y = dgad_case(n)
-    y = t.argmax(1) if correct else t.argmin(1)
-    target, student = (t_adv, s_adv) if correct else (t, s)
-    expected = plain_kl(swap(target, y), student).mean() + 5 * ((s_adv.softmax(1) - s.softmax(1)) ** 2).mean()
-    torch.testing.assert_close(dgad_loss(s, s_adv, t, t_adv, y, alp_beta=5.0), expected)
-
-
-def test_introspection_has_gradient_into_both_student_logits_and_not_into_the_teacher():
-    (s, s_adv, t, t_adv), y = dgad_case()
-    for logits in (s, s_adv, t, t_adv):
-        logits.requires_grad_()
-    iad1_loss(s, s_adv, t.detach(), t_adv, y, alpha=1.0, beta=0.1, temp=1.0, introspect=True).backward()
-    assert s.grad.abs().sum() > 0 and s_adv.grad.abs().sum() > 0 and t_adv.grad is None
 
 
 def test_mart_is_finite_for_a_confident_wrong_prediction():

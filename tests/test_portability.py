@@ -1,5 +1,6 @@
-"""Other machines: the tools and the bash of macOS, a Python without what Windows does not have, a busy machine."""
+"""Other machines: the tools and the bash of macOS, a busy machine."""
 
+import logging
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 from utils.load import CpuLoad
+from utils.log import log_to_terminal
 
 SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/*.sbatch"), ROOT / ".ci/run"])
 # POSIX tools that the scripts may use; those of BSD know no long options, and a Mac has no nproc, timeout or realpath.
@@ -67,27 +69,6 @@ def test_shellcheck_has_no_objection():
     subprocess.run(["shellcheck", *SCRIPTS], check=True)
 
 
-WINDOWS = """
-import os, signal, sys, types
-sys.modules["fcntl"] = sys.modules["resource"] = None
-del signal.SIGUSR1, os.O_NOFOLLOW, os.sched_getaffinity, os.getloadavg
-import runpy
-small = "--dataset Digits --image_size 16 --limit_train 32 --limit_test 32 --model small_resnet --method Natural"
-for script, args in (("main.py", f"{small} --epochs 1"), ("main_eval.py", "--model_path tuned_models --attacks clean")):
-    sys.argv = [script, *args.split()]
-    runpy.run_path(f"ROOT/{script}", run_name="__main__")
-""".replace("ROOT", str(ROOT))
-
-
-@pytest.mark.slow
-def test_training_and_evaluation_start_without_what_windows_lacks(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        [sys.executable, "-c", WINDOWS], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert ended.returncode == 0 and "accuracy in %" in ended.stdout, ended.stderr
-
-
 def test_a_busy_machine_is_a_warning_when_the_load_changes(monkeypatch, caplog):
     readings = iter([(0, 0, 0), (9, 9, 9), (19, 29, 19), (29, 49, 29), (39, 59, 39), (49, 79, 49)])
     monkeypatch.setattr(CpuLoad, "_read", lambda self: next(readings))
@@ -96,9 +77,8 @@ def test_a_busy_machine_is_a_warning_when_the_load_changes(monkeypatch, caplog):
     for lines in (0, 1, 1, 1, 2):  # idle, another process, still, idle again, another process again
         load.warn(2, after=0)
         assert len(caplog.messages) == lines
-    assert (
-        caplog.messages[0] == "WARNING: other processes use 1.0 of 2 cores; --threads 1 would be faster than 2 threads"
-    )
+    warning = "WARNING: other processes use 1.0 of 2 cores; --threads 1 would be faster than 2 threads"
+    assert caplog.messages[0] == warning
 
 
 def test_where_the_system_does_not_know_its_load_there_is_no_warning(monkeypatch, caplog):
@@ -106,3 +86,18 @@ def test_where_the_system_does_not_know_its_load_there_is_no_warning(monkeypatch
     monkeypatch.delattr(os, "getloadavg")
     CpuLoad().warn(1000, after=0)
     assert not caplog.messages
+
+
+def test_a_standard_error_that_the_shell_has_closed_is_the_null_device(monkeypatch):
+    root = logging.getLogger()
+    for name in ("handlers", "level"):
+        monkeypatch.setattr(root, name, getattr(root, name))
+    monkeypatch.setattr(sys, "stderr", None)  # 2>&-
+    log_to_terminal()
+    assert not sys.stderr.isatty()
+
+
+def test_the_quickstart_has_a_folder_and_no_options(tmp_path):
+    command = ["bash", str(ROOT / "scripts" / "quickstart.sh"), "--help"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, [*tmp_path.iterdir()]) == (2, "", []) and "usage:" in ended.stderr

@@ -9,8 +9,9 @@ from commands import run_in_process
 from engine.training.run_folder import RunFolder
 from engine.training.settings import resolve
 from methods import WITHOUT_TEACHER
-from scripts.reproduce.reproduce import Planner, Run, Runner, _table, load_tables, show
+from scripts.reproduce.reproduce import Planner, Run, _table, carry_out, load_tables, reproduce, show
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
+from utils.errors import UserError
 from utils.flags import parse
 
 TABLES = load_tables()
@@ -77,7 +78,7 @@ def test_the_program_makes_a_table_and_then_skips_it(tmp_path, monkeypatch, caps
     flags = f"--table rslad-2 --scale smoke --out {tmp_path}"
     first, second = (run_in_process(monkeypatch, capsys, SCRIPT, flags) for _ in range(2))
     assert first.status == second.status == 0, first.err
-    assert first.out.count("python main.py") == 1 and "python main" not in second.out
+    assert first.out.count(" main: finished") == 1 and "started" not in second.out
     assert second.out.count("ours, best (1)") == 2  # on CIFAR-10 and CIFAR-100, which are one run at this scale
 
 
@@ -91,49 +92,41 @@ def test_the_program_makes_a_table_and_then_skips_it(tmp_path, monkeypatch, caps
         ("--table RSLAD-2", "models/model_cifar_wrn.pt: no such teacher"),
     ],
 )
-def test_a_bad_request_ends_with_one_line(monkeypatch, capsys, tmp_path, flags, message):
-    ended = run_in_process(monkeypatch, capsys, SCRIPT, f"{flags} --out {tmp_path / 'out'}")
-    assert ended.status == 2 and message in ended.err and len(ended.err.splitlines()) == 1
+def test_a_bad_request_is_one_line(tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        reproduce([*flags.split(), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
-def test_the_program_lists_commands(monkeypatch, capsys):
-    ended = run_in_process(monkeypatch, capsys, SCRIPT, "--table RSLAD-3-CIFAR10 --rows RSLAD --scale full --list")
-    assert ended.status == 0 and [line.split()[1] for line in ended.out.splitlines()] == [
-        "main_eval.py",
-        "main.py",
-        "main_eval.py",
-    ]
+def test_the_program_lists_commands(capsys):
+    reproduce(["--table", "RSLAD-3-CIFAR10", "--rows", "RSLAD", "--scale", "full", "--list"])
+    scripts = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert scripts == ["main_eval.py", "main.py", "main_eval.py"]
 
 
-def test_a_failure_stops_only_the_runs_that_need_it_and_finished_commands_are_skipped(tmp_path, caplog):
-    def run(name, *codes, needs=()):
-        return Run(name, [["-c", code] for code in codes], tmp_path, list(needs))
-
-    def append(letter):
-        return f"open({str(tmp_path / 'log')!r}, 'a').write({letter!r})"
-
-    fails = f"import sys, os; {append('b')}; sys.exit(not os.path.exists({str(tmp_path / 'may')!r}))"
-    runs = {
-        "a": run("a", append("a")),
-        "b": run("b", fails, append("c")),
-        "d": run("d", append("d"), needs=["b"]),
-        "e": run("e", append("e"), needs=["a"]),
-    }
-    assert Runner(tmp_path, 2).carry_out(runs) is False
-    assert sorted((tmp_path / "log").read_text()) == ["a", "b", "e"]
-    assert "d: skipped" in caplog.text and "b_-c.txt" in caplog.text
-    (tmp_path / "may").touch()
-    assert Runner(tmp_path, 1).carry_out(runs) is True
-    assert (tmp_path / "log").read_text()[3:] == "bcd"
-
-
-def test_unfinished_evaluations_are_kept_apart_by_revision(tmp_path, monkeypatch):
-    (tmp_path / "main_eval.py").write_text("import sys; print(sys.argv[1:])")
+def test_a_failure_stops_only_the_runs_that_need_it_and_finished_commands_are_skipped(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    fails = "sys.argv[1] == 'b' and not os.path.exists('may')"
+    for name in ("main.py", "main_tiny.py"):
+        (tmp_path / name).write_text(f"import os, sys; open('log', 'a').write(sys.argv[1]); sys.exit({fails})")
+    (tmp_path / "main_eval.py").write_text("import sys; print(sys.argv[2:])")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("scripts.reproduce.reproduce.ROOT", tmp_path)
     monkeypatch.setattr("scripts.reproduce.reproduce.versions", lambda: {"git": "abc"})
-    assert Runner(tmp_path, 1).carry_out({"a": Run("a", [["main_eval.py"]], tmp_path, [])})
-    assert (tmp_path / "logs" / "a_main_eval.txt").read_text().strip() == str(["--state", f"{tmp_path}/state/abc"])
+
+    def run(name, *args, needs=()):
+        return Run(name, [["main.py", name], *args], tmp_path, list(needs))
+
+    runs = {"d": run("d", needs=["b"]), "b": run("b", ["main_tiny.py", "c"]), "e": run("e", needs=["a"])}
+    runs["a"] = run("a", ["main_eval.py", "x"])
+    assert carry_out(runs, tmp_path / "out", 2) is False
+    assert sorted((tmp_path / "log").read_text()) == ["a", "b", "e"]
+    assert "d: skipped" in caplog.text and caplog.text.count("b main: failed (status 1)") == 1
+    (tmp_path / "may").touch()
+    assert carry_out(runs, tmp_path / "out", 1) is True
+    assert (tmp_path / "log").read_text()[3:] == "bcd"
+    state = str(["--state", str(tmp_path / "out/state/abc")])  # unfinished evaluations are kept apart by revision
+    assert (tmp_path / "out/logs/a_main_eval.txt").read_text().count(state) == 1
 
 
 def write_evaluation(folder, **accuracies):
@@ -146,9 +139,8 @@ def test_our_results_are_beside_the_papers_with_deviation_and_number_of_images(t
     write_evaluation(tmp_path / "s1/best_PGD10_acc_model_eval", Clean=80.0, AutoAttack=47.0)
     write_evaluation(tmp_path / "s2/best_PGD10_acc_model_eval", Clean=82.0)
     write_evaluation(tmp_path / "other/last_epoch_model_eval", Clean=50.0)
-    show(
-        "IAD-2-CIFAR100", {"ARD_AT": [tmp_path / "s1", tmp_path / "s2"], "own": [tmp_path / "other"]}, tmp_path, "short"
-    )
+    rows = {"ARD_AT": [tmp_path / "s1", tmp_path / "s2"], "own": [tmp_path / "other"]}
+    show("IAD-2-CIFAR100", rows, tmp_path, "short")
     lines = (tmp_path / "IAD-2-CIFAR100.md").read_text().splitlines()
     assert "| ARD_AT | paper | 56.65 | 35.82 | 27.04 | - | 25.30 | 23.34 |" in lines
     assert "| ARD_AT | ours, best (2) | 81.00 ± 1.41 | - | - | - | - | 47.00 |" in lines

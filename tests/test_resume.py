@@ -2,13 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from commands import SMALL
 from filelock import FileLock
 from PIL import Image
 from run_files import files_of, folder_of, rows_of
+from small_sets import image_folder
 
 from engine.checkpoint import save_checkpoint
 from engine.training.run_folder import MEASUREMENTS, RunFolder
@@ -118,7 +118,8 @@ def test_a_file_system_without_locks_is_one_warning(train, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "shown"), [("--weight_decay 0.001", "0.0005 -> 0.001"), ("--eval_every 2", "1 -> 2")]
+    ("change", "shown"),
+    [("--weight_decay 0.001", "0.0005 -> 0.001"), ("--eval_every 2", "1 -> 2"), ("--ema 0.9", "not given -> 0.9")],
 )
 def test_other_settings_are_refused(train, change, shown):
     train(f"{NATURAL} --epochs 1")
@@ -163,17 +164,6 @@ def test_more_epochs_keep_the_milestones_of_the_first_start(train, tmp_path):
     assert json.loads((folder_of(tmp_path) / "config.json").read_text())["milestones"] == [1, 2]
 
 
-def write_images(root):
-    """Write 16x16 images of noise, of two classes."""
-    noise = np.random.default_rng(0)
-    for part, n in (("train", 4), ("test", 2)):
-        for name in ("a", "b"):
-            (root / part / name).mkdir(parents=True)
-            for k in range(n):
-                pixels = noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / part / name / f"{k}.png")
-
-
 def rename_class(root):
     for part in ("train", "test"):
         (root / part / "b").rename(root / part / "c")
@@ -182,13 +172,13 @@ def rename_class(root):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda root: Image.new("RGB", (16, 16)).save(root / "train" / "a" / "0.png"), "images"),
-        (lambda root: Image.new("RGB", (16, 16)).save(root / "test" / "b" / "1.png"), "images"),
+        (lambda root: Image.new("RGB", (16, 16), "red").save(root / "train" / "a" / "0.png"), "images"),
+        (lambda root: Image.new("RGB", (16, 16), "red").save(root / "test" / "b" / "1.png"), "images"),
         (rename_class, "classes"),
     ],
 )
 def test_other_data_are_refused(train, tmp_path, change, what):
-    write_images(tmp_path / "images")
+    image_folder(tmp_path / "images", "ab", size=(16, 16))
     args = "--dataset Folder --data_root images --model small_resnet --method Natural --bs 4"
     train(f"{args} --epochs 1")
     change(tmp_path / "images")

@@ -65,13 +65,14 @@ WARNINGS = {
     "--method AT --warmup_lr --lr_max 0.0001": "--warmup_lr starts at 0.001, above --lr_max 0.0001",
     "--method AT --warmup_lr": None,
     "--method AT --swa_start 9 --epochs 8": "--swa_start 9: the run of --epochs 8 ends before",
+    "--method AT --epsilon_ramp 9 --epochs 8": "--epsilon_ramp 9: the run of --epochs 8 ends before",
     "--method AT --recipe strong --epochs 8": "--awp_warmup 10: the run of --epochs 8 ends before",
 }
 
 
 @pytest.mark.parametrize("args", WARNINGS)
 def test_settings_that_prevent_a_part_of_the_training_are_warnings(args):
-    config, _ = resolve(*parse(TrainConfig, args.split(), description="", choices={}))
+    config, _ = resolve(*parse(TrainConfig, args.split()))
     warnings = config_warnings(config)
     assert len(warnings) == (WARNINGS[args] is not None)
     assert all(WARNINGS[args] in line for line in warnings)
@@ -93,7 +94,7 @@ def test_settings_that_prevent_a_part_of_the_training_are_warnings(args):
         ("--method TRADES --recipe paper", None),
         ("--method AT --optim Adam --momentum 0.5", "--momentum"),
         ("--method AT --lr_schedule cosine --milestones 1", "--milestones"),
-        ("--method AT --warmup_lr_epochs 2", "--warmup_lr_epochs"),
+        ("--method AT --warmup_lr_epochs 2 --normalize cifar10", "--warmup_lr_epochs, --normalize"),
     ],
 )
 def test_a_run_logs_flags_that_its_method_ignores_and_warnings(train, tmp_path, args, ignored):
@@ -116,7 +117,7 @@ def test_a_run_logs_flags_that_its_method_ignores_and_warnings(train, tmp_path, 
 )
 def test_pieces_that_exclude_each_other_are_one_line(args, error):
     with pytest.raises(UserError, match=error):
-        resolve(*parse(TrainConfig, args.split(), description="", choices={}))
+        resolve(*parse(TrainConfig, args.split()))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,6 @@ def test_pieces_out_of_range_are_refused(field):
 
 
 def test_the_strong_recipe_fills_in_what_is_not_given():
-    config, sources = resolve(*parse(TrainConfig, ["--recipe", "strong", "--awp", "0.01"], description="", choices={}))
+    config, sources = resolve(*parse(TrainConfig, ["--recipe", "strong", "--awp", "0.01"]))
     assert (config.ema, config.awp, config.augment) == (0.995, 0.01, "idbh-weak")
     assert (sources["ema"], sources["awp"]) == ("recipe", "flag")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,60 +15,62 @@ from commands import SMALL
 from conftest import ROOT
 
 from data import DATASETS, load
-from scripts.sweep import STATUS, sweep
+from scripts.sweep import sweep
+from scripts.tasks import Pool
 from utils.errors import UserError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 TIMEOUT = 300  # seconds
 
-# What a sweep sees of main.py: the run folder, a row per epoch, signals and exit statuses. Files in the working
-# directory control it: "hold" waits in epoch 2 for a signal, "stop" saves there and exits with status 75, "pair" waits
-# until two runs are there, "fail" names a method that fails.
-FAKE_MAIN = f"""#!{sys.executable}
+# What a sweep sees of the scripts, and a Slurm task of sweep.py. Files in the working directory control it: "hold"
+# waits for a signal, "finish" ends as usual after it, "stop" exits with status 75, "fail" names a method that fails.
+FAKE = f"""#!{sys.executable} -SE
 import os, signal, sys, time
 from pathlib import Path
+
+def hold(folder):
+    received = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: received.append(number))
+    (folder / "holds").touch()
+    while not received:
+        time.sleep(0.01)
+    if not Path("finish").exists():
+        time.sleep(0.2)  # saving takes a while
+        (folder / "saved").write_text(f"{{len(received)}} {{received[0]}}")
+        sys.exit({{signal.SIGTERM: 143, signal.SIGUSR1: 75}}[received[0]])
 
 args = sys.argv[1:]
 with open("calls", "a") as calls:
     calls.write(" ".join(args) + "\\n")
 script, flags = os.path.basename(args[0]), dict(zip(args[1:], args[2:]))
+if script == "sweep.py":
+    if "--list" in args:
+        sys.exit("error: bad" if "bad" in args else print("1\\n2\\n3"))
+    if Path("hold").exists():
+        hold(Path())
+    sys.exit(int(args[-1]))
 if script.startswith("main_eval"):
     folder = Path(flags["--model_path"], "last_epoch_model_eval")
     folder.mkdir(exist_ok=True)
     (folder / "eval.json").touch()
-    sys.exit(print("error: a bad evaluation") or 2 if "666" in args else 0)
+    sys.exit("error: a bad evaluation" if "666" in args else 0)
 if script == "compare.py":
     sys.exit()
-received = []
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, lambda number, frame: received.append(number))
 if Path("fail").exists() and Path("fail").read_text() == flags["--method"]:
-    sys.exit(print("error: a bad run", file=sys.stderr) or 2)
+    sys.exit("error: a bad run")
+if Path("stop").exists():
+    sys.exit(Path("stop").unlink() or 75)
 radius = "" if flags["--method"] == "Natural" else "_eps8"
 teacher = "_from_resnet18" if flags["--method"] == "RSLAD" else ""
 name = f"{{flags['--model']}}{{teacher}}{{radius}}_seed{{flags['--seed']}}"
 folder = Path(flags["--root_path"], flags["--dataset"], flags["--method"], name)
 folder.mkdir(parents=True, exist_ok=True)
-results = folder / "results.csv"
-rows = results.read_text().splitlines() if results.exists() else ["epoch"]
-for epoch in range(len(rows) - 1, int(flags["--epochs"])):
-    if epoch == 1 and Path("stop").exists():
-        sys.exit(Path("stop").unlink() or 75)
-    if epoch == 1 and Path("hold").exists():
-        (folder / "holds").touch()
-        while not received:
-            time.sleep(0.01)
-        time.sleep(0.3)  # saving takes a while
-        (folder / "saved").write_text(f"{{len(received)}} {{received[0]}}")
-        sys.exit({{signal.SIGTERM: 143, signal.SIGUSR1: 75}}[received[0]])
-    if Path("pair").exists():
-        Path(f"here-{{flags.get('--gpu_id')}}").touch()
-        timeout = time.monotonic() + 20
-        while len(list(Path().glob("here-*"))) < 2:
-            assert time.monotonic() < timeout, "only one run"
-            time.sleep(0.01)
-    rows.append(str(epoch))
-    results.write_text("\\n".join(rows) + "\\n")
+if Path("hold").exists():
+    hold(folder)
+results, rows = folder / "results.csv", "epoch\\n" + "1\\n" * int(flags["--epochs"])
+if not (results.exists() and results.read_text() == rows):
+    results.write_text(rows)
     (folder / "last_epoch_model.pth").touch()
 """
 
@@ -85,14 +88,11 @@ def workdir(tmp_path, monkeypatch):
     folder = tmp_path / "workdir"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PYTHON", executable(tmp_path / "bin" / "python", FAKE_MAIN))
+    monkeypatch.setenv("PYTHON", executable(tmp_path / "bin" / "python", FAKE))
     digits = load("Digits", image_size=16)
     for name in ("CIFAR10", "Tiny_Image"):
         monkeypatch.setitem(DATASETS, name, lambda *_: digits)
-    handlers = {number: signal.getsignal(number) for number in STATUS}
-    yield folder
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return folder
 
 
 @pytest.fixture
@@ -127,11 +127,12 @@ def epochs_done(workdir):
 FOUR = ("--methods", "AT Natural", "--seeds", "1 2")
 
 
-def test_the_list_has_every_run_as_a_command_that_can_be_copied(workdir, capsys, monkeypatch):
+def test_the_list_has_every_run_as_a_command_that_can_be_copied(workdir, caplog, monkeypatch):
+    caplog.set_level("INFO")
     monkeypatch.setenv("PYTHON", "python")
     options = ["--datasets", "CIFAR10 Tiny_Image", "--methods", "DGAD RSLAD", "--models", "resnet18 mobilenetV2"]
     assert sweep([*options, "--seeds", "1 2 3", "--root_path", "my runs", "--list", "--", "--desc_str", "a b"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = caplog.messages[0].splitlines()
     assert (len(lines), len(set(lines))) == (24, 24) and not list(workdir.iterdir())
     first = f"python {ROOT}/main.py --dataset CIFAR10 --method DGAD --model resnet18 --seed 1"
     assert lines[0] == f"{first} --root_path 'my runs' --resume --desc_str 'a b'"
@@ -139,29 +140,25 @@ def test_the_list_has_every_run_as_a_command_that_can_be_copied(workdir, capsys,
     monkeypatch.chdir(ROOT)  # as users type it
     assert sweep(["--list"]) == 0
     args = "--dataset CIFAR10 --method AT --model resnet18 --seed 42 --root_path tuned_models --resume"
-    assert capsys.readouterr().out == f"python main.py {args}\n"
+    assert caplog.messages[1] == f"python main.py {args}"
 
 
 BAD = {
     "--seeds one": "--seeds: 'one' is not a whole number",
-    "--seeds 1 2": "unrecognized arguments: 2",
-    "--seeds": "--seeds: expected one argument",
-    "--methods ' '": "a list of names is empty",
+    "--methods ' '": "--methods, --models or --seeds is empty",
     "--methods 'AT at'": "CIFAR10 at resnet18 seed 42: is listed twice",
     "--methods 'AT DGDA'": "--methods DGDA: unknown name; nearest: DGAD",
-    "--jobs 0": "--jobs is below 1",
+    "--jobs 0": "--jobs 0: must be at least 1",
     "--only 1": "numbered 0 to 0",
     "--gpus a": "--gpu_id: 'a' is not a whole number",
-    "--epochs 3": "unrecognized arguments: --epochs",
     "-- --epoch": "--epoch",
     "-- --seed 3": "--seed after --",
-    "-- --model=vgg16": "--model after --",
     "--gpus 0 -- --gpu_id 1": "--gpu_id after --",
     "--methods 'AT DGAD' -- --teacher_model vgg16": "--teacher_model vgg16: no file",
     "--methods 'AT DGAD' -- --teacher_path tuned_models/x.pth": "tuned_models/x.pth: does not exist",
     "--eval '--attaks clean'": "--attaks",
+    '--eval "\'"': "--eval ': No closing quotation",
     "--eval '--attacks clean,pdg'": "--attacks pdg: unknown name; nearest: pgd",
-    "--eval '--attacks clean --out figures'": "--eval --out: the sweep evaluates",
     "--eval --model_path=x": "--eval --model_path: the sweep evaluates",
     "--datasets Folder --eval --attacks=clean,aa -- --data_root pair": "--attacks: AutoAttack needs 4 classes, not 2",
 }
@@ -176,16 +173,13 @@ def test_bad_input_is_reported_before_the_first_run(workdir, monkeypatch, args):
     assert not list(workdir.iterdir())
 
 
-def test_a_teacher_may_be_trained_by_an_earlier_run(workdir, run):
+def test_a_teacher_may_be_trained_by_an_earlier_run_and_only_selects_a_run(workdir, run):
     teacher = "tuned_models/CIFAR10/AT/resnet18_eps8_seed42/best_PGD10_acc_model.pth"
-    assert run("--methods", "AT RSLAD", flags=["--teacher_model", "resnet18", "--teacher_path", teacher])[0] == 0
-
-
-def test_only_executes_one_run_of_the_list(workdir, run, capsys):
-    sweep([*FOUR, "--list", "--", "--epochs", "2"])
-    listed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    assert run(*FOUR, "--only", "2")[0] == 0
-    assert [call.split() for call in calls(workdir)] == [[listed[2][1].removeprefix(f"{ROOT}/"), *listed[2][2:]]]
+    flags = ["--teacher_model", "resnet18", "--teacher_path", teacher]
+    assert run("--methods", "AT RSLAD", flags=flags)[0] == 0
+    assert run("--methods", "AT Natural", "--seeds", "1 2", "--only", "2")[0] == 0
+    args = "--dataset CIFAR10 --method Natural --model resnet18 --seed 1 --root_path tuned_models --resume --epochs 2"
+    assert calls(workdir)[2:] == [f"main.py {args}"]
 
 
 def test_finished_runs_are_skipped_and_new_ones_trained(workdir, run):
@@ -203,14 +197,17 @@ def test_a_failed_run_is_reported_once_and_the_others_continue(workdir, run):
     status, log = run("--methods", "Natural AT")
     assert status == 1 and "runs: 1 finished, 0 skipped (finished before), 1 failed" in log
     (path,) = workdir.glob("tuned_models/logs/*Natural*")
-    line = f"Natural resnet18 seed 42: failed (status 2): error: a bad run (log {path.relative_to(workdir)})"
+    line = f"Natural resnet18 seed 42: failed (status 1): error: a bad run (log {path.relative_to(workdir)})"
     assert log.count(line) == 1 and "--method Natural" in path.read_text().splitlines()[0]
     assert epochs_done(workdir) == [2]
+    for _ in range(2):  # a failed evaluation is repeated
+        status, log = run("--eval", "--attacks clean --seed 666")
+        assert status == 1 and "evaluation: failed (status 1): error: a bad evaluation" in log
+    assert len(calls(workdir, "main_eval")) == 2
 
 
-def test_jobs_run_at_the_same_time_on_one_gpu_each_and_share_the_cores(workdir, run, monkeypatch):
+def test_jobs_have_one_gpu_each_and_share_the_cores(workdir, run, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(6))
-    (workdir / "pair").touch()
     assert run("--seeds", "1 2", "--gpus", "3 5")[0] == 0
     assert sorted(call.split()[-1] for call in calls(workdir, "main.py")) == ["3", "5"]
     assert all("--threads 3 " in call for call in calls(workdir, "main.py"))
@@ -249,80 +246,56 @@ def test_finished_runs_are_evaluated_once_and_compared(workdir, run):
     assert calls(workdir)[-1] == f"scripts/compare.py {folders[0]} --out tuned_models/comparison --protocol paper"
 
 
-def test_a_failed_evaluation_is_a_failure_and_repeated(workdir, run):
-    for _ in range(2):
-        status, log = run("--eval", "--attacks clean --seed 666")
-        assert status == 1 and "evaluation failed (status 2): error: a bad evaluation" in log
-    assert len(calls(workdir, "main_eval")) == 2
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_every_run_once_and_the_sweep_waits(workdir, run, number):
+    forwarded = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
 
+    def send():
+        wait_for(workdir, "**/holds", count=2)
+        os.kill(os.getpid(), number)
+        time.sleep(0.1)
+        os.kill(os.getpid(), number)
 
-@pytest.mark.parametrize(
-    ("number", "status", "forwarded"),
-    [
-        (signal.SIGINT, 130, signal.SIGTERM),
-        (signal.SIGTERM, 143, signal.SIGTERM),
-        (signal.SIGUSR1, 75, signal.SIGUSR1),
-    ],
-)
-def test_a_signal_reaches_every_run_once_and_the_sweep_waits(workdir, run, fork_server, number, status, forwarded):
     (workdir / "hold").touch()
-    args = "--methods 'AT Natural' --seeds '1 2' --jobs 2 -- --epochs 2"
-    pid = fork_server.start(workdir, "scripts/sweep.py", args, PYTHON=os.environ["PYTHON"])
-    wait_for(workdir, "**/holds", count=2)
-    os.kill(pid, number)
-    os.kill(pid, number)
-    assert fork_server.wait() == status
-    out = (workdir / "output.txt").read_text()
-    assert "runs: 0 finished, 0 skipped (finished before), 0 failed, 4 left to do" in out
+    threading.Thread(target=send).start()
+    ended, log = run(*FOUR, "--jobs", "2")
+    assert ended == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}[number]
+    assert "runs: 0 finished, 0 skipped (finished before), 0 failed, 4 left to do" in log
     assert [path.read_text() for path in workdir.rglob("saved")] == [f"1 {forwarded:d}"] * 2
     assert len(calls(workdir)) == 2  # neither another run nor a table
     (workdir / "hold").unlink()
     assert "runs: 4 finished" in run(*FOUR)[1]
-    assert epochs_done(workdir) == [2] * 4
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    handler, pool = signal.signal(signal.SIGHUP, signal.SIG_IGN), Pool([[]])
+    try:
+        pool.run(lambda: os.kill(os.getpid(), signal.SIGHUP) or [])
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+    assert not pool.received
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_the_interpreter_is_the_activated_one_or_that_of_the_repository(workdir, elsewhere):
-    home = workdir.parent / "home"
-    print_args = '#!/bin/sh\necho "$PYTHON $*"\n'
-    executable(home / ".venv/bin/python", print_args)
-    executable(workdir.parent / "active/python", print_args)
+    home, active = workdir.parent / "home", workdir.parent / "active"
+    for folder in (home / ".venv/bin", active):
+        executable(folder / "python", '#!/bin/sh\necho "$PYTHON $*"\n')
     (home / "scripts").mkdir()
     script, prefix = shutil.copy(ROOT / "scripts/sweep.sh", home / "scripts"), f"{home}/" if elsewhere else ""
+    for interpreter, variables in (
+        (f"{prefix}.venv/bin/python", {}),
+        (f"{prefix}.venv/bin/python", {"CONDA_PREFIX": "/opt/conda", "CONDA_DEFAULT_ENV": "base"}),
+        ("python", {"VIRTUAL_ENV": "/a"}),
+        ("python", {"CONDA_PREFIX": "/b", "CONDA_DEFAULT_ENV": "b"}),
+    ):
+        environment = variables | {"PATH": f"{active}{os.pathsep}{os.environ['PATH']}"}
+        out = subprocess.check_output(["bash", script, "-h"], cwd=workdir if elsewhere else home, env=environment)
+        assert out.decode() == f"{interpreter} {prefix}scripts/sweep.py -h\n"
+    missing = subprocess.run(["bash", script], env=os.environ | {"PYTHON": "no-python"}, capture_output=True, text=True)
+    assert missing.returncode == 2 and missing.stderr.startswith("error: no-python: not found")
 
-    def start(**variables):
-        variables |= {"PATH": f"{workdir.parent / 'active'}{os.pathsep}{os.environ['PATH']}"}
-        command, folder = ["bash", script, "--list"], workdir if elsewhere else home
-        return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=TIMEOUT)
 
-    for conda in ({}, {"CONDA_PREFIX": "/opt/conda", "CONDA_DEFAULT_ENV": "base"}):
-        assert start(**conda).stdout == f"{prefix}.venv/bin/python {prefix}scripts/sweep.py --list\n"
-    for variables in ({"VIRTUAL_ENV": "/a"}, {"CONDA_PREFIX": "/b", "CONDA_DEFAULT_ENV": "b"}):
-        assert start(**variables).stdout == f"python {prefix}scripts/sweep.py --list\n"
-    missing = start(PYTHON="no-such-python")
-    assert missing.returncode == 2 and missing.stderr.startswith("error: no-such-python: not found")
-
-
-# What a Slurm task sees of sweep.py: it lists runs, or waits for a signal, saves and exits with the right status.
-FAKE_SWEEP = f"""#!{sys.executable}
-import signal, sys, time
-from pathlib import Path
-
-if "--list" in sys.argv:
-    sys.exit("error: bad" if "bad" in sys.argv else print("1\\n2\\n3"))
-received = []
-for number in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, lambda number, frame: received.append(number))
-Path("args").write_text(" ".join(sys.argv[1:]))
-Path("started").touch()
-while Path("hold").exists() and not received:
-    time.sleep(0.01)
-if not received or Path("finish").exists():
-    sys.exit(int(sys.argv[-1]))
-time.sleep(0.3)
-Path("saved").write_text(str(len(received)))
-sys.exit(143 if received[0] == signal.SIGTERM else 75)
-"""
 # Records its arguments, and whether the run had saved by then; the state of the job is in a file.
 SCONTROL = """#!/bin/sh
 echo "$* $(ls | grep -c saved)" >>scontrol-calls
@@ -336,7 +309,6 @@ def task(workdir, monkeypatch):
     (workdir / "scripts").symlink_to(ROOT / "scripts")
     executable(workdir.parent / "bin/scontrol", SCONTROL)
     monkeypatch.setenv("PATH", f"{workdir.parent / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHON", executable(workdir.parent / "bin/sweep", FAKE_SWEEP))
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(workdir))
     copy = shutil.copy(ROOT / "scripts/sweep.sbatch", workdir.parent / "slurm_script")
@@ -354,28 +326,24 @@ def task(workdir, monkeypatch):
         (signal.SIGUSR1, "", 75, ["requeue 77 1"]),
         (signal.SIGTERM, "RUNNING", 143, ["show job 77 1", "requeue 77 1"]),  # preempted
         (signal.SIGTERM, "COMPLETING", 143, ["show job 77 1"]),  # cancelled
+        (signal.SIGUSR1, "finish", 1, None),
+        (None, "finish", 75, None),
     ],
 )
 def test_a_stopped_task_saves_and_is_requeued_unless_it_was_cancelled(workdir, task, number, state, status, commands):
-    (workdir / "hold").touch()
-    (workdir / "state").write_text(state)
-    process = task("--seeds", "1 2")
-    wait_for(workdir, "started")
-    process.send_signal(number)
-    assert process.wait(TIMEOUT) == status and (workdir / "saved").read_text() == "1"
-    assert (workdir / "args").read_text() == "scripts/sweep.py --only 1 --seeds 1 2"
-    assert (workdir / "scontrol-calls").read_text().splitlines() == commands
-
-
-@pytest.mark.parametrize(("status", "signalled"), [(0, False), (0, True), (1, False), (1, True), (75, False)])
-def test_a_task_that_ends_by_itself_is_not_requeued(workdir, task, status, signalled):
-    for name in ("hold", "finish") if signalled else ():
-        (workdir / name).touch()
+    for name in filter(None, ["hold" if number else "", "state", state]):
+        (workdir / name).write_text(state)
     process = task(str(status))
-    wait_for(workdir, "started")
-    if signalled:
-        process.send_signal(signal.SIGUSR1)
-    assert process.wait(TIMEOUT) == status and not (workdir / "scontrol-calls").exists()
+    if number:
+        wait_for(workdir, "holds")
+        process.send_signal(number)
+    assert process.wait(TIMEOUT) == status
+    assert calls(workdir) == [f"scripts/sweep.py --only 1 {status}"]
+    record = workdir / "scontrol-calls"
+    assert (record.read_text().splitlines() if record.exists() else None) == commands
+    assert (workdir / "saved").exists() == bool(commands) and (
+        not commands or (workdir / "saved").read_text()[0] == "1"
+    )
 
 
 @pytest.mark.parametrize(("args", "message"), [((), "--array=0-2"), (("bad",), "error: bad")])
@@ -386,18 +354,12 @@ def test_a_task_without_a_number_says_which_there_are(task, args, message):
 
 
 @pytest.mark.slow
-def test_a_real_sweep_trains_what_is_left_and_skips_what_is_finished(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    size, rest = SMALL.removeprefix("--dataset Digits ").split(" --model small_resnet ")
-    options = ["--datasets", "Digits", "--methods", "AT Natural", "--models", "small_resnet", "--seeds", "1 2"]
-    flags = ["--root_path", "l'été 1", "--", *size.split(), *rest.split(), "--epochs", "1"]
+def test_a_real_sweep_trains_what_is_left_and_skips_what_is_finished(tmp_path):
+    small = SMALL.replace("--dataset Digits", "").replace("--model small_resnet", "").split()
+    options = ["--datasets", "Digits", "--models", "small_resnet", "--seeds", "1 2", "--root_path", "l'été 1"]
     environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "LC_ALL": "C"}
-    for extra, line in (
-        (["--only", "0"], "runs: 1 finished, 0 skipped"),
-        (["--jobs", "2"], "runs: 3 finished, 1 skipp"),
-    ):
-        command = ["bash", str(ROOT / "scripts/sweep.sh"), *options, *extra, *flags]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    for extra, line in ((["--only", "0"], "1 finished, 0 skipped"), (["--jobs", "2"], "1 finished, 1 skipped")):
+        command = ["bash", ROOT / "scripts/sweep.sh", *options, *extra, "--", *small, "--epochs", "1"]
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
         assert ended.returncode == 0 and line in ended.stdout, ended.stdout + ended.stderr
-    assert epochs_done(tmp_path) == [1] * 4
-    assert len(list(tmp_path.glob("l'été 1/Digits/*/small_resnet*seed?/best_PGD10_acc_model.pth"))) == 4
+    assert len(list(tmp_path.glob("l'été 1/Digits/AT/small_resnet*seed?/best_PGD10_acc_model.pth"))) == 2

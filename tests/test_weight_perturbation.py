@@ -13,7 +13,6 @@ from engine.training.trainer import Trainer
 from engine.training.weight_perturbation import WeightPerturbation
 from methods import METHODS
 from utils.config import TrainConfig
-from utils.errors import UserError
 
 
 def at_loss(net, x, x_adv, y):
@@ -136,8 +135,3 @@ def test_the_state_of_a_method_changes_once():
     trainer.method = Counting()
     trainer.step(x, y)
     assert trainer.method.steps == 1
-
-
-def test_a_gamma_far_above_the_published_ones_is_refused():
-    with pytest.raises(UserError, match=r"--awp 0\.5: must be above 0 and at most 0.1"):
-        TrainConfig(awp=0.5)

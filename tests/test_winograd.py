@@ -21,13 +21,11 @@ class Wide(nn.Module):
 
     def __init__(self):
         super().__init__()
+        conv = partial(nn.Conv2d, CHANNELS, CHANNELS, 3, padding=1)
         self.stem = nn.Conv2d(3, CHANNELS, 3, padding=1)
         self.norm, self.folded_norm = nn.BatchNorm2d(CHANNELS), nn.BatchNorm2d(CHANNELS)
-        self.folded = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)
-        self.biased = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
-        self.unbiased = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)
-        self.strided = nn.Conv2d(CHANNELS, CHANNELS, 3, stride=2, padding=1)
-        self.grouped = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, groups=2)
+        self.folded, self.biased, self.unbiased = conv(bias=False), conv(), conv(bias=False)
+        self.strided, self.grouped = conv(stride=2), conv(groups=2)
         self.narrow = nn.Conv2d(CHANNELS, 8, 3, padding=1)
 
     def forward(self, x):
@@ -36,14 +34,8 @@ class Wide(nn.Module):
         return self.narrow(self.grouped(self.strided(x))).mean((2, 3))
 
 
-def wide(dtype=torch.float64):
-    torch.manual_seed(0)
-    return Wide().to(dtype).eval(), torch.rand(2, 3, 7, 7, dtype=dtype), torch.tensor([3, 1])
-
-
 def outputs_and_gradients(shape, kernels, dtype, bias=True, low_precision=None):
     """Return output and input gradient of a convolution, and those of Winograd's algorithm in ``low_precision``."""
-    torch.manual_seed(0)
     conv = nn.Conv2d(shape[1], kernels, 3, padding=1, bias=bias).to(dtype).requires_grad_(False)
     x = torch.randn(shape, dtype=dtype)
     weight = conv.weight.clone()
@@ -79,7 +71,8 @@ def test_in_bfloat16_rounding_errors_are_bounded(size):
 
 
 def test_a_folded_model_uses_it_for_wide_convolutions_and_refreshes_it_in_place():
-    network, x, y = wide()
+    network = Wide().double().eval()
+    x, y = torch.rand(2, 3, 7, 7, dtype=torch.float64), torch.tensor([3, 1])
     folded = FoldedModel(network, WINOGRAD)
     replaced = {path for path, module in folded.body.named_modules() if isinstance(module, WinogradConv2d)}
     assert replaced == {"folded", "biased", "unbiased"}

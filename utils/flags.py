@@ -2,14 +2,15 @@
 
 import argparse
 import difflib
-import json
 import math
 import os
+import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,11 +18,10 @@ from utils.errors import UserError, torchrun_rank
 from utils.files import read_json
 from utils.versions import project_version
 
-_METAVAR = {int: "N", float: "X", "device": "DEVICE"}  # by type or name of the field
-_KINDS = {int: "a whole number", float: "a number or a fraction such as 8/255"}
-PATHS = ("PATH", "FILE", "DIR", "RUNS", "FOLDER")  # metavars of paths
-
+PATHS = ("PATH", "FILE", "DIR", "RUNS", "FOLDER")  # metavars of paths, in which ~ is expanded
 SKIPPED = "skipped_images"  # in a run's config.json: the number of images that --skip_damaged left out
+NOT_READ = {SKIPPED, "resume"}  # keys of config.json that --config does not read
+OFFICIAL = {"alp_": "ALP_", "adaad_": "AdaAD_", "iad_": "IAD_"}  # field -> flag, where a name begins so
 
 Check = Callable[[Any], str | None]  # value -> error message, or None if the value is valid
 
@@ -29,21 +29,18 @@ Check = Callable[[Any], str | None]  # value -> error message, or None if the va
 def flag(
     default: Any,
     help: str,
+    check: Check | None = None,
     *,
     group: str,
-    name: str | None = None,
-    check: Check | None = None,
     affects_result: bool = True,
     short: str | None = None,
-    in_file: bool = True,
 ) -> Any:
-    """Declare a field and its flag, spelled ``name`` if that differs from the field's name, and also ``short``.
+    """Declare a field and its flag; ``short`` is another spelling, and ``group`` the heading in ``--help``.
 
-    ``group`` is its heading in ``--help``. ``affects_result`` is False for settings of where or how a run is carried
-    out, not of what it computes; ``in_file`` is False if ``--config`` ignores the field.
+    ``affects_result`` is False for settings of where or how a run is carried out, not of what it computes.
     """
-    metadata = {"help": help, "group": group, "name": name, "check": check, "short": short}
-    return field(default=default, metadata=metadata | {"affects_result": affects_result, "in_file": in_file})
+    metadata = {"help": help, "group": group, "check": check, "short": short}
+    return field(default=default, metadata=metadata | {"affects_result": affects_result})
 
 
 def above(bound: float) -> Check:
@@ -71,7 +68,7 @@ def unit_255(least: float) -> Check:
 
     def check(value: float) -> str | None:
         if 0 < value < least:
-            return f"is in units of 1/255: {value:g} in [0, 1] is {255 * value:.4g} here"
+            return f"is in units of 1/255; write {255 * value:.4g}"
         return within(0, 255)(value)
 
     return check
@@ -91,7 +88,18 @@ def increasing(values: Sequence[int]) -> str | None:
 
 def spelling(spec: Field) -> str:
     """Return the field's flag as the command line spells it, ``--flag``."""
-    return f"--{spec.metadata['name'] or spec.name}"
+    prefix, line, rest = spec.name.partition("_")
+    return f"--{OFFICIAL.get(prefix + line, prefix + line)}{rest}"
+
+
+def shown(value: Any) -> str:
+    """Return a value as the command line spells it: a fraction rather than a long decimal."""
+    if isinstance(value, tuple):
+        return " ".join(map(shown, value))
+    if isinstance(value, float) and len(str(value)) > 10:
+        fractions = ((round(value * denominator, 6), denominator) for denominator in (255, 3, 7, 9))
+        return next((f"{n:g}/{d}" for n, d in fractions if n / d == value), f"{value:.10g}")
+    return str(value)
 
 
 def check_values(config: Any) -> None:
@@ -111,7 +119,11 @@ class Parsed(NamedTuple):
 
 
 def parse(
-    config_class: type, argv: Sequence[str] | None = None, *, description: str, choices: dict[str, str]
+    config_class: type,
+    argv: Sequence[str] | None = None,
+    *,
+    description: str = "",
+    choices: Mapping[str, str] | None = None,
 ) -> Parsed:
     """Read the command line into a ``config_class``; ``--config FILE`` sets the fields that no flag sets.
 
@@ -124,27 +136,24 @@ def parse(
     Raises:
         UserError: An unknown flag or key, or a value of the wrong type or range.
     """
+    parser = _parser_of(config_class, description, choices)
+    text = "read flags from a JSON object of names and values; flags of the command line override it"
+    if any(spec.name in NOT_READ for spec in fields(config_class)):
+        text += ";\nfor example config.json of a run, with its paths and --desc_str, but without --resume"
+    parser.add_argument("--config", metavar="FILE", help=text)
     try:
-        return _parse(config_class, _config_parser(config_class, description, choices), argv)
+        flags = _read(parser, argv)
+        path = flags.pop("config", None)
+        from_file = {} if path is None else read_config(config_class, path)
+        given = dict.fromkeys(from_file, "config file") | dict.fromkeys(flags, "flag")
+        return Parsed(config_class(**from_file | flags), given)
     except UserError as error:  # of the command line that all processes of a torchrun share
         error.printed = not torchrun_rank("LOCAL_RANK")
         raise
 
 
-def _parse(config_class: type, parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Parsed:
-    values = vars(parser.parse_args(argv))
-    path = values.pop("config", None)
-    for spec in fields(config_class):
-        if values.get(spec.name) == []:  # what argparse makes of --flag=--
-            raise UserError(f"{spelling(spec)}: -- is not a value; give one")
-    flags = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    from_file = read_config(config_class, path) if path is not None else {}
-    given = dict.fromkeys(from_file, "config file") | dict.fromkeys(flags, "flag")
-    return Parsed(config_class(**from_file | flags), given)
-
-
 def read_config(config_class: type, path: str) -> dict[str, Any]:
-    """Read values of fields from a JSON file, such as a run's config.json.
+    """Read values of fields from a JSON file, such as a run's config.json, as the command line would read them.
 
     Raises UserError if the file cannot be read or has an unknown key or a value of the wrong type.
     """
@@ -155,66 +164,17 @@ def read_config(config_class: type, path: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a JSON object of flags and values"
         raise UserError(f"--config {path}: {reason}") from error
-    content.pop(SKIPPED, None)
-    hints, values = typing.get_type_hints(config_class), {}
     specs = {spec.name: spec for spec in fields(config_class)}
+    content = {key: value for key, value in content.items() if key not in NOT_READ}
     if unknown := [key for key in content if key not in specs]:
-        nearest = [name for key in unknown for name in difflib.get_close_matches(key.lower(), specs, n=1)]
-        hint = f"did you mean {', '.join(nearest)}?" if nearest else "--help lists the flags"
-        raise UserError(f"--config {path}: unknown key {', '.join(unknown)} ({hint})")
-    for key, value in content.items():
-        try:
-            values[key] = _from_json(value, hints[key])
-            if _path_metavar(key) and isinstance(values[key], str):
-                values[key] = os.path.expanduser(values[key])
-        except (TypeError, OverflowError) as error:
-            kind = str(hints[key]).replace("typing.", "") if typing.get_args(hints[key]) else hints[key].__name__
-            raise UserError(f"--config {path}: {key}: {json.dumps(value)[:60]} is not {kind}") from error
-    return {key: value for key, value in values.items() if specs[key].metadata["in_file"]}
-
-
-def _from_json(value: Any, hint: Any) -> Any:
-    """Convert a JSON value to the type of its field; raises TypeError or OverflowError."""
-    kind = _without_none(hint)
-    if value is None and kind is not hint:
-        return None
-    if typing.get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(_from_json(item, typing.get_args(kind)[0]) for item in value)
-    if typing.get_origin(kind) is Literal and value in typing.get_args(kind):
-        return value
-    if kind is float and type(value) in (int, float):
-        return float(value)
-    if type(value) is not kind or (kind is str and not _is_text(value)):
-        raise TypeError
-    return value
-
-
-def _is_text(value: str) -> bool:
-    """Whether a string could be a command-line argument in UTF-8."""
-    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
-
-
-def _config_parser(config_class: type, description: str, choices: dict[str, str]) -> argparse.ArgumentParser:
-    parser = parser_for(description)
-    parser.add_argument(
-        "--config",
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="read flags from a JSON file, for example config.json of a run, paths and --desc_str included;\n"
-        "flags of the command line override it, and --resume is not read from it",
-    )
-    hints = typing.get_type_hints(config_class)
-    groups = {}
-    for spec in fields(config_class):
-        heading = spec.metadata["group"]
-        if heading not in groups:
-            groups[heading] = parser.add_argument_group(heading)
-        names = [name for name in (spec.metadata["short"], spelling(spec)) if name]
-        text = "\n".join(filter(None, [_help(spec), choices.get(spec.name)])).replace("%", "%%")
-        kind = _kind(hints[spec.name], spec.default, _METAVAR.get(spec.name) or _path_metavar(spec.name))
-        # SUPPRESS: a flag that is not given is absent, so that a recipe or a config file can set it.
-        groups[heading].add_argument(*names, dest=spec.name, default=argparse.SUPPRESS, help=text, **kind)
-    return parser
+        hint, names = _hint([key.lower() for key in unknown[:3]], specs), ", ".join(unknown[:3])
+        raise UserError(f"--config {path}: unknown key {names}{', ...' * (len(unknown) > 3)} ({hint})")
+    defaults = {key: specs[key].default for key in content}
+    try:
+        changed = (_as_args(spelling(specs[key]), value) for key, value in content.items() if value != defaults[key])
+        return defaults | _read(_parser_of(config_class), [arg for args in changed for arg in args])
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from error
 
 
 def parser_for(description: str) -> argparse.ArgumentParser:
@@ -227,7 +187,9 @@ def parser_for(description: str) -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         for arg in sys.argv[1:] if args is None else args:
-            if not _is_text(arg):  # a log or a table could not hold it
+            if re.fullmatch("--[^=]+=--", arg):  # argparse would read an empty list
+                raise UserError(f"{arg}: -- is not a value; give one")
+            if "\0" in arg or any("\ud800" <= char <= "\udfff" for char in arg):  # a log or a table could not hold it
                 hint = "rename the file"
                 if sys.getfilesystemencoding() != "utf-8":
                     hint = f"the locale's encoding is {sys.getfilesystemencoding()}: set PYTHONUTF8=1 or LC_ALL=C.UTF-8"
@@ -242,71 +204,78 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
         unknown = [part for part in message.split() if part.startswith("--") and part.rstrip(":") not in known]
-        near = [flag for part in unknown for flag in difflib.get_close_matches(part, known, n=1)]
-        hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
-        raise UserError(f"{message.removeprefix('argument ')} ({hint})")
+        raise UserError(f"{message.removeprefix('argument ')} ({_hint(unknown, known)})")
 
 
-def _help(spec: Field) -> str:
-    default = "" if spec.default in (None, "", False, ()) else f" [default: {shown(spec.default).removesuffix('.0')}]"
-    return spec.metadata["help"] + default
+def _hint(unknown: Iterable[str], known: Iterable[str]) -> str:
+    begun = {part: [name for name in known if name.startswith(part)] for part in unknown}
+    near = [name for part in begun for name in (begun[part] or difflib.get_close_matches(part, known, 1, 0.75))[:1]]
+    return f"did you mean {', '.join(near)}?" if near else "--help lists the flags"
 
 
-def shown(value: Any) -> str:
-    """Return a value as the command line spells it: a fraction rather than a long decimal."""
-    if isinstance(value, tuple):
-        return " ".join(map(shown, value))
-    if isinstance(value, float) and len(str(value)) > 10:
-        fractions = ((round(value * denominator, 6), denominator) for denominator in (255, 3, 7, 9))
-        return next((f"{n:g}/{d}" for n, d in fractions if n / d == value), f"{value:.10g}")
-    return str(value)
+def _parser_of(config_class: type, description: str = "", choices: Mapping[str, str] | None = None) -> _Parser:
+    """Return a parser of the flags of all fields. A flag that is not given is absent from its result."""
+    parser = parser_for(description)
+    hints = typing.get_type_hints(config_class)
+    groups = {}
+    for spec in fields(config_class):
+        title = spec.metadata["group"]
+        group = groups[title] = groups.get(title) or parser.add_argument_group(title)
+        names = [name for name in (spec.metadata["short"], spelling(spec)) if name]
+        default = "" if spec.default in (None, "", False, ()) else shown(spec.default).removesuffix(".0")
+        text = spec.metadata["help"] + f" [default: {default}]" * bool(default)
+        text = "\n".join(filter(None, [text, (choices or {}).get(spec.name)])).replace("%", "%%")
+        options = _options(spec, hints[spec.name])
+        group.add_argument(*names, dest=spec.name, default=argparse.SUPPRESS, help=text, **options)
+    return parser
 
 
-def _without_none(hint: Any) -> Any:
-    """Return X of ``X | None``, where None means that the flag was not given."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
-    return hint
+def _read(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    values = vars(parser.parse_args(argv))
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def _path_metavar(name: str) -> str | None:
-    """Return DIR or FILE for a field whose name says that it is a path, in which ``~`` is expanded."""
-    if name.endswith(("_root", "_dir")) or name in ("root_path", "state", "out"):
-        return "DIR"
-    return "FILE" if name.endswith("_path") or name == "extra_data" else None
+def _as_args(name: str, value: Any) -> list[str]:
+    """Return a JSON value as arguments of the command line."""
+    if isinstance(value, bool):
+        return [name if value else f"--no-{name[2:]}"]
+    if isinstance(value, list) and not any(str(item).startswith("-") for item in value):
+        return [name, *map(str, value)]
+    if value is None or isinstance(value, dict | list):
+        raise UserError(f"{name}: {str(value)[:60]} is not a value")
+    return [f"{name}={value}"]
 
 
-def _kind(hint: Any, default: Any, metavar: str | None) -> dict[str, Any]:
-    """Return the arguments of ``add_argument`` for a type annotation."""
-    hint = _without_none(hint)
+def _options(spec: Field, hint: Any) -> dict[str, Any]:
+    """Return the arguments of ``add_argument`` for the type annotation of a field."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # X | None, where None means: not given
+        hint = typing.get_args(hint)[0]
     if hint is bool:
-        return {"action": argparse.BooleanOptionalAction if default else "store_true"}
+        return {"action": argparse.BooleanOptionalAction if spec.default else "store_true"}
     if typing.get_origin(hint) is Literal:
         allowed = {choice.lower(): choice for choice in typing.get_args(hint)}
-        return {"type": _one_of(allowed), "metavar": "|".join(allowed.values())}
+        names = [*allowed.values()]
+        return {"type": lambda text: allowed.get(text.lower(), text), "choices": names, "metavar": "|".join(names)}
+    several = {}
     if typing.get_origin(hint) is tuple:
-        kind = typing.get_args(hint)[0]
-        return {"type": _reader(kind), "nargs": "+", "metavar": metavar or _METAVAR.get(kind, "NAME")}
-    return {"type": _reader(hint), "metavar": metavar or _METAVAR.get(hint, "NAME")}
+        hint, several = typing.get_args(hint)[0], {"nargs": "+"}
+    metavar = {int: "N", float: "X"}.get(hint) or _metavar(spec.name)
+    return {"type": str if hint is str else partial(_number, hint), "metavar": metavar, **several}
 
 
-def _reader(kind: type) -> Callable[[str], Any]:
-    """Return a function that reads a value of ``kind``; a float may be a fraction such as 8/255."""
-
-    def read(text: str) -> Any:
-        try:
-            numerator, slash, denominator = text.partition("/") if kind is float else (text, "", "")
-            return float(numerator) / float(denominator) if slash else kind(text)
-        except (ValueError, ZeroDivisionError):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {_KINDS[kind]}") from None
-
-    return read if kind in _KINDS else kind
+def _metavar(name: str) -> str:
+    """Return DIR or FILE for a field whose name says that it is a path."""
+    if name.endswith(("_root", "_dir")) or name in ("root_path", "state", "out"):
+        return "DIR"
+    if name.endswith("_path") or name == "extra_data":
+        return "FILE"
+    return "DEVICE" if name == "device" else "NAME"
 
 
-def _one_of(allowed: dict[str, str]) -> Callable[[str], str]:
-    def convert(text: str) -> str:
-        if text.lower() not in allowed:
-            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(allowed.values())}")
-        return allowed[text.lower()]
-
-    return convert
+def _number(kind: type, text: str) -> int | float:
+    try:
+        numerator, slash, denominator = text.partition("/") if kind is float else (text, "", "")
+        return float(numerator) / float(denominator) if slash else kind(text)
+    except (ValueError, ZeroDivisionError):
+        expected = "a number or a fraction such as 8/255" if kind is float else "a whole number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}") from None

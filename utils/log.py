@@ -1,6 +1,7 @@
 """Logging to the terminal and to a run's log file."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,8 @@ logger = logging.getLogger("run")
 
 
 def log_to_terminal() -> None:
-    """Log plain messages to standard output."""
+    """Log plain messages to standard output; a stream that the shell has closed (``>&-``) becomes the null device."""
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):  # the terminal's encoding may not have all characters of a file name
         sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stdout)

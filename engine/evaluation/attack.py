@@ -12,7 +12,7 @@ from attacks.pgd import uniform
 from attacks.suite import Attack
 from engine.accuracy import attack_and_verify
 from engine.distributed import SINGLE_PROCESS, Processes
-from engine.evaluation.state import NO_STATE, State
+from engine.evaluation.state import State
 from utils.progress import Bar
 
 NOISE_BLOCK = 200  # images whose starts are drawn together, whatever the batch size
@@ -39,7 +39,7 @@ def run_attack(
     seed: int,
     attack_model: nn.Module | None = None,
     tf32: bool = False,
-    state: State = NO_STATE,
+    state: State | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> AttackResult:
     """Attack the N images of ``batches``; the start of an image depends only on seed, attack, stage and its index.
@@ -68,14 +68,14 @@ def run_attack(
             result = AttackResult(clean[part], torch.where(clean[part] == y.cpu(), robust_stage, 0))
             for number, (stage, perturb) in enumerate(attack.stages.items(), start=1):
                 key = f"{attack.title}-n{len(clean)}", number, part.start
-                finished = state.load(*key, len(y))
-                if finished is None:
+                if finished := state and state.load(*key, len(y)):
+                    result = AttackResult(*finished)
+                else:
                     noise = make_noise(x, seed, attack.title, stage, part.start)
                     verified = partial(attack_and_verify, attack_model or model, model, perturb, tf32=tf32)
                     result = _run_stage(verified, attack, number, (x, y, noise), result)
-                    state.save(*key, *result)
-                else:
-                    result = AttackResult(*finished)
+                    if state:
+                        state.save(*key, *result)
                 bar.note = f"robust {100 * (robust + int((result.fooled_at == robust_stage).sum())) / n:.2f} %"
                 bar.advance()
             robust += int((result.fooled_at == robust_stage).sum())

@@ -13,13 +13,12 @@ from attacks.suite import PROTOCOLS, Attack, Setting
 from data import TEST_SUBSET_SEED, Split, Splits, dataset_name, decode_files, fingerprint, load_configured, subset
 from data.loader import Batches
 from engine.accuracy import predict, warn_of_input_scale
-from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
 from engine.device import choose_device, use_full_precision
 from engine.distributed import EVALUATION_TIMEOUT, Processes, destroy, init, local_gpu
 from engine.evaluation.evaluate import choose_attacks, choose_precision, run_attacks
-from engine.evaluation.figures import draw_adversarial_examples, draw_confusions, draw_radii
+from engine.evaluation.figures import draw_confusions, draw_examples, draw_radii
 from engine.evaluation.records import Record, results_folder, sha256, worst_case
-from engine.evaluation.sanity import sanity_check, warn_of_chance_level, warn_of_constant_prediction, warn_of_masking
+from engine.evaluation.sanity import is_constant, sanity_check, warn_of_masking
 from engine.evaluation.state import State
 from engine.evaluation.targets import EvalTarget, find_targets, infer_dataset, load_other_network, warn_of_epsilon
 from utils.config import EvalConfig
@@ -31,7 +30,6 @@ from utils.tables import text_table
 from utils.versions import versions
 
 COMPARED = ("dataset", "limit_test", "protocol", "eps", "steps", "restarts", "judge", "seed", "bs", "precision")
-CHECKPOINTS = {BEST_PGD10: "best", BEST_CLEAN: "best clean", LAST: "last"}
 
 
 def run_evaluation(config: EvalConfig) -> None:
@@ -68,18 +66,19 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     config = replace(config, precision=choose_precision(config.precision, device))
     select_attacks(config)  # reports a bad flag before the data are read
     targets = find_targets(config)
-    _require_same_files(targets, processes)
+    hashes = [target.checkpoint and target.checkpoint.sha256 for target in targets]
+    if hashes != processes.on_rank0(lambda: hashes):
+        raise UserError("--model_path: a file changed while the processes read it; run the command again")
     config = infer_dataset(config, targets)
-    warn_of_epsilon([target.path for target in targets], config.eps)
+    warn_of_epsilon(targets, config.eps)
     use_full_precision()
     seed_everything(config.seed)
     splits, images = processes.rank0_first(lambda: _read(config))
     keys = select_attacks(config, len(splits.classes))
     natural = load_other_network(config.natural_path, None, "--natural_path", config, splits, device)
-    setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge)
-    model, flag = config.surrogate_model, "--surrogate_model"
-    surrogate = load_other_network(config.surrogate_path, model, flag, config, splits, device)
-    setting = setting._replace(surrogate=surrogate, surrogate_name=config.surrogate_path)
+    path, model = config.surrogate_path, config.surrogate_model
+    surrogate = load_other_network(path, model, "--surrogate_model", config, splits, device)
+    setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge, surrogate, path)
     protocol = PROTOCOLS[config.protocol](setting)
     attacks = {key: protocol[key] for key in keys}
     for target in targets:
@@ -87,17 +86,6 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     evaluations = [Evaluation(target, attacks, images, splits.classes, config) for target in targets]
     results = {each.target.path: each.run(device, processes, splits, natural) for each in evaluations}
     logger.info("\n%s", comparison(results))
-
-
-def _require_same_files(targets: list[EvalTarget], processes: Processes) -> None:
-    own = [target.checkpoint and target.checkpoint.sha256 for target in targets]
-    first = processes.on_rank0(lambda: own)
-
-    def compare() -> None:
-        if own != first:
-            raise UserError("--model_path: a file changed while the processes read it; run the command again")
-
-    processes.on_all_ranks(compare)
 
 
 def _read(config: EvalConfig) -> tuple[Splits, Split]:
@@ -117,7 +105,7 @@ class Evaluation:
         name = (conditions["sha256"] or target.path.name)[:12]
         # The file may be renamed, and no result depends on the batch size.
         content = {key: value for key, value in conditions.items() if key not in ("checkpoint", "bs")}
-        self.state = State(Path(config.state, name) if config.state else None, content | versions())
+        self.state = State(Path(config.state, name), content | versions()) if config.state else None
 
     def run(self, device, processes: Processes, splits: Splits, natural: nn.Module | None) -> dict[str, dict]:
         """Return the results by title with their worst case; each is printed and written at once."""
@@ -126,15 +114,9 @@ class Evaluation:
         message = "%s: %s, %d test images of %s"
         logger.info(message, target.path, target.name, len(images.labels), config.dataset)
         batches = partial(Batches, device=device)
-        options = {key: getattr(config, key) for key in ("precision", "limit_aa", "seed")}
-        options |= {
-            "batches": batches,
-            "batch_size": config.bs,
-            "classes": self.classes,
-            "state": self.state,
-            "processes": processes,
-        }
         predicted, results = {"clean": predict(network, batches(images, config.bs), f"--model_path {target.path}")}, {}
+        options = {"classes": self.classes, "batches": batches, "batch_size": config.bs, "precision": config.precision}
+        options |= {"limit_aa": config.limit_aa, "seed": config.seed, "state": self.state, "processes": processes}
         for key, classes, result in run_attacks(network, self.attacks, images, predicted["clean"], **options):
             title = self.attacks[key].title
             predicted[key], results[title] = classes, result
@@ -154,17 +136,13 @@ class Evaluation:
             write_atomically(copy, partial(shutil.copyfile, settings))  # names method, teacher and seed in tables
         pgd, check = self.attacks.get("pgd"), None
         warn_of_input_scale(network, next(iter(Batches(images, config.bs, device=device)))[0], str(self.target.path))
-        constant = warn_of_constant_prediction(predicted["clean"], self.classes)
-        if not constant:
-            warn_of_chance_level(predicted["clean"], images.labels, self.classes)
-        if pgd and not constant:
+        if not is_constant(predicted["clean"], images.labels, self.classes) and pgd:
             check = sanity_check(network, images, config.eps, device, batch_size=config.bs)
         warn_of_masking(self.record, config.eps, check)
         if pgd and config.pictures:
             networks = {"/".join(self.target.path.parts[-2:]): network} | ({"natural": natural} if natural else {})
-            where = config.seed, device
-            draw_radii(networks, images, config.bs, *where, folder / "attacks.png")
-            draw_adversarial_examples(network, pgd, images, self.classes, config.eps, *where, folder / "examples.png")
+            draw_radii(networks, images, config.bs, config.seed, device, folder / "attacks.png")
+            draw_examples(network, pgd, images, self.classes, config.seed, device, folder / "examples.png")
             shown = {"clean": predicted["clean"], pgd.title: predicted["pgd"]}
             draw_confusions(shown, images.labels, self.classes, folder)
         logger.info("results: %s", folder)
@@ -194,17 +172,14 @@ def _log(title: str, result: dict) -> None:
 
 
 def comparison(results: dict[Path, dict[str, dict]]) -> str:
-    """Return one table of the checkpoints' accuracies: a row per run, its best and last checkpoint side by side."""
-    runs: dict[Path, dict[str, dict]] = {}
-    for path, accuracies in results.items():
-        run = path.parent if path.name in CHECKPOINTS else path
-        runs.setdefault(run, {})[CHECKPOINTS.get(path.name, "")] = accuracies
+    """Return one table of the checkpoints' accuracies; their attacks and numbers of images are the same."""
     first = next(iter(results.values()))
-    rows = []
-    for run, checkpoints in runs.items():
-        cells = (" / ".join(f"{each[title]['accuracy']:.2f}" for each in checkpoints.values()) for title in first)
-        rows.append(["/".join(run.parts[-2:]), " / ".join(filter(None, checkpoints)), *cells])
-    return text_table(["accuracy in %", "", *(f"{title} (n={result['n']})" for title, result in first.items())], rows)
+    header = ["accuracy in %", *(f"{title} (n={result['n']})" for title, result in first.items())]
+    rows = [
+        ["/".join(path.parts[-3:]), *(f"{each[title]['accuracy']:.2f}" for title in first)]
+        for path, each in results.items()
+    ]
+    return text_table(header, rows)
 
 
 def select_attacks(config: EvalConfig, classes: int | None = None) -> list[str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import read_json, require_writable, write_text
+from utils.flags import shown
 from utils.log import logger
 
 CONDITIONS = "conditions.json"
@@ -16,25 +17,26 @@ MAX_VALUE = 2**31
 
 
 class State:
-    """Folder with the finished stages of one checkpoint; without a folder nothing is stored.
+    """Folder with the finished stages of one checkpoint.
 
     Raises UserError if the folder is not writable or belongs to an evaluation with other ``conditions``.
     """
 
-    def __init__(self, folder: Path | None, conditions: dict):
+    def __init__(self, folder: Path, conditions: dict):
         self.folder, self.conditions = folder, conditions
         self.finished: dict[str, dict[int, tuple[int, int]]] = {}  # read from the folder
-        if folder is None:
-            return
         try:
             require_writable(folder)
             path = folder / CONDITIONS
+            # Before version 0.2.0 all attacks ran in fp32, and nothing said so.
             stored = {"precision": "fp32"} | read_json(path) if path.exists() else conditions
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"--state {folder}: cannot be used ({error}); choose another folder") from error
-        changes = [f"{key} {stored.get(key)} -> {new}" for key, new in conditions.items() if stored.get(key) != new]
-        if changes:
-            raise UserError(f"--state {folder}: of another evaluation ({', '.join(changes)}); choose another folder")
+            reason = getattr(error, "strerror", None) or f"{CONDITIONS} is damaged"
+            raise UserError(f"--state {folder}: cannot be used ({reason}); choose another folder") from error
+        changed = [key for key, new in conditions.items() if stored.get(key) != new]
+        if changed:
+            changes = ", ".join(f"{key} {shown(stored.get(key))} -> {shown(conditions[key])}" for key in changed)
+            raise UserError(f"--state {folder}: of another evaluation ({changes}); choose another folder")
 
     def load(self, attack: str, stage: int, start: int, size: int) -> tuple[Tensor, Tensor] | None:
         """Return predicted classes and stages, (``size``,) int64 each, of the images from ``start`` on.
@@ -42,8 +44,6 @@ class State:
         None if :meth:`save` was not called for all of them, in batches of any size. A damaged file is reported and not
         used.
         """
-        if self.folder is None:
-            return None
         key = f"{attack.replace(' ', '_')}-stage{stage}"
         if key not in self.finished:
             self.finished[key] = self._read(key)
@@ -52,12 +52,11 @@ class State:
 
     def save(self, attack: str, stage: int, start: int, predicted: Tensor, fooled_at: Tensor) -> None:
         """Store the result of one stage on the images from ``start`` on."""
-        if self.folder is not None:
-            if not (self.folder / CONDITIONS).exists():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_text(self.folder / CONDITIONS, json.dumps(self.conditions))
-            path = self.folder / f"{attack.replace(' ', '_')}-stage{stage}-images{start}.json"
-            write_text(path, json.dumps({"predicted": predicted.tolist(), "fooled_at": fooled_at.tolist()}))
+        if not (self.folder / CONDITIONS).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / CONDITIONS, json.dumps(self.conditions))
+        path = self.folder / f"{attack.replace(' ', '_')}-stage{stage}-images{start}.json"
+        write_text(path, json.dumps({"predicted": predicted.tolist(), "fooled_at": fooled_at.tolist()}))
 
     def _read(self, key: str) -> dict[int, tuple[int, int]]:
         """Return the predicted class and the stage of each image for which one stage of an attack is finished."""
@@ -72,6 +71,3 @@ class State:
             except (OSError, ValueError, KeyError, TypeError):
                 logger.warning("%s is damaged; this stage runs again", path)
         return finished
-
-
-NO_STATE = State(None, {})

@@ -1,7 +1,7 @@
 """The networks to evaluate, as the flags name them: checked against the dataset, loaded."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -57,9 +57,9 @@ def find_targets(config: EvalConfig) -> list[EvalTarget]:
     """
     if not all(map(str.strip, config.model_path)):
         raise UserError("--model_path: an empty name; give a checkpoint or a folder")
-    checkpoints = list(_checkpoints(config))
-    if checkpoints:
-        return [EvalTarget(file.path, network_in(file, config.model), file) for file in checkpoints]
+    if config.model_path:
+        files = _read_checkpoints(config)
+        return [EvalTarget(file.path, network_in(file, config.model), file) for file in files]
     if (config.model or "").startswith(PREFIX):
         name = network_name(config.model, config.dataset or "CIFAR10")
         return [EvalTarget(Path(name.replace(":", "-")), name)]
@@ -88,17 +88,24 @@ def infer_dataset(config: EvalConfig, targets: list[EvalTarget]) -> EvalConfig:
     return config if config.image_size or not sizes else replace(config, image_size=sizes.pop())
 
 
-def warn_of_epsilon(paths: Iterable[Path], eps: float) -> None:
+def warn_of_epsilon(targets: Iterable[EvalTarget], eps: float) -> None:
     """Warn of checkpoints whose config.json says they were trained at another epsilon than ``eps``, in [0, 1]."""
-    for path in paths:
-        try:
-            config = read_json(path.with_name("config.json"))
-            trained, attacked = float(config["epsilon"]), config["method"] not in WITHOUT_ATTACK
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # unknown
-        if attacked and not math.isclose(trained, 255 * eps, rel_tol=1e-6):
+    for path in (target.path for target in targets):
+        settings = _settings(path.parent)
+        trained, method = settings.get("epsilon"), settings.get("method")
+        known = isinstance(trained, int | float) and isinstance(method, str) and method not in WITHOUT_ATTACK
+        if known and not math.isclose(trained, 255 * eps, rel_tol=1e-6):
             message = "%s was trained at epsilon %g/255 but is attacked at %g/255 (--eps)"
             logger.warning(message, path, trained, 255 * eps)
+
+
+def _settings(run: Path) -> dict:
+    """Return a run's config.json; {} if it is missing or damaged."""
+    try:
+        settings = read_json(run / "config.json")
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def load_other_network(
@@ -114,37 +121,32 @@ def load_other_network(
     return target.load(config, splits).to(device)
 
 
-def _best(run: Path) -> str:
-    """Return the name of a run's best checkpoint."""
-    try:
-        name = best_checkpoint(read_json(run / "config.json")["method"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return BEST_PGD10
-    return name if (run / name).exists() else BEST_PGD10
+def _find_files(folder: Path) -> list[Path]:
+    """Return the best and the last checkpoint of each run in a folder; without runs, its files of weights."""
+    runs = sorted({file.parent for name in (BEST_PGD10, LAST) for file in folder.rglob(name)})
+    names = {run: (best_checkpoint(str(_settings(run).get("method"))), LAST) for run in runs}
+    files = [run / name for run in runs for name in names[run] if (run / name).exists()]
+    files = files or sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIXES))
+    if not files:
+        raise UserError(f"--model_path {folder}: no checkpoint in that folder ({', '.join(SUFFIXES)})")
+    return files
 
 
-def _checkpoints(config: EvalConfig) -> Iterator[Checkpoint]:
-    """Read the files that ``--model_path`` names; of a folder the best and last checkpoints of its runs."""
-    paths = {}  # of each file, whether a folder contained it
+def _read_checkpoints(config: EvalConfig) -> list[Checkpoint]:
+    """Read the files that ``--model_path`` names, each once; those without weights in a folder are passed over."""
+    folders = {}  # of each file, the folder that --model_path names, if it is not named itself
     for path in map(Path, config.model_path):
-        if path.is_dir():
-            runs = sorted({file.parent for name in (BEST_PGD10, LAST) for file in path.rglob(name)})
-            files = [run / name for run in runs for name in (_best(run), LAST) if (run / name).exists()]
-            files = files or sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES))
-            if not files:
-                raise UserError(f"--model_path {path}: no checkpoint in that folder ({', '.join(SUFFIXES)})")
-            paths |= dict.fromkeys(files, path)
-        else:
-            paths[path] = None
-    passed_over = []
-    for path, folder in paths.items():
+        folders |= dict.fromkeys(_find_files(path), path) if path.is_dir() else {path: None}
+    checkpoints, passed_over = [], []
+    for path, folder in folders.items():
         try:
-            yield Checkpoint(path, config.weights, config.normalize)
-        except NoWeights as error:
+            checkpoints.append(Checkpoint(path, config.weights, config.normalize))
+        except NoWeights:
             if folder is None:
                 raise
             passed_over.append(str(path))
-            if len(passed_over) == len(paths):
-                raise UserError(f"--model_path {folder}: no file in it has weights") from error
+    if passed_over and not checkpoints:
+        raise UserError(f"--model_path {folder}: no file in it has weights")
     if passed_over:
         logger.warning("WARNING: passed over, no weights: %s", ", ".join(passed_over))
+    return checkpoints

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from data import DATASETS, dataset_name
-from engine.evaluation.records import read_evaluations, results_path, sha256
+from engine.evaluation.records import read_evaluations, results_path
 from engine.networks import network_in
 from models import MODELS, robustbench
 from models.weights import DEEPMIND_LAYOUTS, Checkpoint, identify, load_network
@@ -94,17 +94,17 @@ def read(config: ExportConfig) -> Published:
     if "init_conv.weight" in network.state_dict():
         name = DEEPMIND_LAYOUTS.get(name, name)
     classes = tuple(map(str, metadata.get("classes", ())))
-    return Published(network, name, dataset, num_classes, classes, image_size, *find_results(path, dataset))
+    return Published(network, name, dataset, num_classes, classes, image_size, *find_results(file, dataset))
 
 
-def find_results(path: str, dataset: str) -> tuple[str, dict[str, dict]]:
+def find_results(checkpoint: Checkpoint, dataset: str) -> tuple[str, dict[str, dict]]:
     """Return eps and results of the newest evaluation of this file, on ``dataset``, that has most of RESULTS."""
-    file, eps, best = results_path(path), "8/255", {}  # RobustBench's eps for CIFAR and L-infinity
+    file, eps, best = results_path(checkpoint.path), "8/255", {}  # RobustBench's eps for CIFAR and L-infinity
     try:
         for evaluation in read_evaluations(file) if file.exists() else ():  # the newest is the last
             conditions = evaluation["conditions"]
             results = {title: result for title, result in evaluation["figures"].items() if title in RESULTS}
-            same = (conditions.get("sha256"), conditions.get("dataset")) == (sha256(path), dataset)
+            same = (conditions.get("sha256"), conditions.get("dataset")) == (checkpoint.sha256, dataset)
             if same and results and len(results) >= len(best):
                 eps, best = f"{255 * conditions['eps']:.4g}/255", results
     except (KeyError, TypeError, ValueError) as error:

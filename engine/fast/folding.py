@@ -62,7 +62,8 @@ def fold(network: nn.Module) -> tuple[fx.GraphModule, list[Fold]]:
     calls = Counter(node.target for node in body.graph.nodes if node.op == "call_module")
     folds = []
     for node in list(body.graph.nodes):
-        if node.op != "call_module" or not _is_foldable(modules[node.target]):
+        module = modules[node.target] if node.op == "call_module" else None
+        if type(module) not in (nn.BatchNorm2d, *SYNCED) or module.running_var is None:
             continue
         (source,) = node.all_input_nodes
         conv = modules[source.target] if source.op == "call_module" else None
@@ -129,10 +130,6 @@ def _trace(network: nn.Module) -> fx.GraphModule:
         return fx.GraphModule(root, _Tracer().trace(root))
     except Exception as error:  # a forward of any code may raise anything when it receives a proxy
         raise NotTraceable(str(error).strip().partition("\n")[0] or type(error).__name__) from error
-
-
-def _is_foldable(module: nn.Module) -> bool:
-    return type(module) in (nn.BatchNorm2d, *SYNCED) and module.running_var is not None
 
 
 def _identity(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,12 @@
 """Networks as an attack uses them: functions of the images, with constant parameters."""
 
 import gc
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from engine.fast.folding import Fold, NotTraceable, cast_after_first_convolution, fold, frozen_copy, scales_and_shifts
+from engine.fast.folding import NotTraceable, cast_after_first_convolution, fold, frozen_copy, scales_and_shifts
 from engine.fast.precision import PLAIN, Arithmetic, at_least_float32
 from engine.fast.winograd import WinogradConv2d, replace_wide_convolutions
 from utils.log import logger
@@ -35,7 +34,11 @@ class FoldedModel(nn.Module):
         super().__init__()
         self.dtype = arithmetic.dtype
         self.memory_format = torch.channels_last if arithmetic.channels_last else torch.contiguous_format
-        self.body, folds = _fold_or_copy(network)
+        try:
+            self.body, folds = fold(network)
+        except NotTraceable as reason:
+            logger.info("%s: attacks use it without folded BatchNorm (%s)", type(network).__name__, reason)
+            self.body, folds = frozen_copy(network), []
         traced = isinstance(self.body, fx.GraphModule)
         low_precision = self.dtype is not None and torch.finfo(self.dtype).bits < 32
         before_cast = cast_after_first_convolution(self.body, self.dtype) if low_precision and traced else set()
@@ -112,22 +115,23 @@ class AutocastModel:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits (B, classes) for images x (B, C, H, W) in [0, 1]."""
-        return _autocast(self.network, x, self.arithmetic)
+        with self.arithmetic.autocast(x.device.type):
+            logits = self._forward(x)
+        return at_least_float32(logits)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
 
 
-class FrozenModel:
+class FrozenModel(AutocastModel):
     """A network in its current mode with detached parameters; logits are bitwise those of :class:`AutocastModel`.
 
     In train mode BatchNorm uses the statistics of the batch and updates the network's running statistics.
     """
 
-    def __init__(self, network: nn.Module, arithmetic: Arithmetic = PLAIN):
-        self.network, self.arithmetic = network, arithmetic
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return logits (B, classes) for images x (B, C, H, W) in [0, 1]."""
+    def _forward(self, x: Tensor) -> Tensor:
         constants = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
-        return _autocast(lambda images: functional_call(self.network, constants, (images,)), x, self.arithmetic)
+        return functional_call(self.network, constants, (x,))
 
 
 def make_attack_model(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
@@ -158,20 +162,6 @@ class _CastInput(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient.to(ctx.dtype, memory_format=ctx.memory_format), None, None
-
-
-def _autocast(forward: Callable[[Tensor], Tensor], x: Tensor, arithmetic: Arithmetic) -> Tensor:
-    with arithmetic.autocast(x.device.type):
-        logits = forward(x)
-    return at_least_float32(logits)
-
-
-def _fold_or_copy(network: nn.Module) -> tuple[nn.Module, list[Fold]]:
-    try:
-        return fold(network)
-    except NotTraceable as reason:
-        logger.info("%s: attacks use it without folded BatchNorm (%s)", type(network).__name__, reason)
-        return frozen_copy(network), []
 
 
 def _write(target: nn.Module, conv: nn.Conv2d | None, scale: Tensor, shift: Tensor) -> None:

@@ -62,15 +62,11 @@ def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tup
     channels_last = number_format != "fp32" or not cuda
     # AMX multiplies so fast that Winograd's transforms would take longer than they save.
     winograd = number_format == "bf16" and not cuda and execution == "off" and "amx_bf16" not in _cpu_flags()
-    description = (
-        f"precision {number_format}{reason}, compile {execution}"
-        + (f" (without torch.compile: {obstacle})" if obstacle else ""),
-        "channels-last" if channels_last else "channels-first",
-        *(["Winograd"] if winograd else []),
-    )
+    description = f"precision {number_format}{reason}, compile {execution}"
+    description += f" (without torch.compile: {obstacle})" if obstacle else ""
+    description += f", channels-{'last' if channels_last else 'first'}" + ", Winograd" * winograd
     dtype = torch.bfloat16 if number_format == "bf16" else None
-    chosen = Arithmetic(dtype, channels_last, compiled, winograd, execution == "graphs")
-    return chosen, ", ".join(description)
+    return Arithmetic(dtype, channels_last, compiled, winograd, execution == "graphs"), description
 
 
 def _has_native_bf16(device: torch.device) -> bool:

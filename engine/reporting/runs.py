@@ -12,14 +12,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST, STATES, best_checkpoint
+from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST, best_checkpoint
 from engine.evaluation.records import is_plain, read_evaluations, sha256
 from utils.errors import UserError
 from utils.files import read_json
+from utils.tables import read_csv
 
 CONFIG, RESULTS, EVALUATIONS = "config.json", "results.csv", "eval.json"
 IMAGES = ("examples.png", "attacks.png", "confusion.png")  # of an evaluation, in this order
-RUN_FILES = {CONFIG, RESULTS, BEST_PGD10, BEST_CLEAN, LAST, STATES}  # a folder with any of them may be a run
 KINDS = {BEST_PGD10: "best PGD-10", BEST_CLEAN: "best clean", LAST: "last"}  # but "best" for best_checkpoint()
 # Title -> column of results.csv, and how its epochs are summarized.
 COSTS = {"images/s": ("images_per_s", median), "peak memory (MiB)": ("peak_memory_mib", max)}
@@ -28,7 +28,7 @@ CONDITIONS = {"dataset": "dataset", "student": "model", "protocol": "protocol", 
 CONDITIONS |= {"image size": "image_size", "steps": "steps", "restarts": "restarts", "judged": "judge", "batch": "bs"}
 CONDITIONS |= {"attack precision": "precision", "surrogate": "surrogate", "images": "images"}
 FORMATS = {"eps": lambda eps: f"{255 * eps:.4g}/255", "surrogate": lambda sha256: sha256[:8], "images": "{:08x}".format}
-NONE, MISSING = "-", "missing"
+NONE = "-"
 MAX_BYTES, MAX_NUMBER = 2**24, 1e9  # larger files are not read, larger numbers in a table are damage
 DAMAGE = (AttributeError, KeyError, RuntimeError, TypeError, ValueError, csv.Error)  # RuntimeError: a loop of links
 
@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
     """Results of one checkpoint under one set of conditions: an entry of eval.json.
 
     ``checkpoint`` is a file name, ``kind`` best, best clean or PGD-10, last or that name; ``labels`` are the conditions
-    as text; ``outdated``: the checkpoint has changed since. ``results[attack]`` holds ``accuracy`` (percent), ``n``.
+    as text. ``results[attack]`` holds ``accuracy`` (percent), ``n``.
     """
 
     checkpoint: str
@@ -47,15 +47,17 @@ class Evaluation(NamedTuple):
     conditions: dict[str, Any]
     labels: dict[str, str]
     results: dict[str, dict]
-    outdated: bool
+
+
+NO_EVALUATION = Evaluation("", "", {}, dict.fromkeys(CONDITIONS.keys() - {"dataset", "student"}, NONE), {})
 
 
 class Run(NamedTuple):
     """The contents of one run folder; what is missing or damaged is empty.
 
     ``name`` is its path below the searched folders. ``epochs`` are the rows of results.csv. ``evaluations`` of a
-    checkpoint end with the newest. ``images`` are PNG files and ``problems`` messages, both by file path inside the
-    folder. ``costs`` are speed and memory of the training by title of COSTS.
+    checkpoint end with the newest; those of a checkpoint that has changed since are a problem. ``images`` are PNG files
+    and ``problems`` messages, both by file path inside the folder.
     """
 
     name: str
@@ -65,7 +67,12 @@ class Run(NamedTuple):
     evaluations: list[Evaluation]
     images: dict[str, bytes]
     problems: dict[str, str]
-    costs: dict[str, float]
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Speed and memory of the training by title of COSTS; what was not measured is absent."""
+        columns = {title: [row[key] for row in self.epochs if row.get(key)] for title, (key, _) in COSTS.items()}
+        return {title: COSTS[title][1](values) for title, values in columns.items() if values}
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
@@ -85,17 +92,16 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def _find_folders(root: Path) -> Iterator[Path]:
-    for path, folders, files in os.walk(root):  # follows no links
+    for path, _, files in os.walk(root):  # follows no links
         if EVALUATIONS in files:
             yield Path(path).parent
-        if RUN_FILES & {*folders, *files}:
+        if {CONFIG, RESULTS} & {*files}:
             yield Path(path)
-        folders[:] = [name for name in folders if name != STATES]
 
 
 def read_run(folder: Path, name: str = "") -> Run:
     """Read one run folder; raises nothing."""
-    problems = {} if os.path.lexists(folder / CONFIG) else {CONFIG: MISSING}
+    problems = {}
 
     def read(file: str, parse: Callable[[Path], Any], default: Any) -> Any:
         path = folder / file
@@ -115,61 +121,61 @@ def read_run(folder: Path, name: str = "") -> Run:
             problems[file] = "damaged"
         return default
 
-    config, (rows, damaged) = read(CONFIG, _read_config, {}), read(RESULTS, _read_rows, ([], 0))
-    if damaged:
-        problems[RESULTS] = f"{damaged} damaged rows left out"
-    parse = partial(_read_evaluations, best=best_checkpoint(config.get("method")))
-    evaluated = [path.parent.name for path in sorted(folder.glob(f"*/{EVALUATIONS}"))]
-    evaluations = [entry for sub in evaluated for entry in read(f"{sub}/{EVALUATIONS}", parse, [])]
+    config = read(CONFIG, _read_config, {})
+    evaluated, evaluations = [path.parent.name for path in sorted(folder.glob(f"*/{EVALUATIONS}"))], []
+    for sub in evaluated:
+        for entry in read(f"{sub}/{EVALUATIONS}", partial(_read_evaluations, config.get("method")), []):
+            if _has_changed(folder / entry.checkpoint, entry.conditions["sha256"]):
+                problems[entry.checkpoint] = "has changed since its evaluation, which is left out"
+            else:
+                evaluations.append(entry)
     files = ["reliability.png", *(f"{sub}/{image}" for sub in evaluated for image in IMAGES)]
     images = {file: content for file in files if (content := read(file, _read_image, b""))}
-    columns = {title: [row[column] for row in rows if row.get(column)] for title, (column, _) in COSTS.items()}
-    costs = {title: COSTS[title][1](values) for title, values in columns.items() if values}
-    return Run(name, folder, config, rows, evaluations, images, problems, costs)
+    return Run(name, folder, config, read(RESULTS, _read_rows, []), evaluations, images, problems)
 
 
 def _read_config(path: Path) -> dict:
     """Return the settings of a run, lists as text; {} for a file of another program."""
     config = {}
     for key, value in read_json(path).items():
-        values = value if isinstance(value, list) else [value]
-        if not all(map(is_plain, values)):
-            raise ValueError(f"{key} is not a setting")
-        config[key] = " ".join(map(str, values)) if isinstance(value, list) else value
+        if not all(map(is_plain, value if isinstance(value, list) else [value])):
+            raise ValueError("not a setting")
+        config[key] = " ".join(map(str, value)) if isinstance(value, list) else value
     return config if "method" in config else {}
 
 
-def _read_rows(path: Path) -> tuple[Rows, int]:
-    """Return the rows of a table of epochs, and the number of damaged ones."""
-    table = csv.DictReader(path.read_text(encoding="utf-8", errors="replace").splitlines())
-    if "epoch" not in (table.fieldnames or ()):
-        raise ValueError("not a table of epochs")
-    rows, damaged = [], 0
-    for cells in table:
-        try:
-            row = {key: None if cell == "" else float(cell) for key, cell in cells.items()}
-            if not all(abs(value) < MAX_NUMBER for value in row.values() if value is not None):
-                raise ValueError("not a number of a run")
-            rows.append(row | {"epoch": int(cells["epoch"])})
-        except (TypeError, ValueError):
-            damaged += 1
-    return rows, damaged
+def _read_rows(path: Path) -> Rows:
+    rows = []
+    for cells in read_csv(path):
+        row = {key: None if cell == "" else float(cell) for key, cell in cells.items()}
+        if not all(abs(value) < MAX_NUMBER for value in row.values() if value is not None):
+            raise ValueError("not a number of a run")
+        rows.append(row | {"epoch": int(cells["epoch"])})
+    if not rows:
+        raise ValueError("no epochs")
+    return rows
 
 
-def _read_evaluations(path: Path, best: str) -> list[Evaluation]:
-    evaluations = []
+def _read_evaluations(method: str | None, path: Path) -> list[Evaluation]:
+    kinds, evaluations = KINDS | {best_checkpoint(method): "best"}, []
     for entry in read_evaluations(path):
-        conditions, results = entry["conditions"], entry["figures"]
-        checkpoint, digest = path.parents[1] / conditions["checkpoint"], conditions["sha256"]
+        conditions, results = {"sha256": None} | entry["conditions"], entry["figures"]
         if not all(0 <= result["accuracy"] <= 100 for result in results.values()):
             raise ValueError("not a percentage")
         values = {title: conditions.get(key) for title, key in CONDITIONS.items()}
         labels = {t: NONE if value in (None, "") else FORMATS.get(t, str)(value) for t, value in values.items()}
-        status = checkpoint.stat() if checkpoint.is_file() else None
-        outdated = bool(status) and _digest(checkpoint, status.st_mtime_ns, status.st_size) != digest
-        kind = "best" if checkpoint.name == best else KINDS.get(checkpoint.name, checkpoint.stem)
-        evaluations.append(Evaluation(checkpoint.name, kind, conditions, labels, results, outdated))
+        name = conditions["checkpoint"]
+        evaluations.append(Evaluation(name, kinds.get(name, Path(name).stem), conditions, labels, results))
     return evaluations
+
+
+def _has_changed(checkpoint: Path, digest: str) -> bool:
+    """Whether a checkpoint has changed since it had this SHA-256; one that is gone has not."""
+    try:
+        status = checkpoint.stat()
+        return checkpoint.is_file() and _digest(checkpoint, status.st_mtime_ns, status.st_size) != digest
+    except OSError:
+        return False
 
 
 @cache  # --watch reads no unchanged checkpoint twice

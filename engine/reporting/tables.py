@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 from engine.evaluation.records import NOT_ATTACKED, WORST
-from engine.reporting.runs import CONFIG, COSTS, EVALUATIONS, MISSING, NONE, Evaluation, Run, read_run, read_runs
+from engine.reporting.runs import COSTS, NO_EVALUATION, NONE, Evaluation, Run, read_run, read_runs
 from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -33,37 +33,32 @@ class Accuracy(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One evaluation: labels by column title, accuracies by attack, costs of the run, and what other seeds share."""
+    """One evaluation of a run: labels by column title, accuracies by attack, and what runs with other seeds share."""
 
+    run: Run
     labels: dict[str, str]
     accuracies: dict[str, Accuracy]
-    costs: dict[str, float]
     family: str
 
 
 def read_rows(paths: Iterable[str], protocol: str) -> list[Row]:
     """Return a row per evaluation by ``protocol`` in folders of runs, or of checkpoints.
 
-    The newest of equal conditions counts; results of overwritten checkpoints are left out. Raises UserError for a
-    missing path, one without evaluations, and a damaged config.json or eval.json.
+    Raises UserError for a missing path, one without evaluations, and a damaged config.json or eval.json.
     """
     rows: dict[tuple[Path, str], Row] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; name folders of runs, or checkpoints")
-        runs = read_runs([path]) if path.is_dir() else [read_run(path.parent)]
+        runs, selected = read_runs([path]) if path.is_dir() else [read_run(path.parent)], {}
         for run in runs:
             for file, message in run.problems.items():
-                if message != MISSING and Path(file).name in (CONFIG, EVALUATIONS):
+                if file.endswith(".json"):
                     raise UserError(f"{run.path / file}: {message}")
-        selected, entries = {}, [(run, entry) for run in runs for entry in run.evaluations]
-        for run, entry in entries:
-            if entry.labels["protocol"] != protocol or (path.is_file() and entry.checkpoint != path.name):
-                continue
-            if entry.outdated:
-                logger.warning("%s has changed since its evaluation, which is ignored", run.path / entry.checkpoint)
-            else:
-                selected[run.path.resolve(), json.dumps(entry.conditions, sort_keys=True)] = _row(run, entry)
+                logger.warning("%s: %s", run.path / file, message)
+            for entry in run.evaluations:
+                if entry.labels["protocol"] == protocol and (path.is_dir() or entry.checkpoint == path.name):
+                    selected[run.path.resolve(), json.dumps(entry.conditions, sort_keys=True)] = make_row(run, entry)
         if not selected:
             command = "python main_eval.py --model_path PATH" + f" --protocol {protocol}" * (protocol != "paper")
             raise UserError(f"{path}: no evaluation by protocol {protocol}; evaluate a checkpoint with: {command}")
@@ -71,20 +66,21 @@ def read_rows(paths: Iterable[str], protocol: str) -> list[Row]:
     return list(rows.values())
 
 
-def _row(run: Run, entry: Evaluation) -> Row:
+def make_row(run: Run, entry: Evaluation = NO_EVALUATION) -> Row:
+    """Return the row of an evaluation, or of a run without one."""
     config = run.config
-    labels = dict.fromkeys(("dataset", "method", "student", "teacher", "seed", "checkpoint"))  # the order of columns
-    labels |= {"method": config.get("method", run.path / entry.checkpoint), "teacher": teacher_of(config)}
-    labels |= {"checkpoint": entry.kind} | {key: config.get(key) for key in ("seed", "precision", "desc_str")}
-    labels |= entry.labels | {"run": run.path}
-    labels = {title: NONE if value in (None, "") else str(value) for title, value in labels.items()}
+    values = dict.fromkeys(("dataset", "method", "student", "teacher", "seed", "checkpoint"))  # the order of columns
+    values |= {"method": config.get("method", run.path / entry.checkpoint), "teacher": teacher_of(config)}
+    values |= {"dataset": config.get("dataset"), "student": config.get("model"), "checkpoint": entry.kind}
+    values |= {key: config.get(key) for key in ("seed", "precision", "desc_str")} | entry.labels | {"run": run.path}
+    labels = {title: NONE if value in (None, "") else str(value) for title, value in values.items()}
     settings = {key: value for key, value in config.items() if key not in REPEATED}
     conditions = {key: value for key, value in entry.conditions.items() if key not in ("seed", "sha256")}
     accuracies = {
         title: Accuracy(result["accuracy"], result["n"], _basis(entry.results, title))
         for title, result in entry.results.items()
     }
-    return Row(labels, accuracies, run.costs, json.dumps([settings, conditions], sort_keys=True))
+    return Row(run, labels, accuracies, json.dumps([settings, conditions], sort_keys=True))
 
 
 def teacher_of(config: Mapping) -> str:
@@ -115,7 +111,7 @@ def comparison_table(rows: Sequence[Row], shown: Sequence[str]) -> tuple[list[st
     titles = list(dict.fromkeys(title for row in rows for title in row.accuracies))
     counts = {title: {row.accuracies[title].n for row in rows if title in row.accuracies} for title in titles}
     common = {title: f" (n={min(n)})" for title, n in counts.items() if len(n) == 1}
-    costs = [title for title in COSTS if any(title in row.costs for row in rows)]
+    costs = [title for title in COSTS if any(title in row.run.costs for row in rows)]
     cells = []
     for members in [*([row] for row in rows), *families(rows)]:
         cells.append([_label(members, title) for title in shown])
@@ -124,7 +120,7 @@ def comparison_table(rows: Sequence[Row], shown: Sequence[str]) -> tuple[list[st
             alike = None not in accuracies and len({(accuracy.n, accuracy.basis) for accuracy in accuracies}) == 1
             text = _mean([accuracy.percent for accuracy in accuracies], 2) if alike else NONE
             cells[-1].append(text if title in common or not alike else f"{text} (n={accuracies[0].n})")
-        cells[-1] += [_mean([row.costs.get(title) for row in members], 0) for title in costs]
+        cells[-1] += [_mean([row.run.costs.get(title) for row in members], 0) for title in costs]
     bold = {(number, len(shown) + column) for column, title in enumerate(titles) for number in _best(rows, title)}
     return [*shown, *(title + common.get(title, "") for title in titles), *costs], cells, bold
 
@@ -134,9 +130,10 @@ def families(rows: Iterable[Row]) -> list[list[Row]]:
     groups, evaluations = defaultdict(list), Counter()
     for row in rows:
         run = row.family, row.labels["seed"]
-        groups[row.family, evaluations[run]].append(row)
-        evaluations[run] += 1
-    return [group for group in groups.values() if len(group) > 1 and group[0].labels["seed"] != NONE]
+        if row.accuracies and row.labels["seed"] != NONE:
+            groups[row.family, evaluations[run]].append(row)
+            evaluations[run] += 1
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _label(members: Sequence[Row], title: str) -> str:
@@ -163,10 +160,10 @@ def _best(rows: Sequence[Row], title: str) -> list[int]:
     return [number for group in compared for percent, number in group if percent == max(group)[0]]
 
 
-def shared_attack(evaluations: Iterable[Mapping[str, float]]) -> str | None:
-    """Return the attack that most evaluations have beside clean accuracy, of several that of the lowest mean."""
+def shared_attack(rows: Iterable[Row]) -> str | None:
+    """Return the attack that most rows have beside clean accuracy, of several that of the lowest mean."""
     percents = defaultdict(list)
-    for accuracies in evaluations:
-        for title in accuracies.keys() - {CLEAN, WORST} if CLEAN in accuracies else ():
-            percents[title].append(accuracies[title])
+    for row in rows:
+        for title in row.accuracies.keys() - {CLEAN, WORST} if CLEAN in row.accuracies else ():
+            percents[title].append(row.accuracies[title].percent)
     return min(percents, key=lambda title: (-len(percents[title]), mean(percents[title]), title), default=None)

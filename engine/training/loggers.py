@@ -54,8 +54,8 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
     if not continued:
         write_text(path, uuid.uuid4().hex[:8])
     options = {"id": path.read_text(encoding="utf-8").strip(), "resume": "allow", "dir": str(folder)}
-    options |= {"project": os.environ.get("WANDB_PROJECT", WANDB_PROJECT), "name": folder.name}
-    options |= {"config": asdict(config)}
+    project = os.environ.get("WANDB_PROJECT", WANDB_PROJECT)
+    options |= {"project": project, "name": folder.name, "config": asdict(config)}
     timeout = float(os.environ.get("WANDB_INIT_TIMEOUT", WANDB_INIT_SECONDS))
     try:
         if os.environ.get("WANDB_MODE", "online") == "online":
@@ -125,8 +125,7 @@ def _import(flag: str) -> ModuleType:
     except ImportError as error:
         raise UserError(f"--{flag}: needs a package: pip install {flag}") from error
     except Exception as error:  # incompatible versions fail in several ways
-        message = f"cannot be imported ({_first_line(error)}): pip install -U {flag}"
-        raise UserError(f"--{flag}: {message}") from error
+        raise UserError(f"--{flag}: cannot be imported ({_first_line(error)}): pip install -U {flag}") from error
 
 
 def _metrics(row: dict) -> dict[str, float]:

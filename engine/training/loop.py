@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from data.loader import Batches
-from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
+from engine.checkpoint import BEST, LAST
 from engine.distributed import Processes
-from engine.training.metrics import EpochMetrics, Reliability, peak_memory_mib
+from engine.training.metrics import EpochMetrics, peak_memory_mib
 from engine.training.run_folder import RunFolder
-from engine.training.schedule import PER_STEP, epsilon_scale, learning_rate
+from engine.training.schedule import epsilon_scale, learning_rate
 from engine.training.signals import Signals, stopped
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
@@ -20,8 +20,6 @@ from utils.load import CPU_LOAD
 from utils.log import logger
 from utils.progress import progress
 from utils.seed import derive_seed, seed_everything
-
-BEST = {BEST_PGD10: "PGD10_acc", BEST_CLEAN: "clean_acc"}  # checkpoint -> the column of results.csv that chooses it
 
 
 class TrainingLoop:
@@ -33,7 +31,7 @@ class TrainingLoop:
         validator: Computes the accuracies that choose the best checkpoints.
         folder: Writes checkpoints and results. Its config holds schedule and seed.
         metadata: What every checkpoint stores besides the weights.
-        processes: Ranks that share the work; all of them call the same functions in the same order.
+        processes: Ranks; all of them call the same functions in the same order.
     """
 
     def __init__(
@@ -47,7 +45,6 @@ class TrainingLoop:
     ):
         self.trainer, self.batches, self.validator, self.folder = trainer, batches, validator, folder
         self.metadata, self.processes, self.config = metadata, processes, folder.config
-        self.last_save = time.monotonic()
 
     def run(self, state: dict | None, signals: Signals) -> None:
         """Train until ``config.epochs`` epochs are done; a resume ``state`` holds the finished epochs and batches.
@@ -55,9 +52,10 @@ class TrainingLoop:
         Signals are deferred to the end of a training step or a validation batch. Raises UserError if a loss or a
         weight is nan or inf, which is never saved, and if a file cannot be written; Stopped, after saving, on a signal.
         """
-        self.signals = signals
-        first, metrics = state["epochs"] if state else 0, self._new_metrics(state and state["metrics"])
+        self.signals, self.last_save = signals, time.monotonic()
+        first, metrics = 0, self._new_metrics()
         if state:
+            first, metrics = state["epochs"], self._new_metrics(state["metrics"])
             batches = f" and {metrics.batches} of {len(self.batches)} batches" if metrics.batches else ""
             logger.info("resuming after epoch %d of %d%s", first, self.config.epochs, batches)
         signals.defer()
@@ -68,38 +66,43 @@ class TrainingLoop:
 
     def _run_epoch(self, epoch: int, metrics: EpochMetrics) -> None:
         """Train, validate and save one epoch (from 0); ``metrics`` holds its batches of an earlier process, if any."""
-        start, images, per_step = time.monotonic(), metrics.images, self.config.lr_schedule in PER_STEP
-        lr = learning_rate(epoch + per_step, self.config)  # of the last step
-        self.trainer.set_learning_rate(lr)
+        start, earlier, count = time.monotonic(), metrics.images, len(self.batches)
         self.trainer.radius_scale = epsilon_scale(epoch, self.config)
         for x, y in self._training_batches(epoch, metrics.batches):
-            if per_step:
-                done = (metrics.batches + 1) / len(self.batches)
-                self.trainer.set_learning_rate(learning_rate(epoch + done, self.config))
+            self.trainer.set_learning_rate(learning_rate(epoch, self.config, (metrics.batches + 1) / count))
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
-        getattr(self.trainer.method, "after_epoch", lambda epoch: None)(epoch)
-        if self.trainer.average:
-            self.trainer.average.after_epoch(epoch, self._training_images(epoch, metrics))
-        means, reliability = metrics.means(), metrics.reliability()
-        trained = time.monotonic()
-        row = {"epoch": epoch + 1, "lr": lr, **self._validate(epoch, metrics)}
+        self.trainer.after_epoch(epoch, self._training_images(epoch, metrics))
+        means, trained = metrics.means(), time.monotonic()
+        row = {"epoch": epoch + 1, "lr": learning_rate(epoch, self.config, done=1)}
         row |= {f"train_{key}": value for key, value in means._asdict().items()}
-        self._require_finite(epoch, *(row.get(key) for key in ("train_loss", "clean_loss", "PGD10_loss")))
-        rate, memory = (metrics.images - images) / (trained - start), peak_memory_mib(self.batches.device)
-        row |= {"images_per_s": rate if metrics.images > images else None, "peak_memory_mib": memory}
-        self._save_epoch(epoch, row, reliability)
-        clean, robust = (f"{row[key]:.2f}" if key in row else "-" for key in ("clean_acc", "PGD10_acc"))
-        result = f"lr {lr:g}  loss {means.loss:.4f}  clean {clean}  PGD-10 {robust}"
-        seconds = f"{trained - start:.0f} s, {rate:.0f} images/s; validation {time.monotonic() - trained:.0f} s"
-        seconds += f"; peak memory {memory:.0f} MiB" if memory else ""
-        logger.info("epoch %d/%d  %s  (%s)", epoch + 1, self.config.epochs, result, seconds)
+        if (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.epochs:
+            scores = self.validator(lambda: self._save_or_stop(epoch, metrics))
+            for name, score in zip(("clean", "PGD10"), scores, strict=True):
+                row |= {f"{name}_loss": score.loss, f"{name}_acc": score.accuracy}
+        self._require_finite(epoch, *(value for key, value in row.items() if key.endswith("_loss")))
+        rate, memory = (metrics.images - earlier) / (trained - start), peak_memory_mib(self.batches.device)
+        row |= {"images_per_s": rate or None, "peak_memory_mib": memory}
+        # The state is saved last: an interruption before it repeats the epoch.
+        self.folder.add_row(row, metrics.reliability())
+        # Official keys; there "epoch" counts from 0. The accuracies are None in epochs without validation.
+        accuracies = {key: row.get(key) for key in ("clean_acc", "PGD10_acc")}
+        checkpoint = {**self.trainer.weights(), "epoch": epoch, **self.metadata, **accuracies}
+        # Strictly better than all earlier epochs, as in the official code.
+        improved = [name for name, key in BEST.items() if self.folder.best(key) is self.folder.rows[-1]]
+        self.folder.save(LAST, checkpoint, *improved)
+        self._save_state(epoch + 1, self._new_metrics())
+        clean, robust = ("-" if value is None else f"{value:.2f}" for value in accuracies.values())
+        result = f"lr {row['lr']:g}  loss {means.loss:.4f}  clean {clean}  PGD-10 {robust}"
+        cost = f"{trained - start:.0f} s, {rate:.0f} images/s; validation {time.monotonic() - trained:.0f} s"
+        cost += f"; peak memory {memory:.0f} MiB" if memory else ""
+        logger.info("epoch %d/%d  %s  (%s)", epoch + 1, self.config.epochs, result, cost)
 
     def _training_batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of an epoch after its first ``done``. Every batch seeds all generators by its number."""
-        seed, total = self.config.seed, len(self.batches)
+        seed, title = self.config.seed, f"epoch {epoch + 1}/{self.config.epochs}"
         self.batches.generator.manual_seed(derive_seed(seed, "order", epoch))
-        batches = progress(self.batches.skip(done), f"epoch {epoch + 1}/{self.config.epochs}", total, done)
+        batches = progress(self.batches.skip(done), title, len(self.batches), done)
         for number, batch in enumerate(batches, start=done):
             seed_everything(derive_seed(seed, "global", epoch, number))
             self.trainer.generator.manual_seed(derive_seed(seed, "noise", epoch, number))
@@ -111,14 +114,6 @@ class TrainingLoop:
         for x, _ in progress(self.batches, "BatchNorm", len(self.batches)):
             yield x
             self._save_or_stop(epoch, metrics)
-
-    def _validate(self, epoch: int, metrics: EpochMetrics) -> dict[str, float]:
-        """Validation columns of results.csv; empty except for every ``eval_every``-th and the last epoch."""
-        if (epoch + 1) % self.config.eval_every and epoch + 1 < self.config.epochs:
-            return {}
-        clean, robust = self.validator(lambda: self._save_or_stop(epoch, metrics))
-        columns = {"clean_loss": clean.loss, "clean_acc": clean.accuracy}
-        return columns | {"PGD10_loss": robust.loss, "PGD10_acc": robust.accuracy}
 
     def _save_or_stop(self, epoch: int, metrics: EpochMetrics) -> None:
         """Save a state if it is time to; save and stop after a signal; stop on a bad loss. All ranks decide alike."""
@@ -133,19 +128,6 @@ class TrainingLoop:
         if signal:
             raise stopped(signal, f"saved in {self.folder.path}; --resume continues")
 
-    def _save_epoch(self, epoch: int, row: dict, reliability: Reliability | None) -> None:
-        """Write what a finished epoch leaves. The state comes last: an interruption before it repeats the epoch."""
-        self.folder.add_row(row)
-        if reliability:
-            self.folder.add_reliability(epoch + 1, reliability)
-        # Official keys; there "epoch" counts from 0. The accuracies are None in epochs without validation.
-        checkpoint = {**self.trainer.weights(), "epoch": epoch, **self.metadata}
-        checkpoint |= {key: row.get(key) for key in ("clean_acc", "PGD10_acc")}
-        # Strictly better than all earlier epochs, as in the official code.
-        improved = [name for name, key in BEST.items() if self.folder.best(key) is self.folder.rows[-1]]
-        self.folder.save(LAST, checkpoint, *improved)
-        self._save_state(epoch + 1, self._new_metrics())
-
     def _save_state(self, epochs: int, metrics: EpochMetrics) -> None:
         """Save what resuming needs after ``epochs`` epochs and the batches of ``metrics``."""
         sums = metrics.state()
@@ -154,13 +136,12 @@ class TrainingLoop:
         self.last_save = time.monotonic()
 
     def _new_metrics(self, state: dict | None = None) -> EpochMetrics:
-        return EpochMetrics(
-            self.batches.device, self.processes, state, teacher=self.config.log_reliability, parts=self.trainer.parts
-        )
+        options = {"teacher": self.config.log_reliability, "parts": self.trainer.parts}
+        return EpochMetrics(self.batches.device, self.processes, state, **options)
 
-    def _require_finite(self, epoch: int, *losses: float | None) -> None:
+    def _require_finite(self, epoch: int, *losses: float) -> None:
         weights = all(value.isfinite().all() for value in self.trainer.student.parameters())
-        if not (weights and all(loss is None or math.isfinite(loss) for loss in losses)):
+        if not (weights and all(map(math.isfinite, losses))):
             self._fail(epoch, f"a loss or a weight is nan or inf after epoch {epoch + 1}")
 
     def _fail(self, epoch: int, problem: str) -> None:

@@ -15,8 +15,6 @@ try:
 except ImportError:  # Windows
     resource = None
 
-EMPTY = {"batches": 0, "images": 0, "loss": 0.0, "clean": None, "adv": None}
-EMPTY_TEACHER = {"t_images": 0, "t_clean": None, "t_adv": None, "alpha": None}
 ALPHA_BINS = 20  # of the histogram of alpha over [0, 1], of equal width
 
 
@@ -62,12 +60,15 @@ class EpochMetrics:
         teacher: bool = False,
         parts: int = 1,
     ):
-        self.parts = parts
-        self.device, self.processes, self.teacher = device, processes, teacher
-        state = {**EMPTY, **(EMPTY_TEACHER if teacher else {}), **(state or {})}
-        self.batches, self.images, self.t_images = state["batches"], state["images"], state.get("t_images", 0)
-        keys = ("loss", "clean", "adv", *(("t_clean", "t_adv", "alpha") if teacher else ()))
-        self.sums = {key: self._to_device(state[key]) for key in keys}
+        self.processes, self.teacher, self.parts = processes, teacher, parts
+        state = {"batches": 0, "images": 0, "loss": 0.0, "t_images": 0, **(state or {})}
+        self.batches, self.images, self.t_images = state["batches"], state["images"], state["t_images"]
+        self.keys = ("loss", "clean", "adv", *(("t_clean", "t_adv", "alpha") if teacher else ()))
+        self.sums = {}  # without those of logits that the method does not return
+        for key in self.keys:
+            if state.get(key) is not None:
+                sums = torch.tensor(state[key], dtype=torch.float64, device=device)
+                self.sums[key] = sums if processes.is_rank0 else sums * 0  # saved sums are over all ranks
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)  # first batch, from 1, with a bad loss
         self._nonfinite_copy, self._copied = None, None
 
@@ -89,7 +90,7 @@ class EpochMetrics:
         weight = sum(shard.weight for shard in shards) * size
         for key, mean in means.items():
             if mean is not None:
-                self.sums[key] = mean * weight + (0 if self.sums[key] is None else self.sums[key])
+                self.sums[key] = mean * weight + self.sums.get(key, 0)
         first = (self.nonfinite == 0) & ~result.loss.isfinite()
         self.nonfinite = torch.where(first, self.batches, self.nonfinite)
 
@@ -125,20 +126,14 @@ class EpochMetrics:
         return Reliability(n, _percent(state["t_clean"], n), _percent(state["t_adv"], n), state["alpha"])
 
     def state(self) -> dict:
-        """Return the sums over all ranks as numbers."""
-        sums = {key: value for key, value in self.sums.items() if value is not None}
+        """Return the sums over all ranks as numbers; None for logits that the method does not return."""
+        sums = {key: self.sums[key] for key in self.keys if key in self.sums}
         total = self.processes.all_reduce_sum(torch.cat([value.reshape(-1).cpu() for value in sums.values()]))
         parts = total.split([value.numel() for value in sums.values()])
-        numbers = {key: part.reshape(sums[key].shape).tolist() for key, part in zip(sums, parts, strict=True)}
-        counts = {key: _rounded(numbers.get(key)) for key in self.sums if key != "loss"}
-        state = {"batches": self.batches, "images": self.images, "loss": numbers["loss"], **counts}
+        state = {"batches": self.batches, "images": self.images} | dict.fromkeys(self.keys)
+        for key, part in zip(sums, parts, strict=True):
+            state[key] = (part if key == "loss" else part.round().long()).reshape(sums[key].shape).tolist()
         return state | ({"t_images": self.t_images} if self.teacher else {})
-
-    def _to_device(self, value: float | list[int] | None) -> Tensor | None:
-        if value is None:
-            return None
-        sums = torch.tensor(value, dtype=torch.float64, device=self.device)
-        return sums if self.processes.is_rank0 else sums * 0  # saved sums are over all ranks: only rank 0 adds to them
 
 
 def peak_memory_mib(device: torch.device) -> float | None:
@@ -166,9 +161,3 @@ def _histogram(alpha: Tensor) -> Tensor:
 
 def _percent(correct: int | None, n: int) -> float | None:
     return None if correct is None else 100 * correct / n
-
-
-def _rounded(counts: float | list[float] | None) -> int | list[int] | None:
-    if counts is None:
-        return None
-    return [round(count) for count in counts] if isinstance(counts, list) else round(counts)

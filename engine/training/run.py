@@ -24,7 +24,7 @@ from engine.device import choose_device
 from engine.distributed import SINGLE_PROCESS, TRAINING_TIMEOUT, Processes, destroy, init, is_peer_failure, local_gpu
 from engine.fast.precision import Arithmetic, choose_arithmetic
 from engine.networks import checksum, find_teachers, make_network, make_teachers
-from engine.training.averaging import Ema, Swa, WeightAverage
+from engine.training.averaging import Ema, Swa
 from engine.training.loop import TrainingLoop
 from engine.training.run_folder import CURVES, RunFolder
 from engine.training.schedule import default_milestones
@@ -73,9 +73,9 @@ class Compute(NamedTuple):
 
 
 def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, signals: Signals) -> Path:
-    config, sources = processes.on_all_ranks(lambda: resolve(config, given))
-    processes.on_all_ranks(lambda: _check_processes(config, processes))
-    device = processes.on_all_ranks(lambda: choose_device(config.device, local_gpu(config.gpu_id), config.threads))
+    config, sources = processes.on_all_ranks(resolve, config, given)
+    processes.on_all_ranks(_check_processes, config, processes)
+    device = processes.on_all_ranks(choose_device, config.device, local_gpu(config.gpu_id), config.threads)
     compute = Compute(device, *choose_arithmetic(config.precision, config.compile, device), processes)
     teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
     folder = RunFolder(config, teacher=teacher, writes=processes.is_rank0)
@@ -91,24 +91,20 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
         logger.info("evaluate: %s", command_for(config, folder.path, len(state["classes"])))
         return folder.path
     folder.config = config = _with_milestones(config, state)
-    found = processes.rank0_first(lambda: find_teachers(config))
+    found = processes.rank0_first(find_teachers, config)
     # A state holds the weights: the file that a run started from may be gone.
     starts = config.model_path and not state
     start = Checkpoint(config.model_path, config.weights, config.normalize) if starts else ""
-    splits, images = processes.rank0_first(lambda: _read(config, folder))
-    extra = processes.on_all_ranks(lambda: open_extra(config, splits.image_size, len(splits.classes)))
+    splits, images = processes.rank0_first(_read, config, folder)
+    extra = processes.on_all_ranks(open_extra, config, splits.image_size, len(splits.classes))
     seed_everything(config.seed)
-    networks = processes.on_all_ranks(
-        lambda: (
-            make_network(config.model, start, config.dataset, splits).to(device),
-            make_teachers(config, found, splits, device),
-        )
-    )
-    loop = _make_loop(config, splits, images, extra, networks, folder, state, compute)
-    del networks  # the trainer keeps folded copies of the teachers
+    student = processes.on_all_ranks(make_network, config.model, start, config.dataset, splits).to(device)
+    teachers = processes.on_all_ranks(make_teachers, config, found, splits, device)
+    loop = _make_loop(folder, splits, images, extra, student, teachers, state, compute)
+    del teachers  # the trainer keeps folded copies
     with ExitStack() as stack:
         stack.callback(folder.close)
-        processes.on_rank0(lambda: folder.create(state))
+        processes.on_rank0(folder.create, state)
         if processes.is_rank0:
             stack.enter_context(log_to_file(folder.path / "log.txt"))
         log_config(config, sources, folder.path, images, device)
@@ -139,13 +135,12 @@ def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
 
 
 def _check_processes(config: TrainConfig, processes: Processes) -> None:
-    if config.bs < processes.count:
-        raise UserError(
-            f"--bs {config.bs}: is shared by {processes.count} processes; use --bs {processes.count} or more"
-        )
-    if processes.count > 1 and config.method in SINGLE_PROCESS_ONLY:
+    count = processes.count
+    if config.bs < count:
+        raise UserError(f"--bs {config.bs}: is shared by {count} processes; use --bs {count} or more")
+    if count > 1 and config.method in SINGLE_PROCESS_ONLY:
         raise UserError(f"--method {config.method}: trains in a single process only; start it without torchrun")
-    if processes.count > 1 and config.device.startswith("cuda:"):
+    if count > 1 and config.device.startswith("cuda:"):
         raise UserError(f"--device {config.device}: under torchrun each process uses its own GPU; use --device cuda")
 
 
@@ -163,22 +158,16 @@ def _with_milestones(config: TrainConfig, state: dict | None) -> TrainConfig:
 
 
 def _read(config: TrainConfig, folder: RunFolder) -> tuple[Splits, list[Split]]:
-    """The dataset, and its training and validation images, which are decoded."""
+    """The dataset, and the decoded images to train on and those that choose the best checkpoint."""
     splits = load_configured(config)
-    chosen = _training_and_validation(splits, config)
-    images = decode_files(*chosen)
-    folder.skipped_images = sum(len(part.labels) for part in chosen) - sum(len(part.labels) for part in images)
-    return splits, images
-
-
-def _training_and_validation(splits: Splits, config: TrainConfig) -> tuple[Split, Split]:
-    """Images to train on, and images that choose the best checkpoint."""
+    training, validation = splits.train, _test_images(splits, config)
     if config.val_size:
         # The same for every --seed, so that a teacher trained with --val_size has not seen its student's images.
         training, validation = hold_out(splits.train, config.val_size, TEST_SUBSET_SEED)
-    else:
-        training, validation = splits.train, _test_images(splits, config)
-    return subset(training, config.limit_train, config.seed), validation
+    chosen = subset(training, config.limit_train, config.seed), validation
+    images = decode_files(*chosen)
+    folder.skipped_images = sum(len(part.labels) for part in chosen) - sum(len(part.labels) for part in images)
+    return splits, images
 
 
 def _test_images(splits: Splits, config: TrainConfig) -> Split:
@@ -187,20 +176,23 @@ def _test_images(splits: Splits, config: TrainConfig) -> Split:
 
 
 def _make_loop(
-    config: TrainConfig,
-    splits: Splits,
-    images: tuple[Split, Split],
-    extra: ExtraData | None,
-    networks: tuple,
     folder: RunFolder,
+    splits: Splits,
+    images: list[Split],
+    extra: ExtraData | None,
+    student: nn.Module,
+    teachers: list[nn.Module],
     state: dict | None,
     compute: Compute,
 ) -> TrainingLoop:
     """The objects of a run, restored from ``state`` if there is one."""
-    training, validation = images
-    student, teachers = networks
-    metadata = _metadata(config, splits, images, teachers, compute.arithmetic)
-    metadata["images"] += extra.checksums if extra else []
+    config, (training, validation) = folder.config, images
+    # What each checkpoint stores besides weights: names to load it, checksums to resume only the same run.
+    metadata = {key: getattr(config, key) for key in ("model", "dataset", "method")}
+    metadata |= {"classes": list(splits.classes), "image_size": splits.image_size}
+    metadata["images"] = [fingerprint(part) for part in images] + (extra.checksums if extra else [])
+    metadata["teachers"] = [checksum(teacher) for teacher in teachers]
+    metadata["arithmetic"] = str(compute.arithmetic.dtype or "float32")
     transforms, _ = AUGMENTATIONS[config.augment]
     batches = Batches(
         training,
@@ -212,6 +204,9 @@ def _make_loop(
         extra=extra,
         generator=torch.Generator(),
     )
+    average = Ema(student, config.ema) if config.ema else None
+    if config.swa_start:
+        average = Swa(student, config.swa_start - 1, compute.arithmetic)
     trainer = Trainer(
         student,
         teachers,
@@ -227,13 +222,13 @@ def _make_loop(
         sync_bn=config.sync_bn,
         clip_grad=config.clip_grad,
         parts=config.accumulate,
-        average=_make_average(student, config, compute.arithmetic),
+        average=average,
         perturbation=WeightPerturbation(student, config.awp, config.awp_warmup - 1) if config.awp else None,
         make_network=lambda: make_network(config.model, "", config.dataset, splits).to(compute.device),
         steps_per_epoch=len(batches),
     )
     if state:
-        compute.processes.on_all_ranks(lambda: folder.require_same_data(state, metadata))
+        compute.processes.on_all_ranks(folder.require_same_data, state, metadata)
         folder.restore(state)
         trainer.restore(state)
         for key in ("net", "net_raw", "optimizer", "method_state"):  # as large as the networks
@@ -245,16 +240,10 @@ def _make_loop(
     return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
 
 
-def _make_average(student: nn.Module, config: TrainConfig, arithmetic: Arithmetic) -> WeightAverage | None:
-    if config.ema:
-        return Ema(student, config.ema)
-    return Swa(student, config.swa_start - 1, arithmetic) if config.swa_start else None
-
-
 def _log_images(config: TrainConfig, splits: Splits, n: int, extra: ExtraData | None) -> None:
-    reason = "--no-flip" if splits.flip else "images of this dataset may then have another class"
-    mirrored = "mirrored with probability 1/2 (--no-flip: never)"
-    mirrored = mirrored if config.flip and splits.flip else f"not mirrored ({reason})"
+    reason = "--no-flip" if splits.flip else "a mirrored image may have another class"
+    mirrors = config.flip and splits.flip
+    mirrored = "mirrored with probability 1/2 (--no-flip: never)" if mirrors else f"not mirrored ({reason})"
     logger.info("training images are %s; %s", AUGMENTATIONS[config.augment][1], mirrored)
     if extra:
         logger.info("%s", extra.describe(n, config.bs))
@@ -278,14 +267,6 @@ def _make_validator(network: nn.Module, images: Split, config: TrainConfig, comp
     batches = Batches(images, config.eval_bs or config.bs, device=compute.device)
     seed = derive_seed(config.seed, "judge")  # the results of all runs depend on the name of this stream
     return Validator(network, batches, config.epsilon / 255, seed, compute.processes, compute.arithmetic)
-
-
-def _metadata(config: TrainConfig, splits: Splits, images: tuple, teachers: list, arithmetic: Arithmetic) -> dict:
-    """What each checkpoint stores besides weights: names to load it, checksums to resume only the same run."""
-    names = {"model": config.model, "dataset": config.dataset, "method": config.method}
-    shape = {"classes": list(splits.classes), "image_size": splits.image_size}
-    sums = {"images": [fingerprint(part) for part in images], "teachers": [checksum(teacher) for teacher in teachers]}
-    return {**names, **shape, **sums, "arithmetic": str(arithmetic.dtype or "float32")}
 
 
 def _finalize(config: TrainConfig, splits: Splits, folder: RunFolder, compute: Compute) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -43,7 +44,8 @@ STATE_NAME = "{:04d}-{:06d}.pth"  # finished epochs, finished batches of the nex
 STATES_KEPT = 2  # a damaged newest state does not end the run
 METRICS_TYPES = {"batches": int, "images": int, "loss": float, "clean": int | None, "adv": int | None}
 STATE_TYPES = {"net": dict, "optimizer": dict, "epochs": int, "metrics": dict, "rows": list, "config": dict}
-STATE_TYPES |= {"classes": list, "images": list, "teachers": list}  # the data of the run
+STATE_TYPES |= {"reliability": list, "classes": list, "images": list, "teachers": list}
+OTHER_RUN = "--desc_str NAME starts another run"
 
 
 class RunFolder:
@@ -81,9 +83,7 @@ class RunFolder:
         if not self._states_read and not (self.path / LAST).exists():
             return None
         if not self.config.resume:
-            raise UserError(
-                f"{self.path}: already contains a run; --resume continues it, --desc_str NAME starts another"
-            )
+            raise UserError(f"{self.path}: already contains a run; --resume continues it, {OTHER_RUN}")
         state = self._newest_state()
         self._require_same_settings(state["config"])
         return state
@@ -100,32 +100,25 @@ class RunFolder:
         if new["milestones"] is None:
             new["milestones"] = old["milestones"]  # more epochs do not move default milestones
         specs = {spec.name: spec for spec in fields(self.config)}
+        old = {"epochs": self.config.epochs} | old  # stored only if they affect the result
         old = {key: old.get(key, specs[key].default) for key in new}  # an older version did not have all flags
-        changes = [
-            f"{spelling(specs[key])} {_shown(old[key])} -> {_shown(value)}"
-            for key, value in new.items()
-            if value != old[key] and key not in ignored_fields(self.config)
-        ]
+        changed = [key for key in new if new[key] != old[key] and key not in ignored_fields(self.config)]
+        changes = [f"{spelling(specs[key])} {_shown(old[key])} -> {_shown(new[key])}" for key in changed]
         if changes:
-            raise UserError(
-                f"--resume: {self.path} has a run with other settings ({', '.join(changes)}); "
-                "--desc_str NAME starts another"
-            )
+            raise UserError(f"--resume: {self.path} has other settings ({', '.join(changes)}); {OTHER_RUN}")
 
     def require_same_data(self, state: dict, metadata: dict) -> None:
         """Raise UserError if the run of ``state`` had other images, classes or teachers; warn of another precision."""
         for key in ("classes", "images", "teachers"):
             if state[key] != metadata[key]:
-                raise UserError(
-                    f"--resume: {self.path} was trained with other {key}; --desc_str NAME starts another run"
-                )
+                raise UserError(f"--resume: {self.path} was trained with other {key}; {OTHER_RUN}")
         if state.get("arithmetic") != metadata["arithmetic"]:
             old, new = state.get("arithmetic"), metadata["arithmetic"]
             logger.warning("--resume: the run was computed in %s so far and continues in %s", old, new)
 
     def restore(self, state: dict) -> None:
         """Continue the tables of ``state``; the measurements of its epochs are read from results.csv."""
-        self.rows, self.reliability = state["rows"], state.get("reliability", [])
+        self.rows, self.reliability = state["rows"], state["reliability"]
         measured = _read_measurements(self.path / "results.csv")
         self.measurements = [measured.get(row["epoch"], dict.fromkeys(MEASUREMENTS)) for row in self.rows]
 
@@ -134,8 +127,6 @@ class RunFolder:
 
         Raises UserError if another process trains there, or did since ``state`` was read.
         """
-        if not self.writes:
-            return
         with self._writing(self.path):
             self._lock()
             if self._states() != self._states_read:
@@ -164,27 +155,21 @@ class RunFolder:
         try:
             self._file_lock.acquire()
         except Timeout as error:
-            raise UserError(
-                f"{self.path}: another run is training there; --desc_str NAME starts a separate run"
-            ) from error
+            raise UserError(f"{self.path}: another run is training there; {OTHER_RUN}") from error
         except (OSError, NotImplementedError) as error:  # for instance a network file system
             logger.warning("WARNING: %s: cannot be locked (%s); start no second run there", self.path, error)
 
-    def add_row(self, values: dict) -> None:
-        """Append one epoch to results.csv and send it to the loggers; missing columns are empty."""
+    def add_row(self, values: dict, reliability: Reliability | None) -> None:
+        """Append one epoch to the tables, with empty cells for missing values, and send it to the loggers."""
         self.rows.append({key: values.get(key) for key in METRICS})
         self.measurements.append({key: values.get(key) for key in MEASUREMENTS})
         self._write_table("results.csv", self._table())
-        if self.writes:
-            (self.path / CURVES).unlink(missing_ok=True)  # it shows fewer epochs
         self.loggers.add(self._table()[-1])
-
-    def add_reliability(self, epoch: int, reliability: Reliability) -> None:
-        """Append one epoch, counted from 1, to reliability.csv."""
-        *columns, alpha = reliability
-        cells = (epoch, *columns, *(alpha or [None] * ALPHA_BINS))
-        self.reliability.append(dict(zip((*RELIABILITY_COLUMNS, *ALPHA_COLUMNS), cells, strict=True)))
-        self._write_table("reliability.csv", self.reliability)
+        if reliability:
+            *columns, alpha = reliability
+            cells = (values["epoch"], *columns, *(alpha or [None] * ALPHA_BINS))
+            self.reliability.append(dict(zip((*RELIABILITY_COLUMNS, *ALPHA_COLUMNS), cells, strict=True)))
+            self._write_table("reliability.csv", self.reliability)
 
     def _table(self) -> list[dict]:
         return [row | measured for row, measured in zip(self.rows, self.measurements, strict=True)]
@@ -194,6 +179,7 @@ class RunFolder:
             cells = [[_cell(value) for value in row.values()] for row in rows]
             with self._writing(self.path / name):
                 write_csv(self.path / name, rows[0].keys(), cells)
+                (self.path / CURVES).unlink(missing_ok=True)  # it shows fewer epochs
 
     def best(self, column: str) -> dict | None:
         """Return the first row with the highest value in ``column``; None before the first validation."""
@@ -236,15 +222,16 @@ class RunFolder:
 
     def _newest_state(self) -> dict:
         if not self._states_read:
-            raise UserError(f"{self.path}: its folder {STATES}/ is empty; --desc_str NAME starts another run")
+            raise UserError(f"{self.path}: its folder {STATES}/ is empty; {OTHER_RUN}")
         for path in self._states_read:
             try:
                 state = load_checkpoint(path)
-                _require_state(path, state)
-                return state
+                if _is_state(state):
+                    return state
+                raise UserError(f"{path}: not a resume state, or of an older version")
             except UserError as error:
                 logger.warning("%s; trying the previous state", error)
-        raise UserError(f"{self._states_read[0]}: no state of this run can be read; --desc_str NAME starts another run")
+        raise UserError(f"{self._states_read[0]}: no state of this run can be read; {OTHER_RUN}")
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
@@ -282,13 +269,15 @@ def _read_measurements(path: Path) -> dict[int, dict]:
         return {}
 
 
-def _require_state(path: Path, state: dict) -> None:
-    """Raise UserError unless ``state`` is a complete resume state of this version."""
-    valid = isinstance(state, dict) and _has_types(state, STATE_TYPES) and _has_types(state["metrics"], METRICS_TYPES)
-    valid = valid and isinstance(state.get("reliability", []), list)
-    valid = valid and all(isinstance(row, dict) and row.keys() == set(METRICS) for row in state["rows"])
-    if not (valid and [row["epoch"] for row in state["rows"]] == list(range(1, state["epochs"] + 1))):
-        raise UserError(f"{path}: not a resume state, or of an older version")
+def _is_state(state: Any) -> bool:
+    """Return whether a checkpoint is a complete resume state of this version."""
+    return (
+        isinstance(state, dict)
+        and _has_types(state, STATE_TYPES)
+        and _has_types(state["metrics"], METRICS_TYPES)
+        and all(isinstance(row, dict) and row.keys() == set(METRICS) for row in state["rows"])
+        and [row["epoch"] for row in state["rows"]] == list(range(1, state["epochs"] + 1))
+    )
 
 
 def _has_types(values: dict, types: dict) -> bool:

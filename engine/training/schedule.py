@@ -58,12 +58,13 @@ def epsilon_scale(epoch: int, config: TrainConfig) -> float:
     return min(1.0, (epoch + 1) / max(config.epsilon_ramp, 1))
 
 
-def learning_rate(epoch: float, config: TrainConfig) -> float:
-    """Learning rate of one epoch of a run, or after a part of it.
+def learning_rate(epoch: int, config: TrainConfig, done: float = 0.0) -> float:
+    """Learning rate of one epoch of a run, or after the part ``done``, in [0, 1], if it changes with every step.
 
     ``--warmup_lr`` first increases the rate linearly from 0.001 to ``lr_max``; cosine then decreases over the remaining
     epochs, while milestones keep their epochs. Source: ``lr_decay`` of the official DGAD code.
     """
+    epoch += done if config.lr_schedule in PER_STEP else 0
     warmup = config.warmup_lr_epochs if config.warmup_lr else 0
     if epoch < warmup:
         return WARMUP_START + epoch / warmup * (config.lr_max - WARMUP_START)

@@ -32,27 +32,11 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
     config = replace(
         config,
         dataset=dataset,
-        model=network_name(config.model, dataset, config.model_path),
+        model=network_name(config.model, dataset),
         method=canonical(config.method, METHODS, METHOD_ALIASES, "--method"),
         teacher_model=teacher_name(config.teacher_model),
         std_teacher_model=teacher_name(config.std_teacher_model, "--std_teacher_model"),
     )
-    if config.method in WITH_TWO_TEACHERS and config.robust_weight + config.std_weight > 1:
-        total = f"--robust_weight {config.robust_weight:g} + --std_weight {config.std_weight:g}"
-        raise UserError(f"{total}: is above 1, and 1 minus their sum is the weight of the cross entropy")
-    if config.log_reliability and config.method in WITHOUT_TEACHER:
-        raise UserError(f"--log_reliability: {config.method} has no teacher; leave the flag out")
-    if config.augment == "cutmix" and config.method not in WITH_SOFT_LABELS:
-        known = ", ".join(method for method in METHODS if method in WITH_SOFT_LABELS)
-        raise UserError(f"--augment cutmix: {config.method} needs one class for each image; use it with {known}")
-    if config.extra_data and config.extra_labels == "teacher" and config.method in WITHOUT_TEACHER:
-        raise UserError(f"--extra_labels teacher: {config.method} has no teacher; leave the flag out")
-    if config.extra_data and not 1 <= (count := int(config.bs * config.extra_fraction)) < config.bs:
-        message = f"{count} of the {config.bs} images of a batch; both kinds need at least one"
-        raise UserError(f"--extra_fraction {config.extra_fraction:g}: {message}")
-    if config.igdm is not None and "igdm" not in fields_read(config.method, config):
-        having = ", ".join(method for method in METHODS if "igdm" in fields_read(method, config))
-        raise UserError(f"--igdm: {config.method} has no such term; leave the flag out, or use it with {having}")
     if given.get("epochs") == "flag" and given.get("milestones") == "config file" and config.milestones:
         message = "WARNING: --epochs %d: the milestones of --config, %s, are not used; --milestones sets them"
         logger.warning(message, config.epochs, " ".join(map(str, config.milestones)))
@@ -73,12 +57,28 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
             logger.warning(message, flags, config.dataset)
     sources = {spec.name: given.get(spec.name, "default") for spec in fields(config)} | dict.fromkeys(filled, "recipe")
     config = replace(config, **filled)
-    _check_pieces(config)
+    _check(config)
     return config, sources
 
 
-def _check_pieces(config: TrainConfig) -> None:
-    """Raise UserError for pieces of a recipe that exclude each other."""
+def _check(config: TrainConfig) -> None:
+    """Raise UserError for settings that exclude each other."""
+    if config.method in WITH_TWO_TEACHERS and config.robust_weight + config.std_weight > 1:
+        total = f"--robust_weight {config.robust_weight:g} + --std_weight {config.std_weight:g}"
+        raise UserError(f"{total}: is above 1, and 1 minus their sum is the weight of the cross entropy")
+    if config.log_reliability and config.method in WITHOUT_TEACHER:
+        raise UserError(f"--log_reliability: {config.method} has no teacher; leave the flag out")
+    if config.augment == "cutmix" and config.method not in WITH_SOFT_LABELS:
+        known = ", ".join(method for method in METHODS if method in WITH_SOFT_LABELS)
+        raise UserError(f"--augment cutmix: {config.method} needs one class for each image; use it with {known}")
+    if config.extra_data and config.extra_labels == "teacher" and config.method in WITHOUT_TEACHER:
+        raise UserError(f"--extra_labels teacher: {config.method} has no teacher; leave the flag out")
+    if config.extra_data and not 1 <= (count := int(config.bs * config.extra_fraction)) < config.bs:
+        message = f"{count} of the {config.bs} images of a batch; both kinds need at least one"
+        raise UserError(f"--extra_fraction {config.extra_fraction:g}: {message}")
+    if config.igdm is not None and "igdm" not in fields_read(config.method, config):
+        having = ", ".join(method for method in METHODS if "igdm" in fields_read(method, config))
+        raise UserError(f"--igdm: {config.method} has no such term; leave the flag out, or use it with {having}")
     if config.ema and config.swa_start:
         raise UserError("--swa_start: --ema averages the weights already; leave one of them out")
     if config.nesterov and config.optim == "SGD" and not config.momentum:
@@ -96,7 +96,7 @@ def config_warnings(config: TrainConfig) -> list[str]:
             f"{config.method} starts introspection after epoch {begin}, never in --epochs {config.epochs}: the method "
             "that it extends is trained; --IAD_begin sets the epoch"
         )
-    for name in ("awp_warmup", "swa_start"):
+    for name in ("awp_warmup", "swa_start", "epsilon_ramp"):
         if (getattr(config, name) or 0) > config.epochs:
             warnings.append(f"--{name} {getattr(config, name)}: the run of --epochs {config.epochs} ends before")
     distance = config.step_size * config.num_steps
@@ -106,9 +106,8 @@ def config_warnings(config: TrainConfig) -> list[str]:
             f"{config.epsilon:g}; the papers use a step size of epsilon / 4"
         )
     if config.warmup_lr and config.warmup_lr_epochs >= config.epochs:
-        warnings.append(
-            f"--warmup_lr_epochs {config.warmup_lr_epochs}: the run of --epochs {config.epochs} ends below --lr_max"
-        )
+        warmup = f"--warmup_lr_epochs {config.warmup_lr_epochs}"
+        warnings.append(f"{warmup}: the run of --epochs {config.epochs} ends below --lr_max")
     if config.warmup_lr and config.lr_max < WARMUP_START:
         warnings.append(f"--warmup_lr starts at {WARMUP_START:g}, above --lr_max {config.lr_max:g}")
     return warnings
@@ -124,11 +123,10 @@ def log_config(
         specs = [spec for spec in fields(config) if sources[spec.name] == source]
         if source in ("config file", "default"):  # those of the method are logged below
             specs = [spec for spec in specs if spec.metadata["group"] != METHOD and spec.name not in unused]
-        values = {spelling(spec): getattr(config, spec.name) for spec in specs}
+        pairs = [(spec, getattr(config, spec.name)) for spec in specs]
+        pairs = [(spec, value) for spec, value in pairs if value not in (None, "")]
         # Switches that are off by default have no flag to turn them off.
-        off = {spelling(spec) for spec in specs if spec.default is False}
-        shown = {name: value for name, value in values.items() if value not in (None, "")}
-        _log_settings(source, {name: value for name, value in shown.items() if value or name not in off})
+        _log_settings(source, {spelling(spec): value for spec, value in pairs if value or spec.default is not False})
     # All parameters of the method, including those whose default depends on it.
     _log_settings("method", getattr(METHODS[config.method](config), "keywords", {}))
     given = [spec for spec in fields(config) if spec.name in unused and sources[spec.name] == "flag"]
@@ -139,9 +137,8 @@ def log_config(
         logger.warning("WARNING: %s", warning)
     if config.lr_schedule == "piecewise":
         drops = ", ".join(str(milestone) for milestone in config.milestones if milestone < config.epochs)
-        logger.info(
-            "learning rate %g, %s", config.lr_max, f"divided by 10 after epochs: {drops}" if drops else "constant"
-        )
+        change = f"divided by 10 after epochs: {drops}" if drops else "constant"
+        logger.info("learning rate %g, %s", config.lr_max, change)
     kind = "validation" if config.val_size else "test"
     training, validation = (len(part.labels) for part in images)
     if config.limit_train and config.limit_train > training:

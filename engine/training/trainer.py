@@ -1,7 +1,7 @@
 """The training step: everything that changes the weights. It never waits for the device."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
 
@@ -170,6 +170,12 @@ class Trainer:
         ball = {"epsilon": self.radius_scale * self.epsilon, "step_size": self.radius_scale * self.step_size}
         return self.pgd(objective(attack_model, *self.teachers), x, start.clamp(0, 1) if clamp else start, **ball)
 
+    def after_epoch(self, epoch: int, images: Iterable[Tensor]) -> None:
+        """Account for the end of an epoch, from 0; ``images`` (B, C, H, W) are drawn if an average needs them."""
+        getattr(self.method, "after_epoch", lambda epoch: None)(epoch)
+        if self.average:
+            self.average.after_epoch(epoch, images)
+
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate of all parameters."""
         for group in self.optimizer.param_groups:
@@ -177,9 +183,10 @@ class Trainer:
 
     def weights(self) -> dict:
         """Return what checkpoints hold: ``net``, ``method_state``, and with an average of the weights ``net_raw``."""
-        net = {"net": self.network.state_dict()}
-        net |= {"method_state": self.method.state_dict()} if hasattr(self.method, "state_dict") else {}
-        return net | {"net_raw": self.student.state_dict()} if self.average else net
+        weights = {"net": self.network.state_dict()}
+        if hasattr(self.method, "state_dict"):
+            weights["method_state"] = self.method.state_dict()
+        return weights | {"net_raw": self.student.state_dict()} if self.average else weights
 
     def state(self) -> dict:
         """Return what a resume state holds of the training."""

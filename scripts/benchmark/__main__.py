@@ -2,8 +2,7 @@
 
 NAME is one of the following; each has --help:
   step        training steps per second, memory, FLOP
-  data        loading and augmentation
-  evaluation  PGD-20 or AutoAttack on robust images
+  evaluation  PGD-20 on robust images
   scale       several processes: torchrun --standalone --nproc_per_node=2 scripts/benchmark scale
 
 A ratio is the median over pairs of (reference, ours), its spread their quartiles.
@@ -18,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this folder is r
 
 from engine.device import use_full_precision
 from scripts.benchmark.evaluation import Evaluation, time_evaluation
-from scripts.benchmark.step import Data, Step, time_data, time_scaling, time_step
+from scripts.benchmark.step import Step, time_scaling, time_step
 from utils.cli import run_command
 from utils.errors import UserError, torchrun_rank
 from utils.files import require_writable, write_text
@@ -29,7 +28,6 @@ from utils.versions import versions
 
 BENCHMARKS = {
     "step": (Step, time_step),
-    "data": (Data, time_data),
     "evaluation": (Evaluation, time_evaluation),
     "scale": (Step, time_scaling),
 }
@@ -38,9 +36,7 @@ BENCHMARKS = {
 def benchmark(argv: list[str]) -> None:
     """Run the benchmark that the first argument names; raises UserError for an unknown name."""
     if not argv:
-        raise UserError(
-            f"name a benchmark: python scripts/benchmark NAME [flags]; NAME is one of {', '.join(BENCHMARKS)}"
-        )
+        raise UserError(f"name a benchmark ({', '.join(BENCHMARKS)}): python scripts/benchmark NAME [flags]")
     if argv[0] in ("-h", "--help"):
         print(__doc__, end="")
         return

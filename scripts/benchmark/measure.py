@@ -1,6 +1,7 @@
 """Time two functions alternately, measure the peak speed of the hardware, count arithmetic."""
 
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -107,11 +108,8 @@ def machine(device: torch.device) -> str:
     """Name of the hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    info = Path("/proc/cpuinfo")  # of Linux
+    names = set(re.findall(r"model name\s*: (.+)", info.read_text(encoding="utf-8"))) if info.exists() else ()
     return f"{', '.join(names) or platform.machine()}, {torch.get_num_threads()} threads"
 
 

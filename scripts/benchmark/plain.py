@@ -9,7 +9,6 @@ from copy import deepcopy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import transforms
 
 from methods.losses import Setup, set_up
 
@@ -44,27 +43,6 @@ def pgd_accuracy(
 @torch.no_grad()
 def _correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return model(x).argmax(1) == y
-
-
-class _Images(torch.utils.data.Dataset):
-    """PIL images, cropped, flipped and converted to tensors one by one."""
-
-    def __init__(self, split):
-        self.images = [transforms.functional.to_pil_image(image) for image in split.images]
-        self.labels = split.labels.tolist()
-        crop = transforms.RandomCrop(split.images.shape[-1], padding=4)
-        self.transform = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.ToTensor()])
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, k):
-        return self.transform(self.images[k]), self.labels[k]
-
-
-def loader(split, batch_size: int, workers: int) -> torch.utils.data.DataLoader:
-    """The training data of the official codes: a DataLoader with random crop and flip."""
-    return torch.utils.data.DataLoader(_Images(split), batch_size, shuffle=True, num_workers=workers)
 
 
 class Trainer:

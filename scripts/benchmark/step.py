@@ -1,4 +1,4 @@
-"""Benchmarks of training: a step, a step shared among processes, the loading of data."""
+"""Benchmarks of a training step, and of one that processes share."""
 
 import logging
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from utils.log import logger
 from utils.names import canonical
 from utils.seed import seed_everything
 
-SIDES = {"reference": plain.Trainer, "ours": Trainer}
+# Pieces of a recipe that are options of the trainer; the others are augmentations.
 PIECES = {
     "awp": lambda student: {"perturbation": WeightPerturbation(student, 0.01)},
     "ema": lambda student: {"average": Ema(student, 0.995)},
@@ -46,41 +46,33 @@ class Step(Timing):
     epoch: int = flag(100, "epoch of the step, from 0; introspection begins at 60", group=WORKLOAD, check=at_least(0))
     precision: str = flag("auto", "precision of our side; the reference computes in fp32", group=WORKLOAD)
     compile: str = flag("auto", "compilation of our side: auto, off, on, graphs", group=WORKLOAD)
-    piece: Literal["awp", "ema"] | None = flag(
+    piece: Literal["awp", "ema", "cutout", "cutmix", "idbh-weak", "idbh-strong"] | None = flag(
         None, "time our step with this piece of a recipe against our step without it", group=WORKLOAD
     )
     profile: str = flag("", "write a trace of one step of our side to this file", group=EXECUTION)
 
 
-@dataclass(frozen=True)
-class Data(Timing):
-    """An epoch of generated images of 32x32."""
-
-    images: int = flag(10_000, "number of images", group=WORKLOAD, check=at_least(1))
-    bs: int = flag(128, "batch size", group=WORKLOAD, check=at_least(1))
-    augment: str = flag("crop", "of our side, as --augment of main.py", group=WORKLOAD)
-    workers: int = flag(2, "processes of the DataLoader", group=WORKLOAD, check=at_least(0))
-
-
 def time_step(config: Step) -> dict:
     """One training step, from the attack to the optimizer, against a step of the official codes."""
     device = config.choose_device()
+    sides = {"reference": (Trainer if config.piece else plain.Trainer, None), "ours": (Trainer, config.piece)}
     eager, _ = choose_arithmetic(config.precision, "off", device)  # compiled code cannot be counted
-    counts = {name: gflop(make_step(config, name, device, eager)) / config.bs for name in SIDES}
+    counts = {name: gflop(make_step(config, device, eager, *side)) / config.bs for name, side in sides.items()}
     arithmetic, description = choose_arithmetic(config.precision, config.compile, device)
     logger.info("%s, %s", machine(device), description)
-    peaks = {name: _peak_memory(config, name, device, arithmetic) for name in SIDES if device.type == "cuda"}
-    steps = {name: make_step(config, name, device, arithmetic) for name in SIDES}
-    result = compare(*steps.values(), config.bs, config.pairs, device) | {"peak_mib": peaks}
+    cuda = device.type == "cuda"
+    peaks = {name: _peak_memory(config, device, arithmetic, *side) for name, side in sides.items() if cuda}
+    steps = [make_step(config, device, arithmetic, *side) for side in sides.values()]
+    result = compare(*steps, config.bs, config.pairs, device) | {"peak_mib": peaks}
     if peaks:
         logger.info("peak memory: reference %.0f MiB, ours %.0f MiB", *peaks.values())
     peak_speed, kind = product_speeds(device), "fp32" if arithmetic.dtype is None else "bf16"
-    rate, executed = (result["images_per_second"]["ours"] * counts[name] for name in SIDES)
+    rate, executed = (result["images_per_second"]["ours"] * count for count in counts.values())
     logger.info("GFLOP per image: reference %.1f, ours %.1f", *counts.values())
     line = "ours: --rate %.1f of cost.py (GFLOP/s); executed %.1f GFLOP/s, %.0f %% of a %s matrix product's %.1f"
     logger.info(line, rate, executed, 100 * executed / peak_speed[kind], kind, peak_speed[kind])
     if config.profile:
-        _profile(steps["ours"], config.profile, device)
+        _profile(steps[1], config.profile, device)
     setup = {"machine": machine(device), "arithmetic": description, "gflop_per_image": counts, "ceilings": peak_speed}
     return setup | result
 
@@ -98,8 +90,8 @@ def time_scaling(config: Step) -> dict:
     device = choose_device(config.device, local_gpu(0), config.threads or 1)
     arithmetic, description = choose_arithmetic(config.precision, config.compile, device)
     logger.info("%d processes, each on %s, %s", processes.count, machine(device), description)
-    single = make_step(config, "ours", device, arithmetic)
-    shared = make_step(config, "ours", device, arithmetic, processes=processes)
+    single = make_step(config, device, arithmetic)
+    shared = make_step(config, device, arithmetic, processes=processes)
 
     def by_rank0() -> None:
         if processes.is_rank0:
@@ -111,46 +103,35 @@ def time_scaling(config: Step) -> dict:
     return {"machine": machine(device), "arithmetic": description, **result}
 
 
-def time_data(config: Data) -> dict:
-    """Augmented batches from memory, against a DataLoader with torchvision's transforms."""
-    device = config.choose_device()
-    logger.info("%s", machine(device))
-    split = Split(torch.randint(256, (config.images, 3, 32, 32), dtype=torch.uint8), torch.zeros(config.images).long())
-    transforms, _ = AUGMENTATIONS[canonical(config.augment, AUGMENTATIONS, {}, "--augment")]
-    mixed = 10 if config.augment == "cutmix" else 0
-    ours = Batches(split, config.bs, device=device, shuffle=True, transforms=transforms, mix_classes=mixed)
-    reference = plain.loader(split, config.bs, config.workers)
+def make_step(config: Step, device: torch.device, arithmetic: Arithmetic, kind=Trainer, piece=None, **options):
+    """A function that takes a step of a trainer of this kind on generated images.
 
-    def consume(batches) -> None:
-        for x, y in batches:
-            x.to(device), y.to(device)
-
-    return compare(lambda: consume(reference), lambda: consume(ours), config.images, config.pairs, device)
-
-
-def make_step(config: Step, side: str, device: torch.device, arithmetic: Arithmetic, **options):
-    """A function that takes a step of a side on generated images; both sides have the same weights and images."""
+    All such functions have the same weights and images. ``arithmetic`` is not used by the reference.
+    """
     seed_everything(0)
     method = canonical(config.method, METHODS, ALIASES, "--method")
     count = 0 if method in WITHOUT_TEACHER else 2 if method in WITH_TWO_TEACHERS else 1
     student = build(config.model, config.classes, config.image_size).to(device)
     teachers = [build(config.teacher_model, config.classes, config.image_size).to(device) for _ in range(count)]
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
-    options |= PIECES[config.piece](student) if config.piece and side == "ours" else {}
-    side = "ours" if config.piece else side
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4, fused=side == "ours")
-    options |= {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10}
-    options |= {"arithmetic": arithmetic} if side == "ours" else {}
-    trainer = SIDES[side](student, teachers, METHODS[method](TrainConfig(method=method)), optimizer, **options)
-    x = torch.rand(config.bs, 3, config.image_size, config.image_size).to(device)
-    y = torch.randint(config.classes, (config.bs,)).to(device)
-    return lambda: trainer.step(x, y, config.epoch)
+    ours = kind is Trainer
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4, fused=ours)
+    options |= {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10} | ({"arithmetic": arithmetic} if ours else {})
+    options |= PIECES[piece](student) if piece in PIECES else {}
+    trainer = kind(student, teachers, METHODS[method](TrainConfig(method=method)), optimizer, **options)
+    images = torch.randint(256, (config.bs, 3, config.image_size, config.image_size), dtype=torch.uint8)
+    split = Split(images, torch.randint(config.classes, (config.bs,)))
+    transforms, _ = AUGMENTATIONS.get(piece, ((), ""))
+    mixed = config.classes if piece == "cutmix" else 0
+    batches = Batches(split, config.bs, device=device, transforms=transforms, mix_classes=mixed)
+    batch = next(iter(batches))
+    return lambda: trainer.step(*(next(iter(batches)) if transforms else batch), config.epoch)
 
 
-def _peak_memory(config: Step, side: str, device: torch.device, arithmetic: Arithmetic) -> float:
+def _peak_memory(config: Step, device: torch.device, arithmetic: Arithmetic, *side) -> float:
     """Peak memory of two steps on a GPU, in MiB."""
     torch.cuda.reset_peak_memory_stats(device)
-    before, step = torch.cuda.memory_allocated(device), make_step(config, side, device, arithmetic)
+    before, step = torch.cuda.memory_allocated(device), make_step(config, device, arithmetic, *side)
     step(), step()
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 

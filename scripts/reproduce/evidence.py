@@ -13,16 +13,14 @@ is skipped; the same command continues a stopped training.
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import re
 import shlex
-import signal
 import sys
-import time
-from collections.abc import Sequence
-from multiprocessing.connection import wait
+from collections.abc import Iterator, Sequence
+from functools import partial
+from math import inf
 from pathlib import Path
 from statistics import mean, variance
 from typing import NamedTuple
@@ -36,12 +34,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run
 from data import load
 from engine.checkpoint import BEST_PGD10
 from engine.evaluation.records import read_evaluations
-from engine.evaluation.run import run_evaluation
 from engine.reporting.runs import read_run
-from engine.training.run import train
 from methods import WITH_TEACHER
+from scripts.tasks import STATUS, UNFINISHED, Pool, Task, split_flags
 from utils.cli import ROOT, run_command
-from utils.config import EvalConfig, TrainConfig
+from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.files import read_json, write_text
 from utils.flags import parse, parser_for
@@ -66,12 +63,10 @@ GRID = {
 BASE = "AT"  # every method is compared with it
 PIECES = {"AWP": "--awp 0.005", "IDBH-weak": "--augment idbh-weak"}
 TEACHER = ROOT / "models" / "pretrained" / "small_resnet_cifar10" / "model.safetensors"
-TRAIN, WEIGHTS = "train", ("ema", "raw")  # the steps of a run: a training, and an evaluation of each kind of weights
+TRAIN, WEIGHTS = "train", ("ema", "raw")  # the steps of a run: a training, and an evaluation of either weights
 ATTACKS = ("Clean", "PGD-20", "AutoAttack")
 RESULTS, PAGE, FIGURE = "results.json", "fair.md", "fair.png"
 NONE = "-"
-
-
 SEEDS = {"full": [1, 2, 3], "smoke": [1, 2]}  # the first one tunes
 TRAINING = {
     "full": "--dataset Folder --model small_resnet --limit_train 20000 --val_size 1000 --limit_test 500 --epochs 10 "
@@ -103,13 +98,6 @@ class Run(NamedTuple):
         return re.sub(r"[^\w.]+", "_", self.name)
 
 
-class Step(NamedTuple):
-    """A training, or an evaluation of its averaged or raw weights."""
-
-    run: Run
-    part: str
-
-
 class Study:
     """The results so far, ``results[run.name]``, and what they require next.
 
@@ -133,7 +121,7 @@ class Study:
         scores = self.tuning(method)
         if None in scores.values():
             return []
-        return [Run(method, " ".join(filter(None, [max(scores, key=scores.get), piece])), seed) for seed in self.seeds]
+        return [Run(method, f"{max(scores, key=scores.get)} {piece}".strip(), seed) for seed in self.seeds]
 
     def best_distillation(self) -> str | None:
         """The method with the included teacher of the highest mean held-out accuracy; None before all are trained."""
@@ -147,23 +135,38 @@ class Study:
 
     def rows(self) -> dict[str, list[Run]]:
         """The runs of each row of the table that are known so far."""
-        rows = {method: self.runs(method) for method in self.methods}
-        for method in (BASE, self.best_distillation()):
-            if method in self.methods:
-                rows |= {f"{method} + {piece}": self.runs(method, flags) for piece, flags in PIECES.items()}
+        rows, best = {method: self.runs(method) for method in self.methods}, self.best_distillation()
+        for method in self.methods:
+            for piece, flags in PIECES.items():
+                runs = self.runs(method, flags)
+                if method in (BASE, best) or any(run.name in self.results for run in runs):
+                    rows[f"{method} + {piece}"] = runs
         return {title: runs for title, runs in rows.items() if runs}
 
-    def steps(self, work: Path) -> list[Step]:
-        """What is not done and can start; an evaluation whose checkpoint is not below ``work`` trains again."""
-        evaluated = [run for runs in self.rows().values() for run in runs]
-        tuned = [Run(method, flags, self.seeds[0]) for method in self.methods for flags in GRID[method]]
+    def left(self) -> dict[Run, list[str]]:
+        """The runs known so far that are not done, and what they lack: TRAIN, and of a row of the table WEIGHTS."""
+        left = {Run(method, flags, self.seeds[0]): [TRAIN] for method in self.methods for flags in GRID[method]}
+        left |= {run: [TRAIN, *WEIGHTS] for runs in self.rows().values() for run in runs}
+        for run, parts in left.items():
+            done = self.results.get(run.name, {})
+            left[run] = [part for part in parts if f"{part} seconds" not in done]
+        return {run: parts for run, parts in left.items() if parts}
+
+    def steps(self, work: Path) -> list[tuple[Run, str]]:
+        """What is not done and can start, evaluations first, so that an incomplete table has whole rows.
+
+        An evaluation whose checkpoint is not below ``work`` trains again.
+        """
         steps = []
-        for run in dict.fromkeys([*tuned, *evaluated]):
-            result = self.results.get(run.name, {})
-            missing = [Step(run, weights) for weights in WEIGHTS if weights not in result] if run in evaluated else []
-            ready = "epochs" in result and (find(work / run.folder, BEST_PGD10) or not missing)
-            steps += missing if ready else [Step(run, TRAIN)]
-        return sorted(steps, key=lambda step: step.part != TRAIN)  # other steps wait for trainings
+        for run, parts in self.left().items():
+            trained = TRAIN not in parts and find(work / run.folder, BEST_PGD10)
+            steps += [(run, part) for part in (parts if trained else [TRAIN])]
+        return sorted(steps, key=lambda step: step[1] == TRAIN)
+
+    def accuracies(self, runs: Sequence[Run], weights: str, attack: str) -> list[float]:
+        """Accuracy in percent of each run that was evaluated so."""
+        results = [self.results.get(run.name, {}).get(weights, {}) for run in runs]
+        return [result[attack] for result in results if attack in result]
 
 
 def find(folder: Path, name: str) -> Path | None:
@@ -172,100 +175,65 @@ def find(folder: Path, name: str) -> Path | None:
 
 
 class Runner:
-    """Carries out steps, each in a process forked from one that has imported everything, several at once."""
+    """Carries out steps and writes their results.
 
-    def __init__(self, study: Study, options: argparse.Namespace, flags: Sequence[str]):
-        self.study, self.out = study, Path(options.out)
+    Raises UserError if the folder has results of another scale or other flags after --.
+    """
+
+    def __init__(self, study: Study, options: argparse.Namespace, flags: list[str]):
+        self.study, self.out, self.scale, self.flags = study, Path(options.out), options.scale, flags
         self.work = Path(options.work or f"runs/fair-{options.scale}").absolute()
-        self.scale, self.jobs, self.flags = options.scale, options.jobs, list(flags)
-        self.end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
         threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
         self.shared = ["--device", options.device, "--threads", str(threads)]
-        self.shared += ["--data_root", str(Path(options.data_root).absolute())] if options.data_root else []
+        self.shared += ["--data_root", options.data_root] if options.data_root else []
         cuda = options.device != "cpu" and torch.cuda.is_available()
         device = torch.cuda.get_device_name() if cuda else f"CPU, {platform.machine()}"
-        mine = {"scale": options.scale, "flags": list(flags)}
+        mine = {"scale": options.scale, "flags": flags}
         self.machine = {"device": device, "torch": torch.__version__, "git": versions()["git"], **mine}
-        for key in ("scale", "flags"):
-            others = [result[key] for result in study.results.values() if result.get(key, mine[key]) != mine[key]]
+        self.failed = False
+        for key, value in mine.items():
+            others = [result[key] for result in study.results.values() if result.get(key, value) != value]
             if others:
                 raise UserError(f"--out {self.out}: has results of other {key} ({others[0]}); name another folder")
 
-    def command(self, step: Step) -> list[str]:
-        """The flags of main.py or main_eval.py."""
-        run, folder = step.run, self.work / step.run.folder
-        if step.part != TRAIN:
+    def command(self, run: Run, part: str) -> list[str]:
+        """The script and its flags."""
+        folder = self.work / run.folder
+        if part != TRAIN:
             path = find(folder, BEST_PGD10) or folder
-            args = ["--model_path", str(path), "--weights", step.part, "--out", str(folder / step.part)]
-            return [*args, *EVALUATION[self.scale].split(), *self.shared]
+            args = ["--model_path", str(path), "--weights", part, "--out", str(folder / part)]
+            return ["main_eval.py", *args, *EVALUATION[self.scale].split(), *self.shared]
         args = ["--method", run.method, *TRAINING[self.scale].split(), *run.flags.split(), "--seed", str(run.seed)]
         if run.method in WITH_TEACHER:
             args += ["--teacher_model", "small_resnet", "--teacher_path", str(TEACHER)]
-        return [*args, *self.shared, "--root_path", str(folder), "--resume", *self.flags]
+        return ["main.py", *args, *self.shared, "--root_path", str(folder), "--resume", *self.flags]
 
-    def carry_out(self) -> bool:
-        """Carry out all steps or those that end in time; return whether none failed. Stopped trainings are saved."""
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        processes = multiprocessing.get_context("forkserver")
-        processes.set_forkserver_preload(["scripts.reproduce.evidence"])
-        running: dict[Step, tuple] = {}
-        failed: set[Step] = set()
-        try:
-            while time.monotonic() < self.end:
-                waiting = [step for step in self.study.steps(self.work) if step not in failed and step not in running]
-                for step in waiting[: self.jobs - len(running)]:
-                    process = processes.Process(target=execute, args=(step.part, self.command(step), self._log(step)))
-                    process.start()
-                    running[step] = process, time.monotonic()
-                if not running:
-                    return not failed
-                left = min(self.end - time.monotonic(), 1e6)
-                wait([process.sentinel for process, _ in running.values()], max(0, left))
-                for step in [step for step, (process, _) in running.items() if not process.is_alive()]:
-                    process, began = running.pop(step)
-                    if process.exitcode:
-                        failed.add(step)
-                        lines = self._log(step).read_text(encoding="utf-8", errors="replace").splitlines()
-                        logger.error("%s: %s", self._log(step), lines[-1] if lines else "no output")
-                    else:
-                        self._collect(step, round(time.monotonic() - began, 1))
-            logger.info("stopped at the time limit; the same command continues")
-            return not failed
-        finally:
-            for process, _ in running.values():
-                process.terminate()
-            for process, _ in running.values():
-                process.join()
+    def tasks(self) -> Iterator[Task]:
+        """What is not done and can start."""
+        for run, part in self.study.steps(self.work):
+            script, *args = self.command(run, part)
+            command = [sys.executable, f"{ROOT}/{script}", *args]
+            log = self.work / "logs" / f"{run.folder}_{part}.txt"
+            yield Task(f"{run.name} {part}", command, log, partial(self.add, run, part))
 
-    def _log(self, step: Step) -> Path:
-        return self.work / "logs" / f"{step.run.folder}_{step.part}.txt"
-
-    def _collect(self, step: Step, seconds: float) -> None:
-        """Add the results of a finished step and write them."""
-        folder = self.work / step.run.folder
-        if step.part == TRAIN:
-            key, value = "epochs", read_run(find(folder, "results.csv").parent).epochs
+    def add(self, run: Run, part: str, problem: str, seconds: float) -> None:
+        """Add the results of a step that has ended and write all."""
+        if problem:
+            self.failed |= problem != UNFINISHED
+            return
+        folder, results = self.work / run.folder, self.study.results
+        result = {f"{part} seconds": round(seconds, 1), **self.machine}
+        if part == TRAIN:
+            result["epochs"] = read_run(find(folder, "results.csv").parent).epochs
         else:
-            figures = read_evaluations(find(folder / step.part, "eval.json"))[-1]["figures"]
-            key, value = step.part, {title: figures[title]["accuracy"] for title in ATTACKS if title in figures}
-            value["images"] = {title: figures[title]["n"] for title in value}
-        results = self.study.results
-        results.setdefault(step.run.name, {}).update({key: value, f"{step.part} seconds": seconds, **self.machine})
+            figures = read_evaluations(find(folder / part, "eval.json"))[-1]["figures"]
+            shown = {title: figures[title] for title in ATTACKS if title in figures}
+            result[part] = {title: one["accuracy"] for title, one in shown.items()}
+            logger.info("%s, %s: %s", run.name, part, result[part])
+            result[part]["images"] = {title: one["n"] for title, one in shown.items()}
+        results[run.name] = results.get(run.name, {}) | result
         lines = (f"{json.dumps(name)}: {json.dumps(result)}" for name, result in results.items())
         write_text(self.out / RESULTS, "{\n" + ",\n".join(lines) + "\n}\n")
-        summary = self.study.held_out(step.run) if step.part == TRAIN else [value[title] for title in value["images"]]
-        logger.info("%s %s %s: %s %%, %.0f s", time.strftime("%H:%M:%S"), step.run.name, step.part, summary, seconds)
-
-
-def execute(part: str, args: list[str], log: Path) -> None:
-    """Train or evaluate in this process, which ends with the status of main.py or main_eval.py."""
-    with open(log, "a", encoding="utf-8") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    if part == TRAIN:
-        run_command(lambda: train(*parse(TrainConfig, args, description="", choices={})))
-    else:
-        run_command(lambda: run_evaluation(parse(EvalConfig, args, description="", choices={}).config))
 
 
 def read_results(folder: Path) -> dict[str, dict]:
@@ -281,9 +249,11 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 
 def evidence(arguments: Sequence[str]) -> None:
-    """Carry out the comparison and write its table. Raises UserError for a bad request; status 1 if a step failed."""
-    args = list(arguments)
-    own, flags = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
+    """Carry out the comparison and write its table.
+
+    Raises UserError for a bad request; exits with status 1 if a step failed, and with a signal's after a signal.
+    """
+    own, flags = split_flags(arguments)
     options = _parser().parse_args(own)
     if not (options.table or options.out):
         raise UserError("--out: needed; name the folder of the results")
@@ -291,33 +261,35 @@ def evidence(arguments: Sequence[str]) -> None:
         raise UserError(f"--methods {' '.join(sorted(unknown))}: must be of {', '.join(GRID)}")
     if not (options.jobs >= 1 and options.minutes >= 0):
         raise UserError(f"--jobs {options.jobs} --minutes {options.minutes:g}: must be at least 1 and 0")
-    folder = Path(options.table or options.out)
-    study = Study(options.methods, options.seeds or SEEDS[options.scale], read_results(folder))
-    if options.table and not study.rows():
-        raise UserError(f"--table {folder}: has no complete results of evidence.py")
-    succeeded = bool(options.table) or carry_out(study, options, flags)
+    folder, seeds = Path(options.table or options.out), options.seeds or SEEDS[options.scale]
+    results = read_results(folder)
+    if options.table and not results:
+        raise UserError(f"--table {folder}: has no results of evidence.py")
+    status = 0 if options.table else carry_out(Study(options.methods, seeds, results), options, flags)
     if not options.list:
+        shown = {*options.methods, *(name.split()[0] for name in results)}  # --methods only chooses what runs
+        study = Study([method for method in GRID if method in shown], seeds, results)
         write_text(folder / PAGE, page(study))
         save_figure(draw(study), folder / FIGURE)
-        logger.info("%s, %s", folder / PAGE, folder / FIGURE)
-    if not succeeded:
-        sys.exit(1)
+        logger.info("%s, %s; missing runs: %s", folder / PAGE, folder / FIGURE, missing(study))
+    if status:
+        sys.exit(status)
 
 
-def carry_out(study: Study, options: argparse.Namespace, flags: Sequence[str]) -> bool:
-    """Carry out what the study requires, or list it; return whether nothing failed."""
+def carry_out(study: Study, options: argparse.Namespace, flags: list[str]) -> int:
+    """Carry out what the study requires, or list it; return the exit status."""
     runner = Runner(study, options, flags)
-    parse(TrainConfig, runner.command(Step(Run(BASE, GRID[BASE][0], 1), TRAIN)), description="", choices={})
+    parse(TrainConfig, runner.command(Run(BASE, GRID[BASE][0], 1), TRAIN)[1:], description="", choices={})
     if options.list:
-        for part, command in ((step.part, runner.command(step)) for step in study.steps(runner.work)):
-            print(shlex.join(["python", "main.py" if part == TRAIN else "main_eval.py", *command]))
-        return True
+        for run, part in study.steps(runner.work):
+            print(shlex.join(["python", *runner.command(run, part)]))
+        return 0
     if options.scale == "full":
         load("Folder", options.data_root, workers=os.cpu_count() or 1)  # decodes the images once for all processes
-    for path in (runner.out, runner.work / "logs"):
-        path.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the processes, too
-    return runner.carry_out()
+    runner.out.mkdir(parents=True, exist_ok=True)
+    pool = Pool([[]] * options.jobs, 60 * options.minutes or inf)
+    pool.run(runner.tasks)
+    return 1 if runner.failed else STATUS.get(pool.received, 0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -337,12 +309,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def accuracies(study: Study, runs: Sequence[Run], weights: str, attack: str) -> list[float]:
-    """Accuracy in percent of each run that was evaluated so."""
-    results = [study.results.get(run.name, {}).get(weights, {}) for run in runs]
-    return [result[attack] for result in results if attack in result]
-
-
 def two_errors(*groups: Sequence[float]) -> float:
     """Two standard errors of a mean, or of the difference of two means."""
     return 2 * sum(variance(values) / len(values) for values in groups) ** 0.5
@@ -352,8 +318,8 @@ def page(study: Study) -> str:
     """The comparison and the tuning as Markdown."""
     lines, base = [], study.runs(BASE) if BASE in study.methods else []
     for title, runs in study.rows().items():
-        cells = [accuracies(study, runs, weights, attack) for weights in WEIGHTS for attack in ATTACKS]
-        ours, theirs = (accuracies(study, group, WEIGHTS[0], ATTACKS[-1]) for group in (runs, base))
+        cells = [study.accuracies(runs, weights, attack) for weights in WEIGHTS for attack in ATTACKS]
+        ours, theirs = (study.accuracies(group, WEIGHTS[0], ATTACKS[-1]) for group in (runs, base))
         known = title != BASE and min(len(ours), len(theirs)) > 1
         gap = f"{mean(ours) - mean(theirs):+.2f} ± {two_errors(ours, theirs):.2f}" if known else NONE
         lines.append([title, runs[0].flags, len(cells[0]), *map(_cell, cells), gap])
@@ -373,11 +339,17 @@ def page(study: Study) -> str:
         f"Accuracy in %, mean ± two standard errors over seeds. Test images: {', '.join(sorted(images)) or NONE}.",
         f"Hardware: {'; '.join(sorted(machines)) or NONE}.",
         markdown_table(header, lines),
+        f"Missing runs: {missing(study)}.",
         "## Tuning",
         f"PGD-10 accuracy in % of the best epoch on held-out images, seed {study.seeds[0]}; bold: chosen.",
         markdown_table(["method", "first value", "second value", "third value"], tuned, bold) + "\n",
     ]
     return "\n\n".join(parts)
+
+
+def missing(study: Study) -> str:
+    """The runs that the table lacks, as far as they are known."""
+    return "; ".join(run.name for run in study.left()) or "none"
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -393,7 +365,7 @@ def draw(study: Study) -> Figure:
     for axis, attack in zip(axes, ATTACKS, strict=True):
         for weights, shift, fill in (("ema", -0.12, "C0"), ("raw", 0.12, "white")):
             for number, runs in enumerate(rows.values()):
-                if values := accuracies(study, runs, weights, attack):
+                if values := study.accuracies(runs, weights, attack):
                     look = {"fmt": "o", "color": "C0", "markerfacecolor": fill, "elinewidth": 0.8, "capsize": 2}
                     error = two_errors(values) if len(values) > 1 else 0
                     axis.errorbar(mean(values), number + shift, xerr=error, **look)

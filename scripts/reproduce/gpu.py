@@ -16,23 +16,21 @@ import os
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
 from engine.checkpoint import BEST_PGD10, LAST
 from engine.evaluation.records import read_evaluations, results_folder
 from models.hub import CONFIG, WEIGHTS, load_folder, save_folder
-from models.weights import load_network, read_metadata
-from scripts.reproduce.reproduce import Planner, Run, load_tables
+from models.weights import Checkpoint, load_network
+from scripts.reproduce.reproduce import Planner, load_tables
+from scripts.tasks import last_line, start
 from utils.cli import ROOT, run_command
 from utils.errors import UserError
 from utils.files import read_json, write_text
@@ -44,7 +42,7 @@ from utils.versions import versions
 RESULTS, PARTS = "results.json", ("teacher.1", "teacher.2")
 TEACHER, SECOND, STEP = "teacher", "standard", "step"  # two rows of the table GPU, and a benchmark
 ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")
-BENCHMARK = "scripts/benchmark"
+PUBLISHED = "models/pretrained/resnet18_cifar10"
 LEAST_AUTOATTACK = 40.0  # percent, of a teacher that is published
 COSTS = {"Natural": 0.2, "AT": 1.0, "AdaAD": 2.2, "AdaIAD": 2.2, "DGAD": 2.2, "DGAD-IAD": 2.2}  # epochs of AT; else 1.4
 MARGIN = 1.1  # of every estimate
@@ -97,9 +95,7 @@ def gpu(arguments: Sequence[str]) -> None:
     parser.add_argument("--work", metavar="DIR", help="folder of checkpoints; default: runs/gpu-SCALE")
     parser.add_argument("--table", metavar="DIR", help="print the results in DIR as Markdown and end")
     parser.add_argument("--join", metavar="DIR", help="join the teacher's weights in DIR and end")
-    parser.add_argument(
-        "--to", default="models/pretrained/resnet18_cifar10", metavar="DIR", help="of the joined weights"
-    )
+    parser.add_argument("--to", default=PUBLISHED, metavar="DIR", help="folder of the joined weights")
     options = parser.parse_args(arguments)
     if options.table:
         logger.info("%s", table(Path(options.table)))
@@ -120,9 +116,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.scale == "full":
         for part in ("train", "test"):
             if not any(Path(options.data_root, part).glob("*/*.*")):
-                raise UserError(
-                    f"--data_root {options.data_root}: no images in {part}/CLASS/; unpack the archive first"
-                )
+                raise UserError(f"--data_root {options.data_root}: no images in {part}/CLASS/; unpack the archive")
         if not torch.cuda.is_available():
             raise UserError("--scale full: needs a CUDA device; --scale smoke runs on a CPU")
 
@@ -130,158 +124,155 @@ def _check(options: argparse.Namespace) -> None:
 class Session:
     """One call: the results so far, the time that is left, and what measures each piece.
 
-    Raises UserError if --out or --work holds results of another device.
+    ``pieces`` are those of this machine, ``done`` the successful ones among them and in --done. Raises UserError if
+    --out or --work holds results of another device.
     """
 
     def __init__(self, options: argparse.Namespace):
         self.end = time.monotonic() + 60 * options.minutes - 5
-        self.epochs = options.epochs or SCALES[options.scale]["epochs"]
         self.scale, self.earlier = SCALES[options.scale], Path(options.done)
+        self.epochs = options.epochs or self.scale["epochs"]
         self.out, self.work = Path(options.out), Path(options.work or f"runs/gpu-{options.scale}").absolute()
-        full, root = options.scale == "full", Path(options.data_root)
-        data = "CIFAR-10 (JPEG copy)" if "jpeg" in root.name else root.name
-        self.machine = _machine() | {"data": data if full else "Digits"}
-        flags = ["--dataset", "Folder", "--data_root", str(root.absolute())] if full else []
+        data, flags = "Digits", []
+        if options.scale == "full":
+            root = Path(options.data_root).absolute()
+            data, flags = root.name, ["--dataset", "Folder", "--data_root", str(root)]
         planner = Planner(self.work, options.scale, [], None, flags)
         planned = planner.plan(load_tables()["GPU"], self.scale["rows"])
         self.runs = {row: planner.runs[key] for row, (key,) in planned.items()}
+        device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {platform.machine()}"
+        self.machine = {"device": device, "cores": os.cpu_count(), "cuda": torch.version.cuda, **versions()}
+        self.machine["data"] = "CIFAR-10 (JPEG copy)" if "jpeg" in data else data
         self.pieces: dict[str, dict] = {}
         for folder in (self.out, self.work):
-            earlier = _read(folder / RESULTS)
-            card = earlier["machine"].get("device", self.machine["device"])
-            if card != self.machine["device"]:
-                raise UserError(
-                    f"{folder}: has results of {card}, this is {self.machine['device']}; name another folder"
-                )
-            self.pieces |= earlier["pieces"]
+            kept = _read(folder / RESULTS)
+            if (card := kept["machine"].get("device", device)) != device:
+                raise UserError(f"{folder}: has results of {card}, this is {device}; name another folder")
+            self.pieces |= kept["pieces"]
             folder.mkdir(parents=True, exist_ok=True)
         self.done = {key: piece for key, piece in self.pieces.items() if "error" not in piece}
-        for path in sorted(self.earlier.rglob("*.json")):
-            earlier = _read(path)
-            same = earlier["machine"].get("device") == self.machine["device"]
-            for key, piece in earlier["pieces"].items():  # the times of another card do not count
+        for kept in map(_read, sorted(self.earlier.rglob("*.json"))):
+            same = kept["machine"].get("device") == device
+            for key, piece in kept["pieces"].items():  # the times of another card do not count
                 if "error" not in piece and (same or {"rows", "results"} & piece.keys()):
                     self.done.setdefault(key, piece)
 
     def measure(self) -> None:
         """Measure all pieces in order of importance."""
-        self.attempt("tests", 20, lambda: self.command(["-m", "pytest", "-q", *self.scale["tests"]], log="tests"))
         first = len(PAIRS)  # the papers' batch size, as CUDA graphs; the rest comes after the students
-        self.benchmark(self.scale["steps"][:first])
+        self.attempt("tests", 20, lambda: self.command(["-m", "pytest", "-q", *self.scale["tests"]], "tests"))
+        for flags in self.scale["steps"][:first]:
+            self.benchmark(flags)
         for row in self.runs:
             self.train_row(row)
-        self.benchmark(self.scale["steps"][first:])
+        for flags in self.scale["steps"][first:]:
+            self.benchmark(flags)
 
-    def benchmark(self, steps: Sequence[str]) -> None:
-        """Benchmark training steps against the plain reference."""
-        path = self.work / "step.json"
-        for flags in steps:
-            step = partial(self.command, [BENCHMARK, "step", *flags.split(), "--json", str(path)], log="step")
-            self.attempt(
-                f"{STEP} {flags}", self.longest(STEP, STEP_SECONDS), step, lambda: {"benchmark": read_json(path)}
-            )
+    def benchmark(self, flags: str) -> None:
+        """Benchmark a training step against the plain reference."""
+        path, seconds = self.work / "step.json", self.longest(STEP, STEP_SECONDS)
+        args = ["scripts/benchmark", "step", *flags.split(), "--json", str(path)]
+        self.attempt(f"{STEP} {flags}", seconds, lambda: self.command(args, STEP) | {"benchmark": read_json(path)})
 
-    def attempt(self, key: str, seconds: float, *measures: Callable[[], dict]) -> None:
+    def attempt(self, key: str, seconds: float, measure: Callable[[], dict]) -> None:
         """Measure one piece if it is not done and fits into the time; write the results at once."""
-        left = self.end - time.monotonic()
+        began = time.monotonic()
         if key in self.done:
             return
-        if MARGIN * seconds > left:
-            logger.info("%s: left out, needs about %.0f s of %.0f s", key, MARGIN * seconds, left)
+        if MARGIN * seconds > self.end - began:
+            logger.info("%s: left out, needs about %.0f s of %.0f s", key, MARGIN * seconds, self.end - began)
             return
-        began = time.monotonic()
         try:
-            piece = {name: value for measure in measures for name, value in measure().items()}
+            piece = self.done[key] = measure()
         except UserError as error:
             piece = {"error": str(error)}
-        self.pieces[key] = piece | {"seconds": round(time.monotonic() - began, 1)}
-        if "error" not in piece:
-            self.done[key] = self.pieces[key]
-        logger.info("%s: %.0f s %s", key, self.pieces[key]["seconds"], piece.get("error", ""))
-        results = json.dumps({"machine": self.machine, "pieces": self.pieces}, indent=1)
+        piece["seconds"] = round(time.monotonic() - began, 1)
+        self.pieces[key] = piece
+        logger.info("%s: %.0f s %s", key, piece["seconds"], piece.get("error", ""))
         for folder in (self.work, self.out):
-            write_text(folder / RESULTS, results + "\n")
-        for part in PARTS:
-            if (self.work / part).exists():
-                shutil.copy(self.work / part, self.out / part)
+            text = json.dumps({"machine": self.machine, "pieces": self.pieces}, indent=1)
+            write_text(folder / RESULTS, text + "\n")
+        for part in filter(Path.exists, (self.work / part for part in PARTS)):
+            shutil.copy(part, self.out)
 
     def longest(self, kind: str, default: float) -> float:
         """Seconds of the longest piece so far whose name has ``kind``."""
         return max((piece["seconds"] for key, piece in self.pieces.items() if kind in key), default=default)
 
-    def command(
-        self, args: Sequence[str], *, epochs: int = 0, results: Path | None = None, log: str = "training"
-    ) -> dict:
+    def command(self, args: Sequence[str], name: str, *, epochs: int = 0, results: Path | None = None) -> dict:
         """Run a command of the project; raises UserError if it fails or does not end in time.
 
         Of a training, ``results`` is its results.csv: it is stopped as soon as its ``epochs`` cannot end in time.
         """
-        began, ends = time.monotonic(), []
-        limit, log = self.end - began, self.work / f"{log}.txt"
-        with open(log, "w", encoding="utf-8") as file:
-            process = subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-        while process.poll() is None:
-            time.sleep(0.1)
-            elapsed = time.monotonic() - began
-            if results and results.exists() and len(read_csv(results)) > len(ends):
-                ends.append(elapsed)
-            if elapsed + (epochs - len(ends)) * _per_epoch(ends) > limit:
-                process.kill()
-                process.wait()
-                raise UserError(f"stopped after {elapsed:.0f} s and {len(ends)} epochs: it would not end in time")
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
+        began, ends, log = time.monotonic(), [], self.work / f"{name}.txt"
+        process = start([sys.executable, *args], log, cwd=ROOT)
+        try:
+            while process.poll() is None:
+                time.sleep(0.1)
+                now = time.monotonic()
+                if results and results.exists() and len(read_csv(results)) > len(ends):
+                    ends.append(now - began)
+                if now + (epochs - len(ends)) * _per_epoch(ends) > self.end:
+                    stopped = f"stopped after {now - began:.0f} s and {len(ends)} epochs"
+                    raise UserError(f"{stopped}: it would not end in time")
+        finally:
+            process.kill()
+            process.wait()
         if process.returncode:
-            raise UserError(f"status {process.returncode}: {lines[-1]}")
+            raise UserError(f"status {process.returncode}: {last_line(log)}")
         timed = {"first_epoch_seconds": ends[0], "epoch_seconds": _per_epoch(ends)} if ends else {}
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         return {"command": shlex.join(["python", *args]), "log": lines[-5:], **timed}
 
     def train_row(self, row: str) -> None:
         """Train and evaluate one row; a row whose teacher does not exist is left out."""
-        run, epochs = self.runs[row], self.done.get(TEACHER, {}).get("epochs", self.epochs)
-        epochs = SECOND_EPOCHS if row == SECOND else epochs
-        args, evaluation = [*run.commands[0], "--epochs", str(epochs)], f"{row} evaluation"
-        if "--teacher_path" in args:
-            args += ["--teacher_path", str(self.weights())]
-        exists = self.weights() if row == TEACHER else run.folder.exists() or evaluation in self.done
+        run, evaluation, teacher = self.runs[row], f"{row} evaluation", self.weights()
+        exists = teacher if row == TEACHER else run.folder.exists() or evaluation in self.done
         if not exists:  # an earlier call trained it, but its checkpoints are on another machine
             self.done.pop(row, None)
             self.done.pop(evaluation, None)
-        if row != TEACHER and not self.weights():
+        if row != TEACHER and not teacher:
             return
-        of_teacher, best = self.done.get(TEACHER, {}).get("epoch_seconds", 0), run.folder / BEST_PGD10
+        first = self.done.get(TEACHER, {})
+        epochs = SECOND_EPOCHS if row == SECOND else first.get("epochs", self.epochs)
+        args = [*run.commands[0], "--epochs", str(epochs)]
+        args += ["--teacher_path", str(teacher)] if "--teacher_path" in args else []
         limit = self.longest("evaluation", EVALUATION_SECONDS)
-        seconds = START_SECONDS + epochs * COSTS.get(_method(args), 1.4) * of_teacher + limit
-        measures = [partial(self.train, run, args, epochs), *([partial(self.keep_teacher, best)] * (row == TEACHER))]
-        self.attempt(row, seconds, *measures)
+        cost = COSTS.get(args[args.index("--method") + 1], 1.4)
+        seconds = START_SECONDS + epochs * cost * first.get("epoch_seconds", 0) + limit
+        self.attempt(row, seconds, lambda: self.train(row, args, epochs))
         if row in self.done and row != SECOND:
-            self.attempt(evaluation, limit, lambda: self.evaluate(run, self.weights() if row == TEACHER else best))
+            self.attempt(evaluation, limit, lambda: self.evaluate(row))
 
-    def train(self, run: Run, args: list[str], epochs: int) -> dict:
-        """Train one row; the result has the rows of results.csv."""
-        results = run.folder / "results.csv"
-        ended = self.command(args, epochs=epochs, results=results)
-        return ended | {"epochs": epochs, "rows": read_csv(results)}
+    def train(self, row: str, args: list[str], epochs: int) -> dict:
+        """Train one row; the result has the rows of results.csv, and that of the teacher what is kept of it."""
+        folder = self.runs[row].folder
+        piece = self.command(args, "training", epochs=epochs, results=folder / "results.csv")
+        piece |= {"epochs": epochs, "rows": read_csv(folder / "results.csv")}
+        return piece | self.keep_teacher(folder / BEST_PGD10) if row == TEACHER else piece
 
-    def evaluate(self, run: Run, best: Path) -> dict:
+    def evaluate(self, row: str) -> dict:
         """Evaluate the best checkpoint of a row, and the last if it is another one."""
-        checkpoints, log = {"best": best}, run.folder / "results.csv"
+        run = self.runs[row]
+        log = run.folder / "results.csv"
+        checkpoints = {"best": self.weights() if row == TEACHER else run.folder / BEST_PGD10}
         accuracies = [float(line["PGD10_acc"] or 0) for line in read_csv(log)] if log.exists() else []
         if accuracies and max(accuracies[:-1], default=0) >= accuracies[-1]:
             checkpoints["last"] = run.folder / LAST
         args = [*run.commands[1], "--model_path", *map(str, checkpoints.values())]
-        command = self.command(args, log="evaluation")["command"]
+        command = self.command(args, "evaluation")["command"]
         paths = {kind: results_folder(path) / "eval.json" for kind, path in checkpoints.items()}
         results = {kind: read_evaluations(path)[-1]["figures"] for kind, path in paths.items()}
         return {"evaluation_command": command, "results": results}
 
     def keep_teacher(self, checkpoint: Path) -> dict:
         """Write the teacher with convolutions and matrices in bfloat16, whole and in two parts."""
-        folder, metadata = self.work / TEACHER, read_metadata(checkpoint)
-        name, size = metadata["model"], metadata["image_size"]
-        save_folder(load_network(name, 10, checkpoint, size), folder, name, 10, size)
-        weights = load_file(folder / WEIGHTS)
-        weights = {key: value.bfloat16() if value.ndim > 1 else value for key, value in weights.items()}
-        save_file(weights, folder / WEIGHTS, {"format": "pt"})
+        folder, metadata = self.work / TEACHER, Checkpoint(checkpoint).metadata
+        network = load_network(metadata["model"], 10, checkpoint, metadata["image_size"])
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.data = parameter.data.bfloat16()
+        save_folder(network, folder, metadata["model"], 10, metadata["image_size"])
         content = (folder / WEIGHTS).read_bytes()
         half = len(content) // 2
         for part, half_of_it in zip(PARTS, (content[:half], content[half:]), strict=True):
@@ -294,7 +285,7 @@ class Session:
         if not path.exists() and (parts := sorted(self.earlier.rglob("teacher.[12]"))):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"".join(part.read_bytes() for part in parts))
-        published = ROOT / "models" / "pretrained" / "resnet18_cifar10" / WEIGHTS
+        published = ROOT / PUBLISHED / WEIGHTS
         usable = [path, published] if self.scale is SCALES["full"] else [path]
         return next((path for path in usable if path.exists()), None)
 
@@ -346,24 +337,14 @@ def table(folder: Path) -> str:
     return "\n\n".join(markdown_table(header, rows) for header, rows in tables.items() if rows)
 
 
-def _machine() -> dict:
-    """Hardware and versions."""
-    cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name(0) if cuda else f"CPU, {platform.machine()}"
-    return {"device": device, "cores": os.cpu_count(), "cuda": torch.version.cuda, **versions()}
-
-
 def _read(path: Path) -> dict[str, dict]:
     """The results in a file; empty if there is none, or other content. Raises UserError for a damaged file."""
     try:
         content = read_json(path) if path.exists() else {}
-        return {key: dict(content.get(key, {})) for key in ("machine", "pieces")}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        content = content if "pieces" in content else {"machine": {}, "pieces": {}}
+        return {key: dict(content[key]) for key in ("machine", "pieces")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no results of gpu.py ({error})") from error
-
-
-def _method(args: Sequence[str]) -> str:
-    return args[args.index("--method") + 1]
 
 
 def _per_epoch(ends: Sequence[float]) -> float:

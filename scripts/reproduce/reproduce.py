@@ -8,13 +8,10 @@ same command again continues: finished commands are skipped, interrupted trainin
 
 import hashlib
 import shlex
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -22,6 +19,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
 from engine.evaluation.records import read_evaluations
+from scripts.tasks import STATUS, Pool, Task, split_flags
 from utils.cli import ROOT, run_command
 from utils.errors import UserError
 from utils.files import write_text
@@ -69,6 +67,11 @@ class Row(NamedTuple):
     file: str
     note: str
 
+    @property
+    def suffix(self) -> str:
+        """What the row's folder name ends with: the row's name without the method."""
+        return self.row.removeprefix(self.method).strip("_")
+
 
 def load_tables() -> dict[str, list[Row]]:
     """The rows of tables.csv by the name of their table."""
@@ -93,17 +96,17 @@ class Planner:
     def __init__(self, out: Path, scale: str, seeds: Sequence[int], teacher: str | None, data: Sequence[str]):
         self.out, self.scale, self.seeds, self.teacher, self.data = out, scale, seeds, teacher, list(data)
         self.runs: dict[str, Run] = {}
+        self.rows: dict[str, Row] = {}  # of the present table
 
     def plan(self, rows: Sequence[Row], patterns: Sequence[str]) -> dict[str, list[str]]:
         """Add the runs of one table; return the keys of each row's runs. Teachers are added as they are needed."""
-        rows = {row.row: self._at_scale(row) for row in rows if row.scale in ("", self.scale)}
-        teachers = {row.teacher for row in rows.values()} | {row.second for row in rows.values()}
+        self.rows = {row.row: self._at_scale(row) for row in rows if row.scale in ("", self.scale)}
+        teachers = {name for row in self.rows.values() for name in (row.teacher, row.second)}
         planned = {}
-        for name, row in rows.items():
+        for name, row in self.rows.items():
             if any(fnmatch(name, pattern) for pattern in patterns):
-                seeds = self.seeds or [int(seed) for seed in SETTINGS[row.setting]["seeds"].split()]
-                seeds = [DEFAULT_SEED] if name in teachers else seeds
-                planned[name] = [self._add(row, rows, seed) for seed in seeds]
+                seeds = self.seeds or SETTINGS[row.setting]["seeds"].split()
+                planned[name] = [self._add(row, seed) for seed in ([DEFAULT_SEED] if name in teachers else seeds)]
         return planned
 
     def _at_scale(self, row: Row) -> Row:
@@ -112,24 +115,23 @@ class Planner:
             row = row._replace(method="AT", student="resnet18", flags="", file="")
         return row._replace(dataset="Digits", student="small_resnet") if self.scale == "smoke" else row
 
-    def _add(self, row: Row, rows: dict[str, Row], seed: int) -> str:
-        teachers = [rows[name] for name in (row.teacher, row.second) if name]
-        needs = [self._add(teacher, rows, DEFAULT_SEED) for teacher in teachers]
+    def _add(self, row: Row, seed: int | str) -> str:
+        teachers = [self.rows[name] for name in (row.teacher, row.second) if name]
+        needs = [self._add(teacher, DEFAULT_SEED) for teacher in teachers]
         train, test = self._flags(row)
-        folder, evaluate = self._folder(row, rows, seed), "main_eval.py"
-        if row.dataset == "Tiny_Image":
-            evaluate = "main_eval_tinyimagenet.py"
+        folder, tiny = self._folder(row, seed), row.dataset == "Tiny_Image"
+        evaluate = "main_eval_tinyimagenet.py" if tiny else "main_eval.py"
         if row.method == PUBLISHED:
             test += [*row.flags.split(), "--out", str(folder)]
-            commands = [[evaluate, "--model_path", self._checkpoint(row, rows), *test]]
+            commands = [[evaluate, "--model_path", self.checkpoint(row), *test]]
         else:
             for flag, teacher in zip(("teacher", "std_teacher"), teachers, strict=False):
-                train += [f"--{flag}_model", teacher.student, f"--{flag}_path", self._checkpoint(teacher, rows)]
+                train += [f"--{flag}_model", teacher.student, f"--{flag}_path", self.checkpoint(teacher)]
             train += ["--method", row.method, "--model", row.student, "--seed", str(seed), *row.flags.split()]
             train += ["--root_path", str(folder.parents[2]), "--resume"]
-            train += ["--desc_str", _suffix(row)] if _suffix(row) else []
-            commands = [["main_tiny.py" if row.dataset == "Tiny_Image" else "main.py", *train]]
-            if row.row not in {other.second for other in rows.values()}:  # a second teacher is no row of the table
+            train += ["--desc_str", row.suffix] if row.suffix else []
+            commands = [["main_tiny.py" if tiny else "main.py", *train]]
+            if row.row not in {other.second for other in self.rows.values()}:  # a second teacher is no row of the table
                 commands.append([evaluate, "--model_path", str(folder / SETTINGS[row.setting]["checkpoint"]), *test])
         key = shlex.join(commands[0])
         self.runs.setdefault(key, Run(f"{row.table}_{row.row}_seed{seed}", commands, folder, needs))
@@ -144,91 +146,68 @@ class Planner:
         test = ["--dataset", row.dataset, *f"{setting['evaluation']} {scale['evaluation']}".split()]
         return train + self.data, test + self.data
 
-    def _folder(self, row: Row, rows: dict[str, Row], seed: int) -> Path:
+    def _folder(self, row: Row, seed: int | str) -> Path:
         """Where a run's folder is (engine/training/run_folder.py), or the evaluation of a published teacher."""
         if row.method == PUBLISHED:
             return self.out / PUBLISHED / row.student
         dataset = self.data[self.data.index("--dataset") + 1] if "--dataset" in self.data else row.dataset
-        parts = [row.student, f"from_{rows[row.teacher].student}" if row.teacher else ""]
-        parts += ["" if row.method == "Natural" else "eps8", f"seed{seed}", _suffix(row)]
+        parts = [row.student, f"from_{self.rows[row.teacher].student}" if row.teacher else ""]
+        parts += ["" if row.method == "Natural" else "eps8", f"seed{seed}", row.suffix]
         return self.out / row.setting / dataset / row.method / "_".join(filter(None, parts))
 
-    def _checkpoint(self, teacher: Row, rows: dict[str, Row]) -> str:
+    def checkpoint(self, teacher: Row) -> str:
+        """Path of a teacher's weights."""
         if teacher.method == PUBLISHED:
             return str(Path(self.teacher or ROOT / teacher.file).absolute())
-        name = BEST.get(teacher.method, "best_PGD10_acc_model.pth")
-        return str(self._folder(teacher, rows, DEFAULT_SEED) / name)
+        return str(self._folder(teacher, DEFAULT_SEED) / BEST.get(teacher.method, "best_PGD10_acc_model.pth"))
 
 
-def _suffix(row: Row) -> str:
-    """What the row's folder name ends with: the row's name without the method."""
-    return row.row.removeprefix(row.method).strip("_")
+def carry_out(runs: dict[str, Run], out: Path, jobs: int) -> bool:
+    """Carry out the commands that have not succeeded before; return whether all have.
 
+    ``out``/finished remembers them. A run waits for those that it needs.
+    """
 
-class Runner:
-    """Carries out runs, several at once, and remembers in ``out`` which commands have succeeded."""
+    def mark(command: list[str]) -> Path:
+        return out / "finished" / hashlib.sha256(shlex.join(command).encode()).hexdigest()[:16]
 
-    def __init__(self, out: Path, jobs: int):
-        self.out, self.jobs = out, jobs
-        self.processes: set[subprocess.Popen] = set()
-        for folder in ("finished", "logs"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
+    def left(run: Run) -> list[list[str]]:
+        return [command for command in run.commands if not mark(command).exists()]
 
-    def carry_out(self, runs: dict[str, Run]) -> bool:
-        """Carry out all runs, each after those that it needs; return whether all of them succeeded."""
-        futures: dict[str, Future] = {}
-        with ThreadPoolExecutor(self.jobs) as pool:
-            try:
-                for key, run in runs.items():  # teachers come first, so a waiting run never blocks its teacher
-                    futures[key] = pool.submit(self._run, run, [futures[need] for need in run.needs])
-                return all([future.result() for future in futures.values()])
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in list(self.processes):
-                    process.terminate()
-                raise
+    def ended(command: list[str], problem: str, _seconds: float) -> None:
+        if not problem:
+            write_text(mark(command), shlex.join(command) + "\n")
 
-    def _run(self, run: Run, needs: Sequence[Future]) -> bool:
-        if not all([need.result() for need in needs]):
+    def waiting() -> Iterator[Task]:
+        for run in runs.values():
+            if left(run) and not any(left(runs[need]) for need in run.needs):
+                command = left(run)[0]
+                name, args = Path(command[0]).stem, [sys.executable, f"{ROOT}/{command[0]}", *command[1:]]
+                if name.startswith("main_eval"):  # unfinished evaluations continue only under the code that began them
+                    args += ["--state", str(out / "state" / (versions()["git"] or "unknown"))]
+                log = out / "logs" / f"{run.name}_{name}.txt"
+                yield Task(f"{run.name} {name}", args, log, partial(ended, command))
+
+    (out / "finished").mkdir(parents=True, exist_ok=True)
+    pool = Pool([[]] * jobs)
+    pool.run(waiting)
+    if pool.received:
+        sys.exit(STATUS[pool.received])
+    for run in runs.values():
+        if any(left(runs[need]) for need in run.needs):
             logger.error("%s: skipped, because its teacher failed", run.name)
-            return False
-        return all(self._command(run.name, command) for command in run.commands)
-
-    def _command(self, name: str, command: list[str]) -> bool:
-        script = Path(command[0]).stem
-        line = shlex.join(command)
-        mark = self.out / "finished" / hashlib.sha256(line.encode()).hexdigest()[:16]
-        if mark.exists():
-            return True
-        if script.startswith("main_eval"):  # unfinished evaluations continue only under the code that began them
-            command = [*command, "--state", str(self.out / "state" / (versions()["git"] or "unknown"))]
-        logger.info("%s python %s", time.strftime("%H:%M:%S"), line)
-        log = self.out / "logs" / f"{name}_{script}.txt"
-        with open(log, "w", encoding="utf-8") as file:
-            process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-        self.processes.add(process)
-        failed = process.wait()
-        self.processes.discard(process)
-        if failed:
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no output"]
-            logger.error("%s: %s", log, lines[-1])
-            return False
-        write_text(mark, line + "\n")
-        return True
+    return not any(map(left, runs.values()))
 
 
 def reproduce(arguments: Sequence[str]) -> None:
     """Carry out a table's runs. Raises UserError for a bad request; exits with status 1 where a run failed."""
-    args = list(arguments)
-    own, data = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
+    own, data = split_flags(arguments)
     options = _parser().parse_args(own)
     tables = load_tables()
     wanted = (options.table or "").lower()
     names = [name for name in tables if name.lower() == wanted or name.lower().startswith(f"{wanted}-")]
     if not names:
-        raise UserError(
-            f"--table {options.table or ''}: must be one of {', '.join(tables)}; IAD-2 selects all IAD-2-..."
-        )
+        raise UserError(f"--table {wanted}: must be one of {', '.join(tables)}; IAD-2 selects all IAD-2-...")
     out = Path(options.out or f"runs/{options.table}").absolute()
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: must be at least 1")
@@ -241,10 +220,11 @@ def reproduce(arguments: Sequence[str]) -> None:
             for command in run.commands:
                 print(shlex.join(["python", *command]))
         return
-    if options.scale == "full":
-        _require_teachers(tables, names, planner)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the commands, too
-    succeeded = Runner(out, options.jobs).carry_out(planner.runs)
+    for row in [row for name in names for row in tables[name] if row.method == PUBLISHED]:
+        path = planner.checkpoint(row)
+        if options.scale == "full" and not Path(path).exists():
+            raise UserError(f"{path}: no such teacher; put it there or give --teacher FILE: {row.note}")
+    succeeded = carry_out(planner.runs, out, options.jobs)
     for name, rows in planned.items():
         show(name, {row: [planner.runs[key].folder for key in keys] for row, keys in rows.items()}, out, options.scale)
     if not succeeded:
@@ -263,14 +243,6 @@ def _parser():
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once [default: 1]")
     parser.add_argument("--list", action="store_true", help="print the commands and end")
     return parser
-
-
-def _require_teachers(tables: dict[str, list[Row]], names: Sequence[str], planner: Planner) -> None:
-    """Raise UserError for the first published teacher whose file is missing."""
-    for row in (row for name in names for row in tables[name] if row.method == PUBLISHED):
-        path = planner._checkpoint(row, {})
-        if not Path(path).exists():
-            raise UserError(f"{path}: no such teacher; put it there or give --teacher FILE: {row.note}")
 
 
 def show(table: str, rows: dict[str, list[Path]], out: Path, scale: str) -> None:

@@ -1,0 +1,110 @@
+"""What the scripts that start other commands share: several at once, each with a log; signals; flags after --."""
+
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from math import inf
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.log import logger
+
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 75}  # exit status after a signal
+UNFINISHED = "unfinished; the same command continues it"
+
+
+class Task(NamedTuple):
+    """A command. ``ended(problem, seconds)`` is called after it; the problem is "", UNFINISHED or why it failed."""
+
+    name: str
+    command: list[str]
+    log: Path
+    ended: Callable[[str, float], None]
+
+
+class Pool:
+    """Runs one command in each of ``slots`` at a time, which are flags for it, until nothing is left or time is up.
+
+    ``received`` is the first of the signals in STATUS. After it and after ``seconds`` no other command starts. The
+    running ones get it once, because a training that is saving must not receive another: SIGUSR1 as itself, all else
+    as SIGTERM.
+    """
+
+    def __init__(self, slots: Sequence[list[str]], seconds: float = inf):
+        self.free, self.end = list(slots), time.monotonic() + seconds
+        self.running: dict[subprocess.Popen, tuple[Task, list[str], float]] = {}  # with its slot and start
+        self.received: int | None = None
+
+    def run(self, waiting: Callable[[], Iterable[Task]]) -> None:
+        """Run the tasks of ``waiting()``, each once; it is called again whenever one has ended."""
+        handled = [number for number in STATUS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        handlers = {number: signal.signal(number, self._receive) for number in handled}
+        started, changed, stopping = set(), True, False
+        try:
+            while self.running or changed:
+                if not stopping and (self.received or time.monotonic() >= self.end):
+                    logger.info("stopping: waiting until the running commands have saved")
+                    self._send(signal.SIGUSR1 if self.received == signal.SIGUSR1 else signal.SIGTERM)
+                    stopping = True
+                if changed and not stopping:
+                    for task in islice((task for task in waiting() if task.name not in started), len(self.free)):
+                        started.add(task.name)
+                        self._start(task)
+                time.sleep(0.02)
+                changed = self._collect()
+        finally:
+            self._send(signal.SIGTERM)  # to what still runs after an exception
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame) -> None:
+        self.received = self.received or number
+
+    def _send(self, number: int) -> None:
+        for process in self.running:
+            process.send_signal(number)
+
+    def _start(self, task: Task) -> None:
+        logger.info("%s %s: started, log %s", time.strftime("%T"), task.name, task.log)
+        slot = self.free.pop(0)
+        # In a separate session, so that Ctrl-C reaches it only from here, once.
+        process = start([*task.command, *slot], task.log, start_new_session=True)
+        self.running[process] = task, slot, time.monotonic()
+
+    def _collect(self) -> bool:
+        """Report the commands that have ended; return whether there are any."""
+        ended = [process for process in self.running if process.poll() is not None]
+        for process in ended:
+            task, slot, began = self.running.pop(process)
+            self.free.append(slot)
+            status = process.returncode if process.returncode >= 0 else 128 - process.returncode
+            problem = f"failed (status {status}): {last_line(task.log)} (log {task.log})" if status else ""
+            if status in STATUS.values() or (status > 128 and self.received):
+                problem = UNFINISHED
+            seconds = time.monotonic() - began
+            logger.info("%s %s: %s", time.strftime("%T"), task.name, problem or f"finished in {seconds:.0f} s")
+            task.ended(problem, seconds)
+        return bool(ended)
+
+
+def start(command: Sequence[str], log: Path, **options) -> subprocess.Popen:
+    """Start a command; append the time, the command and then its output to ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8", errors="surrogateescape") as file:
+        print(time.strftime("%F %T"), shlex.join(command), file=file, flush=True)
+        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, **streams, **options)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log, which is why its command failed."""
+    return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-1]
+
+
+def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments before and after ``--``."""
+    end = list(argv).index("--") if "--" in argv else len(argv)
+    return list(argv[:end]), list(argv[end + 1 :])
