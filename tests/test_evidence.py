@@ -169,7 +169,7 @@ def test_a_study_stops_in_time_continues_and_reports_what_fails(tmp_path, monkey
     (tmp_path / "fail").write_text("--awp")
     with pytest.raises(SystemExit, match="1"):
         evidence(flags)
-    assert caplog.text.count(f"failed (status 1): error: the reason (log {tmp_path}/work/logs/AT_lr_max_0.1_awp") == 1
+    assert caplog.text.count(f"failed (status 1): error: the reason (log {tmp_path / 'work'}/logs/AT_lr_max_0.1_awp") == 1
     first = json.loads((tmp_path / "out" / RESULTS).read_text())
     (tmp_path / "fail").unlink()
     evidence(flags)
