@@ -1,7 +1,6 @@
 """The comparison with equal tuning: its choices, its table, what it runs, and one run at smoke scale."""
 
 import json
-import time
 
 import pytest
 from commands import run_in_process
@@ -162,14 +161,14 @@ def test_a_study_stops_in_time_continues_and_reports_what_fails(tmp_path, monkey
     caplog.set_level("INFO")
     flags = f"--scale smoke --out out --work {tmp_path / 'work'} --jobs 2 --methods AT RSLAD --seeds 1".split()
     (tmp_path / "wait").touch()
-    began = time.monotonic()
-    evidence([*flags, "--minutes", "0.01"])
-    assert time.monotonic() - began < 30 and not (tmp_path / "out" / RESULTS).exists()
+    evidence([*flags, "--minutes", "0.01"])  # the trainings would end after a minute
+    assert not (tmp_path / "out" / RESULTS).exists()
     (tmp_path / "wait").unlink()
     (tmp_path / "fail").write_text("--awp")
     with pytest.raises(SystemExit, match="1"):
         evidence(flags)
-    assert caplog.text.count(f"failed (status 1): error: the reason (log {tmp_path / 'work'}/logs/AT_lr_max_0.1_awp") == 1
+    log = tmp_path / "work" / "logs" / "AT_lr_max_0.1_awp"
+    assert caplog.text.count(f"failed (status 1): error: the reason (log {log}") == 1
     first = json.loads((tmp_path / "out" / RESULTS).read_text())
     (tmp_path / "fail").unlink()
     evidence(flags)
