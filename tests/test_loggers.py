@@ -13,10 +13,10 @@ import pytest
 from commands import SMALL
 from run_files import files_of, folder_of, rows_of
 
-from engine.training.run_folder import COLUMNS
+from engine.training.run_folder import MEASUREMENTS, METRICS
 
 RUN = f"{SMALL} --method AT --lr_schedule constant"
-VALUES = set(COLUMNS) - {"epoch", "train_clean_acc"}  # AT has no logits of clean images
+VALUES = {*METRICS, *MEASUREMENTS} - {"epoch", "train_clean_acc"}  # AT has no logits of clean images
 
 
 class SummaryWriter:

@@ -34,7 +34,6 @@ METRICS = (
 )
 # Differ from run to run, so they are in results.csv only, not in resume states, which are the same bytes in every run.
 MEASUREMENTS = ("images_per_s", "peak_memory_mib")
-COLUMNS = METRICS + MEASUREMENTS
 # With --log_reliability also a row per epoch: see Reliability; the bins of alpha are named by their lower ends.
 RELIABILITY_COLUMNS = ("epoch", "n", "teacher_clean_acc", "teacher_adv_acc")
 ALPHA_COLUMNS = tuple(f"alpha_{number / ALPHA_BINS:.2f}" for number in range(ALPHA_BINS))
