@@ -22,6 +22,7 @@ import methods
 from engine.distributed import Processes, local_gpu
 from engine.training.run_folder import RunFolder
 from engine.training.trainer import Trainer
+from utils.cli import run_command
 from utils.config import TrainConfig
 from utils.errors import Stopped, UserError
 from utils.files import _warn_once
@@ -89,7 +90,7 @@ def test_a_run_killed_at_random_times_ends_with_the_same_bytes(tmp_path):
 def test_a_run_stopped_by_signals_exits_with_their_status_and_ends_with_the_same_bytes(train, tmp_path, monkeypatch):
     train(f"{RUN} --epochs 3 --root_path whole")
     args, step = f"{RUN} --epochs 3 --root_path parts --resume --save_minutes 60", Trainer.step
-    for number, name, status in ((1, "SIGTERM", 143), (1, "SIGINT", 130), (2, "SIGUSR1", 75)):
+    for number, name, status in ((1, "SIGTERM", 143), (1, "SIGINT", 130), (2, "SIGUSR1", 75), (1, "SIGHUP", 129)):
         calls = itertools.count(1)
 
         def signaled(*rest, number=number, name=name, calls=calls, **options):
@@ -298,6 +299,26 @@ def test_a_bad_loss_names_the_step_and_the_last_good_checkpoint(train, monkeypat
 
 def out_of_memory(*_, **__):
     raise torch.OutOfMemoryError("CUDA out of memory")  # as torch does; there may be no GPU here
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "TMPDIR or working directory: No"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory; reduce --bs"),
+        (MemoryError(), "out of memory; reduce --bs"),
+        (ImportError("libx.so: no such file", name="torch._C"), "torch._C cannot be imported (libx.so: no such file)"),
+    ],
+)
+def test_what_a_machine_lacks_is_one_line_even_if_the_standard_error_is_full(monkeypatch, capsys, error, message):
+    def command():
+        raise error
+
+    for write, shown in ((sys.stderr.write, message), (fail(errno.ENOSPC), "")):
+        monkeypatch.setattr(sys.stderr, "write", write)
+        with pytest.raises(SystemExit, match="2"):
+            run_command(command)
+        assert shown in capsys.readouterr().err
 
 
 def test_cuda_out_of_memory_is_one_line(train, tmp_path, monkeypatch, capsys):

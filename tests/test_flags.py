@@ -80,6 +80,7 @@ def test_values_are_read(args, field, value):
         ("--milestones 7 3", "--milestones 7 3: must be positive and increasing"),
         ("--epsil 8", "--epsil 8 (did you mean --epsilon?)"),
         ("--eps 8", "--eps 8 (did you mean --epsilon?)"),
+        ("--iad_begin 8", "--iad_begin 8 (did you mean --IAD_begin?)"),
         ("--batch_size 8", "--batch_size 8 (--help lists the flags)"),
         ("--model", "--model"),
         ("--data_root=--", "--data_root=--: -- is not a value"),
@@ -136,6 +137,11 @@ def test_the_config_of_a_run_repeats_its_settings_but_not_resume(config_file):
     config, given = parse(TrainConfig, [f"--config={config_file}"])
     assert config == replace(RUN, resume=False)
     assert given == {spec.name: "config file" for spec in fields(TrainConfig) if spec.name != "resume"}
+
+
+def test_a_config_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "config.json").write_text('{"epochs": 7}', encoding="utf-8-sig")  # as editors of Windows write it
+    assert read(f"--config {tmp_path}/config.json").epochs == 7
 
 
 def test_flags_and_a_recipe_among_them_override_the_config_file(config_file, caplog):
