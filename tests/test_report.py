@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -208,23 +207,6 @@ def test_the_command_writes_the_page(tree, monkeypatch, caplog):
     report(["runs/AT", "runs/DGAD", "--out", "page.html"])
     for page in ("runs/report.html", "page.html"):
         assert len(Document(Path(page).read_text()).table()) == 3
-    assert "refresh" not in (tree / "report.html").read_text()
-
-
-def test_watching_rewrites_the_page_which_reloads(tree, monkeypatch):
-    pages = []
-
-    def sleep(seconds):
-        pages.append((tree / "report.html").read_text())
-        write_epochs(tree / "AT/a", *[(80, 40)] * 4)
-        if len(pages) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    with pytest.raises(KeyboardInterrupt):
-        report([str(tree), "--watch", "5"])
-    assert [Document(text).table()[0]["epochs"] for text in pages] == ["3 of 4", "4 of 4"]
-    assert all(("meta", "content", "5") in Document(text).attributes for text in pages)
 
 
 @pytest.mark.parametrize(
@@ -232,8 +214,6 @@ def test_watching_rewrites_the_page_which_reloads(tree, monkeypatch):
     [
         ("absent", "absent: no such folder"),
         ("empty", "empty: no run found"),
-        ("runs --watch 0", "--watch 0: must be a number of at least 1"),
-        ("runs --watch nan", "--watch nan: must be a number"),
         ("runs --out empty", "--out empty: cannot be written to"),
         ("runs --out absent/page.html", "--out absent/page.html: cannot be written to"),
         ("", "RUNS"),

@@ -230,7 +230,7 @@ REEVALUATE = EVALUATE.replace("fgsm", "pgd")
     ("path", "script", "flags"),
     [
         *((RUN / name, "main.py", RESUME) for name in RUN_FILES),
-        *((RESULTS.with_name(name), "main_eval.py", REEVALUATE) for name in ("eval.json", "eval.csv", "eval.md")),
+        *((RESULTS.with_name(name), "main_eval.py", REEVALUATE) for name in ("eval.json", "eval.csv")),
     ],
 )
 def test_no_file_is_written_through_a_link(run, outside, path, script, flags):
