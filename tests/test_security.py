@@ -199,7 +199,7 @@ def test_an_archive_with_another_checksum_is_not_extracted(run, outside, monkeyp
     assert not list(outside.parent.rglob("escaped"))
 
 
-EXPORT_ZOO = "--model_path evil.pth --name Doe2026Evil --out out --format robustbench"
+EXPORT_ZOO = "--model_path evil.pth --name Doe2026Evil --out out"
 EVIL_MODELS = ["robustbench:../../../../outside/net", "robustbench:a\nb", "../net", "robustbench:"]
 
 
