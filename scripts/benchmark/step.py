@@ -67,10 +67,10 @@ def time_step(config: Step) -> dict:
     if peaks:
         logger.info("peak memory: reference %.0f MiB, ours %.0f MiB", *peaks.values())
     peak_speed, kind = product_speeds(device), "fp32" if arithmetic.dtype is None else "bf16"
-    rate, executed = (result["images_per_second"]["ours"] * count for count in counts.values())
+    executed = result["images_per_second"]["ours"] * counts["ours"]
     logger.info("GFLOP per image: reference %.1f, ours %.1f", *counts.values())
-    line = "ours: --rate %.1f of cost.py (GFLOP/s); executed %.1f GFLOP/s, %.0f %% of a %s matrix product's %.1f"
-    logger.info(line, rate, executed, 100 * executed / peak_speed[kind], kind, peak_speed[kind])
+    line = "ours: %.1f GFLOP/s, %.0f %% of a %s matrix product's %.1f"
+    logger.info(line, executed, 100 * executed / peak_speed[kind], kind, peak_speed[kind])
     if config.profile:
         _profile(steps[1], config.profile, device)
     setup = {"machine": machine(device), "arithmetic": description, "gflop_per_image": counts, "ceilings": peak_speed}
