@@ -118,33 +118,6 @@ def test_saad_trains_nothing_if_all_weights_are_0_and_the_log_says_so(case, capl
     assert line.startswith("SAAD: epoch 3 had 1 batches of weight 0")
 
 
-def test_a_step_may_call_a_method_with_state_twice():
-    for name in ("SAAD", "MTARD", "B-MTARD", "ADR"):
-        states = []
-        for calls in (1, 2):
-            student, teacher, x, y = tiny_problem()
-            trainer = trainer_of(name, student, teacher)
-            method = trainer.method
-            trainer.method = Repeated(method, calls)
-            trainer.step(x, y, start_noise=torch.zeros_like(x))
-            states.append(method.state_dict())
-        torch.testing.assert_close(*states, rtol=0, atol=1e-12)
-
-
-class Repeated:
-    """A method that is called several times a step, the last time with the same student."""
-
-    def __init__(self, method, calls):
-        self.method, self.calls, self.after_step = method, calls, method.after_step
-
-    def __call__(self, student, *args):
-        for _ in range(self.calls - 1):
-            state = {key: value.clone() for key, value in student.network.state_dict().items()}
-            self.method(student, *args)
-            student.network.load_state_dict(state)
-        return self.method(student, *args)
-
-
 # Runs.
 
 
