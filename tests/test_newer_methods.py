@@ -172,9 +172,11 @@ def test_bad_input_is_one_line(distill, tmp_path, method, args, error):
 
 
 @pytest.mark.parametrize("method", ["SAAD", "MTARD", "B-MTARD", "PeerAiD"])
-def test_methods_of_one_process_are_refused_under_torchrun(method):
+def test_methods_of_one_process_and_batches_smaller_than_their_number_are_refused_under_torchrun(method):
     with pytest.raises(UserError, match=f"--method {method}: trains in a single process only"):
         _check_processes(TrainConfig(method=method), Processes(0, 2))
+    with pytest.raises(UserError, match="--bs 1: is shared by 2 processes; use --bs 2 or more"):
+        _check_processes(TrainConfig(bs=1), Processes(0, 2))
 
 
 @pytest.mark.parametrize(("method", "igdm"), [("IGDM", None), ("SAAD", None), ("DGAD", 1.0), ("ADR", None)])

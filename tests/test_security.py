@@ -105,13 +105,10 @@ DISTILL = f"{SMALL} --no_teacher_check --teacher_model small_resnet --epochs 1"
 TWO_TEACHERS = f"{DISTILL} --method AKD2 --teacher_path net.pth --std_teacher_model small_resnet --std_teacher_path"
 # Path of the bomb, script, flags; more cases are in READERS.
 REFUSED = [
-    ("bomb.pth", "main.py", f"{DISTILL} --method DGAD --teacher_path bomb.pth"),
     ("teacher_models/Digits/small_resnet/robust_teacher.pth", "main.py", f"{DISTILL} --method DGAD"),
     ("bomb.pth", "main.py", f"{TWO_TEACHERS} bomb.pth"),
     ("bomb.pth", "main.py", f"{STUDENT} bomb.pth"),
-    ("b.safetensors", "main.py", f"{STUDENT} b.safetensors"),
     ("bomb.pth", "main_eval.py", "--dataset Digits --model_path bomb.pth --attacks clean"),
-    ("bomb.pth", "main_eval.py", "--dataset Digits --model small_resnet --model_path bomb.pth --attacks clean"),
     (RUN / BEST_CLEAN, "main_eval.py", "--model_path runs --attacks clean"),
     ("bomb.pth", "main_eval.py", "--model_path net.pth --protocol blackbox --surrogate_path bomb.pth"),
     ("bomb.pth", "main_eval.py", "--model_path net.pth --attacks clean,pgd --natural_path bomb.pth"),
