@@ -15,7 +15,7 @@ from engine.training.averaging import Ema  # noqa: E402
 from engine.training.metrics import EpochMetrics  # noqa: E402
 from engine.training.trainer import Trainer  # noqa: E402
 from engine.training.weight_perturbation import WeightPerturbation  # noqa: E402
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER  # noqa: E402
+from methods import METHODS, count_teachers  # noqa: E402
 from utils.config import TrainConfig  # noqa: E402
 
 SIZES = (7, 6, 7, 2, 1, 6, 7, 5, 2, 6)  # of the batches: odd ones, and fewer images than processes
@@ -24,8 +24,7 @@ SIZES = (7, 6, 7, 2, 1, 6, 7, 5, 2, 6)  # of the batches: odd ones, and fewer im
 def ten_steps(name: str, processes, sync_bn: bool = True, pieces: bool = False) -> dict:
     torch.manual_seed(0)
     student, *teachers = (TinyNet().double() for _ in range(3))
-    teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
-    teachers = teachers[: 0 if name in WITHOUT_TEACHER else 2 if name in WITH_TWO_TEACHERS else 1]
+    teachers = [teacher.eval().requires_grad_(False) for teacher in teachers[: count_teachers(name)]]
     batches = [(torch.rand(n, 3, 8, 8, dtype=torch.float64), torch.randint(10, (n,))) for n in SIZES]
     method = METHODS[name](TrainConfig(method=name, iad_begin=0))
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)

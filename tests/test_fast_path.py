@@ -18,7 +18,7 @@ from engine.fast.frozen import FoldedModel
 from engine.fast.precision import PLAIN, Arithmetic, choose_arithmetic
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import METHODS, count_teachers
 from methods.losses import kl
 from models import build
 from scripts.benchmark import plain
@@ -43,8 +43,8 @@ TOLERANCES = {"ARD": 3e-5, "AdaIAD": 3e-5, "PeerAiD": 1e-4, "SAAD": 5e-4}
 def trainer_of(kind, name, student, teachers, **options):
     """Build a trainer that keeps its last adversarial images in ``x_adv``."""
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
-    count = 0 if name in WITHOUT_TEACHER else 2 if name in WITH_TWO_TEACHERS else 1
-    trainer = kind(student, teachers[:count], METHODS[name](TrainConfig()), optimizer, **BALL, **options)
+    teachers = teachers[: count_teachers(name)]
+    trainer = kind(student, teachers, METHODS[name](TrainConfig()), optimizer, **BALL, **options)
     attack = trainer.attack
 
     def recorded(*args, **kwargs):

@@ -1,6 +1,7 @@
 """On a CUDA device: the same step as on the CPU, the same attack as a graph, a run, and an evaluation."""
 
 import pytest
+import test_trainer
 import torch
 import torch.nn.functional as F
 from commands import SMALL, run_in_process
@@ -8,9 +9,9 @@ from tiny import tiny_problem, trained_on_stripes
 
 from engine import evaluate
 from engine.fast.frozen import FoldedModel
-from engine.fast.precision import PLAIN, Arithmetic, choose_arithmetic
+from engine.fast.precision import Arithmetic, choose_arithmetic
 from engine.training.trainer import Trainer
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import METHODS
 from models import build
 from scripts.benchmark import plain
 from utils.config import TrainConfig
@@ -22,11 +23,9 @@ pytestmark = [
 BALL = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10}
 
 
-def trainer_of(name, device, dtype=torch.float64, arithmetic=PLAIN, **ball):
+def trainer_of(name, device, dtype=torch.float64, **options):
     student, teacher, _, _ = tiny_problem(dtype=dtype)
-    teachers = [teacher.to(device)] * (0 if name in WITHOUT_TEACHER else 2 if name in WITH_TWO_TEACHERS else 1)
-    optimizer = torch.optim.SGD(student.to(device).parameters(), lr=0.1, momentum=0.9)
-    return Trainer(student, teachers, METHODS[name](TrainConfig()), optimizer, **BALL | ball, arithmetic=arithmetic)
+    return test_trainer.trainer_of(name, student.to(device), teacher.to(device), **BALL | {"generator": None} | options)
 
 
 def train(trainer, device, sizes):
@@ -74,7 +73,7 @@ def test_folded_models_classify_like_the_network(precision, compile):
 @pytest.mark.parametrize("name", METHODS)
 def test_training_in_bfloat16_reduces_the_loss(name, compile):
     arithmetic, _ = choose_arithmetic("bf16", compile, torch.device("cuda"))
-    trainer = trainer_of(name, "cuda", torch.float32, arithmetic, steps=2)
+    trainer = trainer_of(name, "cuda", torch.float32, arithmetic=arithmetic, steps=2)
     _, _, x, y = tiny_problem(n=16, dtype=torch.float32)
     losses = [trainer.step(x.cuda(), y.cuda()).loss.item() for _ in range(30)]
     assert sum(losses[-3:]) < sum(losses[:3])

@@ -9,7 +9,7 @@ from tiny import TinyNet, tiny_problem
 
 from engine.training.settings import config_warnings, resolve
 from engine.unused_fields import INNER_ATTACK, unused_fields
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER
+from methods import METHODS, WITHOUT_ATTACK, count_teachers
 from methods.losses import Setup, set_up
 from utils.config import METHOD, TrainConfig
 from utils.errors import UserError
@@ -45,7 +45,7 @@ def test_the_attacks_fields_are_unused_by_methods_without_attack(method):
         attacked.append(x)
         return x
 
-    teachers = [] if method in WITHOUT_TEACHER else [teacher] * (1 + (method in WITH_TWO_TEACHERS))
+    teachers = [teacher] * count_teachers(method)
     step = METHODS[method](replace(TrainConfig(), kl_weight=1.0))
     set_up(step, torch.optim.SGD(student.parameters()), Setup(student, TinyNet, lambda network: network, 1))
     step(student, *teachers, attack, x, y, 0)

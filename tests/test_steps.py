@@ -10,7 +10,7 @@ from tiny import TinyNet
 from torch import nn
 
 from engine.training.trainer import Trainer
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import METHODS, count_teachers
 from utils.config import TrainConfig
 
 CLASSES = 7  # not 10, where a mean over classes and a factor of 0.1 are the same
@@ -133,10 +133,6 @@ def start_noise(name, normal):
     return 0.001 * normal
 
 
-def teachers_of(name, teachers):
-    return teachers[: 0 if name in WITHOUT_TEACHER else 2 if name in WITH_TWO_TEACHERS else 1]
-
-
 def state_after(loss, net, gradients):
     """Everything that a step computes or updates, by name."""
     names = [key for key, _ in net.named_parameters()]
@@ -154,7 +150,7 @@ def make_trainer(name, attack_bn, options, student, teachers, generator=None):
     ball = {"epsilon": plain.EPSILON, "step_size": plain.STEP_SIZE, "steps": plain.STEPS}
     method = METHODS[name](TrainConfig(method=name, **options))
     make_network = partial(peer_of, teachers)
-    teachers = teachers_of(name, teachers)
+    teachers = teachers[: count_teachers(name)]
     options = {"attack_bn": attack_bn, "generator": generator, "make_network": make_network}
     return Trainer(student, teachers, method, optimizer, **ball, **options)
 
@@ -181,7 +177,7 @@ def plain_steps(name, epoch, attack_bn, options, student, teachers, batches):
     for x, y, normal in batches:
         student.train()
         noise = start_noise(name, normal)
-        loss = method(student, *teachers_of(name, teachers), x, y, noise, epoch, **options)
+        loss = method(student, *teachers[: count_teachers(name)], x, y, noise, epoch, **options)
         gradients = torch.autograd.grad(loss, parameters)
         plain.sgd(parameters, gradients, velocities)
         getattr(method, "after_step", lambda: None)()

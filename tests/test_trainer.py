@@ -12,12 +12,12 @@ from engine.fast.precision import Arithmetic
 from engine.training.metrics import EpochMetrics
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import METHODS, count_teachers
 from utils.config import TrainConfig
 
 
 def trainer_of(name, student, teacher, *, lr=0.1, seed=0, **options):
-    teachers = [teacher] * (0 if name in WITHOUT_TEACHER else 2 if name in WITH_TWO_TEACHERS else 1)
+    teachers = [teacher] * count_teachers(name)
     optimizer = torch.optim.SGD(student.parameters(), lr=lr, momentum=0.9)
     settings = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 2, "generator": torch.Generator().manual_seed(seed)}
     method = METHODS[name](TrainConfig(method=name))

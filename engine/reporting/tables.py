@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from engine.evaluation.records import NOT_ATTACKED, WORST
 from engine.reporting.runs import COSTS, NO_EVALUATION, NONE, Evaluation, Run, read_run, read_runs
-from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import count_teachers
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import logger
@@ -85,8 +85,7 @@ def make_row(run: Run, entry: Evaluation = NO_EVALUATION) -> Row:
 
 def teacher_of(config: Mapping) -> str:
     """Return the names of the teachers that a run's method uses; a dash for none."""
-    keys = [] if config.get("method") in WITHOUT_TEACHER else ["teacher_model"]
-    keys += ["std_teacher_model"] if config.get("method") in WITH_TWO_TEACHERS else []
+    keys = ("teacher_model", "std_teacher_model")[: count_teachers(config.get("method"))]
     return " + ".join(str(config[key]) for key in keys if key in config) or NONE
 
 

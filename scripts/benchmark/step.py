@@ -15,7 +15,7 @@ from engine.fast.precision import Arithmetic, choose_arithmetic
 from engine.training.averaging import Ema
 from engine.training.trainer import Trainer
 from engine.training.weight_perturbation import WeightPerturbation
-from methods import ALIASES, METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import ALIASES, METHODS, count_teachers
 from models import build
 from scripts.benchmark import plain
 from scripts.benchmark.measure import EXECUTION, WORKLOAD, Timing, compare, gflop, machine, product_speeds
@@ -110,9 +110,8 @@ def make_step(config: Step, device: torch.device, arithmetic: Arithmetic, kind=T
     """
     seed_everything(0)
     method = canonical(config.method, METHODS, ALIASES, "--method")
-    count = 0 if method in WITHOUT_TEACHER else 2 if method in WITH_TWO_TEACHERS else 1
-    student = build(config.model, config.classes, config.image_size).to(device)
-    teachers = [build(config.teacher_model, config.classes, config.image_size).to(device) for _ in range(count)]
+    names = [config.model, *[config.teacher_model] * count_teachers(method)]
+    student, *teachers = (build(name, config.classes, config.image_size).to(device) for name in names)
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
     ours = kind is Trainer
     optimizer = torch.optim.SGD(student.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4, fused=ours)
