@@ -117,9 +117,9 @@ def comparison_table(rows: Sequence[Row], shown: Sequence[str]) -> tuple[list[st
         for title in titles:
             accuracies = [row.accuracies.get(title) for row in members]
             alike = None not in accuracies and len({(accuracy.n, accuracy.basis) for accuracy in accuracies}) == 1
-            text = _mean([accuracy.percent for accuracy in accuracies], 2) if alike else NONE
+            text = mean_and_deviation([accuracy.percent for accuracy in accuracies]) if alike else NONE
             cells[-1].append(text if title in common or not alike else f"{text} (n={accuracies[0].n})")
-        cells[-1] += [_mean([row.run.costs.get(title) for row in members], 0) for title in costs]
+        cells[-1] += [mean_and_deviation([row.run.costs.get(title) for row in members], 0) for title in costs]
     bold = {(number, len(shown) + column) for column, title in enumerate(titles) for number in _best(rows, title)}
     return [*shown, *(title + common.get(title, "") for title in titles), *costs], cells, bold
 
@@ -142,8 +142,9 @@ def _label(members: Sequence[Row], title: str) -> str:
     return values.pop() if len(values) == 1 else NONE
 
 
-def _mean(values: Sequence[float | None], digits: int) -> str:
-    if None in values:
+def mean_and_deviation(values: Sequence[float | None], digits: int = 2) -> str:
+    """Return the mean, and of several values ± the sample standard deviation; a dash if one is missing or all are."""
+    if None in values or not values:
         return NONE
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
