@@ -187,13 +187,6 @@ def test_no_link_is_followed_out_of_a_run(tree, tmp_path):
     assert "secret" not in re.sub("(examples|secret).png", "", "".join(read(tree).texts))
 
 
-def test_results_of_a_checkpoint_that_has_changed_are_left_out_and_reported(tree):
-    (tree / "AT/a" / BEST).write_bytes(b"trained further")
-    one, _ = read_runs([tree])
-    assert [entry.checkpoint for entry in one.evaluations] == [LAST]
-    assert one.problems == {BEST: "has changed since its evaluation, which is left out"}
-
-
 def test_a_run_named_twice_is_one_row(tree):
     assert [run.name for run in read_runs([tree / "AT", tree / "AT/a", tree / "DGAD"])] == ["AT/a", "DGAD/b"]
     assert [run.name for run in read_runs([tree / "AT/a"])] == ["a"]
@@ -216,7 +209,6 @@ def test_the_command_writes_the_page(tree, monkeypatch, caplog):
         ("empty", "empty: no run found"),
         ("runs --out empty", "--out empty: cannot be written to"),
         ("runs --out absent/page.html", "--out absent/page.html: cannot be written to"),
-        ("", "RUNS"),
     ],
 )
 def test_bad_arguments_are_one_error(tree, monkeypatch, arguments, message):

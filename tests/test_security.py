@@ -164,15 +164,6 @@ def test_results_name_no_checkpoint_elsewhere(run, outside, monkeypatch, script,
     assert not any("outside" in str(file) for file in opened)
 
 
-def test_a_line_break_in_a_name_adds_no_row_to_a_table(run):
-    edit_conditions(checkpoint="a\nb", model="| x |\n| y |")
-    (RUN / "config.json").unlink()
-    ended = run("scripts/compare.py", "runs")
-    assert ended.status == 0, ended.err
-    lines = Path("comparison/comparison.md").read_text().splitlines()
-    assert len([line for line in lines if line.startswith("|")]) == 3
-
-
 @pytest.mark.parametrize("file", ["wnids.txt", "val/val_annotations.txt"])
 @pytest.mark.parametrize("name", ["../../../../outside", "{outside}", "nested/name"])
 def test_tiny_imagenet_names_only_its_own_files(run, outside, file, name):
