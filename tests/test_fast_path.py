@@ -6,7 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from tiny import TinyNet, tiny_problem, trained_on_stripes
+from tiny import TinyNet, make_trainer, tiny_problem, trained_on_stripes
 
 from attacks.objectives import cross_entropy
 from attacks.pgd import gaussian, pgd
@@ -19,7 +19,7 @@ from engine.fast.frozen import FoldedModel
 from engine.fast.precision import PLAIN, Arithmetic, choose_arithmetic
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
-from methods import METHODS, count_teachers
+from methods import METHODS
 from methods.losses import kl
 from models import build
 from scripts.benchmark import plain
@@ -43,9 +43,7 @@ TOLERANCES = {"ARD": 3e-5, "AdaIAD": 3e-5, "PeerAiD": 1e-4, "SAAD": 5e-4}
 
 def trainer_of(kind, name, student, teachers, **options):
     """Build a trainer that keeps its last adversarial images in ``x_adv``."""
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
-    teachers = teachers[: count_teachers(name)]
-    trainer = kind(student, teachers, METHODS[name](TrainConfig()), optimizer, **BALL, **options)
+    trainer = make_trainer(name, student, teachers, kind=kind, lr=0.01, **options)
     attack = trainer.attack
 
     def recorded(*args, **kwargs):

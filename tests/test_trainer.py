@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import TinyNet, tiny_problem, trained_on_stripes
+from tiny import TinyNet, make_trainer, tiny_problem, trained_on_stripes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data import Split
@@ -10,18 +10,13 @@ from data.loader import Batches
 from engine.accuracy import evaluate
 from engine.fast.precision import Arithmetic
 from engine.training.metrics import EpochMetrics
-from engine.training.trainer import Trainer
 from engine.training.validation import Validator
-from methods import METHODS, count_teachers
-from utils.config import TrainConfig
+from methods import METHODS
 
 
 def trainer_of(name, student, teacher, *, lr=0.1, seed=0, **options):
-    teachers = [teacher] * count_teachers(name)
-    optimizer = torch.optim.SGD(student.parameters(), lr=lr, momentum=0.9)
-    settings = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 2, "generator": torch.Generator().manual_seed(seed)}
-    method = METHODS[name](TrainConfig(method=name))
-    return Trainer(student, teachers, method, optimizer, **(settings | options))
+    settings = {"steps": 2, "generator": torch.Generator().manual_seed(seed)}
+    return make_trainer(name, student, [teacher] * 2, lr=lr, **settings | options)
 
 
 def copy_of(net):

@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from test_steps import EXACT, problem, start_noise
 from test_trainer import HostReads, copy_of, same
+from tiny import make_trainer
 
-from engine.training.trainer import Trainer
 from engine.training.weight_perturbation import WeightPerturbation
-from methods import METHODS, count_teachers
-from utils.config import TrainConfig
+from methods import METHODS
 
 
 def at_loss(net, x, x_adv, y):
@@ -60,22 +59,17 @@ def plain_awp_step(net, optimizer, name, attack_bn, x, y, noise):
     return loss.detach()
 
 
-def sgd(net, lr=plain.LEARNING_RATE):
-    return torch.optim.SGD(net.parameters(), lr=lr, momentum=plain.MOMENTUM, weight_decay=5e-2)
-
-
 def trainer_with(name, student, teachers, gamma, attack_bn=None, lr=plain.LEARNING_RATE, **options):
-    ball = {"epsilon": plain.EPSILON, "step_size": plain.STEP_SIZE, "steps": plain.STEPS}
     options |= {"perturbation": WeightPerturbation(student, gamma)} if gamma else {}
-    method = METHODS[name](TrainConfig(method=name))
-    return Trainer(student, teachers, method, sgd(student, lr), **ball, attack_bn=attack_bn, **options)
+    return make_trainer(name, student, teachers, lr=lr, weight_decay=5e-2, attack_bn=attack_bn, **options)
 
 
 @pytest.mark.parametrize(("name", "attack_bn"), [("AT", "eval"), ("AT", "train"), ("TRADES", "eval")])
 def test_steps_equal_the_plain_transcription_of_the_official_codes(name, attack_bn):
     student, _, batches = problem()
     expected = deepcopy(student)
-    optimizer = sgd(expected)
+    rates = {"lr": plain.LEARNING_RATE, "momentum": plain.MOMENTUM, "weight_decay": 5e-2}
+    optimizer = torch.optim.SGD(expected.parameters(), **rates)
     trainer = trainer_with(name, student, [], gamma=OFFICIAL[name][3], attack_bn=attack_bn)
     for x, y, normal in batches:
         noise = start_noise(name, normal)
@@ -92,7 +86,7 @@ def test_with_a_vanishing_perturbation_every_method_takes_its_usual_step(name):
     results = []
     for gamma in (None, 1e-13):
         student, teachers, [(x, y, normal), _] = problem()
-        trainer = trainer_with(name, student, teachers[: count_teachers(name)], gamma)
+        trainer = trainer_with(name, student, teachers, gamma)
         trainer.step(x, y, epoch=60, start_noise=start_noise(name, normal))
         results.append([copy_of(student), trainer.weights().get("method_state")])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)  # BatchNorm's statistics and counters too
