@@ -7,8 +7,7 @@ import pytest
 import torch
 from conftest import GOLDEN, ROOT, golden_arrays
 from run_files import files_of, folder_of, state_of
-from test_reliability import args_of
-from test_resume import Killed, kill_at, save_network
+from test_resume import Killed, kill_at
 from test_trainer import trainer_of
 from tiny import tiny_problem
 
@@ -119,13 +118,6 @@ def test_saad_trains_nothing_if_all_weights_are_0_and_the_log_says_so(case, capl
 
 
 # Runs.
-
-
-@pytest.fixture
-def distill(train, tmp_path):
-    save_network(tmp_path / "teacher.pth", 0)
-    path = str(tmp_path / "teacher.pth")
-    return lambda method, args="", **options: train(args_of(method, args).replace("teacher.pth", path), **options)
 
 
 @pytest.mark.parametrize("method", ["PeerAiD", "ADR", "B-MTARD"])

@@ -9,12 +9,10 @@ from run_files import files_of, folder_of, rows_of
 from test_trainer import trainer_of
 from tiny import tiny_problem
 
-from engine.checkpoint import save_checkpoint
 from engine.distributed import Processes
 from engine.training.metrics import EpochMetrics
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import METHODS, WITHOUT_TEACHER
 from methods.losses import Step
-from models import build
 from utils.plots import draw_alpha
 
 # Images whose teacher logits a method computes, before and after the start of introspection.
@@ -121,19 +119,6 @@ def test_the_sums_of_all_ranks_add_up_to_those_of_one_process(monkeypatch):
 
 
 # Runs.
-
-
-@pytest.fixture
-def distill(train, tmp_path):
-    """``distill(method, args)`` trains with small teachers."""
-    save_checkpoint(tmp_path / "teacher.pth", {"net": build("small_resnet", 10, 16).state_dict()})
-    return lambda method, args: train(args_of(method, args))
-
-
-def args_of(method, args):
-    teachers = "--teacher_model small_resnet --teacher_path teacher.pth --no_teacher_check --std_teacher_model "
-    teachers += "small_resnet" + " --std_teacher_path teacher.pth" * (method in WITH_TWO_TEACHERS)
-    return f"{SMALL} --method {method} --lr_schedule constant --device cpu --threads 1 {teachers} {args}"
 
 
 def alphas(row):
