@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import SMALL, run_in_process, run_in_subprocess
+from commands import SMALL, run_in_process
 from conftest import ROOT
 from run_files import folder_of, rows_of
 from small_sets import cifar_files, image_folder, robustbench_package, tiny_imagenet_files
@@ -248,9 +248,3 @@ def test_bad_input_is_one_line_with_status_2_and_writes_nothing(
     assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
     assert message in ended.err
     assert files() == before
-
-
-def test_a_bad_command_line_has_no_traceback_in_a_new_process(tmp_path):
-    ended = run_in_subprocess("main.py", "--epochs none", tmp_path)
-    assert (ended.status, ended.out) == (2, "")
-    assert ended.err == "error: --epochs: 'none' is not a whole number (--help lists the flags)\n"

@@ -151,18 +151,6 @@ def test_the_peer_has_its_own_weights_and_is_trained(distill, tmp_path):
         distill("PeerAiD", "--epochs 2 --resume", error="--resume: the state in resume/ belongs to another network")
 
 
-@pytest.mark.parametrize(
-    ("method", "args", "error"),
-    [
-        ("AT", "--igdm 1", "--igdm: AT has no such term; .* use it with RSLAD, AdaIAD, DGAD, IGDM, SAAD"),
-        ("MTARD", "--std_teacher_path ''", "--std_teacher_path: MTARD needs a naturally trained teacher"),
-    ],
-)
-def test_bad_input_is_one_line(distill, tmp_path, method, args, error):
-    distill(method, f"--epochs 1 {args}", error=error)
-    assert not (tmp_path / "tuned_models").exists()
-
-
 @pytest.mark.parametrize("method", ["SAAD", "MTARD", "B-MTARD", "PeerAiD"])
 def test_methods_of_one_process_and_batches_smaller_than_their_number_are_refused_under_torchrun(method):
     with pytest.raises(UserError, match=f"--method {method}: trains in a single process only"):

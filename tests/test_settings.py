@@ -91,6 +91,7 @@ def test_a_run_logs_flags_that_its_method_ignores_and_warnings(train, tmp_path, 
     [
         ("--ema 0.9 --swa_start 2", "--swa_start: --ema averages the weights already"),
         ("--recipe strong --swa_start 2", "--swa_start: --ema averages the weights already"),
+        ("--method AT --igdm 1", "--igdm: AT has no such term; .* use it with RSLAD, AdaIAD, DGAD, IGDM, SAAD"),
         ("--nesterov --momentum 0", "--nesterov: needs --momentum above 0"),
         ("--bs 16 --accumulate 17", "--accumulate 17: a batch of --bs 16 has fewer images than parts"),
     ],
