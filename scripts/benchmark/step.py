@@ -18,10 +18,10 @@ from engine.training.weight_perturbation import WeightPerturbation
 from methods import ALIASES, METHODS, count_teachers
 from models import build
 from scripts.benchmark import plain
-from scripts.benchmark.measure import compare, gflop, machine, product_speeds
+from scripts.benchmark.measure import EXECUTION, WORKLOAD, Timing, compare, gflop, machine, product_speeds
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.flags import at_least, between, check_values, flag
+from utils.flags import at_least, between, flag
 from utils.log import logger
 from utils.names import canonical
 from utils.seed import seed_everything
@@ -33,18 +33,9 @@ PIECES = {
 }
 
 
-EXECUTION, WORKLOAD = "execution", "workload"
-
-
 @dataclass(frozen=True)
-class Step:
-    """What is trained, how our side computes, where and how often it is measured."""
-
-    pairs: int = flag(5, "how often each side is timed", group=EXECUTION, check=at_least(1))
-    device: str = flag("auto", "auto, cpu, cuda or cuda:N", group=EXECUTION)
-    threads: int | None = flag(None, "CPU threads; default: PyTorch's choice", group=EXECUTION, check=at_least(1))
-    json: str = flag("", "file for the results", group=EXECUTION)
-    profile: str = flag("", "write a trace of one step of our side to this file", group=EXECUTION)
+class Step(Timing):
+    """What is trained, and how our side computes."""
 
     method: str = flag("DGAD", "training method", group=WORKLOAD)
     model: str = flag("resnet18", "student", group=WORKLOAD)
@@ -58,14 +49,12 @@ class Step:
     piece: Literal["awp", "ema", "cutout", "cutmix", "idbh-weak", "idbh-strong"] | None = flag(
         None, "time our step with this piece of a recipe against our step without it", group=WORKLOAD
     )
-
-    def __post_init__(self):
-        check_values(self)
+    profile: str = flag("", "write a trace of one step of our side to this file", group=EXECUTION)
 
 
 def time_step(config: Step) -> dict:
     """One training step, from the attack to the optimizer, against a step of the official codes."""
-    device = choose_device(config.device, 0, config.threads)
+    device = config.choose_device()
     sides = {"reference": (Trainer if config.piece else plain.Trainer, None), "ours": (Trainer, config.piece)}
     eager, _ = choose_arithmetic(config.precision, "off", device)  # compiled code cannot be counted
     counts = {name: gflop(make_step(config, device, eager, *side)) / config.bs for name, side in sides.items()}
