@@ -1,7 +1,7 @@
 """Compare AutoAttack with its authors' code, image by image: python scripts/compare_autoattack.py FOLDER
 
-FOLDER is a clone of the authors' repository (the folder that contains the package autoattack). Both attack the included
-CIFAR-10 teacher on the same images in the same batches from the same seed. Exit status 1 means that an image differs.
+FOLDER is a clone of the authors' repository (the folder that contains the package autoattack). Both attack the same
+images in the same batches from the same seed. Exit status 1 means that an image differs.
 """
 
 import sys
@@ -32,19 +32,23 @@ def compare(argv: list[str]) -> None:
     """
     parser = parser_for(__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="clone of the authors' repository")
-    parser.add_argument("--data_root", help="folder of CIFAR-10; default: datasets/")
+    parser.add_argument("--model_path", default=INCLUDED, help="checkpoint; default: the included CIFAR-10 teacher")
+    parser.add_argument("--dataset", default="CIFAR10", help="test dataset; default: CIFAR10")
+    parser.add_argument("--data_root", help="folder of the dataset; default: datasets/")
     parser.add_argument("--limit", type=int, default=100, help="number of test images; default: 100")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
     options = parser.parse_args(argv)
     if not Path(options.folder, "autoattack", "__init__.py").is_file():
         raise UserError(f"{options.folder}: no package autoattack in it; give a clone of the authors' repository")
+    import pyautoattack  # noqa: F401  (without it both sides would run the clone)
+
     sys.path.insert(0, options.folder)
     from autoattack import AutoAttack
 
     device = choose_device(options.device, 0)
     use_full_precision()
-    network = load_model(INCLUDED).to(device).requires_grad_(False)
-    images = subset(load("CIFAR10", options.data_root).test, options.limit, TEST_SUBSET_SEED)
+    network = load_model(options.model_path).to(device).requires_grad_(False)
+    images = subset(load(options.dataset, options.data_root).test, options.limit, TEST_SUBSET_SEED)
     batches = Batches(images, BATCH_SIZE, device=device)
     attack = PROTOCOLS["paper"](Setting(EPSILON, SEED))["aa"]
     start = time.monotonic()
