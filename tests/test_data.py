@@ -204,7 +204,7 @@ FOLDER_DAMAGE = [
     (lambda root: [(root / "train/bee").mkdir(), (root / "train/ant/x.txt").touch()], "bee: no images; add some"),
     (lambda root: (root / "train/bee").symlink_to(root / "gone"), "bee: the target of this link does not exist"),
     (lambda root: (root / "train/ant/x").symlink_to(root / "gone"), "ant/x (No such file"),
-    (lambda root: [path.write_text(LFS) for path in root.rglob("train/*/*")], "other training images: a git-lfs pointer"),
+    (lambda root: [path.write_text(LFS) for path in root.rglob("train/*/*")], "training images: a git-lfs pointer"),
     (lambda root: (root / "train/ant").rename(root / "train/.ant"), "train: needs at least 2 class folders"),
     (lambda root: save(root / "train/ant/0.png", noise(0, 16)[:8]), "0.png: is 16x8, not square"),
     (lambda root: save(root / "test/ant/0.png", np.ones((16, 16), np.uint16)), "0.png (pixels of more than 8 bits"),
