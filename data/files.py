@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -55,8 +54,8 @@ def image_files(folder: Path, outside: Collection[Path], left_out: Counter[str])
             elif path.suffix.lower() in _SUFFIXES or _has_signature(path):
                 found.append(path)
             else:
-                suffix = re.fullmatch(r"\.[a-z]\w{,11}", path.suffix.lower(), re.ASCII)  # not the number of frame.0001
-                left_out[suffix[0] if suffix else "without suffix"] += 1
+                suffix = path.suffix.lower()
+                left_out[suffix if suffix[1:].isidentifier() else "without suffix"] += 1  # frame.0001 has none
     return sorted(found)
 
 
@@ -85,8 +84,7 @@ def class_folders(folder: Path, left_out: Counter[str]) -> dict[str, list[Path]]
     """Return the subfolders of ``folder`` by class, sorted.
 
     Names that differ only in their Unicode form, as macOS and Linux write them, are one class. Hidden folders, those
-    of operating systems, and files beside the class folders are counted in ``left_out``. Raises UserError for a link
-    without target, which may be a class of a disk that is not mounted.
+    of operating systems, and files beside class folders are counted in ``left_out``; a broken link raises UserError.
     """
     classes: dict[str, list[Path]] = {}
     for path, is_folder, _ in _entries(folder, left_out):

@@ -28,7 +28,7 @@ def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Spl
     test, test_classes = _list_images(_test_folder(root, classes))
     if classes != test_classes:
         odd = readable(sorted(set(classes) ^ set(test_classes)))
-        names = ", ".join(map(repr, odd[:4])) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
+        names = ", ".join(map(repr, odd[:5])) + ", ..." * (len(odd) > 5)
         raise UserError(f"--data_root {root}: only one of train and test has {names}; both need the same classes")
     if all(map(str.isdecimal, classes)) and sorted(classes, key=int) != classes:
         log.info("labels follow the class names sorted as text: %s, ...", ", ".join(classes[:3]))

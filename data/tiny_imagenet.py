@@ -63,10 +63,8 @@ def _test_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
         pairs = labeled_images("val", [[root / part / wnid] for wnid in classes], Counter(), hint)
         return sorted(pairs, key=lambda pair: int(re.sub(r"\D", "", pair[0].stem) or 0))  # val_0, val_1, ...
     label_of, pairs = {wnid: label for label, wnid in enumerate(classes)}, []
-    for number, line in enumerate(_read_text(annotations).splitlines(), 1):
+    for number, line in enumerate(_read_text(annotations).rstrip().splitlines(), 1):
         name, wnid, *_ = *line.split(), "", ""  # then a bounding box
-        if not name:
-            continue
         if wnid not in label_of:
             raise UserError(f"{annotations}: line {number}: {wnid!r} is not in wnids.txt; {_UNPACK}")
         places = [folder, *(root / place.format(wnid=wnid) for place in _SORTED)]

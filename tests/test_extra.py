@@ -74,10 +74,7 @@ def test_a_file_is_mapped_where_its_arrays_lie(tmp_path, fortran):
 
 
 INVALID = {
-    "another size": (
-        {"size": 32},
-        "image is uint8 (70, 32, 32, 3); it must be an uncompressed .npz file with image (N, 16",
-    ),
+    "another size": ({"size": 32}, "image is uint8 (70, 32, 32, 3); it must be an uncompressed .npz file with image"),
     "channels first": ({"image": np.zeros((70, 3, 16, 16), np.uint8)}, "image is uint8 (70, 3, 16, 16)"),
     "float images": ({"image": np.zeros((70, 16, 16, 3), np.float32)}, "image is float32"),
     "no images": ({"image": np.zeros((0, 16, 16, 3), np.uint8)}, "image is uint8 (0,"),
