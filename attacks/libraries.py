@@ -13,9 +13,8 @@ TARGET_CLASSES = 9  # of the targeted attacks in the standard version
 def autoattack_stages(epsilon: float, seed: int) -> dict:
     """AutoAttack, standard version, L-infinity (Croce & Hein, ICML 2020): one stage per attack, in their order.
 
-    Runs the authors' code: ``pyautoattack`` from PyPI, or their git package ``autoattack`` if only that is installed.
-    Each stage attacks the images that are still classified correctly, so all stages together equal one call of theirs
-    on the same batch.
+    Runs the authors' code, ``pyautoattack`` from PyPI. Each stage attacks the images that are still classified
+    correctly, so all stages together equal one call of theirs on the same batch.
     """
     return {title: _stage(name, epsilon, seed) for title, name in STANDARD.items()}
 
@@ -27,22 +26,15 @@ def square_stage(epsilon: float, seed: int) -> dict:
 
 def _stage(name: str, epsilon: float, seed: int):
     def perturb(model, x, y, noise):
-        try:
-            from pyautoattack import AutoAttack
-        except ImportError:
-            from autoattack import AutoAttack
+        from pyautoattack import AutoAttack
 
-            attack = AutoAttack(model, norm="Linf", eps=epsilon, seed=seed, device=x.device, verbose=False)
-            batch_size = {"bs": len(x)}
-        else:
-            attack = AutoAttack(model, norm="Linf", eps=epsilon, seed=seed, device=x.device)
-            batch_size = {"batch_size": len(x)}
+        attack = AutoAttack(model, norm="Linf", eps=epsilon, seed=seed, device=x.device)
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(TARGET_CLASSES, classes - 1)
         attack.attacks_to_run = [name]
-        result = attack.run_standard_evaluation(x, y, **batch_size)
-        return result[0] if isinstance(result, tuple) else result  # pyautoattack also returns predictions
+        x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
+        return x_adv
 
     return perturb
 

@@ -6,16 +6,13 @@ import torch
 from commands import SMALL
 from PIL import Image
 from run_files import files_of, folder_of, rows_of
-from test_distributed import torchrun
 from test_trainer import trainer_of
 from tiny import tiny_problem
 
-from engine.checkpoint import save_checkpoint
 from engine.distributed import Processes
 from engine.training.metrics import EpochMetrics
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import METHODS, WITHOUT_TEACHER
 from methods.losses import Step
-from models import build
 from utils.plots import draw_alpha, save_figure
 
 # Images whose teacher logits a method computes, before and after the start of introspection.
@@ -124,19 +121,6 @@ def test_the_sums_of_all_ranks_add_up_to_those_of_one_process(monkeypatch):
 # Runs.
 
 
-@pytest.fixture
-def distill(train, tmp_path):
-    """``distill(method, args)`` trains with small teachers."""
-    save_checkpoint(tmp_path / "teacher.pth", {"net": build("small_resnet", 10, 16).state_dict()})
-    return lambda method, args: train(args_of(method, args))
-
-
-def args_of(method, args):
-    teachers = "--teacher_model small_resnet --teacher_path teacher.pth --no_teacher_check --std_teacher_model "
-    teachers += "small_resnet" + " --std_teacher_path teacher.pth" * (method in WITH_TWO_TEACHERS)
-    return f"{SMALL} --method {method} --lr_schedule constant --device cpu --threads 1 {teachers} {args}"
-
-
 def alphas(row):
     return [int(cell) for key, cell in row.items() if key.startswith("alpha_")]
 
@@ -165,21 +149,6 @@ def test_the_flag_changes_nothing_else_of_a_run_and_may_change_on_resuming(disti
     distill("DGAD", "--epochs 4 --root_path whole --log_reliability")
     whole, parts = (rows_of(tmp_path / name, "reliability.csv") for name in ("whole", "logged"))
     assert parts == [whole[0], whole[1], whole[3]]
-
-
-@pytest.mark.dist
-@pytest.mark.slow
-def test_two_processes_count_what_one_does(distill, tmp_path):
-    args = "--epochs 1 --log_reliability --precision fp32 --limit_train 50"  # a last batch of two
-    distill("DGAD", f"{args} --root_path one")
-    run = torchrun(2, "main.py", args_of("DGAD", f"{args} --root_path two"), tmp_path)
-    _, err = run.communicate(timeout=120)
-    assert run.returncode == 0, err
-    (one,), (two,) = (rows_of(tmp_path / name, "reliability.csv") for name in ("one", "two"))
-    assert one["n"] == two["n"] == "50" and one["teacher_clean_acc"] == two["teacher_clean_acc"]
-    assert sum(alphas(one)) == sum(alphas(two)) == 50
-    # The signs of the attack may differ by rounding, which moves an image or two to the next bin.
-    assert sum(abs(a - b) for a, b in zip(alphas(one), alphas(two), strict=True)) <= 8
 
 
 def test_a_method_that_returns_no_teacher_logits_is_named_instead_of_a_figure(distill, tmp_path, monkeypatch):

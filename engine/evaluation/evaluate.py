@@ -19,7 +19,6 @@ from utils.errors import UserError
 from utils.names import canonical
 from utils.versions import versions
 
-AUTOATTACK = ("pyautoattack", "autoattack")  # either package of its authors
 # Images per batch of other libraries' attacks, whose random numbers depend on the batch. A GPU needs large ones.
 LIBRARY_BATCH = {"cpu": 200, "cuda": 1000}
 
@@ -121,7 +120,7 @@ def choose_attacks(names: str, protocol: str, classes: int | None = None, flag: 
         raise UserError(f"{flag} {names}: names no attack; protocol {protocol} has {','.join(attacks)}")
     keys = list(dict.fromkeys(canonical(name, attacks, {}, flag) for name in requested)) or list(attacks)
     libraries = {attacks[key].parameters.get("library") for key in keys}
-    if "AutoAttack" in libraries and not any(map(_is_installed, AUTOATTACK)):
+    if "AutoAttack" in libraries and not _is_installed("pyautoattack"):
         raise UserError(f"{flag}: AutoAttack and Square need a package: pip install pyautoattack")
     if "advertorch" in libraries and not _is_installed("advertorch"):
         raise UserError(f"{flag}: C&W L2 needs a package: pip install advertorch")
