@@ -121,16 +121,17 @@ def test_a_robustbench_network_is_trained_and_evaluated(run, tmp_path, monkeypat
 @pytest.mark.parametrize("classes", [4, 2])  # too few for AutoAttack: 2
 def test_a_training_ends_with_the_command_that_evaluates_it(run, tmp_path, classes):
     image_folder(tmp_path / "my images", "abcd"[:classes])
+    (tmp_path / "my images" / "test" / "a" / "0.png").write_text("damaged")
     args = "--dataset Folder --data_root 'my images' --model small_resnet --method Natural --epochs 1 --epsilon 8/3"
     for again in ("", "--resume"):
-        ended = run("main.py", f"{args} {again}")
+        ended = run("main.py", f"{args} --skip_damaged --cache_dir 'my cache' {again}")
         _, script, *command = shlex.split(ended.out.splitlines()[-1].removeprefix("evaluate: "))
         assert script == str(ROOT / "main_eval.py")
     run(script, shlex.join([*command, "--no-pictures"]) + (" --attacks clean" if classes == 4 else ""))
     conditions = [json.loads(path.read_text())["evaluations"][0]["conditions"] for path in tmp_path.rglob("eval.json")]
     assert {one["checkpoint"] for one in conditions} == {"best_clean_acc_model.pth", "last_epoch_model.pth"}
     assert {one["eps"] for one in conditions} == {8 / 3 / 255}
-    assert {one["image_size"] for one in conditions} == {32}
+    assert {one["image_size"] for one in conditions} == {32} and not (tmp_path / "my images" / ".decoded").exists()
 
 
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it(tmp_path):

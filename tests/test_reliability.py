@@ -13,7 +13,7 @@ from engine.distributed import Processes
 from engine.training.metrics import EpochMetrics
 from methods import METHODS, WITHOUT_TEACHER
 from methods.losses import Step
-from utils.plots import draw_alpha
+from utils.plots import draw_alpha, save_figure
 
 # Images whose teacher logits a method computes, before and after the start of introspection.
 COMPUTED = {
@@ -163,11 +163,13 @@ def test_a_method_without_a_teacher_is_an_error(train, tmp_path):
     assert not (tmp_path / "tuned_models").exists()
 
 
-def test_the_figure_of_alpha_shows_shares_of_each_epoch():
+def test_the_figure_of_alpha_shows_shares_of_each_epoch(tmp_path, recwarn):
     columns = ["alpha_0.00", "alpha_0.50"]
     rows = [{"epoch": 1, "n": 4} | dict.fromkeys(columns), {"epoch": 2, "n": 4, columns[0]: 1, columns[1]: 3}]
     figure, axes = plt.subplots()
     draw_alpha(axes, rows, columns)
     (mesh,) = axes.collections
     assert mesh.get_array().flatten().tolist() == [25, 75]
-    plt.close(figure)
+    axes.set_title("日本")  # characters that the font does not have
+    save_figure(figure, tmp_path / "alpha.png")
+    assert not recwarn.list
