@@ -2,6 +2,7 @@
 
 import colorsys
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -54,7 +55,9 @@ def distinct_color(number: int) -> str:
 def save_figure(figure, path: Path) -> None:
     """Write the figure to ``path``, or leave the old file, and close the figure."""
     try:
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, bbox_inches="tight"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the font does not have every character of a class name
+            write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, bbox_inches="tight"))
     finally:
         plt.close(figure)
 

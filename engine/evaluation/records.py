@@ -1,4 +1,4 @@
-"""Results of a checkpoint's evaluations on disk: ``<checkpoint>_eval/eval.json``, eval.csv and eval.md."""
+"""Results of a checkpoint's evaluations on disk: ``<checkpoint>_eval/eval.json`` and eval.csv."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 from utils.errors import UserError
 from utils.files import read_json, require_writable, write_text
-from utils.tables import markdown_table, write_csv
+from utils.tables import write_csv
 
 WORST = "worst case"
 CORRECT, WRONG, NOT_ATTACKED = "10-"  # characters of ``correct``, one per image
@@ -61,9 +61,9 @@ class Record:
         """Whether the conditions of an entry are these; no result depends on the batch size."""
         return entry["conditions"] | {"bs": 0} == self.conditions | {"bs": 0}
 
-    def write_tables(self) -> None:
-        """Write eval.csv with one row per attack, and eval.md with one table per evaluation."""
-        rows, sections = [], []
+    def write_table(self) -> None:
+        """Write eval.csv with one row per attack."""
+        rows = []
         for evaluation in self.evaluations:
             conditions, results = evaluation["conditions"], evaluation["figures"]
             identity = [conditions[key] for key in CONDITIONS]
@@ -71,20 +71,8 @@ class Record:
                 parameters = [result.get("parameters", {}).get(key, "") for key in PARAMETERS]
                 values = [title, result["accuracy"], result["n"], conditions["eps"], *parameters, result["settings"]]
                 rows.append([*identity, *values, conditions["precision"]])
-            sections.append(_markdown(conditions, results))
         header = [*CONDITIONS, "attack", "accuracy", "n", "eps", *PARAMETERS, "settings", "precision"]
         write_csv(self.path.with_name("eval.csv"), header, rows)
-        write_text(self.path.with_name("eval.md"), "\n".join(sections))
-
-
-def _markdown(conditions: dict, results: dict) -> str:
-    versions = next((result["versions"] for result in reversed(results.values()) if "versions" in result), {})
-    details = {key: value for key, value in (conditions | versions).items() if value is not None}
-    table = markdown_table(
-        ["accuracy in %", *(f"{title} (n={result['n']})" for title, result in results.items())],
-        [[conditions["model"], *(f"{result['accuracy']:.2f}" for result in results.values())]],
-    )
-    return f"{table}\n\n{', '.join(f'{key} {value}' for key, value in details.items())}\n"
 
 
 def worst_case(results: dict[str, dict]) -> dict[str, dict]:
