@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import FileIO
@@ -95,8 +95,13 @@ class PixelCache:
             ) from error
 
     def _map(self) -> None:
-        records = np.memmap(self.folder / self.name, self.dtype, "r", shape=len(self.paths))
-        self._records = np.asarray(records)
+        with open(self.folder / self.name, "rb") as file:
+            self._mapping = mmap.mmap(file.fileno(), len(self.paths) * self.dtype.itemsize, access=mmap.ACCESS_READ)
+        self._records = np.frombuffer(self._mapping, self.dtype)
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Start to read the pixels of images from the disk."""
+        prefetch(self._mapping, [index * self.dtype.itemsize for index in indices], self.dtype.itemsize)
 
     def _create(self, missing: int) -> None:
         """Create the file, if need be in a temporary folder; raise OSError if there is no space for ``missing``."""
@@ -141,7 +146,7 @@ class PixelCache:
         done = np.frombuffer(mmap.mmap(-1, len(missing)), np.uint8)  # shared
 
         def work(first: int) -> None:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(number, signal.SIG_DFL)
             with suppress(OSError, UserError):
                 for k in range(first, len(missing), count):
@@ -203,6 +208,17 @@ class PixelCache:
             stream.seek(index * record.nbytes)
             if stream.write(record) < record.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def prefetch(mapping: mmap.mmap, starts: Iterable[int], length: int) -> None:
+    """Start to read ``length`` bytes from each of ``starts``, all at once.
+
+    Otherwise each page would wait for the disk, which reads the pages around it too.
+    """
+    with suppress(OSError, AttributeError):  # only a hint; Windows has none
+        for start in starts:
+            page = start // mmap.PAGESIZE * mmap.PAGESIZE
+            mapping.madvise(mmap.MADV_WILLNEED, page, start + length - page)
 
 
 def _content(path: Path) -> bytes:

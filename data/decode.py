@@ -44,6 +44,7 @@ class ImageFiles:
             raise error
         self._decoded = True
         chosen = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        self.cache.prefetch([self.indices[row] for row in chosen])
         images = torch.empty((len(chosen), *self.shape[1:]), dtype=torch.uint8)
         for image, row in zip(images.numpy(), chosen, strict=True):
             image[...] = self.cache[self.indices[row]]

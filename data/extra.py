@@ -1,5 +1,6 @@
 """Additional training images in one .npz file, such as images of a generative model, memory-mapped."""
 
+import mmap
 import os
 import struct
 import zipfile
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.cache import prefetch
 from utils.config import TrainConfig
 from utils.errors import UserError
 
@@ -24,7 +26,7 @@ class ExtraData(NamedTuple):
     images (B, 3, H, W). ``checksums`` identify the content.
     """
 
-    images: np.ndarray
+    images: np.memmap
     labels: np.ndarray | None
     fraction: float
     checksums: list[int]
@@ -51,6 +53,9 @@ class ExtraData(NamedTuple):
 
     def at(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Read images (B, 3, H, W) uint8 and labels (B,) int64."""
+        size = self.images[0].nbytes
+        first = self.images.offset % mmap.ALLOCATIONGRANULARITY  # where NumPy's mapping begins
+        prefetch(self.images.base, [first + row * size for row in rows.tolist()], size)
         images = torch.from_numpy(self.images[rows.numpy()]).permute(0, 3, 1, 2).contiguous()
         return images, None if self.predict else torch.from_numpy(self.labels[rows.numpy()].astype(np.int64))
 
