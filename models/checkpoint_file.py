@@ -4,7 +4,6 @@ import argparse
 import datetime
 import io
 import pathlib
-import pickle
 import pickletools
 import re
 import struct
@@ -34,18 +33,12 @@ for module in ("numpy._core", "numpy.core"):  # the names of NumPy 2 and 1
     PLAIN += [(np._core.multiarray._reconstruct, f"{module}.multiarray._reconstruct")]
     PLAIN += [(np._core.numeric._frombuffer, f"{module}.numeric._frombuffer")]
 
-ARCHIVE = "an archive, not a checkpoint; unpack it and name the file in it"
-# Zip files: the end of the name of a file in it; None is a checkpoint.
-MEMBERS = {
-    "data.pkl": None,
-    "archive_format": "a program of torch.export, not a checkpoint; name the checkpoint it was made from",
-    ".npy": "arrays of NumPy, not a checkpoint; save them as a dict of tensors with torch.save",
-}
+ARCHIVE = "an archive, not a checkpoint; name the checkpoint that is in it, or that it was made from"
 # Other files: how they begin, in lower case.
 OTHER_FILES = {
     (b"<!doctype", b"<html", b"<?xml"): "a web page, not a checkpoint; open the download link in a browser",
     (b"version https://git-lfs",): "a git-lfs pointer, not a checkpoint; run git lfs pull in its repository",
-    (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!"): ARCHIVE,
+    (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!", b"ustar"): ARCHIVE,
 }
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before PyTorch 1.6
 # Opcodes of protocol 4 -> what replaces them in protocol 2: sets become lists or tuples.
@@ -77,9 +70,8 @@ def _other_file(data: bytes) -> str | None:
     if data.startswith(b"PK"):
         with suppress(zipfile.BadZipFile):
             names = zipfile.ZipFile(io.BytesIO(data)).namelist()
-            return next((MEMBERS[end] for end in MEMBERS if any(name.endswith(end) for name in names)), ARCHIVE)
-    if data[257:262] == b"ustar":
-        return ARCHIVE
+            return None if any(name.endswith("data.pkl") for name in names) else ARCHIVE
+    head = data[257:262] if data[257:262] == b"ustar" else head  # tar begins with the name of a file
     return next((text for starts, text in OTHER_FILES.items() if head.startswith(starts)), None)
 
 
@@ -90,7 +82,7 @@ def _explain(error: Exception, data: bytes) -> str:
         return f"loading it would execute code ({code[1] or code[2]}), {resave}"
     if "TorchScript" in str(error):
         return f"a TorchScript program, {resave}"
-    if data.startswith(b"\x80") and pickle.dumps(MAGIC, 2)[2:-1] not in data[:64]:
+    if data.startswith(b"\x80") and MAGIC.to_bytes(10, "little") not in data[:64]:
         return f"a pickle that torch.save did not write, {resave} with torch.save"
     if isinstance(error, SafetensorError | EOFError) or data.startswith((b"PK", b"\x80")):
         return "truncated, damaged or not written by PyTorch; copy or download it again"
@@ -106,8 +98,8 @@ def _in_protocol_2(data: bytes) -> bytes:
         return data
     with zipfile.ZipFile(io.BytesIO(data)) as source:
         for info in source.infolist():
-            if info.CRC:  # 0 if PyTorch was set to write no checksums
-                source.read(info)  # raises BadZipFile for a wrong checksum, which torch.load does not verify
+            info.CRC = info.CRC or None  # 0 if PyTorch was set to write no checksums
+            source.read(info)  # raises BadZipFile for a wrong checksum, which torch.load does not verify
         (name,) = (name for name in source.namelist() if name.endswith("data.pkl"))
         if source.read(name)[:2] == b"\x80\x02":
             return data
@@ -137,8 +129,11 @@ def _downgrade(file: io.BytesIO) -> bytes:
             out.append(_text(text))
         elif "GET" in name:
             out.append(b"j" + struct.pack("<I", int(value)))
-        elif name in ("INT", "LONG"):  # text in protocol 1
-            out.append(pickle.dumps(value, 2)[2:-1])
+        elif isinstance(value, bool):  # INT of protocol 1, as text
+            out.append(b"\x88" if value else b"\x89")
+        elif name in ("INT", "LONG"):
+            number = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+            out.append(b"\x8a" + bytes([len(number)]) + number)
         elif name == "STACK_GLOBAL":  # its module and its name are the last two strings
             out[-2:] = [b"c" + b"\n".join(part[5:] for part in out[-2:]) + b"\n"]
         elif "BYTES" in name or name == "BYTEARRAY8":

@@ -84,7 +84,7 @@ class Checkpoint:
         self.stated = {bool(match[1]): value for match, value in found}  # beside the weights: mean (True) and std
         self.log_once = functools.cache(logger.log)  # a network is loaded to check it, and again to use it
         if not self.groups:
-            raise NoWeights(f"{path}: no weights; name a checkpoint")
+            raise UserError(f"{path}: no weights; name a checkpoint")
         for tensors in self.groups.values():
             if sum(value.numel() for value in tensors.values() if _is_dense(value)) > len(data):
                 # An expanded view of one number could fill the memory when it is converted.
@@ -106,10 +106,6 @@ class Checkpoint:
         return fits
 
 
-class NoWeights(UserError):
-    """A file that could be read but holds no weights."""
-
-
 class OtherNetwork(UserError):
     """A file with weights of another architecture."""
 
@@ -117,14 +113,12 @@ class OtherNetwork(UserError):
 class Fit(NamedTuple):
     """Tensors under one prefix, as the ``state`` of a network; ``problem`` says why they are not, "" if they are.
 
-    ``recognized``: keys and shapes are those of the network, except for the number of classes. ``extra`` are the keys
-    that no network has.
+    ``recognized``: keys and shapes are those of the network, except for the number of classes.
     """
 
     place: str
     prefix: str
     state: dict[str, Tensor]
-    extra: list[str]
     missing: list[str]
     problem: str
     recognized: bool
@@ -205,7 +199,7 @@ def _groups(content: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
             continue
         tensors = {key: _as_tensor(item) for key, item in items.items() if not str(key).endswith(PROFILED)}
         tensors = {key: item for key, item in tensors.items() if isinstance(key, str) and item is not None}
-        if any(key.endswith("weight") for key in tensors):
+        if any(key.endswith("weight") and _is_dense(tensors[key]) for key in tensors):
             clean = {".".join(part for part in key.split(".") if part not in INSERTED): key for key in tensors}
             if len(clean) == len(tensors):
                 tensors = {key: tensors[original] for key, original in clean.items()}
@@ -250,8 +244,8 @@ def _fit(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mappi
     missing = [key for key in expected if key not in inside and not OPTIONAL.search(key)]
     unexpected = [key for key in extra if key.split(".")[0] in heads or not _is_extra(key, inside[key])]
     different = [key for key in state if state[key].shape != expected[key].shape]
-    floating = {key: value for key, value in state.items() if expected[key].is_floating_point()}
-    strange = [key for key, value in floating.items() if not (_is_dense(value) and value.is_floating_point())]
+    floating = [key for key in state if expected[key].is_floating_point()]
+    strange = [key for key in floating if not (_is_dense(state[key]) and state[key].is_floating_point())]
     problem, recognized = "", not (unexpected or missing or different)
     if unexpected or missing:
         keys = [f"{kind} {keys[0]}" for kind, keys in (("unexpected", unexpected), ("missing", missing)) if keys]
@@ -265,7 +259,7 @@ def _fit(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mappi
     elif different:
         shapes = f"{different[0]} is {tuple(state[different[0]].shape)}, not {tuple(expected[different[0]].shape)}"
         problem = f"weights of another network or --image_size ({shapes})"
-    return Fit(place, prefix, state, extra, missing, problem, recognized)
+    return Fit(place, prefix, state, missing, problem, recognized)
 
 
 def _is_extra(key: str, value: Tensor) -> bool:

@@ -98,7 +98,7 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file. Raises OSError if it cannot be read, ValueError if it is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors of Windows write a mark
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
