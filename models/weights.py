@@ -79,9 +79,8 @@ class Checkpoint:
         items = content if isinstance(content, Mapping) else {}
         self.metadata = {key: items[key] for key, is_valid in METADATA.items() if key in items and is_valid(items[key])}
         self.groups = dict(_groups(content))
-        found = [(STATISTIC.fullmatch(str(key)), _as_tensor(value)) for key, value in items.items()]
-        found = [(match, value) for match, value in found if match and value is not None and value.numel() == 3]
-        self.stated = {bool(match[1]): value for match, value in found}  # beside the weights: mean (True) and std
+        stated = ((STATISTIC.fullmatch(key), value) for key, value in _tensors(items).items() if value.numel() == 3)
+        self.stated = {bool(match[1]): value for match, value in stated if match and _is_floating(value)}
         self.log_once = functools.cache(logger.log)  # a network is loaded to check it, and again to use it
         if not self.groups:
             raise UserError(f"{path}: no weights; name a checkpoint")
@@ -197,8 +196,7 @@ def _groups(content: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
         items = dict(enumerate(value)) if isinstance(value, list | tuple) else value
         if not isinstance(items, Mapping):
             continue
-        tensors = {key: _as_tensor(item) for key, item in items.items() if not str(key).endswith(PROFILED)}
-        tensors = {key: item for key, item in tensors.items() if isinstance(key, str) and item is not None}
+        tensors = _tensors(items)
         if any(key.endswith("weight") and _is_dense(tensors[key]) for key in tensors):
             clean = {".".join(part for part in key.split(".") if part not in INSERTED): key for key in tensors}
             if len(clean) == len(tensors):
@@ -208,15 +206,24 @@ def _groups(content: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
         queue += [(f"{place}.{key}".lstrip("."), item) for key, item in items.items() if isinstance(item, nested)]
 
 
-def _as_tensor(value: object) -> Tensor | None:
-    floats = isinstance(value, list | tuple) and {type(number) for number in value} == {float}
-    if floats or (isinstance(value, np.ndarray) and value.dtype in (np.float64, np.float32, np.float16, np.int64)):
-        return torch.tensor(value)
-    return value if isinstance(value, Tensor) else None
+def _tensors(items: Mapping) -> dict[str, Tensor]:
+    """Return the tensors of a dict; arrays of NumPy and lists of floats become tensors."""
+    tensors = {}
+    for key, value in items.items():
+        floats = isinstance(value, list | tuple) and {type(number) for number in value} == {float}
+        if floats or (isinstance(value, np.ndarray) and value.dtype in (np.float64, np.float32, np.float16, np.int64)):
+            value = torch.tensor(value)
+        if isinstance(key, str) and isinstance(value, Tensor) and not key.endswith(PROFILED):
+            tensors[key] = value
+    return tensors
 
 
 def _is_dense(value: Tensor) -> bool:
     return value.layout is torch.strided and not (value.is_quantized or value.is_meta)
+
+
+def _is_floating(value: Tensor) -> bool:
+    return _is_dense(value) and value.is_floating_point()
 
 
 def _layout(name: str, image_size: int = 32) -> dict[str, Tensor]:
@@ -244,8 +251,9 @@ def _fit(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mappi
     missing = [key for key in expected if key not in inside and not OPTIONAL.search(key)]
     unexpected = [key for key in extra if key.split(".")[0] in heads or not _is_extra(key, inside[key])]
     different = [key for key in state if state[key].shape != expected[key].shape]
-    floating = [key for key in state if expected[key].is_floating_point()]
-    strange = [key for key in floating if not (_is_dense(state[key]) and state[key].is_floating_point())]
+    strange = [
+        key for key in state if not (_is_floating if expected[key].is_floating_point() else _is_dense)(state[key])
+    ]
     problem, recognized = "", not (unexpected or missing or different)
     if unexpected or missing:
         keys = [f"{kind} {keys[0]}" for kind, keys in (("unexpected", unexpected), ("missing", missing)) if keys]
@@ -341,8 +349,7 @@ def _statistics(checkpoint: Checkpoint, fit: Fit) -> tuple[Tensor, Tensor] | Non
         if (
             (match := STATISTIC.fullmatch(leaf))
             and value.numel() in (1, 3)
-            and value.is_floating_point()
-            and _is_dense(value)
+            and _is_floating(value)
             and fit.prefix.startswith(wrapper and f"{wrapper}.")
             and not NOT_NORMALIZATION.search(module)
         ):
@@ -350,8 +357,10 @@ def _statistics(checkpoint: Checkpoint, fit: Fit) -> tuple[Tensor, Tensor] | Non
     complete = [pair for pair in pairs.values() if len(pair) == 2]
     if pairs and not complete:
         raise UserError(f"{checkpoint.path}: has only one of the mean and std of its input; save it with both")
-    if not complete and checkpoint.normalize and "model" not in checkpoint.metadata:
+    if checkpoint.normalize and not complete and "model" not in checkpoint.metadata:
         return checkpoint.normalize
+    if checkpoint.normalize:
+        checkpoint.log_once(WARNING, "WARNING: --normalize is not used for %s, which has its own", checkpoint.path)
     if not complete and len(checkpoint.stated) == 2:
         message = "%s: normalizes its images by the mean and std beside its weights; --normalize 0,0,0,1,1,1 does not"
         checkpoint.log_once(INFO, message, checkpoint.path)
