@@ -252,7 +252,7 @@ def _fit(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mappi
     unexpected = [key for key in extra if key.split(".")[0] in heads or not _is_extra(key, inside[key])]
     different = [key for key in state if state[key].shape != expected[key].shape]
     strange = [
-        key for key in state if not (_is_floating if expected[key].is_floating_point() else _is_dense)(state[key])
+        k for k, v in state.items() if not _is_dense(v) or v.is_floating_point() < expected[k].is_floating_point()
     ]
     problem, recognized = "", not (unexpected or missing or different)
     if unexpected or missing:

@@ -130,7 +130,13 @@ def read_evaluations(path: Path, *, complete: bool = False) -> list[dict]:
             entry["conditions"].setdefault("precision", "fp32")  # of files from before this setting
             if complete:
                 _rows(**entry)
-                worst_case({title: result for title, result in entry["figures"].items() if title != WORST})
+                results = {title: result for title, result in entry["figures"].items() if title != WORST}
+                worst_case(results)
+                marks = (
+                    (result.get("correct", "").replace(NOT_ATTACKED, ""), result["n"]) for result in results.values()
+                )
+                if any(text and len(text) != n for text, n in marks):
+                    raise ValueError("marks of other images")
         return evaluations
     except FileNotFoundError as error:
         raise UserError(f"{path}: no results; evaluate the checkpoint with main_eval.py first") from error
