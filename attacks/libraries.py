@@ -32,11 +32,10 @@ def _stage(name: str, epsilon: float, seed: int):
         except ImportError:
             from autoattack import AutoAttack
 
-            attack = AutoAttack(model, norm="Linf", eps=epsilon, seed=seed, device=x.device, verbose=False)
-            batch_size = {"bs": len(x)}
+            options, batch_size = {"verbose": False}, {"bs": len(x)}
         else:
-            attack = AutoAttack(model, norm="Linf", eps=epsilon, seed=seed, device=x.device)
-            batch_size = {"batch_size": len(x)}
+            options, batch_size = {}, {"batch_size": len(x)}
+        attack = AutoAttack(model, norm="Linf", eps=epsilon, seed=seed, device=x.device, **options)
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(TARGET_CLASSES, classes - 1)

@@ -1,5 +1,6 @@
 """Datasets by name."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,9 @@ def load(
     UserError for an unknown name, missing data, and data of another size.
     """
     name = dataset_name(name)
-    try:
-        root = None if data_root is None else Path(data_root).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"--data_root {data_root}: there is no such user; write the full path") from error
+    root = None if data_root is None else Path(os.path.expanduser(data_root))
+    if root and root.is_file():
+        raise UserError(f"--data_root {root}: is a file; it must be a folder, so unpack an archive first")
     return DATASETS[name](root, image_size, ReadOptions(**options))
 
 

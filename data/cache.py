@@ -55,7 +55,7 @@ class PixelCache:
         self.folder = root / ".decoded"
         if options.cache_dir:
             location = root.resolve()
-            self.folder = Path(options.cache_dir).expanduser() / f"{location.name}-{_hash(os.fsencode(location))}"
+            self.folder = Path(os.path.expanduser(options.cache_dir), f"{location.name}-{_hash(os.fsencode(location))}")
         self.kind = f"{'resized-' * resize}{size}"
         self.name = f"{self.kind}-{_hash(*(os.fsencode(path.relative_to(root)) for path in paths))}.bin"
         self.dtype = np.dtype([("content", "S16"), ("crc32", "<u4"), ("pixels", "u1", (3, size, size))])
@@ -73,8 +73,8 @@ class PixelCache:
         ``decode(path, size, resize)`` returns the pixels. Raises UserError if the cache cannot be written.
         """
         missing = [index for index in dict.fromkeys(indices) if index not in self._ready and index not in self.damaged]
-        if self._records is None and (self.folder / self.name).exists():
-            with suppress(OSError, ValueError):  # not readable or truncated
+        if self._records is None:
+            with suppress(OSError, ValueError):  # missing, not readable or truncated
                 self._map()
         if self._records is not None:
             self._in_threads(self._look_up, missing)
@@ -118,7 +118,9 @@ class PixelCache:
         with open(self.folder / self.name, "ab") as file:
             file.truncate(len(self.paths) * self.dtype.itemsize)
         for old in {*self.folder.glob(f"{self.kind}-*.bin")} - {self.folder / self.name}:  # of other files
-            old.unlink()
+            with suppress(OSError):  # of another user, or removed by another process
+                if time.time() - old.stat().st_mtime > 3600:  # otherwise another process may be writing it
+                    old.unlink()
 
     def _look_up(self, index: int) -> None:
         record = self._records[index]

@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100 from torchvision, which downloads them and verifies the MD5 of every file."""
 
 import logging
+import os
 from http.client import HTTPException
 from pathlib import Path
 
@@ -18,11 +19,12 @@ log = logging.getLogger(__name__)
 def load(dataset: type[CIFAR10], root: Path | None, image_size: int | None, options: ReadOptions) -> Splits:
     """Read torchvision's ``dataset`` from ``root`` (default ``datasets/``): 50,000 + 10,000 images, 3x32x32.
 
-    ``root`` may also be the extracted folder itself. Nothing is downloaded if its files are complete. ``options`` are
-    not used: the files hold decoded pixels. Raises UserError for another ``image_size`` and for a failed download.
+    ``root`` may also be the extracted folder itself, under any name. Nothing is downloaded if its files are complete.
+    ``options`` are not used: the files hold decoded pixels. Raises UserError for a failed download.
     """
     check_image_size(dataset.__name__, 32, image_size)
-    if root and _is_image_folder(dataset, root):
+    by_class = root and (root / "train").is_dir() and any((root / name).is_dir() for name in ("test", "val"))
+    if by_class and not any((root / name).exists() for name in (dataset.base_folder, dataset.filename)):
         raise UserError(
             f"--data_root {root}: has train/ but no {dataset.base_folder}/; use --dataset Folder for images by class, "
             f"or name another folder, into which {dataset.__name__} is downloaded"
@@ -30,19 +32,16 @@ def load(dataset: type[CIFAR10], root: Path | None, image_size: int | None, opti
     root = root or Path("datasets")
     if root.name == dataset.base_folder:
         root = root.parent
+    renamed = (root / dataset.test_list[0][0]).is_file()
+    reader = type(dataset.__name__, (dataset,), {"base_folder": ""}) if renamed else dataset
     try:
-        test = dataset(root, train=False)
+        test = reader(root, train=False)
     except RuntimeError:  # torchvision: a file is missing or its checksum differs
         _download(dataset, root)
-        test = dataset(root, train=False)
-    train = dataset(root, train=True)
+        reader = dataset
+        test = reader(root, train=False)
+    train = reader(root, train=True)
     return Splits(_split(train), _split(test), tuple(train.classes), flip=True)
-
-
-def _is_image_folder(dataset: type[CIFAR10], root: Path) -> bool:
-    """Whether data/image_folder.py can read a folder that has no file of ``dataset``."""
-    by_class = (root / "train").is_dir() and any((root / name).is_dir() for name in ("test", "val"))
-    return by_class and not any((root / name).exists() for name in (dataset.base_folder, dataset.filename))
 
 
 def _split(dataset: CIFAR10) -> Split:
@@ -50,8 +49,11 @@ def _split(dataset: CIFAR10) -> Split:
 
 
 def _download(dataset: type[CIFAR10], root: Path) -> None:
+    folder = root / dataset.base_folder
+    if folder.is_dir() and not os.access(folder, os.X_OK):
+        raise UserError(f"{folder}: permission denied; it must be readable")
     # Not dataset(download=True): it ignores a missing file of class names if the batches are complete.
-    log.info("%s is not in %s: downloading it", dataset.__name__, root)
+    log.info("%s in %s is missing or damaged: downloading it", dataset.__name__, root)
     try:
         download_and_extract_archive(dataset.url, root, filename=dataset.filename, md5=dataset.tgz_md5)
     except (OSError, HTTPException, RuntimeError) as error:

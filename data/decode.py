@@ -100,7 +100,7 @@ def open_image(path: Path) -> Image.Image:
     formats = (*FORMATS, "TGA") if path.suffix.lower() == ".tga" else FORMATS  # TGA has no signature
     with Image.open(path, formats=formats) as image:
         if image.mode.startswith(("I", "F")):  # convert() would clip these to white
-            raise ValueError(f"pixels of more than 8 bits, mode {image.mode}")
+            raise ValueError(f"pixels of more than 8 bits, mode {image.mode}: convert it to 8 bits")
         image.load()
         try:
             ImageOps.exif_transpose(image, in_place=True)
@@ -121,18 +121,25 @@ def open_with_size(path: Path, size: int, resize: bool) -> np.ndarray:
     try:
         image = open_image(path)
     except Exception as error:  # the decoders raise different exceptions
-        raise ValueError(_reason(path, error)) from error
+        raise ValueError(reason(path, error)) from error
     if image.size != (size, size):
         if not resize:
             shape = f"{image.width}x{image.height}, not {size}x{size}"
             raise UserError(f"{path}: is {shape}; --dataset Folder --image_size {size} resizes all images")
+        if max(image.size) > (longest := 64 * min(image.size)):  # resized, its other side would fill the memory
+            image = TF.center_crop(image, [min(side, longest) for side in (image.height, image.width)])
         image = TF.center_crop(TF.resize(image, size), size)
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def _reason(path: Path, error: Exception) -> str:
+def reason(path: Path, error: Exception) -> str:
+    """Say why :func:`open_image` raised ``error``."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image of a supported format" if path.stat().st_size else "empty"
+        with open(path, "rb") as file:
+            start = file.read(64)
+        if start.startswith(b"version https://git-lfs"):
+            return "a git-lfs pointer: run git lfs pull in its repository"
+        return "not an image of a supported format" if start else "empty"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than --max_pixels {2 * Image.MAX_IMAGE_PIXELS:.0f}, perhaps a decompression bomb"
     return str(error) or type(error).__name__

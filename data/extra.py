@@ -1,5 +1,6 @@
 """Additional training images in one .npz file, such as images of a generative model, memory-mapped."""
 
+import os
 import struct
 import zipfile
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def open_extra(config: TrainConfig, size: int, classes: int) -> ExtraData | None
     """
     if not config.extra_data:
         return None
-    path, names = Path(config.extra_data).expanduser(), ["image"] + ["label"] * (config.extra_labels == "given")
+    path, names = Path(os.path.expanduser(config.extra_data)), ["image"] + ["label"] * (config.extra_labels == "given")
     try:
         with zipfile.ZipFile(path) as archive:
             members = {member.filename: member for member in archive.infolist()}
@@ -85,6 +86,8 @@ def _map(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds Python objects")
         return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 

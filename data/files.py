@@ -1,15 +1,15 @@
 """Find the image files below a folder, and count the files that are left out."""
 
+import errno
 import logging
 import os
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from warnings import filterwarnings
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from utils.errors import UserError
 
@@ -21,32 +21,31 @@ _KNOWN = (
 )
 _SYSTEM = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "@recycle", "__macosx", "lost+found"),
-    *("$recycle.bin", "system volume information"),
+    *("$recycle.bin", "system volume information", "recycler", "#snapshot", "~snapshot", "__pycache__", "picasa.ini"),
 }
 Image.init()
 filterwarnings("ignore", module=r"PIL\.")  # they name no file
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # metadata of more than 1 MiB are no damage
 # Formats that Pillow recognizes by the first bytes and decodes itself. Not EPS, for which it starts Ghostscript, and
 # not IPTC, which may contain an EPS. AVIF is not in every build of Pillow.
 FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
 _SUFFIXES = {".tga", *(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)}
 
 
-def image_files(folder: Path, left_out: Counter[str]) -> list[Path]:
+def image_files(folder: Path, outside: Collection[Path], left_out: Counter[str]) -> list[Path]:
     """Return the image files in ``folder`` and its subfolders, links followed, in the order of their paths.
 
-    A file is an image if its suffix is that of one of FORMATS, or its first bytes are. The others are counted in
-    ``left_out`` by kind. A folder that several links lead to is read once, and none that contains ``folder``, so a
-    circle of links ends. Raises UserError for a folder that cannot be read.
+    A file is an image if its suffix is that of one of FORMATS, its first bytes are, or it cannot be opened. The others
+    are counted in ``left_out`` by kind. A folder that several links lead to is read once, those of ``outside`` are not.
+    Raises UserError for a folder that cannot be read.
     """
-    found, folders, seen = [], [folder], {_identity(parent) for parent in folder.absolute().parents}
+    found, folders, seen = [], [folder], set()
     while folders:
         current = folders.pop()
-        with _readable(current):
-            identity = _identity(current)
-        if identity in seen:
+        if (real := current.resolve()) in seen or (real in outside and current != folder):
             left_out["folders linked twice"] += 1
             continue
-        seen.add(identity)
+        seen.add(real)
         for path, is_folder, is_file in _entries(current, left_out):
             if is_folder:
                 folders.append(path)
@@ -55,7 +54,8 @@ def image_files(folder: Path, left_out: Counter[str]) -> list[Path]:
             elif path.suffix.lower() in _SUFFIXES or _has_signature(path):
                 found.append(path)
             else:
-                left_out[path.suffix.lower() or "without suffix"] += 1
+                suffix = path.suffix.lower()
+                left_out[suffix if suffix[1:].isidentifier() else "without suffix"] += 1  # frame.0001 has none
     return sorted(found)
 
 
@@ -64,13 +64,17 @@ def labeled_images(
 ) -> list[tuple[Path, int]]:
     """Return (file, label) pairs by class, each a sequence of folders that need not exist, and log their number.
 
-    Raises UserError, which ends with ``hint``, for a class without images.
+    Links from one class to another or to a folder that contains it are not followed. Raises UserError, which ends with
+    ``hint``, for a class without images.
     """
-    pairs = []
+    roots = {path.resolve() for folders in classes for folder in folders for path in (folder, folder.parent)}
+    outside, pairs = roots.union(*(path.parents for path in roots)), []
     for label, folders in enumerate(classes):
-        files = [path for folder in folders if folder.is_dir() for path in image_files(folder, left_out)]
+        others: Counter[str] = Counter()
+        files = [path for folder in folders if folder.is_dir() for path in image_files(folder, outside, others)]
         if not files:
-            raise UserError(f"{folders[0]}: no images{_summary(left_out)}; {hint}")
+            raise UserError(f"{folders[0]}: no images{_summary(others)}; {hint}")
+        left_out.update(others)
         pairs += [(path, label) for path in files]
     log.info("%s/: %s images of %d classes%s", part, f"{len(pairs):,}", len(classes), _summary(left_out))
     return pairs
@@ -80,12 +84,14 @@ def class_folders(folder: Path, left_out: Counter[str]) -> dict[str, list[Path]]
     """Return the subfolders of ``folder`` by class, sorted.
 
     Names that differ only in their Unicode form, as macOS and Linux write them, are one class. Hidden folders, those
-    of operating systems, and files beside the class folders are counted in ``left_out``.
+    of operating systems, and files beside class folders are counted in ``left_out``; a broken link raises UserError.
     """
     classes: dict[str, list[Path]] = {}
     for path, is_folder, _ in _entries(folder, left_out):
         if is_folder:
             classes.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
+        elif path.is_symlink() and not path.exists():
+            raise UserError(f"{path}: the target of this link does not exist; restore it or remove the link")
         else:
             left_out["outside of class folders"] += 1
     return dict(sorted(classes.items()))
@@ -96,24 +102,22 @@ def _summary(left_out: Counter[str]) -> str:
     return f"; left out: {kinds}" if kinds else ""
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
 def _entries(folder: Path, left_out: Counter[str]) -> Iterator[tuple[Path, bool, bool]]:
     """Yield each path in ``folder`` but those of operating systems, and whether it is a folder and a regular file."""
-    with _readable(folder), os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
+    try:
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
                 left_out["hidden or system files"] += 1
                 continue
             try:
                 yield folder / entry.name, entry.is_dir(), entry.is_file()
-            except PermissionError:
-                raise
-            except OSError:  # a link to itself
+            except OSError as error:
+                if error.errno != errno.ELOOP:  # a link to itself
+                    raise
                 yield folder / entry.name, False, False
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"{error.filename or folder}: {reason}; it must be readable") from error
 
 
 def _has_signature(path: Path) -> bool:
@@ -121,15 +125,8 @@ def _has_signature(path: Path) -> bool:
         Image.open(path, formats=FORMATS).close()
     except Image.DecompressionBombError:
         return True
+    except OSError as error:
+        return error.errno not in (None, errno.ELOOP)  # decoding reports a file that cannot be opened
     except Exception:  # the readers raise different exceptions
         return False
     return True
-
-
-@contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise UserError(f"{folder}: {reason}; this folder must be readable") from error

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from data.cache import ReadOptions
-from data.decode import open_image, splits_of_files
+from data.decode import open_image, reason, splits_of_files
 from data.files import class_folders, labeled_images
 from data.splits import Splits
 from utils.errors import UserError
@@ -27,10 +27,9 @@ def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Spl
     train, classes = _list_images(root / "train")
     test, test_classes = _list_images(_test_folder(root, classes))
     if classes != test_classes:
-        odd = sorted(set(classes) ^ set(test_classes))
-        raise UserError(
-            f"--data_root {root}: class {readable(odd)[0]!r} is in only one of train and test; add it to the other"
-        )
+        odd = readable(sorted(set(classes) ^ set(test_classes)))
+        names = ", ".join(map(repr, odd[:5])) + ", ..." * (len(odd) > 5)
+        raise UserError(f"--data_root {root}: only one of train and test has {names}; both need the same classes")
     if all(map(str.isdecimal, classes)) and sorted(classes, key=int) != classes:
         log.info("labels follow the class names sorted as text: %s, ...", ", ".join(classes[:3]))
     size = image_size or _size_of([path for path, _ in train])
@@ -56,7 +55,7 @@ def _list_images(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     classes = class_folders(folder, left_out)
     if len(classes) < 2:
         raise UserError(f"{folder}: needs at least 2 class folders with images, and has {len(classes)}")
-    return labeled_images(folder.name, classes.values(), left_out, "add some or remove the folder"), list(classes)
+    return labeled_images(folder.name, classes.values(), left_out, "add some or remove the class"), list(classes)
 
 
 def _size_of(paths: list[Path]) -> int:
@@ -64,9 +63,10 @@ def _size_of(paths: list[Path]) -> int:
     for path in paths:
         try:
             width, height = open_image(path).size
-        except Exception:  # the decoders raise different exceptions for a damaged file
+        except Exception as error:  # the decoders raise different exceptions for a damaged file
+            damage = reason(path, error)
             continue
         if width != height:
             raise UserError(f"{path}: is {width}x{height}, not square; --image_size N crops every image to NxN")
         return width
-    raise UserError(f"{paths[0]} and all other training images: not readable; replace them")
+    raise UserError(f"{path} and all other training images: {damage}; replace them")

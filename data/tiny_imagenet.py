@@ -17,7 +17,7 @@ _FOLDER = "tiny-imagenet-200"
 _URL = f"http://cs231n.stanford.edu/{_FOLDER}.zip"
 _UNPACK = f"unpack {_URL} again"
 # Where scripts move the validation images of a class.
-_SORTED = ("val/{wnid}/images", "val/{wnid}", "test/{wnid}/images", "test/{wnid}")
+_SORTED = ("val/{wnid}/images", "val/{wnid}", "val/images/{wnid}", "val", "test/{wnid}/images", "test/{wnid}")
 
 
 def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Splits:
@@ -49,7 +49,7 @@ def _find(root: Path) -> Path:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: missing or not readable as text; {_UNPACK}") from error
 
@@ -58,12 +58,13 @@ def _test_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
     """Return the annotated images, wherever they are; without annotations, those of the class folders."""
     annotations, folder = root / "val" / "val_annotations.txt", root / "val" / "images"
     if not annotations.is_file():
-        folders = [[root / part / wnid for part in ("val", "test")] for wnid in classes]
-        pairs = labeled_images("val", folders, Counter(), f"there is no {annotations} either; {_UNPACK}")
+        part = next((part for part in ("val", "val/images", "test") if (root / part / classes[0]).is_dir()), "val")
+        hint = f"there is no {annotations} either; {_UNPACK}"
+        pairs = labeled_images("val", [[root / part / wnid] for wnid in classes], Counter(), hint)
         return sorted(pairs, key=lambda pair: int(re.sub(r"\D", "", pair[0].stem) or 0))  # val_0, val_1, ...
     label_of, pairs = {wnid: label for label, wnid in enumerate(classes)}, []
-    for number, line in enumerate(_read_text(annotations).splitlines(), 1):
-        name, wnid = f"{line}\t".split("\t")[:2]  # then a bounding box
+    for number, line in enumerate(_read_text(annotations).rstrip().splitlines(), 1):
+        name, wnid, *_ = *line.split(), "", ""  # then a bounding box
         if wnid not in label_of:
             raise UserError(f"{annotations}: line {number}: {wnid!r} is not in wnids.txt; {_UNPACK}")
         places = [folder, *(root / place.format(wnid=wnid) for place in _SORTED)]

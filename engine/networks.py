@@ -11,7 +11,7 @@ from data import TEST_SUBSET_SEED, Splits, decode_files, subset
 from data.loader import Batches
 from engine.accuracy import CAUSES_OF_CHANCE_LEVEL, minimum_accuracy, predict, warn_of_input_scale
 from engine.checkpoint import best_checkpoint
-from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import count_teachers
 from models import ALIASES, MODELS, build, robustbench
 from models.robustbench import PREFIX
 from models.teachers import find_teacher, load_teacher, training_command
@@ -62,20 +62,19 @@ def make_network(name: str, source: str | Path | Checkpoint | None, dataset: str
 
 
 def find_teachers(config: TrainConfig) -> list[tuple[str, str, Checkpoint | nn.Module]]:
-    """Return flag, name and file of the robust teacher, then of the standard one of a method with two.
+    """Return flag, name and file of the method's teachers: the robust one, then the standard one.
 
     A network of RobustBench's model zoo is returned itself. Raises UserError if one is missing or damaged, before any
     dataset is read.
     """
-    if config.method in WITHOUT_TEACHER:
-        return []
     data_flags = f" --data_root {config.data_root}" * bool(config.data_root)
     data_flags += f" --image_size {config.image_size}" * bool(config.image_size)
-    wanted = [("--teacher_model", config.teacher_model, config.teacher_path)]
-    if config.method in WITH_TWO_TEACHERS:
-        wanted.append(("--std_teacher_model", config.std_teacher_model, config.std_teacher_path))
+    wanted = (
+        ("--teacher_model", config.teacher_model, config.teacher_path),
+        ("--std_teacher_model", config.std_teacher_model, config.std_teacher_path),
+    )
     teachers, errors = [], []
-    for flag, name, path in wanted:
+    for flag, name, path in wanted[: count_teachers(config.method)]:
         try:
             if flag == "--std_teacher_model" and not path:
                 command = training_command("Natural", name, config.dataset, data_flags)

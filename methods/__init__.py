@@ -87,6 +87,11 @@ ALIASES = {
 }
 
 
+def count_teachers(method: str) -> int:
+    """Return the number of teachers of a method: 0, 1 or 2."""
+    return 0 if method in WITHOUT_TEACHER else 2 if method in WITH_TWO_TEACHERS else 1
+
+
 def given(value, default):
     """Return ``value``, or ``default`` if the value is None: the flag was not given."""
     return default if value is None else value

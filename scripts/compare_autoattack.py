@@ -10,12 +10,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
 
+from attacks.suite import PROTOCOLS, Setting
+from data import TEST_SUBSET_SEED, Batches, load, subset
+from engine import load_model
+from engine.accuracy import predict
+from engine.device import choose_device, use_full_precision
+from engine.evaluation.attack import run_attack
 from utils.cli import run_command
 from utils.errors import UserError
 from utils.flags import parser_for
 from utils.log import logger
 
-EPSILON, INCLUDED = 8 / 255, "models/pretrained/small_resnet_cifar10"
+EPSILON, SEED, BATCH_SIZE = 8 / 255, 42, 100
+INCLUDED = "models/pretrained/small_resnet_cifar10"
 
 
 def compare(argv: list[str]) -> None:
@@ -29,22 +36,12 @@ def compare(argv: list[str]) -> None:
     parser.add_argument("--dataset", default="CIFAR10", help="test dataset; default: CIFAR10")
     parser.add_argument("--data_root", help="folder of the dataset; default: datasets/")
     parser.add_argument("--limit", type=int, default=100, help="number of test images; default: 100")
-    parser.add_argument("--bs", type=int, default=100, help="batch size; default: 100")
-    parser.add_argument("--seed", type=int, default=42, help="random seed of the attacks; default: 42")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
     options = parser.parse_args(argv)
-
-    import pyautoattack  # noqa: F401  (without it both sides would run the clone)
-
-    from attacks.suite import PROTOCOLS, Setting
-    from data import TEST_SUBSET_SEED, Batches, load, subset
-    from engine import load_model
-    from engine.accuracy import predict
-    from engine.device import choose_device, use_full_precision
-    from engine.evaluation.attack import run_attack
-
     if not Path(options.folder, "autoattack", "__init__.py").is_file():
         raise UserError(f"{options.folder}: no package autoattack in it; give a clone of the authors' repository")
+    import pyautoattack  # noqa: F401  (without it both sides would run the clone)
+
     sys.path.insert(0, options.folder)
     from autoattack import AutoAttack
 
@@ -52,13 +49,13 @@ def compare(argv: list[str]) -> None:
     use_full_precision()
     network = load_model(options.model_path).to(device).requires_grad_(False)
     images = subset(load(options.dataset, options.data_root).test, options.limit, TEST_SUBSET_SEED)
-    batches = Batches(images, options.bs, device=device)
-    attack = PROTOCOLS["paper"](Setting(EPSILON, options.seed))["aa"]
+    batches = Batches(images, BATCH_SIZE, device=device)
+    attack = PROTOCOLS["paper"](Setting(EPSILON, SEED))["aa"]
     start = time.monotonic()
-    ours = run_attack(network, batches, predict(network, batches), attack, seed=options.seed).predicted == images.labels
+    ours = run_attack(network, batches, predict(network, batches), attack, seed=SEED).predicted == images.labels
     middle, equal = time.monotonic(), 0
-    theirs = AutoAttack(network, norm="Linf", eps=EPSILON, seed=options.seed, verbose=False, device=device)
-    for (x, y), robust in zip(batches, ours.split(options.bs), strict=True):
+    theirs = AutoAttack(network, norm="Linf", eps=EPSILON, seed=SEED, verbose=False, device=device)
+    for (x, y), robust in zip(batches, ours.split(BATCH_SIZE), strict=True):
         x_adv = theirs.run_standard_evaluation(x, y, bs=len(x))
         equal += int(((network(x_adv).argmax(1) == y).cpu() == robust).sum())
     times = middle - start, time.monotonic() - middle

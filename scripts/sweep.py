@@ -5,7 +5,7 @@ Finished runs are skipped, interrupted runs continue, and a failed run does not 
 is in DIR/logs/. SIGINT and SIGTERM reach the runs as SIGTERM, SIGUSR1 as itself; the sweep waits until they have saved
 and starts no others. PYTHON names the interpreter [the activated environment's, except conda's base; else .venv's;
 else python]. Names, flags, data and teachers of all runs and the attacks of --eval are checked before the first run
-starts. Evaluations repeat the runs' --data_root, --image_size, --device, --gpu_id and --threads.
+starts. Evaluations repeat the runs' flags of data files, device and threads.
 
 Exit status: 0 all runs are finished, 1 a run failed, 2 bad input. If runs are left and none failed: 130 after SIGINT,
 143 after SIGTERM, 129 after SIGHUP, 75 otherwise; the same command continues.
@@ -33,7 +33,7 @@ from utils.log import logger
 
 read_flags = partial(parse, description="", choices={})
 LISTED = ("dataset", "method", "model", "seed")  # flags of a run, set from the lists --datasets, --methods, ...
-REPEATED = ("data_root", "image_size", "device", "gpu_id", "threads")  # by the evaluation of a run
+REPEATED = ("data_root", "image_size", "cache_dir", "skip_damaged", "max_pixels", "device", "gpu_id", "threads")
 
 
 class Run:
@@ -50,7 +50,8 @@ class Run:
         self.train = [python, folder + ("main_tiny.py" if tiny else "main.py"), *argv]
         self.parsed = read_flags(TinyTrainConfig if tiny else TrainConfig, argv)
         values = {key: getattr(self.parsed.config, key) for key in REPEATED if key in self.parsed.given}
-        argv = [arg for key, value in values.items() if value is not None for arg in (f"--{key}", str(value))]
+        pairs = [(f"--{key}", value) for key, value in values.items() if value is not None]
+        argv = [arg for flag, value in pairs for arg in ([flag] if value is True else [flag, str(value)])]
         argv += shlex.split(options.eval)
         self.evaluate = [python, folder + ("main_eval_tinyimagenet.py" if tiny else "main_eval.py"), *argv]
         self.eval_config = read_flags(TinyEvalConfig if tiny else EvalConfig, argv).config

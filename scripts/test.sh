@@ -5,10 +5,6 @@ cd "$(dirname "$0")/.."
 python=$(bash scripts/setup.sh)
 "$python" -c 'import hypothesis, pytest, xdist; from importlib.metadata import version; version("ruff")' 2>/dev/null ||
   "$python" -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-# A second implementation for one test; its own requirements pin an old requests and are left out.
-"$python" -c 'import torchattacks' 2>/dev/null ||
-  "$python" -m pip install --quiet --disable-pip-version-check --no-deps 'torchattacks>=3.5' ||
-  echo "torchattacks could not be installed: the test that compares with it is skipped" >&2
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 selection=(-m "not slow")

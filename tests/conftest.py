@@ -102,3 +102,17 @@ def train(monkeypatch, tmp_path, caplog, fast_runs):
         return "\n".join(caplog.messages)
 
     return start
+
+
+@pytest.fixture
+def distill(train, tmp_path):
+    """``distill(method, args)`` trains a small network by a method, with small teachers of random weights."""
+    from commands import SMALL
+
+    from models import build
+
+    path = tmp_path / "teacher.pth"
+    torch.save({"net": build("small_resnet", 10, 16).state_dict()}, path)
+    flags = f"{SMALL} --lr_schedule constant --device cpu --threads 1 --no_teacher_check --teacher_model small_resnet "
+    flags += f"--teacher_path {path} --std_teacher_model small_resnet --std_teacher_path {path}"
+    return lambda method, args="", error=None: train(f"{flags} --method {method} {args}", error=error)

@@ -8,15 +8,12 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-from tiny import TinyNet  # noqa: E402
+from tiny import TinyNet, make_trainer  # noqa: E402
 
 from engine.distributed import destroy, init  # noqa: E402
 from engine.training.averaging import Ema  # noqa: E402
 from engine.training.metrics import EpochMetrics  # noqa: E402
-from engine.training.trainer import Trainer  # noqa: E402
 from engine.training.weight_perturbation import WeightPerturbation  # noqa: E402
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER  # noqa: E402
-from utils.config import TrainConfig  # noqa: E402
 
 SIZES = (7, 6, 7, 2, 1, 6, 7, 5, 2, 6)  # of the batches: odd ones, and fewer images than processes
 
@@ -25,15 +22,12 @@ def ten_steps(name: str, processes, sync_bn: bool = True, pieces: bool = False) 
     torch.manual_seed(0)
     student, *teachers = (TinyNet().double() for _ in range(3))
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
-    teachers = teachers[: 0 if name in WITHOUT_TEACHER else 2 if name in WITH_TWO_TEACHERS else 1]
     batches = [(torch.rand(n, 3, 8, 8, dtype=torch.float64), torch.randint(10, (n,))) for n in SIZES]
-    method = METHODS[name](TrainConfig(method=name, iad_begin=0))
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
     options = {"generator": torch.Generator().manual_seed(1), "processes": processes, "sync_bn": sync_bn}
     options["average"] = average = Ema(student, 0.9)
     if pieces:
         options |= {"perturbation": WeightPerturbation(student, 0.01), "clip_grad": 1.0, "parts": 2}
-    trainer = Trainer(student, teachers, method, optimizer, epsilon=8 / 255, step_size=2 / 255, steps=3, **options)
+    trainer = make_trainer(name, student, teachers, config={"iad_begin": 0}, steps=3, **options)
     metrics = EpochMetrics("cpu", processes, parts=trainer.parts)
     for x, y in batches:
         metrics.add(trainer.step(x, y), y)

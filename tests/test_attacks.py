@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from commands import run_in_process
 from conftest import golden_arrays, golden_rows
 from tiny import part, tiny_from, tiny_problem, trained_on_stripes
 
@@ -17,7 +16,9 @@ from data import Split, Splits
 from engine.training.trainer import Trainer
 from methods import METHODS, WITH_TEACHER
 from methods.losses import kl
+from scripts import compare_autoattack
 from utils.config import TrainConfig
+from utils.errors import UserError
 
 EPSILON = 8 / 255
 
@@ -243,22 +244,24 @@ class AutoAttack(Base):
 @pytest.mark.parametrize(
     ("answer", "equal"), [("super().run_standard_evaluation(x, y, batch_size=bs)[0]", True), ("x", False)]
 )
-def test_autoattack_is_compared_with_the_authors_code_image_by_image(monkeypatch, capsys, tmp_path, answer, equal):
+def test_autoattack_is_compared_with_the_authors_code_image_by_image(monkeypatch, caplog, tmp_path, answer, equal):
+    caplog.set_level("INFO")
     (tmp_path / "autoattack").mkdir()
     (tmp_path / "autoattack" / "__init__.py").write_text(FAKE_PACKAGE.replace("{answer}", answer))
     net, x, y = trained_on_stripes()
     test = Split((255 * x[:12]).round().byte(), y[:12])
-    monkeypatch.setattr("engine.load_model", lambda path: net)
+    monkeypatch.setattr(compare_autoattack, "load_model", lambda path: net)
     monkeypatch.setattr("attacks.libraries.STANDARD", {"APGD-CE": "apgd-ce", "APGD-T": "apgd-t"})  # the others are slow
-    monkeypatch.setattr("data.load", lambda *_: Splits(test, test, tuple("abcdefghij"), True))
+    monkeypatch.setattr(compare_autoattack, "load", lambda *_: Splits(test, test, tuple("abcdefghij"), True))
+    monkeypatch.setattr(compare_autoattack, "BATCH_SIZE", 7)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "autoattack", raising=False)
-    ended = run_in_process(monkeypatch, capsys, "scripts/compare_autoattack.py", f"{tmp_path} --bs 7 --device cpu")
+    with pytest.raises(SystemExit, match="0" if equal else "1"):
+        compare_autoattack.compare([str(tmp_path), "--device", "cpu"])
     sys.modules.pop("autoattack")
-    assert ended.status == (0 if equal else 1), ended.err
-    assert ("12 of 12 images equal" in ended.out) == equal and " of 12 images equal; ours took" in ended.out
+    assert ("12 of 12 images equal" in caplog.text) == equal and " of 12 images equal; ours took" in caplog.text
 
 
-def test_a_folder_without_autoattack_is_one_line(monkeypatch, capsys, tmp_path):
-    ended = run_in_process(monkeypatch, capsys, "scripts/compare_autoattack.py", str(tmp_path))
-    assert ended.status == 2 and ended.err.startswith(f"error: {tmp_path}: no package autoattack in it")
+def test_a_folder_without_autoattack_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=f"^{tmp_path}: no package autoattack in it"):
+        compare_autoattack.compare([str(tmp_path)])

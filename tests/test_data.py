@@ -66,6 +66,13 @@ def test_cifar_is_read_from_its_pickles_without_a_network(tmp_path, monkeypatch,
     row = pickle.loads((folder / dataset.train_list[0][0]).read_bytes())["data"][1]
     assert np.array_equal(splits.train.images[1].numpy(), row.reshape(3, 32, 32))
     assert torch.equal(data.load(dataset.__name__, folder).train.images, splits.train.images)
+    renamed = folder.rename(tmp_path / "renamed")
+    assert torch.equal(data.load(dataset.__name__, renamed).train.images, splits.train.images)
+    (renamed / dataset.train_list[0][0]).write_bytes(b"damaged")
+    assert "is missing or damaged and its download failed" in load_error(dataset.__name__, renamed)
+    folder.mkdir()
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    assert load_error(dataset.__name__, folder) == f"{folder}: permission denied; it must be readable"
 
 
 def pack(folder, path, monkeypatch):
@@ -162,8 +169,6 @@ def folder(tmp_path):
 
 
 def test_folder_reads_images_with_sorted_classes(folder):
-    (folder / "train" / "ant" / "notes.txt").write_text("not an image")
-    save(folder / "train" / "ant" / ".ipynb_checkpoints" / "0-checkpoint.png", noise(1, 16))  # from a notebook
     splits = data.load("Folder", folder)
     assert splits.classes == ("ant", "zebra") and splits.image_size == 16
     assert splits.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and splits.test.labels.tolist() == [0, 0, 1, 1]
@@ -181,6 +186,7 @@ def test_folder_of_mixed_sizes_needs_image_size(folder):
     assert images.shape == (7, 3, 8, 8) and (images[-1] == 77).all()
 
 
+LFS = "version https://git-lfs.github.com/spec/v1"
 TINY_DAMAGE = [
     (lambda root: (root / "val/val_annotations.txt").unlink(), "val_annotations.txt either"),
     (lambda root: (root / "val/val_annotations.txt").write_text(""), "val_annotations.txt: no images"),
@@ -194,8 +200,11 @@ FOLDER_DAMAGE = [
     (lambda root: (root / "test").rename(root / "tset"), "no folder test/"),
     (lambda root: root.rename(root.with_name("gone")), "no such folder; it needs train/<class>/"),
     (lambda root: (root / "train").rename(root / "tarin"), "no folder train/"),
-    (lambda root: (root / "test/ant").rename(root / "test/bee"), "class 'ant' is in only one of train and test"),
-    (lambda root: (root / "train/bee").mkdir(), "bee: no images"),
+    (lambda root: (root / "test/ant").rename(root / "test/bee"), "only one of train and test has 'ant', 'bee';"),
+    (lambda root: [(root / "train/bee").mkdir(), (root / "train/ant/x.txt").touch()], "bee: no images; add some"),
+    (lambda root: (root / "train/bee").symlink_to(root / "gone"), "bee: the target of this link does not exist"),
+    (lambda root: (root / "train/ant/x").symlink_to(root / "gone"), "ant/x (No such file"),
+    (lambda root: [path.write_text(LFS) for path in root.rglob("train/*/*")], "training images: a git-lfs pointer"),
     (lambda root: (root / "train/ant").rename(root / "train/.ant"), "train: needs at least 2 class folders"),
     (lambda root: save(root / "train/ant/0.png", noise(0, 16)[:8]), "0.png: is 16x8, not square"),
     (lambda root: save(root / "test/ant/0.png", np.ones((16, 16), np.uint16)), "0.png (pixels of more than 8 bits"),
@@ -219,6 +228,7 @@ def test_damaged_files_are_an_error_with_the_path(request, name, damage, message
 def test_invalid_flags_are_named():
     assert "--dataset CIFAR1: unknown name; nearest: CIFAR10" in load_error("CIFAR1")
     assert "--data_root: --dataset Folder needs a folder with" in load_error("Folder")
+    assert f"--data_root {__file__}: is a file; it must be a folder" in load_error("CIFAR10", __file__)
     assert "--image_size 64: CIFAR10 has 32x32 images" in load_error("CIFAR10", image_size=64)
     assert "--image_size 32: Tiny_Image has 64x64 images" in load_error("Tiny_Image", image_size=32)
 
@@ -254,11 +264,24 @@ def test_cache_is_used_until_a_file_changes(folder, decoded_files):
     assert len(decoded_files) == 12
 
     (old,) = folder.glob(".decoded/*")
+    os.utime(old, (0, 0))
     (folder / "test" / "zebra" / "1.jpg").rename(folder / "test" / "zebra" / "2.jpg")
     images_of(folder)
     assert len(decoded_files) == 22 and not old.exists()
     assert [images_of(folder, image_size=size).shape[-1] for size in (8, 8, None)] == [8, 8, 16]
     assert len(decoded_files) == 32 and len(list(folder.glob(".decoded/*"))) == 2
+
+
+def test_runs_with_other_files_of_a_folder_do_not_disturb_each_other(folder, monkeypatch, caplog):
+    first = data.load("Folder", folder)
+    decode_files(data.subset(first.train, 1, 0))
+    save(folder / "train" / "ant" / "9.png", noise(1, 16))
+    images_of(folder)
+    assert len(decode_files(*first[:2])[0].labels) == 6
+    save(folder / "train" / "ant" / "99.png", noise(2, 16))
+    monkeypatch.setattr(cache.time, "time", lambda: 1e10)
+    monkeypatch.setattr(Path, "unlink", lambda path: os.unlink("gone"))  # another process was first
+    assert len(images_of(folder)) == 12 and "cannot cache" not in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "bit"])
@@ -277,9 +300,10 @@ def test_a_cache_that_cannot_be_written_is_in_a_temporary_folder_or_in_cache_dir
     (folder / ".decoded").write_text("not a folder")
     monkeypatch.setattr(cache, "_MANY", 1)  # processes, which must not delete the folder
     expected = images_of(folder)
-    assert caplog.text.count("cannot cache") == 1 and "--cache_dir" in caplog.text
+    assert torch.equal(images_of(folder, cache_dir="x" * 300), expected)  # cannot be searched either
+    assert caplog.text.count("cannot cache") == 2 and "--cache_dir" in caplog.text
     assert torch.equal(images_of(folder, cache_dir=str(tmp_path / "a" / "b")), expected)
-    assert len(list((tmp_path / "a" / "b").glob("*/16-*.bin"))) == 1 and caplog.text.count("cannot cache") == 1
+    assert len(list((tmp_path / "a" / "b").glob("*/16-*.bin"))) == 1 and caplog.text.count("cannot cache") == 2
 
 
 def test_a_complete_cache_is_used_where_nothing_can_be_written(folder, decoded_files, monkeypatch):
@@ -353,15 +377,15 @@ def test_formats_that_start_programs_are_left_out(folder, caplog):
 
 def test_the_log_counts_what_is_left_out(folder, caplog):
     ant = folder / "train" / "ant"
-    for name in ("a.txt", "b.txt", "c.svg", "Thumbs.db", "._0.png", ".DS_Store"):
+    for name in ("a.txt", "b.txt", "c.svg", "Thumbs.db", "._0.png", ".DS_Store", "frame.0001", "d.e\nf"):
         (ant / name).write_bytes(b"\0")
     for junk in (ant / "@eaDir", folder / "train" / "__MACOSX", folder / "train" / ".ipynb_checkpoints"):
         save(junk / "0.png", noise(1, 16))
     (folder / "train" / "README").write_text("x")
     os.mkfifo(ant / "pipe.png")
     assert data.load("Folder", folder).classes == ("ant", "zebra")
-    left_out = "6 hidden or system files, 2 .txt, 1 outside of class folders, 1 .svg, 1 pipes or devices"
-    assert f"train/: 6 images of 2 classes; left out: {left_out}" in caplog.text
+    left_out = "2 .txt, 2 without suffix, 1 outside of class folders, 1 .svg, 1 pipes or devices"
+    assert f"train/: 6 images of 2 classes; left out: 6 hidden or system files, {left_out}" in caplog.text
     assert "test/: 4 images of 2 classes" in caplog.text
 
 
@@ -372,6 +396,10 @@ def test_links_to_folders_are_followed_and_a_circle_ends(folder, tmp_path_factor
     (outside / "deep" / "back").symlink_to(outside)
     (outside / "self").symlink_to("self")
     (folder / "train" / "ant" / "up").symlink_to("..")  # the images of all classes
+    (folder / "train" / "ant" / "friends").symlink_to("../zebra")
+    moved = (folder / "train" / "zebra").rename(outside.parent / "zebra")
+    (folder / "train" / "zebra").symlink_to(moved)
+    (moved / "up").symlink_to("..")
     assert len(data.load("Folder", folder).train.labels) == 7
 
 
@@ -409,6 +437,15 @@ def test_images_are_turned_upright_and_transparency_is_composited_on_black(tmp_p
         assert not np.asarray(open_image(tmp_path / "p.png")).any()
 
 
+def test_metadata_of_megabytes_and_extreme_shapes_are_no_obstacle(folder, monkeypatch):
+    save(folder / "train/ant/8.png", noise(1, 16), icc_profile=bytes(3_000_000))
+    save(folder / "train/ant/9.png", np.full((9_000, 1, 3), 7, np.uint8))
+    sizes, resize = [], TF.resize
+    monkeypatch.setattr(TF, "resize", lambda image, size: sizes.append(image.size) or resize(image, size))
+    images = images_of(folder, image_size=32)
+    assert (images[4] == 7).all() and (1, 64) in sizes and len(images) == 12
+
+
 def test_all_damaged_files_are_named_and_can_be_skipped(folder, caplog):
     halve(folder / "train/ant/1.jpg")
     (folder / "test/zebra/1.jpg").write_text("<html>")
@@ -444,7 +481,7 @@ def test_a_test_folder_without_labels_is_passed_over(folder, caplog):
     assert "using val/, since test/ has no class folders" in caplog.text
 
 
-@pytest.mark.parametrize("layout", ["val/{}/images", "val/{}", "test/{}/images"])
+@pytest.mark.parametrize("layout", ["val/{}/images", "val/{}", "val/images/{}", "test/{}/images", "val"])
 @pytest.mark.parametrize("annotated", [True, False])
 def test_tiny_imagenet_sorted_by_scripts_equals_the_archive(tiny, layout, annotated):
     expected = data.load("Tiny_Image", tiny)
@@ -453,13 +490,15 @@ def test_tiny_imagenet_sorted_by_scripts_equals_the_archive(tiny, layout, annota
         name, wnid = line.split("\t")[:2]
         (tiny / layout.format(wnid)).mkdir(parents=True, exist_ok=True)
         (tiny / "val/images" / name).rename(tiny / layout.format(wnid) / name)
-    (tiny / "val/images").rmdir()
     for folder in (tiny / "train").iterdir():
         for path in (folder / "images").iterdir():
             path.rename(folder / path.name)
         (folder / "images").rmdir()
-    if not annotated:
+    for path in (tiny / "wnids.txt", tiny / "val/val_annotations.txt"):  # as an editor on Windows saves them
+        path.write_text(path.read_text().replace("\t", "  ") + "\n\n", encoding="utf-8-sig", newline="\r\n")
+    if not annotated and layout != "val":
         (tiny / "val/val_annotations.txt").unlink()
+        shutil.copytree(tiny / "val", tiny / "test", dirs_exist_ok=True)
     assert [data.fingerprint(split) for split in data.load("Tiny_Image", tiny)[:2]] == sums
 
 

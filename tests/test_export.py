@@ -25,8 +25,7 @@ from utils.errors import UserError
 
 NAME = "Doe2026Distil"
 HUB = ("hub/config.json", "hub/model.safetensors", "hub/README.md")
-FILES = {f"{NAME}.pt", f"{NAME}.pt2", f"model_info/cifar10/Linf/{NAME}.json", *HUB}
-FAST = ("robustbench", "hub")
+FILES = {f"{NAME}.pt", f"model_info/cifar10/Linf/{NAME}.json", *HUB}
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
 CLASSES = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -52,8 +51,8 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-def run(path, out, format=("robustbench",), name=NAME, **flags):
-    export(ExportConfig(str(path), name, str(out), format=format, **flags))
+def run(path, out, name=NAME, **flags):
+    export(ExportConfig(str(path), name, str(out), **flags))
     return out
 
 
@@ -76,9 +75,9 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
 
 
-def test_every_format_returns_the_checkpoints_logits_and_gradients(network, checkpoint, out, caplog):
+def test_both_formats_return_the_checkpoints_logits(network, checkpoint, out, caplog):
     caplog.set_level("INFO")
-    run(checkpoint, out, format=())
+    run(checkpoint, out)
     assert {file for file, content in contents(out).items() if content is not None} == FILES
     assert all(str(out / file) in caplog.text for file in FILES)
     strict = build("small_resnet", 10)
@@ -89,14 +88,8 @@ def test_every_format_returns_the_checkpoints_logits_and_gradients(network, chec
         "folder": load_folder(out / "hub"),
         "weights of the folder": load_network("small_resnet", 10, out / "hub" / "model.safetensors").eval(),
     }
-    program = torch.export.load(out / f"{NAME}.pt2").module()
-    for images in (IMAGES[:1], IMAGES[:5], IMAGES):
-        for name, model in loaded.items():
-            assert torch.equal(model(images), network(images)), name
-        # A program may write an operation as several: PyTorch's own tolerance for float32.
-        torch.testing.assert_close(program(images), network(images))
-    x = IMAGES.clone().requires_grad_()
-    torch.testing.assert_close(*(torch.autograd.grad(model(x)[:, 0].sum(), x)[0] for model in (program, network)))
+    for name, model in loaded.items():
+        assert torch.equal(model(IMAGES), network(IMAGES)), name
 
 
 class Mixin:
@@ -110,7 +103,7 @@ class Mixin:
 
 
 def test_the_model_card_loads_its_folder_with_huggingface_hub(network, checkpoint, out, monkeypatch):
-    folder = run(checkpoint, out, format=("hub",)) / "hub"
+    folder = run(checkpoint, out) / "hub"
     library = ModuleType("huggingface_hub")
     library.PyTorchModelHubMixin = Mixin
     monkeypatch.setitem(sys.modules, "huggingface_hub", library)
@@ -145,17 +138,16 @@ def test_normalization_in_the_file_is_exported(name, out, monkeypatch, tmp_path)
     monkeypatch.setitem(MODELS, name, shrunk(name))
     torch.save({"mean": MEAN, "std": STD, **build(name, 10).state_dict()}, tmp_path / "normalized.pt")
     expected = load_network(name, 10, tmp_path / "normalized.pt").eval()(IMAGES)
-    run(tmp_path / "normalized.pt", out, format=())
+    run(tmp_path / "normalized.pt", out)
     assert torch.equal(load_network(name, 10, out / f"{NAME}.pt").eval()(IMAGES), expected)
     assert torch.equal(load_folder(out / "hub")(IMAGES), expected)
-    torch.testing.assert_close(torch.export.load(out / f"{NAME}.pt2").module()(IMAGES), expected)
 
 
 def test_deepminds_layout_under_the_common_name(out, monkeypatch, tmp_path):
     monkeypatch.setitem(MODELS, "wideresnet70_16_deepmind", shrunk("wideresnet70_16_deepmind"))
     saved = build("wideresnet70_16_deepmind", 100).eval()
     torch.save(saved.state_dict(), tmp_path / "deepmind.pt")
-    run(tmp_path / "deepmind.pt", out, FAST, model="wideresnet70_16", dataset="CIFAR100")
+    run(tmp_path / "deepmind.pt", out, model="wideresnet70_16", dataset="CIFAR100")
     assert torch.equal(load_folder(out / "hub")(IMAGES), saved(IMAGES))
     assert model_info(out, "cifar100")["architecture"] == "WideResNet-70-16"
 
@@ -169,7 +161,7 @@ def test_model_info_has_the_fields_and_types_of_published_entries(checkpoint, ou
     results = {"Clean": {"accuracy": 87.5849, "n": 10_000}, "AutoAttack": {"accuracy": 51.3, "n": 10_000}}
     evaluate(checkpoint, ({}, results))
     paper = {"authors": "Doe", "venue": "ICML 2026", "link": "https://doe.org", "reported": "51"}
-    run(checkpoint, out, FAST, title="Distillation", **paper)
+    run(checkpoint, out, title="Distillation", **paper)
     expected = {"additional_data": False, "number_forward_passes": 1, "dataset": "cifar10", "unreliable": False}
     expected |= {"architecture": "SmallResNet", "eps": "8/255", "clean_acc": "87.58", "autoattack_acc": "51.30"}
     assert model_info(out) == expected | paper | {"name": "Distillation", "footnote": ""}
@@ -205,11 +197,8 @@ def refused(message, path, out, **options):
     assert "\n" not in str(raised.value) and not out.exists()
 
 
-@pytest.mark.parametrize("text", ['{"evaluations": [{}]}', '{"evaluations": 5}', "[]", '{"evaluations"', "", None])
-def test_a_damaged_eval_json_is_an_error(text, checkpoint, out):
+def test_a_damaged_eval_json_is_an_error(checkpoint, out):
     evaluate(checkpoint, ({}, {"Clean": {"accuracy": "half", "n": 500}}))
-    if text is not None:
-        results_path(checkpoint).write_text(text)
     refused("eval.json: damaged", checkpoint, out)
 
 
@@ -223,7 +212,6 @@ FLAGS = {
     "--model resnet18: .* contains a small_resnet": {"model": "resnet18"},
     "--model resnet81: unknown name; nearest: resnet18": {"model": "resnet81"},
     "--dataset CIFAR100: .* was trained on CIFAR10": {"dataset": "CIFAR100"},
-    "--format onnx: unknown name": {"format": ("onnx",)},
     "--name: required": {"name": ""},
 }
 FLAGS |= {f"--name {re.escape(n)}: .*Name2026Word": {"name": n} for n in ("a/b", "../a", "..", ".a", "a\\b", "x" * 300)}
@@ -236,21 +224,16 @@ def test_invalid_flags_are_refused(message, checkpoint, out):
 
 def test_files_that_cannot_be_exported(network, out, tmp_path):
     state, other = network.state_dict(), {"encoder.weight": torch.rand(3, 3)}
-    (tmp_path / "text.pth").write_text("no checkpoint")
     cases = {
-        "text": (None, "not a PyTorch checkpoint", {}),
-        "absent": (None, r"absent.pth: cannot be read \(No such file", {}),
         "unknown": ({"net": other}, "--model: ", {}),
         "named": ({"net": other}, "another network", {"model": "small_resnet", "dataset": "Folder"}),
         "zoo": ({"net": other, "model": "robustbench:Doe2020"}, "zoo.pth: contains robustbench:Doe2020", {}),
-        "flat": ({"bias": torch.rand(3)}, "flat.pth: no weights", {"model": "resnet18"}),
         "classes": (state, "--dataset CIFAR100: has 100 classes", {"dataset": "CIFAR100"}),
         "nan": (state | {"bn1.weight": torch.full((24,), float("nan"))}, "nan.pth: its logits are nan or inf", {}),
         "evil": ({"net": state, "dataset": "../../evil"}, "evil.pth: names the unknown dataset", {}),
     }
     for name, (content, message, flags) in cases.items():
-        if content:
-            torch.save(content, tmp_path / f"{name}.pth")
+        torch.save(content, tmp_path / f"{name}.pth")
         refused(message, tmp_path / f"{name}.pth", out, **flags)
 
 
@@ -268,19 +251,18 @@ def test_a_blocked_path_is_an_error_and_nothing_is_written(path, message, checkp
         blocked.parent.write_text("in the way")
     before = contents(out)
     with pytest.raises(UserError, match=f"--out .*({message}|File exists)"):
-        run(checkpoint, out, FAST)
+        run(checkpoint, out)
     assert contents(out) == before
 
 
-# Files of the network's 800 kB end earlier, as on a full disk. torch raises one error for a small file and another in
-# the middle of a large one.
+# Files of the network's 800 kB end earlier, as on a full disk: that of the hub, then the slightly larger one of torch.
 FULL_DISK = """
 import resource, runpy, sys
 script, *arguments = sys.argv[1:]
 import torch
-for form, limit in (("robustbench", 100_000), ("robustbench", 300_000), ("hub", 300_000), ("torch_export", 300_000)):
+for limit in (300_000, 795_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    sys.argv = [script, *arguments, "--format", form]
+    sys.argv = [script, *arguments]
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as ended:
@@ -290,18 +272,18 @@ for form, limit in (("robustbench", 100_000), ("robustbench", 300_000), ("hub", 
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_changes_nothing(checkpoint, out):
-    before = contents(run(checkpoint, out, format=()))
+    before = contents(run(checkpoint, out))
     arguments = [ROOT / "scripts" / "export.py", "--model_path", checkpoint, "--name", NAME, "--out", out]
     # In a separate process, since torch may end the one that writes to a full disk.
     ended = subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True, timeout=300)
-    assert ended.stdout.split() == ["status", "2"] * 4, ended.stderr[-2000:]
+    assert ended.stdout.split() == ["status", "2"] * 2, ended.stderr[-2000:]
     lines = ended.stderr.splitlines()
-    assert len(lines) == 4 and all(re.match("error: --out .*: cannot be written to", line) for line in lines), lines
+    assert len(lines) == 2 and all(re.match("error: --out .*: cannot be written to", line) for line in lines), lines
     assert contents(out) == before
 
 
 def test_nothing_is_written_if_a_format_returns_other_logits(checkpoint, out, monkeypatch):
     monkeypatch.setattr(engine.export.formats, "load_folder", lambda folder: build("small_resnet", 10).eval())
-    with pytest.raises(RuntimeError, match=r"hub: .* other logits"):
-        run(checkpoint, out, FAST)
+    with pytest.raises(RuntimeError, match=r"export_hub: returns other logits"):
+        run(checkpoint, out)
     assert not contents(out)

@@ -74,15 +74,12 @@ def test_a_file_is_mapped_where_its_arrays_lie(tmp_path, fortran):
 
 
 INVALID = {
-    "another size": (
-        {"size": 32},
-        "image is uint8 (70, 32, 32, 3); it must be an uncompressed .npz file with image (N, 16",
-    ),
+    "another size": ({"size": 32}, "image is uint8 (70, 32, 32, 3); it must be an uncompressed .npz file with image"),
     "channels first": ({"image": np.zeros((70, 3, 16, 16), np.uint8)}, "image is uint8 (70, 3, 16, 16)"),
     "float images": ({"image": np.zeros((70, 16, 16, 3), np.float32)}, "image is float32"),
     "no images": ({"image": np.zeros((0, 16, 16, 3), np.uint8)}, "image is uint8 (0,"),
     "a scalar": ({"image": np.uint8(1)}, "image is uint8 ()"),
-    "objects": ({"image": np.array([{}] * 70)}, "image is object (70,)"),
+    "objects": ({"image": np.array([{}] * 70)}, "image.npy holds Python objects"),
     "few labels": ({"label": np.arange(69) % 10}, "label is int64 (69,) for 70 images"),
     "probabilities": ({"label": np.ones((70, 10))}, "label is float64"),
     "more classes": ({"classes": 12}, "has the label 11; it must be"),

@@ -6,7 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from tiny import TinyNet, tiny_problem, trained_on_stripes
+from tiny import TinyNet, make_trainer, tiny_problem, trained_on_stripes
 
 from attacks.objectives import cross_entropy
 from attacks.pgd import gaussian, pgd
@@ -18,7 +18,7 @@ from engine.fast.frozen import FoldedModel
 from engine.fast.precision import PLAIN, Arithmetic, choose_arithmetic
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import METHODS
 from methods.losses import kl
 from models import build
 from scripts.benchmark import plain
@@ -42,9 +42,7 @@ TOLERANCES = {"ARD": 3e-5, "AdaIAD": 3e-5, "PeerAiD": 1e-4, "SAAD": 5e-4}
 
 def trainer_of(kind, name, student, teachers, **options):
     """Build a trainer that keeps its last adversarial images in ``x_adv``."""
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
-    count = 0 if name in WITHOUT_TEACHER else 2 if name in WITH_TWO_TEACHERS else 1
-    trainer = kind(student, teachers[:count], METHODS[name](TrainConfig()), optimizer, **BALL, **options)
+    trainer = make_trainer(name, student, teachers, kind=kind, lr=0.01, **options)
     attack = trainer.attack
 
     def recorded(*args, **kwargs):
@@ -179,19 +177,27 @@ def cuda_switches():
         yield lambda: (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
 
 
-def test_flags_choose_the_arithmetic_on_a_cpu(monkeypatch):
-    assert choose_arithmetic("fp32", "auto", CPU) == (
-        Arithmetic(None, True),
-        "precision fp32, compile off, channels-last",
-    )
-    assert choose_arithmetic("bf16", "on", CPU)[0] == Arithmetic(torch.bfloat16, True, True)
+@pytest.mark.parametrize(
+    ("precision", "compile", "cpu", "expected", "line"),
+    [
+        ("fp32", "auto", {"avx512_bf16"}, Arithmetic(None, True), "fp32, compile off"),
+        ("auto", "auto", set(), Arithmetic(None, True), "fp32 (no native bfloat16 on this device), compile off"),
+        ("auto", "off", {"amx_bf16"}, BF16, "bf16 (native on this device), compile off"),  # AMX is faster than Winograd
+        ("bf16", "auto", set(), BF16._replace(winograd=True), "bf16, compile off"),
+        ("bf16", "on", {"avx512_bf16"}, BF16._replace(compiled=True), "bf16, compile on"),
+    ],
+)
+def test_flags_choose_the_arithmetic_on_a_cpu(monkeypatch, precision, compile, cpu, expected, line):
+    monkeypatch.setattr("engine.fast.precision._cpu_flags", lambda: cpu)
+    arithmetic, description = choose_arithmetic(precision, compile, CPU)
+    assert arithmetic == expected
+    assert description == f"precision {line}, channels-last" + ", Winograd" * expected.winograd
+
+
+def test_flags_that_need_a_gpu_are_refused_on_a_cpu():
     for precision, compile, flag in (("tf32", "auto", "--precision tf32"), ("fp32", "graphs", "--compile graphs")):
         with pytest.raises(UserError, match=f"^{flag}: needs a GPU"):
             choose_arithmetic(precision, compile, CPU)
-    for native, expected in ((True, "precision bf16 (native"), (False, "precision fp32 (no native bfloat16")):
-        monkeypatch.setattr("engine.fast.precision._has_native_bf16", lambda device, native=native: native)
-        chosen, description = choose_arithmetic("auto", "auto", CPU)
-        assert chosen.dtype == (torch.bfloat16 if native else None) and description.startswith(expected)
 
 
 @pytest.mark.parametrize(

@@ -4,29 +4,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import SMALL, run_in_process
-from tiny import tiny_problem, trained_on_stripes
+from tiny import make_trainer, tiny_problem, trained_on_stripes
 
 from engine import evaluate
 from engine.fast.frozen import FoldedModel
-from engine.fast.precision import PLAIN, Arithmetic, choose_arithmetic
+from engine.fast.precision import Arithmetic, choose_arithmetic
 from engine.training.trainer import Trainer
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import METHODS
 from models import build
 from scripts.benchmark import plain
-from utils.config import TrainConfig
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-BALL = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10}
 
 
-def trainer_of(name, device, dtype=torch.float64, arithmetic=PLAIN, **ball):
+def trainer_of(name, device, dtype=torch.float64, **options):
     student, teacher, _, _ = tiny_problem(dtype=dtype)
-    teachers = [teacher.to(device)] * (0 if name in WITHOUT_TEACHER else 2 if name in WITH_TWO_TEACHERS else 1)
-    optimizer = torch.optim.SGD(student.to(device).parameters(), lr=0.1, momentum=0.9)
-    return Trainer(student, teachers, METHODS[name](TrainConfig()), optimizer, **BALL | ball, arithmetic=arithmetic)
+    return make_trainer(name, student.to(device), [teacher.to(device)] * 2, **options)
 
 
 def train(trainer, device, sizes):
@@ -74,7 +70,7 @@ def test_folded_models_classify_like_the_network(precision, compile):
 @pytest.mark.parametrize("name", METHODS)
 def test_training_in_bfloat16_reduces_the_loss(name, compile):
     arithmetic, _ = choose_arithmetic("bf16", compile, torch.device("cuda"))
-    trainer = trainer_of(name, "cuda", torch.float32, arithmetic, steps=2)
+    trainer = trainer_of(name, "cuda", torch.float32, arithmetic=arithmetic, steps=2)
     _, _, x, y = tiny_problem(n=16, dtype=torch.float32)
     losses = [trainer.step(x.cuda(), y.cuda()).loss.item() for _ in range(30)]
     assert sum(losses[-3:]) < sum(losses[:3])
@@ -85,16 +81,14 @@ def test_a_step_needs_no_more_memory_than_the_reference():
     for kind in (plain.Trainer, Trainer):
         torch.manual_seed(0)
         student, teacher = (build("resnet18", 10).cuda() for _ in range(2))
-        teachers = [teacher.eval().requires_grad_(False)]
-        optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
         options = {"arithmetic": Arithmetic(torch.bfloat16, channels_last=True)} if kind is Trainer else {}
-        trainer = kind(student, teachers, METHODS["DGAD"](TrainConfig()), optimizer, **BALL, **options)
+        trainer = make_trainer("DGAD", student, [teacher.eval().requires_grad_(False)], kind=kind, lr=0.01, **options)
         x, y = torch.rand(128, 3, 32, 32, device="cuda"), torch.randint(10, (128,), device="cuda")
         torch.cuda.reset_peak_memory_stats()
         for _ in range(3):
             trainer.step(x, y)
         peaks[kind] = torch.cuda.max_memory_allocated()
-        del trainer, student, teacher, teachers, optimizer
+        del trainer, student, teacher
         torch.cuda.empty_cache()
     assert peaks[Trainer] <= peaks[plain.Trainer]
 

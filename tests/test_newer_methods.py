@@ -7,8 +7,7 @@ import pytest
 import torch
 from conftest import GOLDEN, ROOT, golden_arrays
 from run_files import files_of, folder_of, state_of
-from test_reliability import args_of
-from test_resume import Killed, kill_at, save_network
+from test_resume import Killed, kill_at
 from test_trainer import trainer_of
 from tiny import tiny_problem
 
@@ -118,41 +117,7 @@ def test_saad_trains_nothing_if_all_weights_are_0_and_the_log_says_so(case, capl
     assert line.startswith("SAAD: epoch 3 had 1 batches of weight 0")
 
 
-def test_a_step_may_call_a_method_with_state_twice():
-    for name in ("SAAD", "MTARD", "B-MTARD", "ADR"):
-        states = []
-        for calls in (1, 2):
-            student, teacher, x, y = tiny_problem()
-            trainer = trainer_of(name, student, teacher)
-            method = trainer.method
-            trainer.method = Repeated(method, calls)
-            trainer.step(x, y, start_noise=torch.zeros_like(x))
-            states.append(method.state_dict())
-        torch.testing.assert_close(*states, rtol=0, atol=1e-12)
-
-
-class Repeated:
-    """A method that is called several times a step, the last time with the same student."""
-
-    def __init__(self, method, calls):
-        self.method, self.calls, self.after_step = method, calls, method.after_step
-
-    def __call__(self, student, *args):
-        for _ in range(self.calls - 1):
-            state = {key: value.clone() for key, value in student.network.state_dict().items()}
-            self.method(student, *args)
-            student.network.load_state_dict(state)
-        return self.method(student, *args)
-
-
 # Runs.
-
-
-@pytest.fixture
-def distill(train, tmp_path):
-    save_network(tmp_path / "teacher.pth", 0)
-    path = str(tmp_path / "teacher.pth")
-    return lambda method, args="", **options: train(args_of(method, args).replace("teacher.pth", path), **options)
 
 
 @pytest.mark.parametrize("method", ["PeerAiD", "ADR", "B-MTARD"])
@@ -186,22 +151,12 @@ def test_the_peer_has_its_own_weights_and_is_trained(distill, tmp_path):
         distill("PeerAiD", "--epochs 2 --resume", error="--resume: the state in resume/ belongs to another network")
 
 
-@pytest.mark.parametrize(
-    ("method", "args", "error"),
-    [
-        ("AT", "--igdm 1", "--igdm: AT has no such term; .* use it with RSLAD, AdaIAD, DGAD, IGDM, SAAD"),
-        ("MTARD", "--std_teacher_path ''", "--std_teacher_path: MTARD needs a naturally trained teacher"),
-    ],
-)
-def test_bad_input_is_one_line(distill, tmp_path, method, args, error):
-    distill(method, f"--epochs 1 {args}", error=error)
-    assert not (tmp_path / "tuned_models").exists()
-
-
 @pytest.mark.parametrize("method", ["SAAD", "MTARD", "B-MTARD", "PeerAiD"])
-def test_methods_of_one_process_are_refused_under_torchrun(method):
+def test_methods_of_one_process_and_batches_smaller_than_their_number_are_refused_under_torchrun(method):
     with pytest.raises(UserError, match=f"--method {method}: trains in a single process only"):
         _check_processes(TrainConfig(method=method), Processes(0, 2))
+    with pytest.raises(UserError, match="--bs 1: is shared by 2 processes; use --bs 2 or more"):
+        _check_processes(TrainConfig(bs=1), Processes(0, 2))
 
 
 @pytest.mark.parametrize(("method", "igdm"), [("IGDM", None), ("SAAD", None), ("DGAD", 1.0), ("ADR", None)])

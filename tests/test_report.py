@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -188,13 +187,6 @@ def test_no_link_is_followed_out_of_a_run(tree, tmp_path):
     assert "secret" not in re.sub("(examples|secret).png", "", "".join(read(tree).texts))
 
 
-def test_results_of_a_checkpoint_that_has_changed_are_left_out_and_reported(tree):
-    (tree / "AT/a" / BEST).write_bytes(b"trained further")
-    one, _ = read_runs([tree])
-    assert [entry.checkpoint for entry in one.evaluations] == [LAST]
-    assert one.problems == {BEST: "has changed since its evaluation, which is left out"}
-
-
 def test_a_run_named_twice_is_one_row(tree):
     assert [run.name for run in read_runs([tree / "AT", tree / "AT/a", tree / "DGAD"])] == ["AT/a", "DGAD/b"]
     assert [run.name for run in read_runs([tree / "AT/a"])] == ["a"]
@@ -208,23 +200,6 @@ def test_the_command_writes_the_page(tree, monkeypatch, caplog):
     report(["runs/AT", "runs/DGAD", "--out", "page.html"])
     for page in ("runs/report.html", "page.html"):
         assert len(Document(Path(page).read_text()).table()) == 3
-    assert "refresh" not in (tree / "report.html").read_text()
-
-
-def test_watching_rewrites_the_page_which_reloads(tree, monkeypatch):
-    pages = []
-
-    def sleep(seconds):
-        pages.append((tree / "report.html").read_text())
-        write_epochs(tree / "AT/a", *[(80, 40)] * 4)
-        if len(pages) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    with pytest.raises(KeyboardInterrupt):
-        report([str(tree), "--watch", "5"])
-    assert [Document(text).table()[0]["epochs"] for text in pages] == ["3 of 4", "4 of 4"]
-    assert all(("meta", "content", "5") in Document(text).attributes for text in pages)
 
 
 @pytest.mark.parametrize(
@@ -232,11 +207,8 @@ def test_watching_rewrites_the_page_which_reloads(tree, monkeypatch):
     [
         ("absent", "absent: no such folder"),
         ("empty", "empty: no run found"),
-        ("runs --watch 0", "--watch 0: must be a number of at least 1"),
-        ("runs --watch nan", "--watch nan: must be a number"),
         ("runs --out empty", "--out empty: cannot be written to"),
         ("runs --out absent/page.html", "--out absent/page.html: cannot be written to"),
-        ("", "RUNS"),
     ],
 )
 def test_bad_arguments_are_one_error(tree, monkeypatch, arguments, message):

@@ -3,14 +3,11 @@
 from dataclasses import fields, replace
 
 import pytest
-import torch
 from commands import SMALL
-from tiny import TinyNet, tiny_problem
 
 from engine.training.settings import config_warnings, resolve
-from engine.unused_fields import INNER_ATTACK, unused_fields
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER
-from methods.losses import Setup, set_up
+from engine.unused_fields import unused_fields
+from methods import METHODS
 from utils.config import METHOD, TrainConfig
 from utils.errors import UserError
 from utils.flags import parse
@@ -34,23 +31,6 @@ def test_a_field_is_unused_if_another_value_changes_nothing_of_the_method(method
         if spec.metadata["group"] == METHOD and spec.name != "method":
             other = replace(config, **{spec.name: altered(getattr(config, spec.name))})
             assert (parameters(other) == parameters(config)) == (spec.name in unused_fields(config)), spec.name
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_attacks_fields_are_unused_by_methods_without_attack(method):
-    student, teacher, x, y = tiny_problem(dtype=torch.float32)
-    attacked = []
-
-    def attack(objective, x, **_):
-        attacked.append(x)
-        return x
-
-    teachers = [] if method in WITHOUT_TEACHER else [teacher] * (1 + (method in WITH_TWO_TEACHERS))
-    step = METHODS[method](replace(TrainConfig(), kl_weight=1.0))
-    set_up(step, torch.optim.SGD(student.parameters()), Setup(student, TinyNet, lambda network: network, 1))
-    step(student, *teachers, attack, x, y, 0)
-    assert bool(attacked) == (method not in WITHOUT_ATTACK)
-    assert (unused_fields(TrainConfig(method=method)) >= INNER_ATTACK) == (method in WITHOUT_ATTACK)
 
 
 WARNINGS = {
@@ -111,6 +91,7 @@ def test_a_run_logs_flags_that_its_method_ignores_and_warnings(train, tmp_path, 
     [
         ("--ema 0.9 --swa_start 2", "--swa_start: --ema averages the weights already"),
         ("--recipe strong --swa_start 2", "--swa_start: --ema averages the weights already"),
+        ("--method AT --igdm 1", "--igdm: AT has no such term; .* use it with RSLAD, AdaIAD, DGAD, IGDM, SAAD"),
         ("--nesterov --momentum 0", "--nesterov: needs --momentum above 0"),
         ("--bs 16 --accumulate 17", "--accumulate 17: a batch of --bs 16 has fewer images than parts"),
     ],

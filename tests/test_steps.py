@@ -5,13 +5,11 @@ from functools import partial
 
 import plain_steps as plain
 import pytest
+import tiny
 import torch
-from tiny import TinyNet
 from torch import nn
 
-from engine.training.trainer import Trainer
-from methods import METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
-from utils.config import TrainConfig
+from methods import count_teachers
 
 CLASSES = 7  # not 10, where a mean over classes and a factor of 0.1 are the same
 
@@ -92,7 +90,7 @@ def network():
 
     Its logits are small enough for the softmax and logarithm of ``plain_steps.py``.
     """
-    net = TinyNet(num_classes=CLASSES).double()
+    net = tiny.TinyNet(num_classes=CLASSES).double()
     with torch.no_grad():
         for bn in (net.bn1, net.bn2):
             bn.weight.uniform_(0.5, 1.5)
@@ -133,10 +131,6 @@ def start_noise(name, normal):
     return 0.001 * normal
 
 
-def teachers_of(name, teachers):
-    return teachers[: 0 if name in WITHOUT_TEACHER else 2 if name in WITH_TWO_TEACHERS else 1]
-
-
 def state_after(loss, net, gradients):
     """Everything that a step computes or updates, by name."""
     names = [key for key, _ in net.named_parameters()]
@@ -148,15 +142,9 @@ def state_after(loss, net, gradients):
 
 
 def make_trainer(name, attack_bn, options, student, teachers, generator=None):
-    optimizer = torch.optim.SGD(
-        student.parameters(), lr=plain.LEARNING_RATE, momentum=plain.MOMENTUM, weight_decay=plain.WEIGHT_DECAY
-    )
-    ball = {"epsilon": plain.EPSILON, "step_size": plain.STEP_SIZE, "steps": plain.STEPS}
-    method = METHODS[name](TrainConfig(method=name, **options))
-    make_network = partial(peer_of, teachers)
-    teachers = teachers_of(name, teachers)
-    options = {"attack_bn": attack_bn, "generator": generator, "make_network": make_network}
-    return Trainer(student, teachers, method, optimizer, **ball, **options)
+    rates = {"lr": plain.LEARNING_RATE, "weight_decay": plain.WEIGHT_DECAY}
+    others = {"attack_bn": attack_bn, "generator": generator, "make_network": partial(peer_of, teachers)}
+    return tiny.make_trainer(name, student, teachers, config=options, **rates, **others)
 
 
 def peer_of(teachers):
@@ -181,7 +169,7 @@ def plain_steps(name, epoch, attack_bn, options, student, teachers, batches):
     for x, y, normal in batches:
         student.train()
         noise = start_noise(name, normal)
-        loss = method(student, *teachers_of(name, teachers), x, y, noise, epoch, **options)
+        loss = method(student, *teachers[: count_teachers(name)], x, y, noise, epoch, **options)
         gradients = torch.autograd.grad(loss, parameters)
         plain.sgd(parameters, gradients, velocities)
         getattr(method, "after_step", lambda: None)()

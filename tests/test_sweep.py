@@ -225,10 +225,10 @@ def test_a_run_that_saves_and_stops_is_not_finished(workdir, run):
 
 def test_finished_runs_are_evaluated_once_and_compared(workdir, run):
     options = ["--datasets", "CIFAR10 Tiny_Image", "--gpus", "1", "--eval", "--attacks clean,pgd --protocol official"]
-    flags = ["--data_root", "my data", "--threads", "2"]
+    flags = ["--data_root", "my data", "--skip_damaged", "--threads", "2"]
     assert run(*options, flags=flags)[0] == 0
     folders = [f"tuned_models/{dataset}/AT/resnet18_eps8_seed42" for dataset in ("CIFAR10", "Tiny_Image")]
-    args = "--data_root my data --threads 2 --attacks clean,pgd --protocol official --model_path"
+    args = "--data_root my data --skip_damaged --threads 2 --attacks clean,pgd --protocol official --model_path"
     assert calls(workdir, "main_eval") == [
         f"main_eval.py {args} {folders[0]} --gpu_id 1",
         f"main_eval_tinyimagenet.py {args} {folders[1]} --gpu_id 1",

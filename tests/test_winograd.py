@@ -9,7 +9,7 @@ from torch import nn
 
 from engine.fast import winograd
 from engine.fast.frozen import FoldedModel
-from engine.fast.precision import Arithmetic, choose_arithmetic
+from engine.fast.precision import Arithmetic
 from engine.fast.winograd import WinogradConv2d
 
 CHANNELS = winograd.MIN_CHANNELS
@@ -90,19 +90,3 @@ def test_a_folded_model_uses_it_for_wide_convolutions_and_refreshes_it_in_place(
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-13)
     plain = FoldedModel(network, Arithmetic(channels_last=True))
     assert not any(isinstance(module, WinogradConv2d) for module in plain.modules())
-
-
-@pytest.mark.parametrize(
-    ("precision", "compile", "flags", "expected"),
-    [
-        ("auto", "auto", {"avx512_bf16"}, True),
-        ("bf16", "auto", set(), True),
-        ("bf16", "on", {"avx512_bf16"}, False),
-        ("bf16", "auto", {"avx512_bf16", "amx_bf16"}, False),
-        ("fp32", "auto", {"avx512_bf16"}, False),
-    ],
-)
-def test_it_is_chosen_for_eager_bfloat16_on_a_cpu_without_amx(monkeypatch, precision, compile, flags, expected):
-    monkeypatch.setattr("engine.fast.precision._cpu_flags", lambda: flags)
-    arithmetic, description = choose_arithmetic(precision, compile, torch.device("cpu"))
-    assert arithmetic.winograd == expected == description.endswith(", Winograd")

@@ -320,13 +320,6 @@ def test_transfer_attacks_use_the_surrogate(attacks):
         assert "from other.pth" in protocol[key].settings
 
 
-def test_restarts_are_stages_with_their_own_random_starts(evaluate, attacks):
-    evaluate("--limit_test 20 --judge last --no-pictures --restarts 3 --attacks pgd,fgsm")
-    # FGSM has no random start; two more calls check a network with more than one prediction for gradient masking.
-    assert len(attacks) in (3 + 1, 3 + 1 + 2)
-    assert not torch.equal(attacks[0].start[:1], attacks[1].start[:1])
-
-
 def autoattack_module(monkeypatch, name, answer):
     """Replace the package of AutoAttack by a fake one; return its objects."""
     made = []

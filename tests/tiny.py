@@ -1,8 +1,12 @@
-"""The tiny network of the recordings: two strided convolutions with BatchNorm, for 8x8 images."""
+"""The tiny network of the recordings, two strided convolutions with BatchNorm for 8x8 images, and its training."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from engine.training.trainer import Trainer
+from methods import METHODS, count_teachers
+from utils.config import TrainConfig
 
 
 class TinyNet(nn.Module):
@@ -37,6 +41,14 @@ def tiny_problem(seed: int = 0, n: int = 6, dtype=torch.float64):
     torch.manual_seed(seed)
     student, teacher = TinyNet().to(dtype), TinyNet().to(dtype).eval().requires_grad_(False)
     return student, teacher, torch.rand(n, 3, 8, 8, dtype=dtype), torch.randint(10, (n,))
+
+
+def make_trainer(name, student, teachers, *, kind=Trainer, config=None, lr=0.1, weight_decay=0.0, **options):
+    """A trainer of this kind with as many of the teachers as the method has; ``options`` are those of the trainer."""
+    method = METHODS[name](TrainConfig(method=name, **(config or {})))
+    optimizer = torch.optim.SGD(student.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
+    options = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10} | options
+    return kind(student, teachers[: count_teachers(name)], method, optimizer, **options)
 
 
 def trained_on_stripes(n=500, seed=0):

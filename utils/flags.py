@@ -199,7 +199,10 @@ class _Parser(argparse.ArgumentParser):
     def _get_value(self, action, arg_string):
         """Convert one value; the shell does not expand ``~`` in --flag=~/x."""
         value = super()._get_value(action, arg_string)
-        return os.path.expanduser(value) if isinstance(value, str) and action.metavar in PATHS else value
+        path = os.path.expanduser(value) if isinstance(value, str) and action.metavar in PATHS else ""
+        if path.startswith("~") and not os.path.exists(path):
+            raise UserError(f"{action.option_strings[0]} {path}: there is no such user; write the full path")
+        return path or value
 
     def error(self, message):
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]

@@ -1,6 +1,7 @@
 """Plots of a training run: accuracy per epoch and the teacher's reliability; files of plots."""
 
 import colorsys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -53,7 +54,9 @@ def distinct_color(number: int) -> str:
 def save_figure(figure, path: Path) -> None:
     """Write the figure to ``path``, or leave the old file, and close the figure."""
     try:
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, bbox_inches="tight"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the font does not have every character of a class name
+            write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, bbox_inches="tight"))
     finally:
         plt.close(figure)
 

@@ -1,4 +1,4 @@
-"""Results of a checkpoint's evaluations on disk: ``<checkpoint>_eval/eval.json``, eval.csv and eval.md."""
+"""Results of a checkpoint's evaluations on disk: ``<checkpoint>_eval/eval.json`` and eval.csv."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 from utils.errors import UserError
 from utils.files import read_json, require_writable, write_text
-from utils.tables import markdown_table, write_csv
+from utils.tables import write_csv
 
 WORST = "worst case"
 CORRECT, WRONG, NOT_ATTACKED = "10-"  # characters of ``correct``, one per image
@@ -61,11 +61,25 @@ class Record:
         """Whether the conditions of an entry are these; no result depends on the batch size."""
         return entry["conditions"] | {"bs": 0} == self.conditions | {"bs": 0}
 
+<<<<<<< HEAD
     def write_tables(self) -> None:
         """Write eval.csv with one row per attack, and eval.md with one table per evaluation."""
+=======
+    def write_table(self) -> None:
+        """Write eval.csv with one row per attack."""
+        rows = []
+        for evaluation in self.evaluations:
+            conditions, results = evaluation["conditions"], evaluation["figures"]
+            identity = [conditions[key] for key in CONDITIONS]
+            for title, result in results.items():
+                parameters = [result.get("parameters", {}).get(key, "") for key in PARAMETERS]
+                values = [title, result["accuracy"], result["n"], conditions["eps"], *parameters, result["settings"]]
+                rows.append([*identity, *values, conditions["precision"]])
+>>>>>>> main
         header = [*CONDITIONS, "attack", "accuracy", "n", "eps", *PARAMETERS, "settings", "precision"]
         rows = [row for entry in self.evaluations for row in _rows(**entry)]
         write_csv(self.path.with_name("eval.csv"), header, rows)
+<<<<<<< HEAD
         write_text(self.path.with_name("eval.md"), "\n".join(_markdown(**entry) for entry in self.evaluations))
 
 
@@ -87,6 +101,8 @@ def _markdown(conditions: dict, figures: dict) -> str:
         [[conditions["model"], *(f"{result['accuracy']:.2f}" for result in figures.values())]],
     )
     return f"{table}\n\n{', '.join(f'{key} {value}' for key, value in details.items())}\n"
+=======
+>>>>>>> main
 
 
 def worst_case(results: dict[str, dict]) -> dict[str, dict]:
@@ -132,10 +148,8 @@ def read_evaluations(path: Path, *, complete: bool = False) -> list[dict]:
                 _rows(**entry)
                 results = {title: result for title, result in entry["figures"].items() if title != WORST}
                 worst_case(results)
-                marks = (
-                    (result.get("correct", "").replace(NOT_ATTACKED, ""), result["n"]) for result in results.values()
-                )
-                if any(text and len(text) != n for text, n in marks):
+                marks = [(result["n"], result.get("correct", "")) for result in results.values()]
+                if any(text and len(text.replace(NOT_ATTACKED, "")) != n for n, text in marks):
                     raise ValueError("marks of other images")
         return evaluations
     except FileNotFoundError as error:

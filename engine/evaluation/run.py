@@ -128,9 +128,9 @@ class Evaluation:
         return results | worst_case(results)
 
     def _report(self, network: nn.Module, natural: nn.Module | None, predicted: dict[str, Tensor], device) -> None:
-        """Write tables and figures, and warn if the results are not meaningful."""
+        """Write table and figures, and warn if the results are not meaningful."""
         folder, config, images = self.record.path.parent, self.config, self.images
-        self.record.write_tables()
+        self.record.write_table()
         settings, copy = self.target.path.with_name("config.json"), folder.with_name("config.json")
         if config.out and settings.is_file() and not settings.is_symlink() and not copy.exists():
             write_atomically(copy, partial(shutil.copyfile, settings))  # names method, teacher and seed in tables

@@ -1,18 +1,15 @@
 """The export formats: each function writes its files into ``folder`` and returns the network loaded from them."""
 
-import io
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 
+from engine.checkpoint import save_checkpoint
 from engine.export.robustbench import ARCHITECTURES, RESULTS, ExportConfig, Published, model_info
 from models.hub import load_folder, save_folder
 from models.weights import load_network
-from utils.files import write_atomically, write_text
+from utils.files import write_text
 from utils.tables import markdown_table
 
 CARD = """---
@@ -66,7 +63,7 @@ def export_robustbench(published: Published, config: ExportConfig, folder: Path)
     info_path = folder / "model_info" / info["dataset"] / "Linf" / f"{config.name}.json"
     info_path.parent.mkdir(parents=True)
     write_text(info_path, json.dumps(info, indent=2) + "\n")
-    _write(path, partial(torch.save, dict(published.network.state_dict())))
+    save_checkpoint(path, published.network.state_dict())
     return load_network(published.model, published.num_classes, path, published.image_size).eval()
 
 
@@ -75,22 +72,3 @@ def export_hub(published: Published, config: ExportConfig, folder: Path) -> nn.M
     save_folder(published.network, folder / "hub", published.model, published.num_classes, published.image_size)
     write_text(folder / "hub" / "README.md", model_card(published, config))
     return load_folder(folder / "hub")
-
-
-def export_program(published: Published, config: ExportConfig, folder: Path) -> nn.Module:
-    """Write <Name>.pt2, a program of torch.export for any batch size."""
-    path, dynamic = folder / f"{config.name}.pt2", ({0: torch.export.Dim("batch")},)
-    example = torch.rand(2, 3, published.image_size, published.image_size)  # a batch of one would be traced as fixed
-    program = torch.export.export(published.network, (example,), dynamic_shapes=dynamic)
-    _write(path, partial(torch.export.save, program))
-    return torch.export.load(path).module()
-
-
-def _write(path: Path, save: Callable[[io.BytesIO], None]) -> None:
-    """Save to memory, then to ``path``: given a file on a full disk, torch raises RuntimeError or ends the process."""
-    content = io.BytesIO()
-    save(content)
-    write_atomically(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
-
-
-FORMATS = {"robustbench": export_robustbench, "hub": export_hub, "torch_export": export_program}

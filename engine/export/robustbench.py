@@ -49,7 +49,6 @@ class ExportConfig:
     out: str = flag("", "folder of the export; one folder per network", group=RUN)
     dataset: str | None = flag(None, "dataset it was trained on (default: as the file states, else CIFAR10)", group=RUN)
     model: str | None = flag(None, "network (default: as the file states, else by its keys and shapes)", group=RUN)
-    format: tuple[str, ...] = flag((), "some of: robustbench hub torch_export (default: all)", group=RUN)
     title: str = flag("", "title", group=PAPER)
     authors: str = flag("", "authors, separated by commas", group=PAPER)
     venue: str = flag("", "venue and year: ICML 2026, or arXiv, May 2026", group=PAPER)

@@ -33,8 +33,8 @@ UNUSED = re.compile(r'(?<=<g) id="[^"]*"| xmlns(:\w+)?="[^"]*"|<style.*?</style>
 TRAINING = ("epochs", "best clean in training", "best PGD-10 in training")  # columns of :func:`_training_cells`
 
 
-def render(runs: Sequence[Run], reload_seconds: float | None = None) -> str:
-    """Return the page; a browser loads it again every ``reload_seconds``."""
+def render(runs: Sequence[Run]) -> str:
+    """Return the page."""
     runs = [run._replace(path=Path(run.name)) for run in runs]  # without paths of this machine
     rows = [make_row(run, entry) for run in runs for entry in run.evaluations or [NO_EVALUATION]]
     shown = shown_columns([row for row in rows if row.accuracies] or rows)
@@ -49,7 +49,6 @@ def render(runs: Sequence[Run], reload_seconds: float | None = None) -> str:
     page = environment.get_template("page.html.j2").render(
         nonce=secrets.token_hex(16),
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        reload_seconds=reload_seconds,
         header={
             title: all(cells[k][0].isdigit() or cells[k] == NONE for cells in table) for k, title in enumerate(header)
         },

@@ -123,9 +123,10 @@ def read_run(folder: Path, name: str = "") -> Run:
 
     config = read(CONFIG, _read_config, {})
     evaluated, evaluations = [path.parent.name for path in sorted(folder.glob(f"*/{EVALUATIONS}"))], []
+    digest = cache(_digest)  # a checkpoint may have many evaluations
     for sub in evaluated:
         for entry in read(f"{sub}/{EVALUATIONS}", partial(_read_evaluations, config.get("method")), []):
-            if _has_changed(folder / entry.checkpoint, entry.conditions["sha256"]):
+            if digest(folder / entry.checkpoint) not in (None, entry.conditions["sha256"]):
                 problems[entry.checkpoint] = "has changed since its evaluation, which is left out"
             else:
                 evaluations.append(entry)
@@ -169,18 +170,12 @@ def _read_evaluations(method: str | None, path: Path) -> list[Evaluation]:
     return evaluations
 
 
-def _has_changed(checkpoint: Path, digest: str) -> bool:
-    """Whether a checkpoint has changed since it had this SHA-256; one that is gone has not."""
+def _digest(checkpoint: Path) -> str | None:
+    """Return the SHA-256 of a checkpoint; None if it is gone."""
     try:
-        status = checkpoint.stat()
-        return checkpoint.is_file() and _digest(checkpoint, status.st_mtime_ns, status.st_size) != digest
+        return sha256(checkpoint) if checkpoint.is_file() else None
     except OSError:
-        return False
-
-
-@cache  # --watch reads no unchanged checkpoint twice
-def _digest(path: Path, modified: int, size: int) -> str:
-    return sha256(path)
+        return None
 
 
 def _read_image(path: Path) -> bytes:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from engine.evaluation.records import NOT_ATTACKED, WORST
 from engine.reporting.runs import CONFIG, COSTS, NO_EVALUATION, NONE, Evaluation, Run, read_run, read_runs
-from methods import WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import count_teachers
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import logger
@@ -86,8 +86,7 @@ def make_row(run: Run, entry: Evaluation = NO_EVALUATION) -> Row:
 
 def teacher_of(config: Mapping) -> str:
     """Return the names of the teachers that a run's method uses; a dash for none."""
-    keys = [] if config.get("method") in WITHOUT_TEACHER else ["teacher_model"]
-    keys += ["std_teacher_model"] if config.get("method") in WITH_TWO_TEACHERS else []
+    keys = ("teacher_model", "std_teacher_model")[: count_teachers(config.get("method"))]
     return " + ".join(str(config[key]) for key in keys if key in config) or NONE
 
 
@@ -119,9 +118,9 @@ def comparison_table(rows: Sequence[Row], shown: Sequence[str]) -> tuple[list[st
         for title in titles:
             accuracies = [row.accuracies.get(title) for row in members]
             alike = None not in accuracies and len({(accuracy.n, accuracy.basis) for accuracy in accuracies}) == 1
-            text = _mean([accuracy.percent for accuracy in accuracies], 2) if alike else NONE
+            text = mean_and_deviation([accuracy.percent for accuracy in accuracies]) if alike else NONE
             cells[-1].append(text if title in common or not alike else f"{text} (n={accuracies[0].n})")
-        cells[-1] += [_mean([row.run.costs.get(title) for row in members], 0) for title in costs]
+        cells[-1] += [mean_and_deviation([row.run.costs.get(title) for row in members], 0) for title in costs]
     bold = {(number, len(shown) + column) for column, title in enumerate(titles) for number in _best(rows, title)}
     return [*shown, *(title + common.get(title, "") for title in titles), *costs], cells, bold
 
@@ -144,8 +143,9 @@ def _label(members: Sequence[Row], title: str) -> str:
     return values.pop() if len(values) == 1 else NONE
 
 
-def _mean(values: Sequence[float | None], digits: int) -> str:
-    if None in values:
+def mean_and_deviation(values: Sequence[float | None], digits: int = 2) -> str:
+    """Return the mean, and of several values ± the sample standard deviation; a dash if one is missing or all are."""
+    if None in values or not values:
         return NONE
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 

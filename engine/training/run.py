@@ -124,9 +124,9 @@ def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
     """Return the command that evaluates the run in ``folder`` from the current working directory."""
     script = Path(__file__).resolve().parents[2] / "main_eval.py"
     args = ["python", script.name if script.parent == Path.cwd() else str(script), "--model_path", str(folder)]
-    for name in ("data_root", "device", "gpu_id"):
-        if getattr(config, name) != getattr(TrainConfig, name):
-            args += [f"--{name}", str(getattr(config, name))]
+    for name in ("data_root", "cache_dir", "skip_damaged", "max_pixels", "device", "gpu_id"):
+        if (value := getattr(config, name)) != getattr(TrainConfig, name):
+            args += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     if config.epsilon != TrainConfig.epsilon:
         args += ["--eps", f"{str(config.epsilon).removesuffix('.0')}/255"]
     if classes < AUTOATTACK_CLASSES:

@@ -15,7 +15,7 @@ from engine.fast.precision import Arithmetic, choose_arithmetic
 from engine.training.averaging import Ema
 from engine.training.trainer import Trainer
 from engine.training.weight_perturbation import WeightPerturbation
-from methods import ALIASES, METHODS, WITH_TWO_TEACHERS, WITHOUT_TEACHER
+from methods import ALIASES, METHODS, count_teachers
 from models import build
 from scripts.benchmark import plain
 from scripts.benchmark.measure import EXECUTION, WORKLOAD, Timing, compare, gflop, machine, product_speeds
@@ -67,10 +67,10 @@ def time_step(config: Step) -> dict:
     if peaks:
         logger.info("peak memory: reference %.0f MiB, ours %.0f MiB", *peaks.values())
     peak_speed, kind = product_speeds(device), "fp32" if arithmetic.dtype is None else "bf16"
-    rate, executed = (result["images_per_second"]["ours"] * count for count in counts.values())
+    executed = result["images_per_second"]["ours"] * counts["ours"]
     logger.info("GFLOP per image: reference %.1f, ours %.1f", *counts.values())
-    line = "ours: --rate %.1f of cost.py (GFLOP/s); executed %.1f GFLOP/s, %.0f %% of a %s matrix product's %.1f"
-    logger.info(line, rate, executed, 100 * executed / peak_speed[kind], kind, peak_speed[kind])
+    line = "ours: %.1f GFLOP/s, %.0f %% of a %s matrix product's %.1f"
+    logger.info(line, executed, 100 * executed / peak_speed[kind], kind, peak_speed[kind])
     if config.profile:
         _profile(steps[1], config.profile, device)
     setup = {"machine": machine(device), "arithmetic": description, "gflop_per_image": counts, "ceilings": peak_speed}
@@ -110,9 +110,8 @@ def make_step(config: Step, device: torch.device, arithmetic: Arithmetic, kind=T
     """
     seed_everything(0)
     method = canonical(config.method, METHODS, ALIASES, "--method")
-    count = 0 if method in WITHOUT_TEACHER else 2 if method in WITH_TWO_TEACHERS else 1
-    student = build(config.model, config.classes, config.image_size).to(device)
-    teachers = [build(config.teacher_model, config.classes, config.image_size).to(device) for _ in range(count)]
+    names = [config.model, *[config.teacher_model] * count_teachers(method)]
+    student, *teachers = (build(name, config.classes, config.image_size).to(device) for name in names)
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
     ours = kind is Trainer
     optimizer = torch.optim.SGD(student.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4, fused=ours)

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -34,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run
 from data import load
 from engine.checkpoint import BEST_PGD10
 from engine.evaluation.records import read_evaluations
-from engine.reporting.runs import read_run
+from engine.reporting.runs import NONE, read_run
 from methods import WITH_TEACHER
 from scripts.tasks import STATUS, UNFINISHED, Pool, Task, split_flags
 from utils.cli import ROOT, run_command
@@ -66,7 +65,6 @@ TEACHER = ROOT / "models" / "pretrained" / "small_resnet_cifar10" / "model.safet
 TRAIN, WEIGHTS = "train", ("ema", "raw")  # the steps of a run: a training, and an evaluation of either weights
 ATTACKS = ("Clean", "PGD-20", "AutoAttack")
 RESULTS, PAGE, FIGURE = "results.json", "fair.md", "fair.png"
-NONE = "-"
 SEEDS = {"full": [1, 2, 3], "smoke": [1, 2]}  # the first one tunes
 TRAINING = {
     "full": "--dataset Folder --model small_resnet --limit_train 20000 --val_size 1000 --limit_test 500 --epochs 10 "
@@ -266,24 +264,19 @@ def evidence(arguments: Sequence[str]) -> None:
     if options.table and not results:
         raise UserError(f"--table {folder}: has no results of evidence.py")
     status = 0 if options.table else carry_out(Study(options.methods, seeds, results), options, flags)
-    if not options.list:
-        shown = {*options.methods, *(name.split()[0] for name in results)}  # --methods only chooses what runs
-        study = Study([method for method in GRID if method in shown], seeds, results)
-        write_text(folder / PAGE, page(study))
-        save_figure(draw(study), folder / FIGURE)
-        logger.info("%s, %s; missing runs: %s", folder / PAGE, folder / FIGURE, missing(study))
+    shown = {*options.methods, *(name.split()[0] for name in results)}  # --methods only chooses what runs
+    study = Study([method for method in GRID if method in shown], seeds, results)
+    write_text(folder / PAGE, page(study))
+    save_figure(draw(study), folder / FIGURE)
+    logger.info("%s, %s; missing runs: %s", folder / PAGE, folder / FIGURE, missing(study))
     if status:
         sys.exit(status)
 
 
 def carry_out(study: Study, options: argparse.Namespace, flags: list[str]) -> int:
-    """Carry out what the study requires, or list it; return the exit status."""
+    """Carry out what the study requires; return the exit status."""
     runner = Runner(study, options, flags)
     parse(TrainConfig, runner.command(Run(BASE, GRID[BASE][0], 1), TRAIN)[1:], description="", choices={})
-    if options.list:
-        for run, part in study.steps(runner.work):
-            print(shlex.join(["python", *runner.command(run, part)]))
-        return 0
     if options.scale == "full":
         load("Folder", options.data_root, workers=os.cpu_count() or 1)  # decodes the images once for all processes
     runner.out.mkdir(parents=True, exist_ok=True)
@@ -305,7 +298,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of a process; default: cores / jobs")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at once [1]")
     parser.add_argument("--minutes", type=float, default=0, metavar="M", help="stop after M minutes [no limit]")
-    parser.add_argument("--list", action="store_true", help="print the commands that can start now and end")
     return parser
 
 

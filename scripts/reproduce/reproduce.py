@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
+from engine.checkpoint import best_checkpoint
 from engine.evaluation.records import read_evaluations
+from engine.reporting.runs import NONE
+from engine.reporting.tables import mean_and_deviation
 from scripts.tasks import STATUS, Pool, Task, split_flags
 from utils.cli import ROOT, run_command
 from utils.errors import UserError
@@ -29,9 +31,7 @@ from utils.tables import markdown_table, read_csv, text_table
 from utils.versions import versions
 
 ATTACKS = ("Clean", "FGSM", "PGD-20", "PGD-TRADES-20", "C&W-inf-30", "AutoAttack")
-NONE = "-"
 PUBLISHED = "published"  # the method of a teacher that others trained
-BEST = {"Natural": "best_clean_acc_model.pth"}  # by method; all others: best_PGD10_acc_model.pth
 KINDS = {"best_PGD10_acc_model_eval": "best", "last_epoch_model_eval": "last"}
 DEFAULT_SEED = 42
 
@@ -159,7 +159,7 @@ class Planner:
         """Path of a teacher's weights."""
         if teacher.method == PUBLISHED:
             return str(Path(self.teacher or ROOT / teacher.file).absolute())
-        return str(self._folder(teacher, DEFAULT_SEED) / BEST.get(teacher.method, "best_PGD10_acc_model.pth"))
+        return str(self._folder(teacher, DEFAULT_SEED) / best_checkpoint(teacher.method))
 
 
 def carry_out(runs: dict[str, Run], out: Path, jobs: int) -> bool:
@@ -256,7 +256,8 @@ def show(table: str, rows: dict[str, list[Path]], out: Path, scale: str) -> None
         for path in (path for folder in rows.get(row, ()) for path in sorted(folder.rglob("eval.json"))):
             results.setdefault(KINDS.get(path.parent.name, "ours"), []).append(read_evaluations(path)[-1]["figures"])
         for kind, group in results.items():
-            lines.append([row, f"ours, {kind} ({len(group)})", *(_cell(group, attack) for attack in ATTACKS)])
+            accuracies = ([one[attack]["accuracy"] for one in group if attack in one] for attack in ATTACKS)
+            lines.append([row, f"ours, {kind} ({len(group)})", *map(mean_and_deviation, accuracies)])
             for attack in ATTACKS:
                 sizes.setdefault(attack, set()).update(str(one[attack]["n"]) for one in group if attack in one)
     header = ["row", "results", *ATTACKS]
@@ -264,14 +265,6 @@ def show(table: str, rows: dict[str, list[Path]], out: Path, scale: str) -> None
     note = f"{table}: accuracy in %; ours at scale {scale}, test images: {images or NONE}"
     write_text(out / f"{table}.md", f"{markdown_table(header, lines)}\n\n{note}\n")
     logger.info("\n%s\n\n%s", text_table(header, lines), note)
-
-
-def _cell(results: Sequence[dict], attack: str) -> str:
-    """Mean and sample standard deviation in percent."""
-    values = [one[attack]["accuracy"] for one in results if attack in one]
-    if not values:
-        return NONE
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
