@@ -61,26 +61,11 @@ class Record:
         """Whether the conditions of an entry are these; no result depends on the batch size."""
         return entry["conditions"] | {"bs": 0} == self.conditions | {"bs": 0}
 
-<<<<<<< HEAD
-    def write_tables(self) -> None:
-        """Write eval.csv with one row per attack, and eval.md with one table per evaluation."""
-=======
     def write_table(self) -> None:
         """Write eval.csv with one row per attack."""
-        rows = []
-        for evaluation in self.evaluations:
-            conditions, results = evaluation["conditions"], evaluation["figures"]
-            identity = [conditions[key] for key in CONDITIONS]
-            for title, result in results.items():
-                parameters = [result.get("parameters", {}).get(key, "") for key in PARAMETERS]
-                values = [title, result["accuracy"], result["n"], conditions["eps"], *parameters, result["settings"]]
-                rows.append([*identity, *values, conditions["precision"]])
->>>>>>> main
         header = [*CONDITIONS, "attack", "accuracy", "n", "eps", *PARAMETERS, "settings", "precision"]
         rows = [row for entry in self.evaluations for row in _rows(**entry)]
         write_csv(self.path.with_name("eval.csv"), header, rows)
-<<<<<<< HEAD
-        write_text(self.path.with_name("eval.md"), "\n".join(_markdown(**entry) for entry in self.evaluations))
 
 
 def _rows(conditions: dict, figures: dict) -> list[list]:
@@ -91,18 +76,6 @@ def _rows(conditions: dict, figures: dict) -> list[list]:
         values += [*(parameters.get(key, "") for key in PARAMETERS), result["settings"]]
         rows.append([*identity, *values, conditions["precision"]])
     return rows
-
-
-def _markdown(conditions: dict, figures: dict) -> str:
-    versions = next((result["versions"] for result in reversed(figures.values()) if "versions" in result), {})
-    details = {key: value for key, value in (conditions | versions).items() if value is not None}
-    table = markdown_table(
-        ["accuracy in %", *(f"{title} (n={result['n']})" for title, result in figures.items())],
-        [[conditions["model"], *(f"{result['accuracy']:.2f}" for result in figures.values())]],
-    )
-    return f"{table}\n\n{', '.join(f'{key} {value}' for key, value in details.items())}\n"
-=======
->>>>>>> main
 
 
 def worst_case(results: dict[str, dict]) -> dict[str, dict]:
