@@ -37,7 +37,7 @@ EXTRA = re.compile(
 OPTIONAL = re.compile(r"num_batches_tracked$|^sub_block1\.")
 # Modules that may have a mean, but not that of the images.
 NOT_NORMALIZATION = re.compile(f"metric|loss|acc|criterion|{'|'.join(OTHERS - {'t'})}")
-STATISTIC = re.compile(r"(?:(?:new|image|img|pixel|data|input)?_)?(?:(means?|mu)|stds?|sds|sigma)")
+STATISTIC = re.compile(r"(?:.*\.)?(?:(?:new|image|img|pixel|data|input)?_)?(?:(means?|mu)|stds?|sds|sigma)")
 PROFILED = ("total_ops", "total_params")  # added to every module by a profiler
 
 IMAGE_SIZES = (32, 64)  # of the published networks; presnet18 has a different classifier for each
@@ -79,7 +79,8 @@ class Checkpoint:
         items = content if isinstance(content, Mapping) else {}
         self.metadata = {key: items[key] for key, is_valid in METADATA.items() if key in items and is_valid(items[key])}
         self.groups = dict(_groups(content))
-        stated = ((STATISTIC.fullmatch(key), value) for key, value in _tensors(items).items() if value.numel() == 3)
+        beside = {key: value for key, value in _tensors(items).items() if "." not in key and value.numel() == 3}
+        stated = ((STATISTIC.fullmatch(key), value) for key, value in beside.items())
         self.stated = {bool(match[1]): value for match, value in stated if match and _is_floating(value)}
         self.log_once = functools.cache(logger.log)  # a network is loaded to check it, and again to use it
         if not self.groups:
@@ -271,11 +272,7 @@ def _fit(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mappi
 
 
 def _is_extra(key: str, value: Tensor) -> bool:
-    return bool(EXTRA.search(key.split(".")[0])) or _is_statistic(key) or value.numel() <= 1
-
-
-def _is_statistic(key: str) -> bool:
-    return bool(STATISTIC.fullmatch(key.rpartition(".")[2]))
+    return bool(EXTRA.search(key.split(".")[0])) or bool(STATISTIC.fullmatch(key)) or value.numel() <= 1
 
 
 def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
@@ -303,7 +300,7 @@ def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
         checkpoint.log_once(INFO, message, path, KINDS[used], best.name, KINDS[other], kinds[other][0].name, other)
     used = {id(value) for value in best.state.values()}  # a classifier may be outside the prefix
     outside = {key for key, value in checkpoint.groups[best.place].items() if id(value) not in used}
-    ignored = {key.removeprefix(best.prefix).split(".")[0] for key in outside if not _is_statistic(key)}
+    ignored = {key.removeprefix(best.prefix).split(".")[0] for key in outside if not STATISTIC.fullmatch(key)}
     ignored |= checkpoint.groups.keys() - {"", *(fit.place for fit in (best, *others, *kinds[other][:1]))}
     if ignored:
         checkpoint.log_once(INFO, "%s: not used: %s", path, ", ".join(sorted(ignored)))
@@ -344,10 +341,10 @@ def _statistics(checkpoint: Checkpoint, fit: Fit) -> tuple[Tensor, Tensor] | Non
         if key.removeprefix(fit.prefix) not in fit.state
     }
     for key, value in outside.items():
-        parent, _, leaf = key.rpartition(".")
+        parent = key.rpartition(".")[0]
         wrapper, _, module = parent.rpartition(".")
         if (
-            (match := STATISTIC.fullmatch(leaf))
+            (match := STATISTIC.fullmatch(key))
             and value.numel() in (1, 3)
             and _is_floating(value)
             and fit.prefix.startswith(wrapper and f"{wrapper}.")
