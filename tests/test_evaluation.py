@@ -592,7 +592,7 @@ def test_flags_that_no_chosen_attack_uses_are_reported(run, tmp_path):
     out = run(f"{DIGITS} --model_path both.pth --attacks clean,fgsm --limit_test 10 {flags}").out
     names = "--limit_aa, --surrogate_path, --natural_path, --steps, --restarts"
     assert f"WARNING: {names} ignored by the attacks clean,fgsm" in out
-    assert out.count("both.pth: uses the average") == 3  # one line per file that is read
+    assert out.count("both.pth: uses the average") == 2  # as the network, and as the natural one
     used = run(f"{DIGITS} --model_path both.pth --attacks pgd --limit_test 10 --steps 1 --restarts 2").out
     assert "ignored" not in used and used.count("uses the average") == 1
 

@@ -76,7 +76,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     splits, images = processes.rank0_first(lambda: _read(config))
     keys = select_attacks(config, len(splits.classes))
     natural = load_other_network(config.natural_path, None, "--natural_path", config, splits, device)
-    path, model = config.surrogate_path, config.surrogate_model
+    path, model = config.surrogate_path if config.protocol == "blackbox" else "", config.surrogate_model
     surrogate = load_other_network(path, model, "--surrogate_model", config, splits, device)
     setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge, surrogate, path)
     protocol = PROTOCOLS[config.protocol](setting)
