@@ -1,6 +1,6 @@
 """Check whether this interpreter can run the project; if it cannot, print the reason in one line.
 
-Exit status: 0 it can, 1 pip can fix it, 2 the interpreter is too old. Needs only the standard library.
+Exit status: 0 it can, 1 pip can fix it. Needs only the standard library.
 """
 
 from __future__ import annotations
@@ -38,7 +38,4 @@ def problem() -> str | None:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 10):  # noqa: UP036  (any interpreter may run this file)
-        sys.stderr.write(f"Python {sys.version.split()[0]} is too old: 3.10 is required; set PYTHON to another\n")
-        sys.exit(2)
     sys.exit(problem())  # a text goes to stderr, with status 1

@@ -3,10 +3,11 @@
 #   bash scripts/quickstart.sh [FOLDER]     results go to FOLDER (default: quickstart/); the same command continues
 set -euo pipefail
 case ${1:-} in -*) echo "usage: bash scripts/quickstart.sh [FOLDER]" >&2 && exit 2 ;; esac
+unset CDPATH # with it cd prints
 mkdir -p "${1:-quickstart}"
 out=$(cd "${1:-quickstart}" && pwd)
+python=$(bash "$(dirname "$0")/setup.sh")
 cd "$(dirname "$0")/.."
-python=$(bash scripts/setup.sh)
 load=$("$python" -m utils.load)
 free=${load% *}
 cores=${load#* }

@@ -3,8 +3,11 @@
 #   bash scripts/setup.sh                      the activated environment, else .venv, created if it does not exist
 #   PYTHON=python3.12 bash scripts/setup.sh    this interpreter if it has all packages, else .venv-3.12
 set -euo pipefail
+unset CDPATH # with it cd prints
+case ${PYTHON:-} in /*) ;; */*) PYTHON=$PWD/$PYTHON ;; esac
 cd "$(dirname "$0")/.."
 check() { "$1" scripts/check_environment.py; }
+check_version() { "$1" -c 'import utils' || { echo "error: set PYTHON to Python 3.10 or later" >&2; exit 2; }; }
 
 activated=${VIRTUAL_ENV:-}
 [ "${CONDA_DEFAULT_ENV:-base}" = base ] || activated=${activated:-${CONDA_PREFIX:-}} # never install into conda's base
@@ -14,14 +17,16 @@ if [ -n "${PYTHON:-}" ]; then
     command -v "$PYTHON"
     exit
   fi
+  check_version "$PYTHON"
   environment=.venv-$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 elif [ -n "$activated" ]; then
   environment=$activated
 fi
 if [ ! -x "$environment/bin/python" ]; then
   base=${PYTHON:-python3}
-  [ "$("$base" -c 'import sys; print(sys.version_info >= (3, 10))')" = True ] || { check "$base"; exit 1; }
-  "$base" -m venv "$environment" >&2
+  check_version "$base"
+  # Without the package python3-venv it fails when it is half made; without its interpreter it is made again.
+  "$base" -m venv "$environment" >&2 || { rm -f "$environment/bin/python"; exit 1; }
 fi
 python=$(cd "$environment" && pwd)/bin/python
 if ! problem=$(check "$python" 2>&1); then

@@ -3,9 +3,10 @@
 
 Finished runs are skipped, interrupted runs continue, and a failed run does not stop the others. The output of each run
 is in DIR/logs/. SIGINT and SIGTERM reach the runs as SIGTERM, SIGUSR1 as itself; the sweep waits until they have saved
-and starts no others. PYTHON names the interpreter [the activated environment's, except conda's base; else .venv's;
-else python]. Names, flags, data and teachers of all runs and the attacks of --eval are checked before the first run
-starts. Evaluations repeat the runs' flags of data files, device and threads.
+and starts no others. A student waits for earlier runs that train its teachers. PYTHON names the interpreter [the
+activated environment's, except conda's base; else .venv's; else python]. Names, flags, data and teachers of all runs
+and the attacks of --eval are checked before the first run starts. Evaluations repeat the runs' flags of data files,
+device and threads.
 
 Exit status: 0 all runs are finished, 1 a run failed, 2 bad input. If runs are left and none failed: 130 after SIGINT,
 143 after SIGTERM, 129 after SIGHUP, 75 otherwise; the same command continues.
@@ -43,7 +44,7 @@ class Run:
     """
 
     def __init__(self, names: tuple[str, ...], options: Namespace, threads: list[str], flags: list[str]):
-        python, folder = os.environ.get("PYTHON", sys.executable), "" if Path.cwd() == ROOT else f"{ROOT}/"
+        python, folder = os.environ.get("PYTHON") or sys.executable, "" if Path.cwd() == ROOT else f"{ROOT}/"
         self.title, tiny = "{} {} {} seed {}".format(*names), "tiny" in names[0].lower()
         argv = [arg for name, value in zip(LISTED, names, strict=True) for arg in (f"--{name}", value)]
         argv += ["--root_path", options.root_path, "--resume", *threads, *flags]
@@ -55,7 +56,8 @@ class Run:
         argv += shlex.split(options.eval)
         self.evaluate = [python, folder + ("main_eval_tinyimagenet.py" if tiny else "main_eval.py"), *argv]
         self.eval_config = read_flags(TinyEvalConfig if tiny else EvalConfig, argv).config
-        self.evaluates, self.problem = bool(options.eval), None
+        self.evaluates, self.problem, self.trained = bool(options.eval), None, False
+        self.teachers: list[Run] = []  # earlier runs that train its teachers
         # The number identifies the flags after --: sweeps with different flags may share DIR.
         name = f"{self.title.translate(str.maketrans(' /:', '___'))}_{zlib.crc32(shlex.join(flags).encode())}"
         self.log = Path(options.root_path, "logs", f"{name}.log")
@@ -67,8 +69,10 @@ class Run:
         return results.exists() and len(results.read_bytes().splitlines()) > self.config.epochs
 
     def next_task(self) -> Task | None:
-        """The training, then the evaluation if it has been trained since its evaluation with these flags."""
+        """The training, after those of its teachers; then the evaluation if it is older, or had other flags."""
         if self.problem is None:
+            if not all(teacher.trained for teacher in self.teachers):
+                return None
             return Task(self.title, self.train, self.log, self._trained)
         if self.problem or not self.evaluates or self._is_evaluated():
             return None
@@ -79,7 +83,7 @@ class Run:
         return self.evaluated.exists() and self.evaluated.stat().st_mtime > last.stat().st_mtime
 
     def _trained(self, problem: str, _seconds: float) -> None:
-        self.problem = problem
+        self.problem, self.trained = problem, not problem
 
     def _evaluated(self, problem: str, _seconds: float) -> None:
         self.problem = problem
@@ -146,18 +150,19 @@ def resolve_runs(runs: list[Run]) -> None:
     from engine.training.settings import resolve
     from methods import WITHOUT_TEACHER
 
-    folders = []
+    folders: dict[Path, Run] = {}
     for run in runs:
         config, _ = resolve(*run.parsed)
         teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
         run.config, run.folder = config, RunFolder(config, teacher=teacher, writes=False).path
         run.evaluate += ["--model_path", str(run.folder)]
-        if run.folder in folders:
+        if run.folder.absolute() in folders:
             raise UserError(f"{run.title}: is listed twice; remove one")
-        paths = [Path(path).parent for path in (config.teacher_path, config.std_teacher_path) if path]
-        if not set(folders).intersection(paths):  # else an earlier run trains the teacher
+        paths = [Path(path).absolute().parent for path in (config.teacher_path, config.std_teacher_path) if path]
+        run.teachers = [folders[path] for path in paths if path in folders]
+        if not run.teachers:
             find_teachers(config)
-        folders.append(run.folder)
+        folders[run.folder.absolute()] = run
         if run.evaluates:
             select_attacks(run.eval_config)
     count_classes = cache(lambda name, root, size: len(load(name, root, image_size=size).classes))

@@ -2,6 +2,7 @@
 # Train every combination of datasets, methods, networks and seeds; --help lists the options.
 # Interpreter: $PYTHON, else that of the activated environment (conda's base does not count), else .venv, else python.
 set -euo pipefail
+unset CDPATH # with it cd prints
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ "$repository" -ef . ]; then prefix=; else prefix=$repository/; fi

@@ -10,9 +10,9 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.training.signals import STATUS
 from utils.log import logger
 
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 75}  # exit status after a signal
 UNFINISHED = "unfinished; the same command continues it"
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Style and tests. `--all` adds the slow tests; other arguments go to pytest.
 set -euo pipefail
+python=$(bash "$(dirname "$0")/setup.sh")
 cd "$(dirname "$0")/.."
-python=$(bash scripts/setup.sh)
 "$python" -c 'import hypothesis, pytest, xdist; from importlib.metadata import version; version("ruff")' 2>/dev/null ||
   "$python" -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 "$python" -m ruff check .

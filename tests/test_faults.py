@@ -22,6 +22,7 @@ import methods
 from engine.distributed import Processes, local_gpu
 from engine.training.run_folder import RunFolder
 from engine.training.trainer import Trainer
+from utils.cli import run_command
 from utils.config import TrainConfig
 from utils.errors import Stopped, UserError
 from utils.files import _warn_once
@@ -89,7 +90,7 @@ def test_a_run_killed_at_random_times_ends_with_the_same_bytes(tmp_path):
 def test_a_run_stopped_by_signals_exits_with_their_status_and_ends_with_the_same_bytes(train, tmp_path, monkeypatch):
     train(f"{RUN} --epochs 3 --root_path whole")
     args, step = f"{RUN} --epochs 3 --root_path parts --resume --save_minutes 60", Trainer.step
-    for number, name, status in ((1, "SIGTERM", 143), (1, "SIGINT", 130), (2, "SIGUSR1", 75)):
+    for number, name, status in ((1, "SIGTERM", 143), (1, "SIGINT", 130), (2, "SIGUSR1", 75), (1, "SIGHUP", 129)):
         calls = itertools.count(1)
 
         def signaled(*rest, number=number, name=name, calls=calls, **options):
@@ -298,6 +299,15 @@ def test_a_bad_loss_names_the_step_and_the_last_good_checkpoint(train, monkeypat
 
 def out_of_memory(*_, **__):
     raise torch.OutOfMemoryError("CUDA out of memory")  # as torch does; there may be no GPU here
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError()]
+)
+def test_exhausted_memory_is_one_line(capsys, error):
+    with pytest.raises(SystemExit, match="2"):
+        run_command(lambda: (_ for _ in ()).throw(error))
+    assert capsys.readouterr().err == "error: out of memory; reduce --bs\n"
 
 
 def test_cuda_out_of_memory_is_one_line(train, tmp_path, monkeypatch, capsys):

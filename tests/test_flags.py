@@ -76,6 +76,7 @@ def test_values_are_read(args, field, value):
         ("--alp maybe", "--alp"),
         ("--milestones 7 3", "--milestones 7 3: must be positive and increasing"),
         ("--epsil 8", "--epsil 8 (did you mean --epsilon?)"),
+        ("--iad_begin 8", "--iad_begin 8 (did you mean --IAD_begin?)"),
         ("--batch_size 8", "--batch_size 8 (--help lists the flags)"),
         ("--model", "--model"),
         ("--data_root=--", "--data_root=--: -- is not a value"),
@@ -122,7 +123,7 @@ RUN = TrainConfig(method="MART", epochs=7, milestones=(3, 5), temp=None, map=Fal
 @pytest.fixture
 def config_file(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(asdict(RUN), indent=2))
+    path.write_text(json.dumps(asdict(RUN), indent=2), encoding="utf-8-sig")  # as editors of Windows write it
     return path
 
 

@@ -19,6 +19,7 @@ SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/*.sbatch"), RO
 TOOLS = ("cat", "dirname", "id", "mkdir", "uname")
 BASH_4 = r"mapfile|readarray|declare -A|local -n|wait -n|coproc|\$\{\w+(,|\^)|&>>|\|&|\[\[ -v|%\(.*\)T"
 GNU = r"\b(realpath|nproc|timeout|flock|tac|shuf)\b|readlink -f|sed -i|stat -c|date -d|grep -P|xargs -d|cp -t"
+OLD = f"""exec {sys.executable} -c 'import sys; sys.version_info = 3, 9; sys.path[0] = "{ROOT}"; import utils'"""
 PYTHON = """#!/bin/sh
 echo "$* OMP_NUM_THREADS=${OMP_NUM_THREADS:-}" >>"$CALLS"
 case "$*" in "-m utils.load") echo 1 2;; esac
@@ -35,7 +36,8 @@ def mac(tmp_path):
     (tmp_path / "bash").symlink_to(shutil.which("bash"))
     for path in tmp_path.iterdir():
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    environment = {"PATH": str(tmp_path), "PYTHON": str(tmp_path / "python"), "CALLS": str(tmp_path / "calls.txt")}
+    environment = {"PATH": str(tmp_path), "PYTHON": "./python", "CALLS": str(tmp_path / "calls.txt")}
+    environment["CDPATH"] = f"{tmp_path}:{ROOT}"  # with it cd prints the folder
 
     def start(script, *args):
         command = [str(tmp_path / "bash"), str(ROOT / "scripts" / script), *args]
@@ -54,7 +56,7 @@ def test_the_scripts_run_with_the_tools_of_a_mac(mac, tmp_path):
     assert "other processes leave 1 of 2 cores free" in calls
     assert "-m pytest -n auto -k name OMP_NUM_THREADS=1" in mac("test.sh", "--all", "-k", "name")
     assert "scripts/sweep.py --list" in mac("sweep.sh", "--list")
-    assert str(tmp_path / "python") in mac("setup.sh")
+    assert mac("setup.sh").splitlines()[-1] == f"{tmp_path}/./python"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -84,8 +86,33 @@ def test_a_busy_machine_is_a_warning_when_the_load_changes(monkeypatch, caplog):
 def test_where_the_system_does_not_know_its_load_there_is_no_warning(monkeypatch, caplog):
     monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
     monkeypatch.delattr(os, "getloadavg")
-    CpuLoad().warn(1000, after=0)
-    assert not caplog.messages
+    for more in (0, 1):  # threads than cores
+        load = CpuLoad()
+        load.warn(len(load.cores) + more, after=0)
+        assert len(caplog.messages) == more
+
+
+@pytest.mark.parametrize(("python", "message"), [(None, "set PYTHON"), (OLD, "3.10 or later is req"), ("", "no venv")])
+def test_setup_names_what_is_missing_and_leaves_no_half_environment(tmp_path, python, message):
+    script = tmp_path / "scripts" / "setup.sh"
+    script.parent.mkdir()
+    shutil.copy(ROOT / "scripts" / "setup.sh", script)
+    if python is not None:  # without python3-venv the interpreter is there before it fails
+        made = "mkdir -p .venv/bin; cp $0 .venv/bin/python; echo no venv >&2; exit 1"
+        (tmp_path / "python3").write_text(f'#!/bin/sh\ncase "$*" in "-m venv"*) {made};; *utils*) {python};; esac\n')
+        (tmp_path / "python3").chmod(0o755)
+    for name in ("bash", "dirname", "mkdir", "cp", "rm"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    ended = subprocess.run(["bash", script], env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert ended.returncode and message in ended.stderr and not (tmp_path / ".venv/bin/python").exists()
+
+
+def test_figures_do_not_depend_on_the_settings_of_matplotlib(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    code = "from utils.plots import matplotlib as m; print(m.rcParams['text.usetex'], m.get_backend())"
+    environment = os.environ | {"MATPLOTLIBRC": str(tmp_path), "MPLBACKEND": "nonsense"}
+    printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True)
+    assert printed.split() == ["False", "agg"]
 
 
 def test_a_standard_error_that_the_shell_has_closed_is_the_null_device(monkeypatch):

@@ -176,10 +176,14 @@ def test_bad_input_is_reported_before_the_first_run(workdir, monkeypatch, args):
 def test_a_teacher_may_be_trained_by_an_earlier_run_and_only_selects_a_run(workdir, run):
     teacher = "tuned_models/CIFAR10/AT/resnet18_eps8_seed42/best_PGD10_acc_model.pth"
     flags = ["--teacher_model", "resnet18", "--teacher_path", teacher]
-    assert run("--methods", "AT RSLAD", flags=flags)[0] == 0
+    (workdir / "fail").write_text("AT")
+    status, log = run("--methods", "AT RSLAD", "--jobs", "2", flags=flags)  # the student waits for its teacher
+    assert status == 1 and "0 finished" in log and "1 left to do" in log and len(calls(workdir)) == 1
+    (workdir / "fail").unlink()
+    assert run("--methods", "AT RSLAD", "--jobs", "2", flags=flags)[0] == 0
     assert run("--methods", "AT Natural", "--seeds", "1 2", "--only", "2")[0] == 0
     args = "--dataset CIFAR10 --method Natural --model resnet18 --seed 1 --root_path tuned_models --resume --epochs 2"
-    assert calls(workdir)[2:] == [f"main.py {args}"]
+    assert calls(workdir)[3:] == [f"main.py {args}"]
 
 
 def test_finished_runs_are_skipped_and_new_ones_trained(workdir, run):

@@ -4,7 +4,9 @@ import errno
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import utils.load  # noqa: F401  # measures the load while the other packages are imported
@@ -18,25 +20,32 @@ ROOT = Path(__file__).resolve().parents[1]
 def run_command(command: Callable[[], object]) -> None:
     """Run ``command`` and turn its errors into one line on standard error and an exit status.
 
-    The status is 2 for a UserError, an operating-system error of a file and a package that is not installed, 130 for
+    The status is 2 for a UserError, an operating-system error of a file and a package that cannot be imported, 130 for
     Ctrl-C, and that of the signal for a command that a signal stopped.
     """
     if sys.getfilesystemencoding() != "utf-8":  # in the C locale, where names of files could not be read
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     log_to_terminal()
     try:
+        tempfile.gettempdir()  # PyTorch needs it when it is imported, and the working directory
+        os.getcwd()
         command()
     except UserError as error:
-        sys.exit(_fail_on_rank(str(error)) if error.printed else 2)
+        sys.exit(_fail(f"error: {error}") if error.printed else 2)
     except OSError as error:
-        if error.filename is None and error.errno not in (*FULL, errno.EIO):
+        if error.filename is None and error.errno not in (*FULL, errno.EIO, errno.ENOENT):
             raise
-        sys.exit(_fail_on_rank(f"{error.filename or 'a file'}: {error.strerror}"))
-    except ModuleNotFoundError as error:
-        package = error.name or ""
-        if not package or "." in package or package in {path.stem for path in ROOT.iterdir()}:
+        name = error.filename or ("TMPDIR or working directory" if error.errno == errno.ENOENT else "a file")
+        sys.exit(_fail(f"error: {name}: {error.strerror}"))
+    except ImportError as error:
+        if not error.name or error.name.partition(".")[0] in {path.stem for path in ROOT.iterdir()}:
             raise  # a bug, not a missing package
-        sys.exit(_fail_on_rank(f"{package} is not installed for {sys.executable}; {_environment()}"))
+        problem = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
+        sys.exit(_fail(f"error: {error.name} {problem} for {sys.executable}; {_environment()}"))
+    except (MemoryError, RuntimeError) as error:
+        if "allocate memory" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        sys.exit(_fail("error: out of memory; reduce --bs"))
     except Stopped as stop:
         sys.exit(_fail(str(stop), stop.status))
     except KeyboardInterrupt:
@@ -57,13 +66,11 @@ def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.split()))
 
 
-def _fail_on_rank(error: str) -> int:
+def _fail(line: str, status: int = 2) -> int:
+    """Print an error, with the rank under torchrun, or, on rank 0, what stopped all of its processes."""
     rank = torchrun_rank()
-    print(f"[rank {rank}] " * (rank is not None) + f"error: {_one_line(error)}", file=sys.stderr)
-    return 2
-
-
-def _fail(line: str, status: int) -> int:
-    if not torchrun_rank():  # all processes of a torchrun are stopped
-        print(line, file=sys.stderr)
+    if status == 2 or not rank:
+        prefix = f"[rank {rank}] " if status == 2 and rank is not None else ""
+        with suppress(OSError):  # standard error may be a file on a full disk
+            print(prefix + _one_line(line), file=sys.stderr)
     return status

@@ -38,8 +38,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             write(temporary)
             with open(temporary, "rb+") as file, _optional(path, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
                 os.fsync(file.fileno())
-            with _optional(path):
-                temporary.chmod(0o666 & ~_umask())
+            mask = os.umask(0)  # it can only be read by setting it
+            os.umask(mask)
+            with _optional(path):  # mkstemp creates private files, which is wrong on a shared cluster
+                temporary.chmod(0o666 & ~mask)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -98,7 +100,7 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file. Raises OSError if it cannot be read, ValueError if it is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors of Windows write a mark
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows editors add a mark
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -108,10 +110,3 @@ def require_writable(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     with tempfile.TemporaryFile(dir=existing):
         pass
-
-
-def _umask() -> int:
-    # The mask can only be read by setting it. mkstemp creates private files, which is wrong on a shared cluster.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -190,10 +190,7 @@ class _Parser(argparse.ArgumentParser):
             if re.fullmatch("--[^=]+=--", arg):  # argparse would read an empty list
                 raise UserError(f"{arg}: -- is not a value; give one")
             if "\0" in arg or any("\ud800" <= char <= "\udfff" for char in arg):  # a log or a table could not hold it
-                hint = "rename the file"
-                if sys.getfilesystemencoding() != "utf-8":
-                    hint = f"the locale's encoding is {sys.getfilesystemencoding()}: set PYTHONUTF8=1 or LC_ALL=C.UTF-8"
-                raise UserError(f"{arg!a}: has bytes that are not UTF-8; {hint}")
+                raise UserError(f"{arg!a}: has bytes that are not UTF-8; rename the file")
         return super().parse_known_args(args, namespace)
 
     def _get_value(self, action, arg_string):
@@ -211,7 +208,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _hint(unknown: Iterable[str], known: Iterable[str]) -> str:
-    begun = {part: [name for name in known if name.startswith(part)] for part in unknown}
+    begun = {part: [name for name in known if name.lower().startswith(part.lower())] for part in unknown}
     near = [name for part in begun for name in (begun[part] or difflib.get_close_matches(part, known, 1, 0.75))[:1]]
     return f"did you mean {', '.join(near)}?" if near else "--help lists the flags"
 

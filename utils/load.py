@@ -14,7 +14,7 @@ class CpuLoad:
     def __init__(self):
         every = range(os.cpu_count() or 1)
         self.cores = {f"cpu{core}" for core in (os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else every)}
-        self.last, self.reported = self._read(), 0.0
+        self.last, self.reported = self._read(), -1.0
 
     def fitting(self) -> int:
         """Return the number of threads for which cores were free since the last reading."""

@@ -35,7 +35,7 @@ def log_to_file(path: Path) -> Iterator[None]:
     """
     if path.is_symlink():  # in a folder from elsewhere, it could point at any file
         raise UserError(f"{path}: is a symbolic link, and the log would be written to its target; remove it")
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.handleError = lambda record: None  # a full disk is reported once, when a checkpoint is saved
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
     root = logging.getLogger()

@@ -1,17 +1,18 @@
 """Plots of a training run: accuracy per epoch and the teacher's reliability; files of plots."""
 
 import colorsys
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
 from utils.files import write_atomically
 
-matplotlib.use("Agg")  # no display needed
+os.environ["MPLBACKEND"] = "agg"  # no display needed, whatever the variable names
+import matplotlib
 import matplotlib.pyplot as plt
 
+matplotlib.rcdefaults()  # a matplotlibrc may need LaTeX
 matplotlib.rcParams["text.parse_math"] = False  # the name of a class or of a file may hold two dollars
 
 Rows = Sequence[Mapping]  # of results.csv or reliability.csv: text or numbers; "" and None are missing values

@@ -58,6 +58,9 @@ def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) 
     except RuntimeError as error:
         if is_peer_failure(error, processes):
             raise UserError("torchrun: another process of this run has ended; --resume continues the run") from error
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"--compile {config.compile}: torch.compile fails ({reason}); use --compile off") from error
         raise
     destroy()  # only after success: it would wait for ranks that have failed
     return folder

@@ -132,7 +132,8 @@ class RunFolder:
             if self._states() != self._states_read:
                 raise UserError(f"{self.path}: another process was training this run just now; repeat the command")
             for partial in (*self.path.glob(f"{PARTIAL}*"), *(self.path / STATES).glob(f"{PARTIAL}*")):
-                partial.unlink()  # of a process that was killed while it saved
+                with suppress(OSError):  # of another user
+                    partial.unlink()  # of a process that was killed while it saved
             for newer in self._states():  # could not be read
                 if state is None or _progress(newer) > (state["epochs"], state["metrics"]["batches"]):
                     newer.rename(newer.with_suffix(".bad"))
@@ -200,7 +201,8 @@ class RunFolder:
         self.save(f"{STATES}/{name}", {**content, **tables, "config": config_fingerprint(self.config)})
         if self.writes:
             for old in self._states()[STATES_KEPT:]:
-                old.unlink()
+                with suppress(OSError):  # NFS: in use
+                    old.unlink()
 
     def draw(self) -> None:
         """Draw curves.png, and reliability.png with ``--log_reliability``."""

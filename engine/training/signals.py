@@ -5,7 +5,7 @@ import signal
 from utils.errors import Stopped
 
 # Slurm sends SIGUSR1 before the time limit: 75 (EX_TEMPFAIL), start the command again. The others: 128 + signal number.
-STATUS = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}
+STATUS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}
 STATUS = {getattr(signal, name): status for name, status in STATUS.items() if hasattr(signal, name)}
 
 
@@ -19,7 +19,8 @@ class Signals:
         self.received, self._deferred, self._previous = 0, False, {}
 
     def __enter__(self) -> "Signals":
-        self._previous = {number: signal.signal(number, self._handle) for number in STATUS}
+        handled = [number for number in STATUS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        self._previous = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
     def __exit__(self, *_) -> None:
