@@ -58,8 +58,9 @@ def load_model(path: str | Path, model: str | None = None, num_classes: int | No
     from models.weights import Checkpoint, identify, load_network
     from utils.errors import UserError
 
-    path = Path(path) if Path(path).exists() else ROOT / path
-    path = path / "model.safetensors" if path.is_dir() else path
+    path = Path(path).expanduser()
+    path = ROOT / path if (ROOT / path).exists() and not path.exists() else path
+    path = path / "model.safetensors" if (path / "model.safetensors").exists() else path
     file = Checkpoint(path)
     name, metadata = network_in(file, model, "model"), file.metadata
     if num_classes is None:
@@ -120,6 +121,9 @@ def evaluate(
     _require(0 <= eps <= 1, f"eps: must be in [0, 1], not {eps:g}; divide by 255")
     for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
         _require(value is None or value >= 1, f"{name}: must be at least 1, not {value}")
+    types = {"model": (model, torch.nn.Module), "images": (images, torch.Tensor), "labels": (labels, torch.Tensor)}
+    for name, (value, kind) in (types | {"attacks": (attacks, str)}).items():
+        _require(isinstance(value, kind), f"{name}: must be a {kind.__name__.lower()}, not {type(value).__name__}")
     _require_images(images, labels)
     device = torch.device(device or next(model.parameters(), images).device)
     whole = Split(images.to(device), labels.to(device, torch.int64))
@@ -130,13 +134,18 @@ def evaluate(
     try:
         precision = choose_precision(precision, device)
         with _frozen(model, device), full_precision(), torch.no_grad():
-            shape = model(whole.images[:1]).shape
-            _require(len(shape) == 2, f"model: must return logits (B, classes), not a tensor of shape {tuple(shape)}")
+            try:
+                logits = model(whole.images[:1])
+            except RuntimeError as error:  # another precision, size or number of channels
+                raise ValueError(f"model: fails on images of shape {tuple(images.shape)}, float32: {error}") from error
+            form = f" of shape {tuple(shape)}" if (shape := getattr(logits, "shape", None)) else ""
+            message = f"model: must return logits (B, classes), not a {type(logits).__name__.lower()}{form}"
+            _require(isinstance(logits, torch.Tensor) and len(shape) == 2, message)
             allowed = 0 <= int(labels.min()) <= int(labels.max()) < shape[1]
             _require(allowed, f"labels: must be between 0 and {shape[1] - 1}, the model has {shape[1]} classes")
             protocol = PROTOCOLS["paper"](Setting(eps, seed, steps, restarts))
             chosen = {key: protocol[key] for key in choose_attacks(attacks, "paper", shape[1], "attacks")}
-            clean, classes = predict(model, batches(whole, batch_size)), list(map(str, range(shape[1])))
+            clean, classes = predict(model, batches(whole, batch_size), "model"), list(map(str, range(shape[1])))
             options = {"batches": batches, "batch_size": batch_size, "classes": classes}
             options |= {"precision": precision, "seed": seed}
             outcomes = run_attacks(model, chosen, whole, clean, **options)
@@ -167,13 +176,11 @@ def _require(condition: bool, message: str) -> None:
 def _require_images(images: Tensor, labels: Tensor) -> None:
     import torch
 
-    for name, value in (("images", images), ("labels", labels)):
-        _require(isinstance(value, torch.Tensor), f"{name}: must be a tensor, not {type(value).__name__}")
     shape = tuple(images.shape)
     _require(images.dtype == torch.float32, f"images: must be float32, not {images.dtype}")
     _require(len(shape) == 4 and shape[0] > 0, f"images: must have shape (N, C, H, W) with N > 0, not {shape}")
     low, high = float(images.min()), float(images.max())
-    _require(0 <= low <= high <= 1, f"images: must be in [0, 1], not in [{low:g}, {high:g}]")
+    _require(0 <= low <= high <= 1, f"images: must be in [0, 1], not in [{low:.9g}, {high:.9g}]")
     integers = not (labels.is_floating_point() or labels.is_complex())
     _require(integers and labels.shape == shape[:1], f"labels: must be an integer tensor of shape ({shape[0]},)")
 
@@ -181,11 +188,16 @@ def _require_images(images: Tensor, labels: Tensor) -> None:
 @contextmanager
 def _frozen(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Keep a model on ``device``, in eval mode with constant parameters; restore all three afterwards."""
+    import torch
+
     modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     origin = next((parameter.device for parameter in model.parameters()), device)
     try:
-        yield model.to(device).eval().requires_grad_(False)
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+            yield model.to(device).eval()
     finally:
         model.to(origin)
         for module, training in modes:

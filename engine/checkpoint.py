@@ -1,14 +1,12 @@
-"""Checkpoints: written completely or not at all, and loaded without executing code."""
+"""Checkpoints, written completely or not at all."""
 
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from methods import WITHOUT_ATTACK
-from utils.errors import UserError
 from utils.files import write_atomically
 
 # Files and folders of a run; the names of the checkpoints are those of the official codes.
@@ -42,21 +40,3 @@ def _interned(value):
     if isinstance(value, dict):
         return {_interned(key): _interned(item) for key, item in value.items()}
     return [_interned(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint of this project to the CPU, saved on any device.
-
-    Raises UserError if the file is missing or damaged, or contains anything but data.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not verify checksums
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"wrong checksum of {damaged}")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises five types for a damaged file
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error

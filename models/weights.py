@@ -5,9 +5,11 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
+from logging import INFO, WARNING
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ INSERTED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 AVERAGE = {"ema", "swa", "wa", "avg", "average", "averaged", "averages", "polyak", "shadow", "teacherema"}
 RAW = {"raw", "unaveraged", "online"}
 KINDS = {"ema": "average", "raw": "raw weights"}  # --weights
-OTHERS = {"teacher", "attacker", "attack", "surrogate", "proxy", "discriminator", "optimizer", "optim", "momentum"}
+OTHERS = {"teacher", "t", "attacker", "attack", "surrogate", "proxy", "discriminator", "optimizer", "optim", "momentum"}
 # Extra keys that belong to a training code and not to the network.
 EXTRA = re.compile(
     r"criterion|loss|metric|acc|normal|n_averaged|decay|num_updates|step|epoch|temperature|attack|teacher|sub_block1"
@@ -34,8 +36,9 @@ EXTRA = re.compile(
 # Keys that files have or not: from before PyTorch 0.4.1, and of a block that no forward pass uses.
 OPTIONAL = re.compile(r"num_batches_tracked$|^sub_block1\.")
 # Modules that may have a mean, but not that of the images.
-NOT_NORMALIZATION = re.compile(f"metric|loss|acc|criterion|{'|'.join(OTHERS)}")
-MEAN, STD = ("mean", "mu", "means", "new_mean", "_mean"), ("std", "sigma", "sds", "new_std", "_std")
+NOT_NORMALIZATION = re.compile(f"metric|loss|acc|criterion|{'|'.join(OTHERS - {'t'})}")
+STATISTIC = re.compile(r"(?:.*\.)?(?:(?:new|image|img|pixel|data|input)?_)?(?:(means?|mu)|stds?|sds|sigma)")
+PROFILED = ("total_ops", "total_params")  # added to every module by a profiler
 
 IMAGE_SIZES = (32, 64)  # of the published networks; presnet18 has a different classifier for each
 
@@ -66,6 +69,8 @@ class Checkpoint:
         self.path, self.weights = Path(path), weights
         self.normalize = constants(normalize) if normalize else None
         try:
+            if self.path.exists() and not self.path.is_file():  # a pipe would block
+                raise UserError(f"{path}: a directory or device, not a file; name a checkpoint file")
             data = self.path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); name a checkpoint file") from error
@@ -74,10 +79,14 @@ class Checkpoint:
         items = content if isinstance(content, Mapping) else {}
         self.metadata = {key: items[key] for key, is_valid in METADATA.items() if key in items and is_valid(items[key])}
         self.groups = dict(_groups(content))
+        beside = {key: value for key, value in _tensors(items).items() if "." not in key and value.numel() == 3}
+        stated = ((STATISTIC.fullmatch(key), value) for key, value in beside.items())
+        self.stated = {bool(match[1]): value for match, value in stated if match and _is_floating(value)}
+        self.log_once = functools.cache(logger.log)  # a network is loaded to check it, and again to use it
         if not self.groups:
-            raise NoWeights(f"{path}: no weights; name a checkpoint")
+            raise UserError(f"{path}: no weights; name a checkpoint")
         for tensors in self.groups.values():
-            if sum(value.numel() for value in tensors.values()) > len(data):
+            if sum(value.numel() for value in tensors.values() if _is_dense(value)) > len(data):
                 # An expanded view of one number could fill the memory when it is converted.
                 raise UserError(
                     f"{path}: damaged, it declares more values than it has bytes; copy or download it again"
@@ -97,10 +106,6 @@ class Checkpoint:
         return fits
 
 
-class NoWeights(UserError):
-    """A file that could be read but holds no weights."""
-
-
 class OtherNetwork(UserError):
     """A file with weights of another architecture."""
 
@@ -108,14 +113,12 @@ class OtherNetwork(UserError):
 class Fit(NamedTuple):
     """Tensors under one prefix, as the ``state`` of a network; ``problem`` says why they are not, "" if they are.
 
-    ``recognized``: keys and shapes are those of the network, except for the number of classes. ``extra`` are the keys
-    that no network has.
+    ``recognized``: keys and shapes are those of the network, except for the number of classes.
     """
 
     place: str
     prefix: str
     state: dict[str, Tensor]
-    extra: list[str]
     missing: list[str]
     problem: str
     recognized: bool
@@ -194,8 +197,8 @@ def _groups(content: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
         items = dict(enumerate(value)) if isinstance(value, list | tuple) else value
         if not isinstance(items, Mapping):
             continue
-        tensors = {key: item for key, item in items.items() if isinstance(key, str) and _is_dense(item)}
-        if any(key.endswith("weight") for key in tensors):
+        tensors = _tensors(items)
+        if any(key.endswith("weight") and _is_dense(tensors[key]) for key in tensors):
             clean = {".".join(part for part in key.split(".") if part not in INSERTED): key for key in tensors}
             if len(clean) == len(tensors):
                 tensors = {key: tensors[original] for key, original in clean.items()}
@@ -204,8 +207,24 @@ def _groups(content: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
         queue += [(f"{place}.{key}".lstrip("."), item) for key, item in items.items() if isinstance(item, nested)]
 
 
-def _is_dense(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and not (value.is_quantized or value.is_meta)
+def _tensors(items: Mapping) -> dict[str, Tensor]:
+    """Return the tensors of a dict; arrays of NumPy and lists of floats become tensors."""
+    tensors = {}
+    for key, value in items.items():
+        floats = isinstance(value, list | tuple) and {type(number) for number in value} == {float}
+        if floats or (isinstance(value, np.ndarray) and value.dtype in (np.float64, np.float32, np.float16, np.int64)):
+            value = torch.tensor(value)
+        if isinstance(key, str) and isinstance(value, Tensor) and not key.endswith(PROFILED):
+            tensors[key] = value
+    return tensors
+
+
+def _is_dense(value: Tensor) -> bool:
+    return value.layout is torch.strided and not (value.is_quantized or value.is_meta)
+
+
+def _is_floating(value: Tensor) -> bool:
+    return _is_dense(value) and value.is_floating_point()
 
 
 def _layout(name: str, image_size: int = 32) -> dict[str, Tensor]:
@@ -220,12 +239,22 @@ def _cached_layout(name: str, image_size: int, constructor: Callable) -> dict[st
 
 def _fit(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Fit:
     inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    weight, bias = list(expected)[-2:]  # every network ends with its linear classifier
+    if weight not in inside and bias not in inside:  # it may have another name, or be beside the other layers
+        biases = {f"{key[:-4]}weight": key for key in tensors if key.endswith("bias")}
+        layers = [key for key in biases if key in tensors and tensors[key].shape[1:] == expected[weight].shape[1:]]
+        if len(layers) == 1:
+            moved = {layers[0]: weight, biases[layers[0]]: bias}
+            inside = {key: value for key, value in inside.items() if prefix + key not in moved}
+            inside |= {moved[key]: tensors[key] for key in moved}
     state = {key: inside[key] for key in expected if key in inside}
     extra, heads = [key for key in inside if key not in expected], {key.split(".")[0] for key in expected}
     missing = [key for key in expected if key not in inside and not OPTIONAL.search(key)]
     unexpected = [key for key in extra if key.split(".")[0] in heads or not _is_extra(key, inside[key])]
     different = [key for key in state if state[key].shape != expected[key].shape]
-    weight, bias = list(expected)[-2:]  # every network ends with its linear classifier
+    strange = [
+        k for k, v in state.items() if not _is_dense(v) or v.is_floating_point() < expected[k].is_floating_point()
+    ]
     problem, recognized = "", not (unexpected or missing or different)
     if unexpected or missing:
         keys = [f"{kind} {keys[0]}" for kind, keys in (("unexpected", unexpected), ("missing", missing)) if keys]
@@ -233,18 +262,17 @@ def _fit(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mappi
     elif {*different} == {weight, bias} and state[weight].shape[1:] == expected[weight].shape[1:]:
         problem = f"has {len(state[bias])} classes, not {len(expected[bias])}; choose the --dataset it was trained on"
         recognized = True
+    elif strange:
+        value = state[strange[0]]
+        problem = f"{strange[0]} is {value.dtype}, {value.layout}, on {value.device}; save it as float32 on the CPU"
     elif different:
         shapes = f"{different[0]} is {tuple(state[different[0]].shape)}, not {tuple(expected[different[0]].shape)}"
         problem = f"weights of another network or --image_size ({shapes})"
-    return Fit(place, prefix, state, extra, missing, problem, recognized)
+    return Fit(place, prefix, state, missing, problem, recognized)
 
 
 def _is_extra(key: str, value: Tensor) -> bool:
-    return bool(EXTRA.search(key.split(".")[0])) or _is_statistic(key) or value.numel() <= 1
-
-
-def _is_statistic(key: str) -> bool:
-    return key.rpartition(".")[2] in MEAN + STD
+    return bool(EXTRA.search(key.split(".")[0])) or bool(STATISTIC.fullmatch(key)) or value.numel() <= 1
 
 
 def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
@@ -269,12 +297,13 @@ def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
         raise UserError(f"{path}: contains several such networks ({names}); save one of them")
     if kinds[other]:
         message = "%s: uses the %s (%s), not the %s (%s); --weights %s uses those"
-        logger.info(message, path, KINDS[used], best.name, KINDS[other], kinds[other][0].name, other)
-    outside = {key for key in checkpoint.groups[best.place] if not key.startswith(best.prefix)}
-    ignored = {key.split(".")[0] for key in {*best.extra, *outside} if not _is_statistic(key)}
-    ignored |= checkpoint.groups.keys() - {fit.place for fit in (best, *others, *kinds[other][:1])}
+        checkpoint.log_once(INFO, message, path, KINDS[used], best.name, KINDS[other], kinds[other][0].name, other)
+    used = {id(value) for value in best.state.values()}  # a classifier may be outside the prefix
+    outside = {key for key, value in checkpoint.groups[best.place].items() if id(value) not in used}
+    ignored = {key.removeprefix(best.prefix).split(".")[0] for key in outside if not STATISTIC.fullmatch(key)}
+    ignored |= checkpoint.groups.keys() - {"", *(fit.place for fit in (best, *others, *kinds[other][:1]))}
     if ignored:
-        logger.info("%s: not used: %s", path, ", ".join(sorted(ignored)))
+        checkpoint.log_once(INFO, "%s: not used: %s", path, ", ".join(sorted(ignored)))
     return best
 
 
@@ -312,26 +341,34 @@ def _statistics(checkpoint: Checkpoint, fit: Fit) -> tuple[Tensor, Tensor] | Non
         if key.removeprefix(fit.prefix) not in fit.state
     }
     for key, value in outside.items():
-        parent, _, leaf = key.rpartition(".")
+        parent = key.rpartition(".")[0]
         wrapper, _, module = parent.rpartition(".")
         if (
-            leaf in MEAN + STD
+            (match := STATISTIC.fullmatch(key))
             and value.numel() in (1, 3)
-            and value.is_floating_point()
+            and _is_floating(value)
             and fit.prefix.startswith(wrapper and f"{wrapper}.")
             and not NOT_NORMALIZATION.search(module)
         ):
-            pairs.setdefault(parent, {})[leaf in MEAN] = value.detach().float().flatten()
-    for pair in pairs.values():
-        if len(pair) == 2:
-            return pair[True], pair[False]
-    if pairs:
+            pairs.setdefault(parent, {})[bool(match[1])] = value
+    complete = [pair for pair in pairs.values() if len(pair) == 2]
+    if pairs and not complete:
         raise UserError(f"{checkpoint.path}: has only one of the mean and std of its input; save it with both")
-    if checkpoint.normalize and "model" not in checkpoint.metadata:
+    if checkpoint.normalize and not complete and "model" not in checkpoint.metadata:
         return checkpoint.normalize
+    if checkpoint.normalize:
+        checkpoint.log_once(WARNING, "WARNING: --normalize is not used for %s, which has its own", checkpoint.path)
+    if not complete and len(checkpoint.stated) == 2:
+        message = "%s: normalizes its images by the mean and std beside its weights; --normalize 0,0,0,1,1,1 does not"
+        checkpoint.log_once(INFO, message, checkpoint.path)
+        complete = [checkpoint.stated]
+    if complete:
+        mean, std = (complete[0][key].detach().float().flatten() for key in (True, False))
+        scale = 255 if max(mean.max(), std.max()) > 1 else 1  # the network was trained on images in [0, 255]
+        return mean / scale, std / scale
     last = fit.prefix.rstrip(".").rpartition(".")[2]
     if (last.isdigit() and last != "0") or any("normal" in key for key in outside):
         message = '%s: WARNING: its keys begin with "%s", as behind a layer that normalizes images, but it has no mean '
         message += "and std: its accuracy will be low; --normalize cifar10 (or mean and std) adds them"
-        logger.warning(message, checkpoint.path, fit.prefix)
+        checkpoint.log_once(WARNING, message, checkpoint.path, fit.prefix)
     return None

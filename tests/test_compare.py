@@ -306,6 +306,14 @@ def test_the_figure_shows_the_strongest_attack_that_most_rows_have(tmp_path):
     plt.close("all")
 
 
+def test_a_run_with_damaged_settings_is_named_and_left_out(run, tmp_path, caplog):
+    for name in ("whole", "damaged"):
+        make_evaluation(make_run(tmp_path / "runs" / name, name))
+    (tmp_path / "runs/damaged/config.json").write_text("{")
+    assert [row["method"] for row in run("runs")] == ["whole"]
+    assert "damaged/config.json: damaged" in caplog.text
+
+
 def test_without_an_attack_there_is_no_figure(run, tmp_path, caplog):
     make_evaluation(make_run(tmp_path / "a", "AT"))
     make_evaluation(make_run(tmp_path / "b", "AT"), {"Clean": 90})

@@ -26,7 +26,7 @@ from engine.distributed import EVALUATION_TIMEOUT, Processes, init
 from engine.evaluation.attack import AttackResult, make_noise, run_attack
 from engine.evaluation.evaluate import InParts, make_result
 from engine.evaluation.figures import confusion, radius_curve
-from engine.evaluation.records import Record, read_evaluations, results_folder, results_path, worst_case
+from engine.evaluation.records import CONDITIONS, Record, read_evaluations, results_folder, results_path, worst_case
 from engine.evaluation.run import make_conditions
 from engine.evaluation.sanity import is_constant, sanity_check, warn_of_masking
 from engine.evaluation.targets import EvalTarget, load_other_network
@@ -240,8 +240,8 @@ def test_results_under_other_conditions_are_kept_apart(tmp_path):
 
 
 def test_results_without_a_precision_are_of_float32(tmp_path):
-    conditions = {"checkpoint": "net.pth", "eps": 0.1}
-    entry = {"accuracy": 50.0, "n": 2, "bounded": True, "correct": "10"}
+    conditions = dict.fromkeys(CONDITIONS) | {"checkpoint": "net.pth", "eps": 0.1}
+    entry = {"accuracy": 50.0, "n": 2, "bounded": True, "correct": "10", "parameters": {}, "settings": ""}
     (tmp_path / "eval.json").write_text(
         json.dumps({"evaluations": [{"conditions": conditions, "figures": {"PGD-20": entry}}]})
     )
@@ -347,7 +347,12 @@ def test_processes_of_torchrun_share_the_images_and_one_of_them_writes(run, tmp_
     assert ended.stdout.count("PGD-20  ") == 1
 
 
-@pytest.mark.parametrize("damage", ['{"evaluations": [{', '{"evaluations": [{}]}', "[]"])
+EDITED = {"conditions": dict.fromkeys(CONDITIONS, ""), "figures": {"FGSM": {"accuracy": 1, "n": 1}}}
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"evaluations": [{', '{"evaluations": [{}]}', "[]", json.dumps({"evaluations": [EDITED]})]
+)
 def test_a_damaged_file_of_results_is_not_overwritten(tmp_path, damage):
     (tmp_path / "eval.json").write_text(damage)
     with pytest.raises(UserError, match=r"eval.json: damaged"):
@@ -383,12 +388,13 @@ def test_a_folder_gives_best_and_last_of_its_runs(run, tmp_path):
         assert entry["conditions"]["checkpoint"] == Path(name).name
 
 
-def test_files_without_weights_in_a_folder_are_named_and_passed_over(run, tmp_path):
+def test_other_files_in_a_folder_are_named_and_passed_over(run, tmp_path):
     for name in ("a.pth.tar", "b.ckpt"):
         save_network(tmp_path / "files" / name)
     torch.save({"state": {}, "param_groups": []}, tmp_path / "files/optimizer.pt")
+    (tmp_path / "files/page.pth").write_text("<html>")
     ended = run(f"{DIGITS} --model_path files --limit_test 20 --attacks clean")
-    assert "passed over, no weights: files/optimizer.pt" in ended.out
+    assert "passed over: files/optimizer.pt: no weights; name a checkpoint; files/page.pth: a web page" in ended.out
     assert {path.name for path in Path("files").glob("*_eval")} == {"a.pth.tar_eval", "b.ckpt_eval"}
 
 
@@ -421,9 +427,10 @@ STEPS = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 20}
 
 def record_of(tmp_path, results, **conditions):
     same = {"sha256": "0", "model": "m", "dataset": "d", "images": 1, "eps": 8 / 255, "restarts": 1, "seed": 0}
+    same = dict.fromkeys(CONDITIONS) | {"checkpoint": "net.pth"} | same
     record = Record(tmp_path / "net_eval", same | {"precision": "fp32"} | conditions)
     for title, result in results.items():
-        record.add(title, {"n": 500, "bounded": False, "stages": {}, "parameters": STEPS} | result)
+        record.add(title, {"n": 500, "bounded": False, "stages": {}, "parameters": STEPS, "settings": ""} | result)
     return record
 
 
@@ -577,6 +584,17 @@ def test_blackbox_protocol(run, tmp_path, monkeypatch):
 
 
 # Bad input.
+
+
+def test_flags_that_no_chosen_attack_uses_are_reported(run, tmp_path):
+    save_network(tmp_path / "both.pth", net_raw=build("small_resnet", 10, 16).state_dict())
+    flags = "--limit_aa 3 --surrogate_path both.pth --natural_path both.pth --steps 5 --restarts 2"
+    out = run(f"{DIGITS} --model_path both.pth --attacks clean,fgsm --limit_test 10 {flags}").out
+    names = "--limit_aa, --surrogate_path, --natural_path, --steps, --restarts"
+    assert f"WARNING: {names} ignored by the attacks clean,fgsm" in out
+    assert out.count("both.pth: uses the average") == 2  # as the network, and as the natural one
+    used = run(f"{DIGITS} --model_path both.pth --attacks pgd --limit_test 10 --steps 1 --restarts 2").out
+    assert "ignored" not in used and used.count("uses the average") == 1
 
 
 @pytest.mark.parametrize(

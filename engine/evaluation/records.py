@@ -26,7 +26,7 @@ class Record:
     def __init__(self, folder: Path, conditions: dict):
         self.path, self.conditions = folder / "eval.json", conditions
         if self.path.exists():
-            read_evaluations(self.path)  # never overwrite a damaged file
+            read_evaluations(self.path, complete=True)  # never overwrite a damaged file
         try:
             require_writable(folder)  # checked before the evaluation, which may take hours
         except OSError as error:
@@ -63,16 +63,19 @@ class Record:
 
     def write_table(self) -> None:
         """Write eval.csv with one row per attack."""
-        rows = []
-        for evaluation in self.evaluations:
-            conditions, results = evaluation["conditions"], evaluation["figures"]
-            identity = [conditions[key] for key in CONDITIONS]
-            for title, result in results.items():
-                parameters = [result.get("parameters", {}).get(key, "") for key in PARAMETERS]
-                values = [title, result["accuracy"], result["n"], conditions["eps"], *parameters, result["settings"]]
-                rows.append([*identity, *values, conditions["precision"]])
         header = [*CONDITIONS, "attack", "accuracy", "n", "eps", *PARAMETERS, "settings", "precision"]
+        rows = [row for entry in self.evaluations for row in _rows(**entry)]
         write_csv(self.path.with_name("eval.csv"), header, rows)
+
+
+def _rows(conditions: dict, figures: dict) -> list[list]:
+    identity, rows = [conditions[key] for key in CONDITIONS], []
+    for title, result in figures.items():
+        parameters = {} if title == WORST else result["parameters"]
+        values = [title, result["accuracy"], result["n"], conditions["eps"]]
+        values += [*(parameters.get(key, "") for key in PARAMETERS), result["settings"]]
+        rows.append([*identity, *values, conditions["precision"]])
+    return rows
 
 
 def worst_case(results: dict[str, dict]) -> dict[str, dict]:
@@ -102,8 +105,11 @@ def results_folder(checkpoint: str | Path) -> Path:
     return path.with_name(f"{path.stem if path.suffix == '.pth' else path.name}_eval")
 
 
-def read_evaluations(path: Path) -> list[dict]:
-    """Return all evaluations in a file, the newest last. Raises UserError if it is missing, empty or damaged."""
+def read_evaluations(path: Path, *, complete: bool = False) -> list[dict]:
+    """Return all evaluations in a file, the newest last. Raises UserError if it is missing, empty or damaged.
+
+    ``complete`` also raises it if an entry lacks what a further evaluation needs, as after an edit.
+    """
     try:
         evaluations = read_json(path)["evaluations"]
         if not isinstance(evaluations, list) or not evaluations:
@@ -111,9 +117,18 @@ def read_evaluations(path: Path) -> list[dict]:
         for entry in evaluations:
             _validate(entry["conditions"], entry["figures"])
             entry["conditions"].setdefault("precision", "fp32")  # of files from before this setting
+            if complete:
+                _rows(**entry)
+                results = {title: result for title, result in entry["figures"].items() if title != WORST}
+                worst_case(results)
+                marks = [(result["n"], result.get("correct", "")) for result in results.values()]
+                if any(text and len(text.replace(NOT_ATTACKED, "")) != n for n, text in marks):
+                    raise ValueError("marks of other images")
         return evaluations
-    except OSError as error:
+    except FileNotFoundError as error:
         raise UserError(f"{path}: no results; evaluate the checkpoint with main_eval.py first") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); delete it") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged; delete it and evaluate the checkpoint again") from error
 

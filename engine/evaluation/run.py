@@ -64,7 +64,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
         config = replace(config, judge="last")
     device = choose_device(config.device, local_gpu(config.gpu_id), config.threads)
     config = replace(config, precision=choose_precision(config.precision, device))
-    select_attacks(config)  # reports a bad flag before the data are read
+    warn_of_unused(config, select_attacks(config))  # reports a bad flag before the data are read
     targets = find_targets(config)
     hashes = [target.checkpoint and target.checkpoint.sha256 for target in targets]
     if hashes != processes.on_rank0(lambda: hashes):
@@ -76,7 +76,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     splits, images = processes.rank0_first(lambda: _read(config))
     keys = select_attacks(config, len(splits.classes))
     natural = load_other_network(config.natural_path, None, "--natural_path", config, splits, device)
-    path, model = config.surrogate_path, config.surrogate_model
+    path, model = config.surrogate_path if config.protocol == "blackbox" else "", config.surrogate_model
     surrogate = load_other_network(path, model, "--surrogate_model", config, splits, device)
     setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge, surrogate, path)
     protocol = PROTOCOLS[config.protocol](setting)
@@ -180,6 +180,17 @@ def comparison(results: dict[Path, dict[str, dict]]) -> str:
         for path, each in results.items()
     ]
     return text_table(header, rows)
+
+
+def warn_of_unused(config: EvalConfig, keys: list[str]) -> None:
+    """Log the flags that have no effect with the chosen attacks."""
+    transfer = config.protocol == "blackbox"
+    used = {"limit_aa": "aa" in keys, "surrogate_path": transfer, "surrogate_model": transfer}
+    used |= {"natural_path": "pgd" in keys and config.pictures, "steps": {"pgd", "transfer_pgd"} & {*keys}}
+    used |= {"restarts": {*keys} - {"clean", "fgsm", "aa", "square"}}
+    given = [f"--{name}" for name in used if not used[name] and getattr(config, name) != getattr(EvalConfig, name)]
+    if given:
+        logger.warning("WARNING: %s ignored by the attacks %s", ", ".join(given), ",".join(keys))
 
 
 def select_attacks(config: EvalConfig, classes: int | None = None) -> list[str]:

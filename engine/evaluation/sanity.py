@@ -84,7 +84,7 @@ def _weaker_attacks_that_win(results: dict[str, dict]) -> list[str]:
         if fgsm and title.startswith("PGD-") and crosses_ball:
             pairs.append(("FGSM, a single step,", fgsm, title, result))
     autoattack = results.get("AutoAttack")
-    if autoattack and (stages := autoattack["stages"]):
+    if autoattack and (stages := autoattack.get("stages")):
         gradient["AutoAttack's gradient-based attacks"] = autoattack | {"accuracy": stages["FAB-T"]}
         black_box["AutoAttack's Square"] = autoattack | {"accuracy": stages["Square"]}
     for title, square in black_box.items():

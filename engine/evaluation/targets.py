@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from data import Splits
-from engine.checkpoint import BEST_PGD10, LAST, best_checkpoint
+from engine.checkpoint import BEST, BEST_PGD10, LAST, best_checkpoint
 from engine.networks import class_difference, make_network, network_in, network_name
 from methods import WITHOUT_ATTACK
 from models.robustbench import PREFIX
-from models.weights import Checkpoint, NoWeights
+from models.weights import Checkpoint
 from utils.config import EvalConfig
 from utils.errors import UserError
 from utils.files import read_json
@@ -128,12 +128,12 @@ def _find_files(folder: Path) -> list[Path]:
     files = [run / name for run in runs for name in names[run] if (run / name).exists()]
     files = files or sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIXES))
     if not files:
-        raise UserError(f"--model_path {folder}: no checkpoint in that folder ({', '.join(SUFFIXES)})")
+        raise UserError(f"--model_path {folder}: no checkpoint in that folder ({', '.join(SUFFIXES)}); name the file")
     return files
 
 
 def _read_checkpoints(config: EvalConfig) -> list[Checkpoint]:
-    """Read the files that ``--model_path`` names, each once; those without weights in a folder are passed over."""
+    """Read the files that ``--model_path`` names, each once; other files in a folder are passed over."""
     folders = {}  # of each file, the folder that --model_path names, if it is not named itself
     for path in map(Path, config.model_path):
         folders |= dict.fromkeys(_find_files(path), path) if path.is_dir() else {path: None}
@@ -141,12 +141,12 @@ def _read_checkpoints(config: EvalConfig) -> list[Checkpoint]:
     for path, folder in folders.items():
         try:
             checkpoints.append(Checkpoint(path, config.weights, config.normalize))
-        except NoWeights:
-            if folder is None:
+        except UserError as error:
+            if folder is None or path.name in (*BEST, LAST):
                 raise
-            passed_over.append(str(path))
+            passed_over.append(str(error))
     if passed_over and not checkpoints:
-        raise UserError(f"--model_path {folder}: no file in it has weights")
+        raise UserError("; ".join(dict.fromkeys(passed_over)))
     if passed_over:
-        logger.warning("WARNING: passed over, no weights: %s", ", ".join(passed_over))
+        logger.warning("WARNING: passed over: %s", "; ".join(passed_over))
     return checkpoints

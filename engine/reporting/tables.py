@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 from engine.evaluation.records import NOT_ATTACKED, WORST
-from engine.reporting.runs import COSTS, NO_EVALUATION, NONE, Evaluation, Run, read_run, read_runs
+from engine.reporting.runs import CONFIG, COSTS, NO_EVALUATION, NONE, Evaluation, Run, read_run, read_runs
 from methods import count_teachers
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -44,24 +44,25 @@ class Row(NamedTuple):
 def read_rows(paths: Iterable[str], protocol: str) -> list[Row]:
     """Return a row per evaluation by ``protocol`` in folders of runs, or of checkpoints.
 
-    Raises UserError for a missing path, one without evaluations, and a damaged config.json or eval.json.
+    What is damaged is a warning; a run with a damaged config.json is left out. Raises UserError for a missing path and
+    one without evaluations.
     """
     rows: dict[tuple[Path, str], Row] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; name folders of runs, or checkpoints")
-        runs, selected = read_runs([path]) if path.is_dir() else [read_run(path.parent)], {}
+        runs, selected, problems = read_runs([path]) if path.is_dir() else [read_run(path.parent)], {}, []
         for run in runs:
-            for file, message in run.problems.items():
-                if file.endswith(".json"):
-                    raise UserError(f"{run.path / file}: {message}")
-                logger.warning("%s: %s", run.path / file, message)
-            for entry in run.evaluations:
+            problems += [f"{run.path / file}: {message}" for file, message in run.problems.items()]
+            for entry in run.evaluations if CONFIG not in run.problems else ():
                 if entry.labels["protocol"] == protocol and (path.is_dir() or entry.checkpoint == path.name):
                     selected[run.path.resolve(), json.dumps(entry.conditions, sort_keys=True)] = make_row(run, entry)
+        for problem in problems:
+            logger.warning("WARNING: %s", problem)
         if not selected:
             command = "python main_eval.py --model_path PATH" + f" --protocol {protocol}" * (protocol != "paper")
-            raise UserError(f"{path}: no evaluation by protocol {protocol}; evaluate a checkpoint with: {command}")
+            reason = "; ".join([f"no evaluation by protocol {protocol}", *problems])
+            raise UserError(f"{path}: {reason}; evaluate a checkpoint with: {command}")
         rows |= selected
     return list(rows.values())
 

@@ -11,12 +11,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from engine.checkpoint import LAST, STATES, load_checkpoint, save_checkpoint
+from engine.checkpoint import LAST, STATES, save_checkpoint
 from engine.training.loggers import Loggers
 from engine.training.metrics import ALPHA_BINS, Reliability
 from engine.training.schedule import WHOLE_RUN
 from engine.unused_fields import ignored_fields
 from methods import fields_read
+from models.checkpoint_file import decode
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.files import FULL, PARTIAL, link, require_writable, write_text
@@ -226,11 +227,11 @@ class RunFolder:
             raise UserError(f"{self.path}: its folder {STATES}/ is empty; {OTHER_RUN}")
         for path in self._states_read:
             try:
-                state = load_checkpoint(path)
+                state = decode(path.read_bytes(), path)
                 if _is_state(state):
                     return state
                 raise UserError(f"{path}: not a resume state, or of an older version")
-            except UserError as error:
+            except (UserError, OSError) as error:
                 logger.warning("%s; trying the previous state", error)
         raise UserError(f"{self._states_read[0]}: no state of this run can be read; {OTHER_RUN}")
 
