@@ -73,7 +73,7 @@ TRAINING = {
     "--epochs 2 --bs 32 --num_steps 2 --IAD_begin 1 --ema 0.995 --no_teacher_check",
 }
 EVALUATION = {
-    "full": "--attacks clean,pgd,aa --limit_test 2000 --limit_aa 500 --bs 500 --no-pictures",
+    "full": "--attacks clean,pgd,aa --limit_test 2000 --limit_aa 500 --bs 500 --no-pictures --precision bf16",
     "smoke": "--attacks clean,pgd --limit_test 20 --bs 20 --no-pictures",
 }
 
