@@ -119,7 +119,7 @@ class PixelCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         need, free = missing * self.dtype.itemsize, shutil.disk_usage(self.folder).free
         if need > free:
-            raise OSError(f"they need {need / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB are free")
+            raise OSError(f"they need {need / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free")
         with open(self.folder / self.name, "ab") as file:
             file.truncate(len(self.paths) * self.dtype.itemsize)
         for old in {*self.folder.glob(f"{self.kind}-*.bin")} - {self.folder / self.name}:  # of other files

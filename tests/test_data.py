@@ -320,7 +320,7 @@ def test_a_full_disk_is_one_line(folder, monkeypatch):
     assert "cannot be written to" in (message := load_error("Folder", folder)) and "No space left" in message
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2000))
     message = load_error("Folder", folder)
-    assert "--cache_dir" in message and "they need 0.0 GiB, 0.0 GiB are free" in message and "--limit_train" in message
+    assert "--cache_dir" in message and "they need 0 MiB, 0 MiB are free" in message and "--limit_train" in message
 
 
 def test_only_the_images_of_a_subset_are_decoded(folder, decoded_files):

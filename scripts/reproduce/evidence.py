@@ -278,7 +278,7 @@ def carry_out(study: Study, options: argparse.Namespace, flags: list[str]) -> in
     runner = Runner(study, options, flags)
     parse(TrainConfig, runner.command(Run(BASE, GRID[BASE][0], 1), TRAIN)[1:], description="", choices={})
     if options.scale == "full":
-        load("Folder", options.data_root, workers=os.cpu_count() or 1)  # decodes the images once for all processes
+        load("Folder", options.data_root, workers=os.cpu_count() or 1)  # reports a bad folder before the first run
     runner.out.mkdir(parents=True, exist_ok=True)
     pool = Pool([[]] * options.jobs, 60 * options.minutes or inf)
     pool.run(runner.tasks)
