@@ -122,7 +122,7 @@ def init(timeout: timedelta) -> Processes:
 
     ``timeout`` limits how long a collective waits for a rank. CPU tensors use gloo, GPU tensors NCCL.
     """
-    if not torch.distributed.is_torchelastic_launched():  # Slurm sets WORLD_SIZE in its shells too
+    if torchrun_rank() is None:  # Slurm sets WORLD_SIZE in its shells too
         return SINGLE_PROCESS
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(backend, timeout=timeout)

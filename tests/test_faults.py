@@ -351,3 +351,5 @@ def test_the_rank_is_printed_under_torchrun_and_ignored_without_it(monkeypatch, 
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert local_gpu(5) == 0
     assert run_in_process(monkeypatch, capsys, "main.py", "--epochs 0").err.startswith("[rank 3] error: --epochs 0:")
+    monkeypatch.delenv("RANK")
+    assert run_in_process(monkeypatch, capsys, "main.py", "--epochs 0").err.startswith("error: --epochs 0:")

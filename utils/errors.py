@@ -26,4 +26,4 @@ class Stopped(BaseException):
 
 def torchrun_rank(variable: str = "RANK") -> int | None:
     """Return this process's rank, with LOCAL_RANK that on its machine, under torchrun; None without torchrun."""
-    return int(os.environ[variable]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return int(os.environ[variable]) if {"TORCHELASTIC_RUN_ID", variable} <= os.environ.keys() else None
