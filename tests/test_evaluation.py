@@ -364,7 +364,8 @@ def test_processes_wait_for_the_longest_attack(monkeypatch):
     given = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert init(EVALUATION_TIMEOUT) == Processes(0, 1)  # Slurm sets WORLD_SIZE without torchrun
-    monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *a, **options: given.update(options))
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
