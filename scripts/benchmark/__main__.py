@@ -5,7 +5,7 @@ NAME is one of the following; each has --help:
   evaluation  PGD-20 on robust images
   scale       several processes: torchrun --standalone --nproc_per_node=2 scripts/benchmark scale
 
-A ratio is the median over pairs of (reference, ours), its spread their quartiles.
+A ratio is the median over (reference, ours) pairs; its spread is given by their quartiles.
 """
 
 import json
