@@ -153,9 +153,9 @@ def test_the_peer_has_its_own_weights_and_is_trained(distill, tmp_path):
 
 @pytest.mark.parametrize("method", ["SAAD", "MTARD", "B-MTARD", "PeerAiD"])
 def test_methods_of_one_process_and_batches_smaller_than_their_number_are_refused_under_torchrun(method):
-    with pytest.raises(UserError, match=f"--method {method}: trains in a single process only"):
+    with pytest.raises(UserError, match=f"--method {method}: supports a single process only"):
         _check_processes(TrainConfig(method=method), Processes(0, 2))
-    with pytest.raises(UserError, match="--bs 1: is shared by 2 processes; use --bs 2 or more"):
+    with pytest.raises(UserError, match="--bs 1: must be at least the number of processes, 2"):
         _check_processes(TrainConfig(bs=1), Processes(0, 2))
 
 
