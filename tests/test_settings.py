@@ -83,7 +83,7 @@ def test_a_run_logs_flags_that_its_method_ignores_and_warnings(train, tmp_path, 
     for text in (output, log.read_text()):
         lines = [line.partition(" ignores ")[2] for line in text.splitlines() if " ignores " in line]
         assert {name for line in lines for name in line.split(", ")} == set(ignored.split(", ") if ignored else [])
-        assert ("WARNING: --num_steps 2 of --step_size" in text) == ("Natural" not in args)
+        assert ("WARNING: --num_steps 2 with --step_size" in text) == ("Natural" not in args)
 
 
 @pytest.mark.parametrize(
