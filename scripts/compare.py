@@ -45,14 +45,14 @@ def compare(arguments: Sequence[str]) -> None:
         if figure:
             save_figure(figure, folder / "comparison.png")
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written to ({error.strerror}); name another folder") from error
+        raise UserError(f"--out {folder}: cannot be written to ({error.strerror}); choose another folder") from error
     logger.info("\n%s\n\nfiles: %s", text_table(header, cells), folder / "comparison.*")
 
 
 def draw(rows: Sequence[Row], shown: Sequence[str]) -> plt.Figure | None:
     """Draw robust against clean accuracy of the rows that have both; None, and a warning, if none has.
 
-    The marker is the kind of checkpoint; rows of one colour differ in ``shown`` columns only in checkpoint and seed.
+    The marker shows the kind of checkpoint; rows of one color differ only in checkpoint and seed in ``shown`` columns.
     """
     attack = shared_attack(rows)
     drawn = [row for row in rows if {CLEAN, attack} <= row.accuracies.keys()]

@@ -18,7 +18,7 @@ from engine.training.trainer import Trainer
 from methods import fields_read
 from methods.adr import adr_loss, rectified_labels
 from methods.igdm import igdm_loss
-from methods.mtard import divergence, mtard_loss, rebalance, retemper
+from methods.mtard import adjust_temperatures, divergence, mtard_loss, rebalance
 from methods.peeraid import peeraid_loss
 from methods.saad import saad_loss
 from models import build
@@ -69,7 +69,7 @@ def mtard_row(row, a):
     terms = (kl_weight * divergence(t, s).detach() for t, s in ((t_adv, a["s_adv"]), (t_nat, a["s_clean"])))
     state = rebalance(state, *terms, rate=row["hp"]["weight_learn_rate"])
     weight = state["weight_nat"].to(t_adv.dtype)
-    row["got"] = retemper(state, t_adv, t_nat, rate=row["hp"].get("temp_learn_rate", 0.0))
+    row["got"] = adjust_temperatures(state, t_adv, t_nat, rate=row["hp"].get("temp_learn_rate", 0.0))
     return mtard_loss(
         a["s_clean"], a["s_adv"], t_nat, t_adv, weight_adv=1 - weight, weight_nat=weight, kl_weight=kl_weight
     )

@@ -36,7 +36,7 @@ BENCHMARKS = {
 def benchmark(argv: list[str]) -> None:
     """Run the benchmark that the first argument names; raises UserError for an unknown name."""
     if not argv:
-        raise UserError(f"name a benchmark ({', '.join(BENCHMARKS)}): python scripts/benchmark NAME [flags]")
+        raise UserError(f"no benchmark given ({', '.join(BENCHMARKS)}): python scripts/benchmark NAME [flags]")
     if argv[0] in ("-h", "--help"):
         print(__doc__, end="")
         return
