@@ -205,7 +205,7 @@ FOLDER_DAMAGE = [
     (lambda root: (root / "train/bee").symlink_to(root / "gone"), "bee: the target of this link does not exist"),
     (lambda root: (root / "train/ant/x").symlink_to(root / "gone"), "ant/x (No such file"),
     (lambda root: [path.write_text(LFS) for path in root.rglob("train/*/*")], "training images: a git-lfs pointer"),
-    (lambda root: (root / "train/ant").rename(root / "train/.ant"), "train: needs at least 2 class folders"),
+    (lambda root: (root / "train/ant").rename(root / "train/.ant"), "train: must have at least 2 class folders"),
     (lambda root: save(root / "train/ant/0.png", noise(0, 16)[:8]), "0.png: is 16x8, not square"),
     (lambda root: save(root / "test/ant/0.png", np.ones((16, 16), np.uint16)), "0.png (pixels of more than 8 bits"),
     (lambda root: (root / "test/ant/1.jpg").write_bytes(b""), "1 of 10 images cannot be read"),
@@ -228,7 +228,7 @@ def test_damaged_files_are_an_error_with_the_path(request, name, damage, message
 def test_invalid_flags_are_named():
     assert "--dataset CIFAR1: unknown name; nearest: CIFAR10" in load_error("CIFAR1")
     assert "--data_root: --dataset Folder needs a folder with" in load_error("Folder")
-    assert f"--data_root {__file__}: is a file; it must be a folder" in load_error("CIFAR10", __file__)
+    assert f"--data_root {__file__}: is a file, not a folder" in load_error("CIFAR10", __file__)
     assert "--image_size 64: CIFAR10 has 32x32 images" in load_error("CIFAR10", image_size=64)
     assert "--image_size 32: Tiny_Image has 64x64 images" in load_error("Tiny_Image", image_size=32)
 
