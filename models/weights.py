@@ -79,8 +79,8 @@ class Checkpoint:
         items = content if isinstance(content, Mapping) else {}
         self.metadata = {key: items[key] for key, is_valid in METADATA.items() if key in items and is_valid(items[key])}
         self.groups = dict(_groups(content))
-        beside = {key: value for key, value in _tensors(items).items() if "." not in key and value.numel() == 3}
-        stated = ((STATISTIC.fullmatch(key), value) for key, value in beside.items())
+        top_level = {key: value for key, value in _tensors(items).items() if "." not in key and value.numel() == 3}
+        stated = ((STATISTIC.fullmatch(key), value) for key, value in top_level.items())
         self.stated = {bool(match[1]): value for match, value in stated if match and _is_floating(value)}
         self.log_once = functools.cache(logger.log)  # a network is loaded to check it, and again to use it
         if not self.groups:
@@ -180,11 +180,11 @@ def load_network(
     try:
         return load_weights(build(name, num_classes, image_size), checkpoint)
     except OtherNetwork as error:
-        held, _ = identify(checkpoint) or (None, 0)
-        if held in (None, name):
+        identified, _ = identify(checkpoint) or (None, 0)
+        if identified in (None, name):
             raise
         raise UserError(
-            f"{flag} {name}: {checkpoint.path} contains {held}; use {flag} {held}, or choose another file"
+            f"{flag} {name}: {checkpoint.path} contains {identified}; use {flag} {identified}, or choose another file"
         ) from error
 
 
@@ -241,7 +241,7 @@ def _cached_layout(name: str, image_size: int, constructor: Callable) -> dict[st
 def _fit(location: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Fit:
     inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     weight, bias = list(expected)[-2:]  # every network ends with its linear classifier
-    if weight not in inside and bias not in inside:  # it may have another name, or be beside the other layers
+    if weight not in inside and bias not in inside:  # it may have another name or prefix
         biases = {f"{key[:-4]}weight": key for key in tensors if key.endswith("bias")}
         layers = [key for key in biases if key in tensors and tensors[key].shape[1:] == expected[weight].shape[1:]]
         if len(layers) == 1:
@@ -249,9 +249,9 @@ def _fit(location: str, prefix: str, tensors: Mapping[str, Tensor], expected: Ma
             inside = {key: value for key, value in inside.items() if prefix + key not in moved}
             inside |= {moved[key]: tensors[key] for key in moved}
     state = {key: inside[key] for key in expected if key in inside}
-    extra, heads = [key for key in inside if key not in expected], {key.split(".")[0] for key in expected}
+    extra, first_parts = [key for key in inside if key not in expected], {key.split(".")[0] for key in expected}
     missing = [key for key in expected if key not in inside and not OPTIONAL.search(key)]
-    unexpected = [key for key in extra if key.split(".")[0] in heads or not _is_extra(key, inside[key])]
+    unexpected = [key for key in extra if key.split(".")[0] in first_parts or not _is_extra(key, inside[key])]
     different = [key for key in state if state[key].shape != expected[key].shape]
     unsupported = [
         k for k, v in state.items() if not _is_dense(v) or v.is_floating_point() < expected[k].is_floating_point()

@@ -68,8 +68,8 @@ def draw(rows: Sequence[Row], shown: Sequence[str]) -> plt.Figure | None:
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     for number, (name, kinds) in enumerate(groups.items()):
         for kind, points in kinds.items():
-            look = {"color": distinct_color(number), "markeredgecolor": "white", "markersize": 8}
-            axes.plot(*zip(*points, strict=True), MARKERS.get(kind, "D"), label=f"{name}, {kind}", **look)
+            style = {"color": distinct_color(number), "markeredgecolor": "white", "markersize": 8}
+            axes.plot(*zip(*points, strict=True), MARKERS.get(kind, "D"), label=f"{name}, {kind}", **style)
     axes.set(
         xlabel=f"clean accuracy (%), {_n(drawn, CLEAN)}", ylabel=f"accuracy under {attack} (%), {_n(drawn, attack)}"
     )

@@ -72,7 +72,7 @@ class Published(NamedTuple):
 def read(config: ExportConfig) -> Published:
     """Load a checkpoint and its results; raises UserError if they are damaged, unsupported or contradict the flags."""
     path, file = config.model_path, Checkpoint(config.model_path)
-    metadata, held = file.metadata, identify(file)
+    metadata, identified = file.metadata, identify(file)
     stated, given = metadata.get("dataset"), config.dataset and dataset_name(config.dataset)
     if stated and stated not in DATASETS:  # it becomes the name of a folder
         raise UserError(f"{path}: names the unknown dataset {stated!r}: the file is damaged")
@@ -80,14 +80,15 @@ def read(config: ExportConfig) -> Published:
         raise UserError(f"--dataset {given}: {path} was trained on {stated}; remove the flag")
     dataset = given or stated or "CIFAR10"
     name = network_in(file, config.model)
-    if name.startswith(robustbench.PREFIX) and held:  # the starting point of a student that may be one of our networks
-        name = held[0]
+    if name.startswith(robustbench.PREFIX) and identified:  # a student that started from it
+        name = identified[0]
     if name not in MODELS:
-        raise UserError(f"{path}: contains {name}, which RobustBench has published already; export another network")
-    known = KNOWN.get(dataset, Known(held[1] if held else 0, 32, 0))
-    num_classes = held[1] if held else known.classes
+        raise UserError(f"{path}: contains {name}, which RobustBench already has; export another network")
+    known = KNOWN.get(dataset, Known(identified[1] if identified else 0, 32, 0))
+    num_classes = identified[1] if identified else known.classes
     if num_classes != known.classes:
-        raise UserError(f"--dataset {dataset}: has {known.classes} classes, {path} {num_classes}; give its dataset")
+        problem = f"has {known.classes} classes, but {path} has {num_classes}"
+        raise UserError(f"--dataset {dataset}: {problem}; give the dataset that it was trained on")
     image_size = metadata.get("image_size", known.image_size)
     network = load_network(name, num_classes, file, image_size).eval()
     if "init_conv.weight" in network.state_dict():

@@ -95,10 +95,10 @@ def _draw_points(axes, rows: Sequence[Row], attack: str | None, numbers: dict[Pa
     for row in rows:
         if {CLEAN, attack} <= row.accuracies.keys():
             clean, robust = (row.accuracies[title].percent for title in (CLEAN, attack))
-            look = {"marker": "s", "markersize": 9, "fillstyle": "none"} if row.labels["checkpoint"] == "last" else {}
+            style = {"marker": "s", "markersize": 9, "fillstyle": "none"} if row.labels["checkpoint"] == "last" else {}
             title = f"{TITLE}{row.run.name}, {row.labels['checkpoint']}: clean {clean:.2f}, robust {robust:.2f}"
             color = distinct_color(numbers[row.run.path])
-            axes.plot(clean, robust, color=color, ls="", gid=title, **{"marker": "o"} | look)
+            axes.plot(clean, robust, color=color, ls="", gid=title, **{"marker": "o"} | style)
     axes.set(xlabel="clean accuracy (%); square: last checkpoint, circle: others", xmargin=0.1, ymargin=0.1)
 
 

@@ -77,8 +77,8 @@ def _check(config: TrainConfig) -> None:
         message = f"{count} of {config.bs} images per batch; at least one extra and one training image are required"
         raise UserError(f"--extra_fraction {config.extra_fraction:g}: {message}")
     if config.igdm is not None and "igdm" not in fields_read(config.method, config):
-        having = ", ".join(method for method in METHODS if "igdm" in fields_read(method, config))
-        raise UserError(f"--igdm: {config.method} does not support this term; remove the flag, or use it with {having}")
+        others = ", ".join(method for method in METHODS if "igdm" in fields_read(method, config))
+        raise UserError(f"--igdm: {config.method} does not support this term; remove the flag, or use it with {others}")
     if config.ema and config.swa_start:
         raise UserError("--swa_start: cannot be combined with --ema; remove one of them")
     if config.nesterov and config.optim == "SGD" and not config.momentum:
