@@ -90,8 +90,8 @@ class PixelCache:
                 self._in_threads(lambda index: self._decode(index, decode), missing, bar)
         except OSError as error:
             raise UserError(
-                f"--cache_dir: decoded images cannot be written to {self.folder} ({error.strerror or error}); name "
-                "another folder, or use --limit_train, --limit_test or a smaller --image_size"
+                f"--cache_dir: decoded images cannot be written to {self.folder} ({error.strerror or error}); "
+                "choose another folder, or use --limit_train, --limit_test or a smaller --image_size"
             ) from error
 
     def _map(self) -> None:
