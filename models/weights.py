@@ -297,7 +297,7 @@ def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
         names = ", ".join(fit.name for fit in (best, *others))
         raise UserError(f"{path}: contains several such networks ({names}); save only one of them")
     if kinds[other]:
-        message = "%s: uses the %s (%s), not the %s (%s); --weights %s uses those"
+        message = "%s: using the %s (%s), not the %s (%s); --weights %s selects the latter"
         checkpoint.log_once(INFO, message, path, KINDS[used], best.name, KINDS[other], kinds[other][0].name, other)
     used = {id(value) for value in best.state.values()}  # a classifier may be outside the prefix
     outside = {key for key, value in checkpoint.groups[best.location].items() if id(value) not in used}
