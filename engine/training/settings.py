@@ -93,8 +93,8 @@ def config_warnings(config: TrainConfig) -> list[str]:
     begin = getattr(METHODS[config.method](config), "keywords", {}).get("begin", 0)
     if begin >= config.epochs:
         warnings.append(
-            f"{config.method} starts introspection after epoch {begin}, which --epochs {config.epochs} does not exceed: "
-            "there is none; --IAD_begin sets the epoch"
+            f"{config.method} starts introspection after epoch {begin}, so --epochs {config.epochs} has none; "
+            "--IAD_begin sets the epoch"
         )
     for name in ("awp_warmup", "swa_start", "epsilon_ramp"):
         if (getattr(config, name) or 0) > config.epochs:
