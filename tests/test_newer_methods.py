@@ -21,6 +21,7 @@ from methods.igdm import igdm_loss
 from methods.mtard import divergence, mtard_loss, rebalance, retemper
 from methods.peeraid import peeraid_loss
 from methods.saad import saad_loss
+from methods.trades import trades_loss
 from models import build
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -75,7 +76,14 @@ def mtard_row(row, a):
     )
 
 
-LOSSES = {"IGDM": igdm_row, "SAAD": saad_row, "ADR": adr_row, "PeerAiD": peeraid_row}
+def trades_row(row, a):
+    """TRADES of Wang et al.: label smoothing, or CutMix, with the KL divergence to the mixed label."""
+    labels, smoothing = a.get("x_soft", a["targets"]), 0 if row["hp"]["cutmix"] else row["hp"]["ls"]
+    loss = trades_loss(a["s_clean"], a["s_adv"], labels, beta=row["hp"]["beta"], label_smoothing=smoothing)
+    return loss + torch.xlogy(labels, labels).sum(1).mean() if row["hp"]["cutmix"] else loss
+
+
+LOSSES = {"IGDM": igdm_row, "SAAD": saad_row, "ADR": adr_row, "PeerAiD": peeraid_row, "TRADES_DM": trades_row}
 LOSSES |= dict.fromkeys(("MTARD_c10", "MTARD_c100", "BMTARD"), mtard_row)
 ROWS = json.loads((FOLDER / "INDEX.json").read_text())
 ROWS = [row for row in ROWS if row.get("method") in LOSSES and row["status"] == "ok"]

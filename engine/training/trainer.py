@@ -16,8 +16,8 @@ from engine.fast.graphs import GraphedPGD
 from engine.fast.precision import PLAIN, Arithmetic
 from engine.sync_batchnorm import convert_sync_batchnorm
 from engine.training.averaging import WeightAverage
-from engine.training.weight_perturbation import Recording, WeightPerturbation
-from methods.losses import Setup, Step, concatenate, set_up
+from engine.training.weight_perturbation import WeightPerturbation
+from methods.losses import Recording, Setup, Step, concatenate, set_up
 from utils.errors import UserError
 
 
@@ -41,7 +41,7 @@ class Trainer:
         average: Of the student's weights; it is validated and saved in place of them.
         perturbation: Perturbs the weights at which the gradient is taken; the method is then called twice, and the
             second call gets the adversarial images of the first.
-        clip_grad: Largest norm of the gradient of all parameters together.
+        clip_grad: Largest norm of the gradient of all of the student's parameters together.
         parts: Process each batch in parts and add their gradients; BatchNorm normalizes over a part.
         make_network: Makes another network like the student for a method that trains one; None copies the student.
         steps_per_epoch: For a method whose schedule is per step.
