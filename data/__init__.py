@@ -9,7 +9,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from data import cifar, digits, image_folder, tiny_imagenet
 from data.cache import ReadOptions
-from data.decode import decode_files
+from data.image_files import decode_files
 from data.loader import Batches
 from data.splits import TEST_SUBSET_SEED, Split, Splits, fingerprint, hold_out, subset, subset_mask, take
 from utils.errors import UserError

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from data.cache import ReadOptions
-from data.decode import splits_of_files
 from data.files import labeled_images
+from data.image_files import splits_of_files
 from data.splits import Splits, check_image_size
 from utils.errors import UserError
 
