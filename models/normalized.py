@@ -1,5 +1,7 @@
 """Input normalization as part of a network."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,16 @@ CONSTANTS = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+# Keys of a mean and a std of images, such as normalize.mean, mu, pixel_std.
+STATISTIC = re.compile(
+    r"(?:.*\.)?(?:(?:new|image|img|pixel|data|input)?_)?(?:(?P<mean>means?|mu)|(?P<std>stds?|sds|sigma))"
+)
+
+
+def statistic(key: str) -> str | None:
+    """Return "mean" or "std" for a key of that name, None for another key."""
+    match = STATISTIC.fullmatch(key)
+    return match and match.lastgroup
 
 
 def constants(text: str) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,114 @@
+"""The tensors of a checkpoint that may be the weights of a network, compared with its keys and shapes."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from models.checkpoint import Checkpoint, is_dense
+from models.normalized import statistic
+
+# Extra keys that belong to a training code and not to the network.
+EXTRA = re.compile(
+    r"criterion|loss|metric|acc|normal|n_averaged|decay|num_updates|step|epoch|temperature|attack|teacher|sub_block1"
+)
+# Keys that files have or not: from before PyTorch 0.4.1, and of a block that no forward pass uses.
+OPTIONAL = re.compile(r"num_batches_tracked$|^sub_block1\.")
+
+
+class Candidate(NamedTuple):
+    """The tensors under one prefix of a state dict in a file, as the ``state`` of a network.
+
+    ``outside`` are the others of that state dict; ``problem`` says why ``state`` cannot be loaded, "" if it can.
+    ``recognized``: keys and shapes are those of the network, except for the number of classes.
+    """
+
+    place: str
+    prefix: str
+    state: dict[str, Tensor]
+    outside: dict[str, Tensor]
+    missing: list[str]
+    problem: str
+    recognized: bool
+
+    @property
+    def name(self) -> str:
+        """Where the file has it."""
+        return ".".join(filter(None, (self.place, self.prefix.rstrip(".")))) or "top level"
+
+    @property
+    def words(self) -> set[str]:
+        """Words of the name."""
+        return set(re.split(r"[._]", self.name.lower()))
+
+
+def find_candidates(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> list[Candidate]:
+    """Compare the state dict ``expected`` of a network with the tensors under every prefix at which it may begin."""
+    first, found = next(iter(expected)), []
+    for place, tensors in checkpoint.state_dicts.items():
+        prefixes = {key.removesuffix(first) for key in tensors if f".{key}".endswith(f".{first}")} or {""}
+        found += [_compare(place, prefix, tensors, expected) for prefix in sorted(prefixes)]
+    return found
+
+
+def classifier_keys(expected: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Return the keys of weight and bias of the linear classifier, with which every network ends."""
+    weight, bias = list(expected)[-2:]
+    return weight, bias
+
+
+def _compare(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Candidate:
+    tensors = _with_classifier(tensors, prefix, expected)
+    state = {key: tensors[prefix + key] for key in expected if prefix + key in tensors}
+    used = {prefix + key for key in state}
+    outside = {key: value for key, value in tensors.items() if key not in used}
+    missing = [key for key in expected if key not in state and not OPTIONAL.search(key)]
+    extra = {key.removeprefix(prefix): value for key, value in outside.items() if key.startswith(prefix)}
+    modules = {key.split(".")[0] for key in expected}
+    unexpected = [key for key, value in extra.items() if key.split(".")[0] in modules or not _is_extra(key, value)]
+    problem, recognized = _problem(state, missing, unexpected, expected)
+    return Candidate(place, prefix, state, outside, missing, problem, recognized)
+
+
+def _with_classifier(
+    tensors: Mapping[str, Tensor], prefix: str, expected: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """Rename the classifier if it has another name or is beside the other layers: the only one of its input size."""
+    weight, bias = classifier_keys(expected)
+    if prefix + weight in tensors or prefix + bias in tensors:
+        return tensors
+    inputs = expected[weight].shape[1:]
+    layers = [key.removesuffix("bias") for key in tensors if key.endswith("bias")]
+    layers = [
+        layer for layer in layers if f"{layer}weight" in tensors and tensors[f"{layer}weight"].shape[1:] == inputs
+    ]
+    if len(layers) != 1:
+        return tensors
+    names = {f"{layers[0]}weight": prefix + weight, f"{layers[0]}bias": prefix + bias}
+    return {names.get(key, key): value for key, value in tensors.items()}
+
+
+def _is_extra(key: str, value: Tensor) -> bool:
+    return bool(EXTRA.search(key.split(".")[0])) or statistic(key) is not None or value.numel() <= 1
+
+
+def _problem(
+    state: Mapping[str, Tensor], missing: list[str], unexpected: list[str], expected: Mapping[str, Tensor]
+) -> tuple[str, bool]:
+    """Return ``problem`` and ``recognized`` of a Candidate."""
+    if unexpected or missing:
+        keys = [f"{kind} {keys[0]}" for kind, keys in (("unexpected", unexpected), ("missing", missing)) if keys]
+        return f"weights of another network ({', '.join(keys)})", False
+    weight, bias = classifier_keys(expected)
+    different = [key for key in state if state[key].shape != expected[key].shape]
+    if {*different} == {weight, bias} and state[weight].shape[1:] == expected[weight].shape[1:]:
+        classes = f"{len(state[weight])} classes, not {len(expected[weight])}"
+        return f"has {classes}; choose the --dataset it was trained on", True
+    for key in different:
+        shapes = f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        return f"weights of another network or --image_size ({shapes})", False
+    for key, value in state.items():
+        if not is_dense(value) or (expected[key].is_floating_point() and not value.is_floating_point()):
+            return f"{key} is {value.dtype}, {value.layout}, on {value.device}; save it as float32 on the CPU", True
+    return "", True
