@@ -13,6 +13,13 @@ from utils.files import LFS_HINT, LFS_POINTER
 
 log = logging.getLogger(__name__)
 
+_MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow warns above its limit and refuses above twice as many
+
+
+def limit_pixels(count: int | None) -> None:
+    """Refuse images of more than ``count`` pixels from now on; None is Pillow's limit."""
+    Image.MAX_IMAGE_PIXELS = (count or _MAX_PIXELS) / 2
+
 
 def open_image(path: Path) -> Image.Image:
     """Decode the first frame of a file to 8-bit RGB.

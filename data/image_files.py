@@ -6,7 +6,6 @@ from itertools import compress
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from data.cache import PixelCache, ReadOptions
@@ -95,13 +94,7 @@ def decode_files(*splits: Split) -> list[Split]:
 
 def _decode(cache: PixelCache, indices: Sequence[int]) -> UserError | None:
     """Decode files and return the error that names the damaged ones."""
-    default = Image.MAX_IMAGE_PIXELS
-    try:
-        if cache.options.max_pixels:
-            Image.MAX_IMAGE_PIXELS = cache.options.max_pixels / 2  # Pillow warns above it, refuses above twice as many
-        cache.add(indices)
-    finally:
-        Image.MAX_IMAGE_PIXELS = default
+    cache.add(indices)
     damaged = [f"{cache.paths[i]} ({cache.damaged[i]})" for i in dict.fromkeys(indices) if i in cache.damaged]
     if not damaged:
         return None

@@ -18,7 +18,7 @@ from utils.log import logger
 INSERTED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 PROFILED = ("total_ops", "total_params")  # added to every module by a profiler
 ARRAYS = (np.float64, np.float32, np.float16, np.int64)
-MAX_DEPTH = 4  # of dicts and lists in which a state dict is looked for
+MAX_DEPTH = 4  # of nested dicts and lists
 
 # Metadata in our own checkpoints -> whether a value is valid, as the file may come from anyone.
 METADATA = {

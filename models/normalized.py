@@ -30,9 +30,11 @@ def constants(text: str) -> tuple[Tensor, Tensor]:
 
     Raises UserError that names ``--normalize`` for another text.
     """
+    if text.lower() in CONSTANTS:
+        mean, std = torch.tensor(CONSTANTS[text.lower()])
+        return mean, std
     try:
-        mean, std = CONSTANTS.get(text.lower()) or torch.tensor([float(part) for part in text.split(",")]).view(2, 3)
-        mean, std = torch.as_tensor(mean), torch.as_tensor(std)
+        mean, std = torch.tensor([float(part) for part in text.split(",")]).view(2, 3)
         if not ((mean >= 0) & (mean <= 1) & (std > 0) & (std <= 1)).all():
             raise ValueError
     except (ValueError, RuntimeError) as error:

@@ -7,22 +7,14 @@ import io
 import pickletools
 import struct
 import zipfile
-from collections.abc import Iterator
-from typing import Any
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before PyTorch 1.6
 LEGACY_PICKLES = 5  # of that format: magic number, version, system, content, keys of the tensors that follow
-
 CODE = {opcode.name: opcode.code.encode("latin1") for opcode in pickletools.opcodes}
 PROTOCOL_2 = CODE["PROTO"] + b"\x02"
 # Opcodes that torch.load does not know; sets become lists and tuples.
-REPLACED = {
-    "PROTO": b"",
-    "FRAME": b"",
-    "EMPTY_SET": CODE["EMPTY_LIST"],
-    "ADDITEMS": CODE["APPENDS"],
-    "FROZENSET": CODE["TUPLE"],
-}
+REPLACED = {"EMPTY_SET": CODE["EMPTY_LIST"], "ADDITEMS": CODE["APPENDS"], "FROZENSET": CODE["TUPLE"]}
+REPLACED |= {"PROTO": b"", "FRAME": b""}
 
 
 def in_protocol_2(data: bytes) -> bytes:
@@ -70,7 +62,8 @@ def _rewrite(file: io.BytesIO) -> bytes:
     written = [PROTOCOL_2]
     memo: dict[int, bytes | None] = {}  # key -> the opcode that pushes this string; None for another value
     string = None  # what the last opcode pushed, if that is a string
-    for name, value, opcode in _opcodes(file):
+    for kind, value, start in pickletools.genops(file):
+        name, opcode = kind.name, bytes(file.getbuffer()[start : file.tell()])
         if name == "MEMOIZE" or "PUT" in name:
             key = len(memo) if name == "MEMOIZE" else int(value)
             memo[key] = string
@@ -98,12 +91,6 @@ def _rewrite(file: io.BytesIO) -> bytes:
     return b"".join(written)
 
 
-def _opcodes(file: io.BytesIO) -> Iterator[tuple[str, Any, bytes]]:
-    """Yield the name, argument and bytes of each opcode of a pickle."""
-    for opcode, value, start in pickletools.genops(file):
-        yield opcode.name, value, bytes(file.getbuffer()[start : file.tell()])
-
-
 def _string(value: str) -> bytes:
     encoded = value.encode("utf-8", "surrogatepass")
     return CODE["BINUNICODE"] + struct.pack("<I", len(encoded)) + encoded
@@ -115,6 +102,5 @@ def _integer(value: int) -> bytes:
 
 
 def _bytes(value: bytes | bytearray) -> bytes:
-    """Protocol 2 has no bytes: a call of ``_codecs.encode``, which torch.load accepts."""
-    text, encoding = _string(value.decode("latin1")), _string("latin1")
-    return CODE["GLOBAL"] + b"_codecs\nencode\n" + text + encoding + CODE["TUPLE2"] + CODE["REDUCE"]
+    arguments = _string(value.decode("latin1")) + _string("latin1") + CODE["TUPLE2"]
+    return CODE["GLOBAL"] + b"_codecs\nencode\n" + arguments + CODE["REDUCE"]  # as protocol 2 itself saves bytes

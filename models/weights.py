@@ -149,18 +149,14 @@ def _average_and_raw(
     elif not average:
         average = unnamed
     if raw and not average:
-        average = _averaged_parameters(candidates, raw[0])
+        parameters = [one for one in candidates if one.words & AVERAGE and not one.words & (OTHERS | RAW)]
+        average = [one._replace(state=raw[0].state | one.state) for one in parameters if _has_no_statistics(one)]
     return average, raw
 
 
-def _averaged_parameters(candidates: list[Candidate], network: Candidate) -> list[Candidate]:
-    """Return averages of parameters only, with the BatchNorm statistics of ``network``."""
-    averages = []
-    for candidate in candidates:
-        is_average = candidate.words & AVERAGE and not candidate.words & (OTHERS | RAW)
-        if is_average and candidate.missing and all(".running_" in f".{key}" for key in candidate.missing):
-            averages.append(candidate._replace(state=network.state | candidate.state))
-    return averages
+def _has_no_statistics(candidate: Candidate) -> bool:
+    """Return whether only BatchNorm statistics are missing, as in an average of the parameters."""
+    return bool(candidate.missing) and all(".running_" in f".{key}" for key in candidate.missing)
 
 
 def _best(checkpoint: Checkpoint, networks: list[Candidate]) -> list[Candidate]:
