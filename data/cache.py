@@ -1,4 +1,4 @@
-"""Decoded images in one memory-mapped file beside the originals: a dataset may be larger than the memory."""
+"""Decoded images in one memory-mapped file next to the originals, so that a dataset may exceed the memory."""
 
 import errno
 import hashlib
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _VERSION = 3  # increase it when the same files are decoded to other pixels
 _SAMPLE = 4096  # bytes that are compared at the start, in the middle and at the end of a file
-_MANY = 512  # images that are worth starting processes
+_MANY = 512  # images from which on processes are faster than threads
 _CHUNK = 16  # images that a thread or process handles at a time
 
 
@@ -46,11 +46,11 @@ class ReadOptions(NamedTuple):
 
 
 class PixelCache:
-    """The decoded images of ``paths``, files below ``root``: (3, ``size``, ``size``) uint8 each.
+    """The decoded images of ``paths``, files in ``root``: (3, ``size``, ``size``) uint8 each.
 
-    They are records of a file, named after the paths, in ``root``/.decoded or a folder of ``cache_dir``; in a temporary
-    folder if that cannot be written or is full. The file is sparse: only the records in use take space. A record has a
-    hash of its image file (size, time and some bytes) and a checksum. So changed files are decoded again, an
+    They are the records of one file, named after the paths, in ``root``/.decoded or a subfolder of ``cache_dir``; in a
+    temporary folder if that cannot be written or is full. The file is sparse: unused records take no space. A record
+    has a hash of its image file (size, time and some bytes) and a checksum. So changed files are decoded again, an
     interrupted decoding continues, and processes share the cache without locks: they write the same bytes.
     """
 
@@ -68,11 +68,11 @@ class PixelCache:
         self._records: np.ndarray | None = None  # mapped
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """The pixels of an image that was added."""
+        """Return the pixels of an image that :meth:`add` has decoded."""
         return self._records[index]["pixels"]
 
     def add(self, indices: Sequence[int]) -> None:
-        """Decode the images that are not in the cache; ``damaged`` receives those that cannot be decoded.
+        """Decode the images that are not in the cache; list those that cannot be decoded in ``damaged``.
 
         Raises UserError if the cache cannot be written.
         """
@@ -99,7 +99,7 @@ class PixelCache:
             raise UserError("--workers: a process that decodes images was killed; reduce --workers") from error
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Start to read the pixels of images from the disk."""
+        """Start reading the pixels of images from the disk."""
         prefetch(self._mapping, [index * self.dtype.itemsize for index in indices], self.dtype.itemsize)
 
     def _missing(self, indices: Sequence[int]) -> list[int]:
@@ -111,12 +111,12 @@ class PixelCache:
         self._records = np.frombuffer(self._mapping, self.dtype)
 
     def _create(self, missing: int) -> None:
-        """Create the file, if need be in a temporary folder; raise OSError if there is no space for ``missing``."""
+        """Create the file, if necessary in a temporary folder; raise OSError without space for ``missing`` images."""
         try:
             self._create_file(missing)
         except OSError as error:
             self._temporary = tempfile.TemporaryDirectory(prefix="decoded-")  # until this process ends
-            message = "%s: cannot cache decoded images (%s): they are in %s during this run; --cache_dir names a folder"
+            message = "%s: cannot cache decoded images there (%s); they are in %s until this run ends; see --cache_dir"
             log.warning(message, self.folder, error.strerror or error, self._temporary.name)
             self.folder = Path(self._temporary.name)
             self._create_file(missing)
@@ -126,7 +126,7 @@ class PixelCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         need, free = missing * self.dtype.itemsize, shutil.disk_usage(self.folder).free
         if need > free:
-            raise OSError(f"they need {need / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free")
+            raise OSError(f"{need / 2**20:,.0f} MiB required, {free / 2**20:,.0f} MiB free")
         with open(self.folder / self.name, "ab") as file:
             file.truncate(len(self.paths) * self.dtype.itemsize)
         for old in {*self.folder.glob(f"{self.kind}-*.bin")} - {self.folder / self.name}:  # of other files
@@ -162,7 +162,7 @@ class PixelCache:
             pool.shutdown(cancel_futures=True)
 
     def _pool(self, images: int) -> Executor:
-        """Processes for many images: Pillow releases the lock of Python while it decodes, but small images are fast."""
+        """Return threads or, for many images, processes: for small images, threads mostly wait for the interpreter lock."""
         workers = self.options.workers
         if images < _MANY or workers == 1 or sys.platform != "linux":
             return ThreadPoolExecutor(workers)
@@ -213,9 +213,9 @@ def _write(file: Path, index: int, record: np.ndarray) -> None:
 
 
 def prefetch(mapping: mmap.mmap, starts: Iterable[int], length: int) -> None:
-    """Start to read ``length`` bytes from each of ``starts``, all at once.
+    """Start reading ``length`` bytes from each of ``starts``, all at once.
 
-    Otherwise each page would wait for the disk, which reads the pages around it too.
+    Otherwise they would be read page by page, each access waiting for the disk.
     """
     with suppress(OSError, AttributeError):  # only a hint; Windows has none
         for start in starts:
@@ -224,7 +224,7 @@ def prefetch(mapping: mmap.mmap, starts: Iterable[int], length: int) -> None:
 
 
 def _content(path: Path) -> bytes:
-    """Return a hash of size, time and some bytes of a file; of all bytes of a small one."""
+    """Return a hash of a file's size, time and some of its bytes; of all bytes if the file is small."""
     with open(path, "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         parts = [repr((_VERSION, status.st_size, status.st_mtime_ns)).encode()]

@@ -50,7 +50,7 @@ def open_with_size(path: Path, size: int, resize: bool) -> np.ndarray:
             shape = f"{image.width}x{image.height}, not {size}x{size}"
             raise UserError(f"{path}: is {shape}; --dataset Folder --image_size {size} resizes all images")
         longest = 64 * min(image.size)
-        if max(image.size) > longest:  # resized, its other side would fill the memory
+        if max(image.size) > longest:  # resizing would exceed the memory
             image = TF.center_crop(image, [min(side, longest) for side in (image.height, image.width)])
         image = TF.center_crop(TF.resize(image, size), size)
     return np.asarray(image).transpose(2, 0, 1)
@@ -73,7 +73,7 @@ def _open_image(path: Path) -> Image.Image:
 
 
 def _other_file(path: Path) -> str:
-    """Say what a file is that has no supported image format."""
+    """Return what a file is that has no supported image format."""
     with open(path, "rb") as file:
         start = file.read(64)
     if start.startswith(LFS_POINTER):

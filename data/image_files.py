@@ -76,8 +76,8 @@ def splits_of_files(
 def decode_files(*splits: Split) -> list[Split]:
     """Decode the files of ``splits``, all of one dataset, that are not in the cache; Tensors are returned unchanged.
 
-    Raises UserError that names all damaged files or, with ``--skip_damaged``, leaves them out and logs their names.
-    An image that has another size, and is not to be resized, always raises UserError.
+    Raises UserError that names all damaged files; with ``--skip_damaged``, skips them and logs their names. An image
+    of another size that is not to be resized always raises UserError.
     """
     if not isinstance(splits[0].images, ImageFiles):
         return list(splits)
@@ -88,7 +88,7 @@ def decode_files(*splits: Split) -> list[Split]:
     intact = [torch.tensor([index not in cache.damaged for index in split.images.indices]) for split in splits]
     if not cache.options.skip_damaged or not all(mask.any() for mask in intact):
         raise error
-    log.warning("WARNING, left out: %s", str(error).partition("; replace")[0])
+    log.warning("WARNING: skipped: %s", str(error).partition("; replace")[0])
     return [take(split, mask) for split, mask in zip(splits, intact, strict=True)]
 
 
@@ -99,6 +99,6 @@ def _decode(cache: PixelCache, indices: Sequence[int]) -> UserError | None:
     if not damaged:
         return None
     return UserError(
-        f"{len(damaged):,} of {len(indices):,} images cannot be read: {', '.join(damaged)}; replace or remove them; "
-        "--skip_damaged leaves them out"
+        f"{len(damaged):,} of {len(indices):,} images cannot be read: {', '.join(damaged)}; replace or remove them, "
+        "or use --skip_damaged"
     )

@@ -1,4 +1,4 @@
-"""Batches of a split that is kept in the device's memory and augmented there."""
+"""Batches of a split that is stored in the device's memory and augmented there."""
 
 import logging
 import math
@@ -19,11 +19,11 @@ class Batches:
 
     The last batch may be smaller. ``shuffle`` draws a new order for every epoch; ``transforms`` change the images.
     With ``mix_classes``, the number of classes, CutMix follows, and labels are probabilities (B, classes), float32.
-    With ``extra`` every batch is full and partly drawn from there: see :meth:`ExtraData.order`.
+    With ``extra`` every batch is full and contains extra images: see :meth:`ExtraData.order`.
 
-    All random numbers of an epoch are drawn from ``generator`` (on the CPU) before its first batch. A generator in the
-    state from the start of an epoch therefore repeats that epoch, on any device and, without CutMix and extra data,
-    with any batch size.
+    All random numbers of an epoch are drawn from ``generator`` (on the CPU) before its first batch. The same state of
+    the generator at the start of an epoch therefore gives the same epoch, on any device and, without CutMix and extra
+    data, with any batch size.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Batches:
         extra_images, extra_labels = self._read_extra(rows[is_extra] - len(self.labels))
         images = torch.cat([self._copy(self.images[own]), extra_images])
         labels = torch.cat([self._copy(self.labels[own]), extra_labels])
-        place = self._copy(is_extra.long().argsort(stable=True).argsort())  # of each row: the extra images are last
-        return images[place], labels[place]
+        position = self._copy(is_extra.long().argsort(stable=True).argsort())  # of each row: extra images are last
+        return images[position], labels[position]
 
     def _read_extra(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = self.extra.at(rows)

@@ -17,8 +17,8 @@ _FOLDER = "tiny-imagenet-200"
 _URL = f"http://cs231n.stanford.edu/{_FOLDER}.zip"
 _UNPACK = f"unpack {_URL} again"
 # Folders of validation images: as published, and where scripts move those of a class.
-_PLACES = ("val/images", "val/{wnid}/images", "val/{wnid}", "val/images/{wnid}", "val")
-_PLACES += ("test/{wnid}/images", "test/{wnid}")
+_FOLDERS = ("val/images", "val/{wnid}/images", "val/{wnid}", "val/images/{wnid}", "val")
+_FOLDERS += ("test/{wnid}/images", "test/{wnid}")
 
 
 def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Splits:
@@ -73,10 +73,10 @@ def _annotated_images(root: Path, annotations: Path, label_of: dict[str, int]) -
         name, wnid, *_ = *line.split(), "", ""
         if wnid not in label_of:
             raise UserError(f"{annotations}: line {number}: {wnid!r} is not in wnids.txt; {_UNPACK}")
-        places = [root / place.format(wnid=wnid) / name for place in _PLACES]
-        path = next((place for place in places if place.is_file()), None)
+        paths = [root / folder.format(wnid=wnid) / name for folder in _FOLDERS]
+        path = next((path for path in paths if path.is_file()), None)
         if path is None or name != Path(name).name:
-            raise UserError(f"{annotations}: line {number}: no file {places[0]}; {_UNPACK}")
+            raise UserError(f"{annotations}: line {number}: no file {paths[0]}; {_UNPACK}")
         pairs.append((path, label_of[wnid]))
     if not pairs:
         raise UserError(f"{annotations}: no images; {_UNPACK}")

@@ -13,18 +13,18 @@ from models.normalized import statistic
 EXTRA = re.compile(
     r"criterion|loss|metric|acc|normal|n_averaged|decay|num_updates|step|epoch|temperature|attack|teacher|sub_block1"
 )
-# Keys that files have or not: from before PyTorch 0.4.1, and of a block that no forward pass uses.
+# Keys that may be missing: new in PyTorch 0.4.1, or of a block that no forward pass uses.
 OPTIONAL = re.compile(r"num_batches_tracked$|^sub_block1\.")
 
 
 class Candidate(NamedTuple):
     """The tensors under one prefix of a state dict in a file, as the ``state`` of a network.
 
-    ``outside`` are the others of that state dict; ``problem`` says why ``state`` cannot be loaded, "" if it can.
+    ``outside`` are the others of that state dict; ``problem`` is why ``state`` cannot be loaded, "" if it can.
     ``recognized``: keys and shapes are those of the network, except for the number of classes.
     """
 
-    place: str
+    location: str
     prefix: str
     state: dict[str, Tensor]
     outside: dict[str, Tensor]
@@ -34,21 +34,21 @@ class Candidate(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Where the file has it."""
-        return ".".join(filter(None, (self.place, self.prefix.rstrip(".")))) or "top level"
+        """Its path of keys in the file."""
+        return ".".join(filter(None, (self.location, self.prefix.rstrip(".")))) or "top level"
 
     @property
-    def words(self) -> set[str]:
-        """Words of the name."""
+    def parts(self) -> set[str]:
+        """The parts of the name, in lower case."""
         return set(re.split(r"[._]", self.name.lower()))
 
 
 def find_candidates(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> list[Candidate]:
     """Compare the state dict ``expected`` of a network with the tensors under every prefix at which it may begin."""
     first, found = next(iter(expected)), []
-    for place, tensors in checkpoint.state_dicts.items():
+    for location, tensors in checkpoint.state_dicts.items():
         prefixes = {key.removesuffix(first) for key in tensors if f".{key}".endswith(f".{first}")} or {""}
-        found += [_compare(place, prefix, tensors, expected) for prefix in sorted(prefixes)]
+        found += [_compare(location, prefix, tensors, expected) for prefix in sorted(prefixes)]
     return found
 
 
@@ -58,7 +58,7 @@ def classifier_keys(expected: Mapping[str, Tensor]) -> tuple[str, str]:
     return weight, bias
 
 
-def _compare(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Candidate:
+def _compare(location: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Candidate:
     tensors = _with_classifier(tensors, prefix, expected)
     state = {key: tensors[prefix + key] for key in expected if prefix + key in tensors}
     used = {prefix + key for key in state}
@@ -68,13 +68,13 @@ def _compare(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: M
     modules = {key.split(".")[0] for key in expected}
     unexpected = [key for key, value in extra.items() if key.split(".")[0] in modules or not _is_extra(key, value)]
     problem, recognized = _problem(state, missing, unexpected, expected)
-    return Candidate(place, prefix, state, outside, missing, problem, recognized)
+    return Candidate(location, prefix, state, outside, missing, problem, recognized)
 
 
 def _with_classifier(
     tensors: Mapping[str, Tensor], prefix: str, expected: Mapping[str, Tensor]
 ) -> Mapping[str, Tensor]:
-    """Rename the classifier if it has another name or is beside the other layers: the only one of its input size."""
+    """Rename the classifier if it has another name or prefix: it is the only layer of its input size."""
     weight, bias = classifier_keys(expected)
     if prefix + weight in tensors or prefix + bias in tensors:
         return tensors

@@ -55,7 +55,7 @@ class Checkpoint:
         self.state_dicts = _state_dicts(content)
         self.log_once = functools.cache(logger.log)  # a network is loaded to check it, and again to use it
         if not self.state_dicts:
-            raise UserError(f"{path}: no weights; name a checkpoint")
+            raise UserError(f"{path}: no weights; give a checkpoint")
         # An expanded view of one number could fill the memory when it is converted.
         if max(map(_count_values, self.state_dicts.values())) > len(data):
             raise UserError(f"{path}: damaged, it declares more values than it has bytes; copy or download it again")
@@ -74,16 +74,16 @@ def is_dense(value: Tensor) -> bool:
 def _read(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():  # a pipe would block
-            raise UserError(f"{path}: a directory or device, not a file; name a checkpoint file")
+            raise UserError(f"{path}: a directory or device, not a file; give a checkpoint file")
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a checkpoint file") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a checkpoint file") from error
 
 
 def _state_dicts(content: object) -> dict[str, dict[str, Tensor]]:
     found, queue, seen = {}, [("", content)], set()
-    for place, value in queue:  # grows meanwhile
-        if id(value) in seen or place.count(".") >= MAX_DEPTH:
+    for location, value in queue:  # grows meanwhile
+        if id(value) in seen or location.count(".") >= MAX_DEPTH:
             continue
         seen.add(id(value))  # a dict may contain itself
         if isinstance(value, list | tuple):
@@ -92,10 +92,10 @@ def _state_dicts(content: object) -> dict[str, dict[str, Tensor]]:
             continue
         tensors = _tensors(value)
         if any(key.endswith("weight") and is_dense(tensor) for key, tensor in tensors.items()):
-            found[place] = _without_inserted(tensors)
+            found[location] = _without_inserted(tensors)
         for key, item in value.items():
             if isinstance(item, Mapping | list | tuple):
-                queue.append((f"{place}.{key}".lstrip("."), item))
+                queue.append((f"{location}.{key}".lstrip("."), item))
     return found
 
 

@@ -19,7 +19,7 @@ from models.pickle_protocol import MAGIC, in_protocol_2
 from utils.errors import UserError
 from utils.files import LFS_HINT, LFS_POINTER
 
-# Classes of plain values that training codes save beside the weights, besides those that weights_only accepts.
+# Classes of plain values that training codes save with the weights, in addition to those that weights_only accepts.
 PLAIN = [argparse.Namespace, types.SimpleNamespace, list, dict, int, float, frozenset, range]
 PLAIN += [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
 PLAIN += [np.dtype, np.ndarray, torch.torch_version.TorchVersion]
@@ -32,8 +32,8 @@ for module in ("numpy._core", "numpy.core"):  # the names of NumPy 2 and 1
     PLAIN += [(np._core.multiarray._reconstruct, f"{module}.multiarray._reconstruct")]
     PLAIN += [(np._core.numeric._frombuffer, f"{module}.numeric._frombuffer")]
 
-ARCHIVE = "an archive, not a checkpoint; name the checkpoint that is in it, or that it was made from"
-# Other files: how they begin, in lower case.
+ARCHIVE = "an archive, not a checkpoint; unpack it, or give the checkpoint itself"
+# First bytes of other files, in lower case.
 OTHER_FILES = {
     (b"<!doctype", b"<html", b"<?xml"): "a web page, not a checkpoint; open the download link in a browser",
     (LFS_POINTER,): LFS_HINT,
@@ -42,9 +42,9 @@ OTHER_FILES = {
 
 
 def decode(data: bytes, path: object) -> object:
-    """Return the content of a file of torch.save or safetensors; tensors are on the CPU.
+    """Return the content of a file written by torch.save or safetensors; tensors are on the CPU.
 
-    Raises UserError that names ``path`` if it is another file, damaged, or contains more than data.
+    Raises UserError that names ``path`` if it is not a checkpoint, is damaged, or contains more than data.
     """
     if problem := _other_file(data):
         raise UserError(f"{path}: {problem}")
@@ -60,7 +60,7 @@ def decode(data: bytes, path: object) -> object:
 
 
 def _other_file(data: bytes) -> str | None:
-    """Say what a file is that has no checkpoint; None for a possible checkpoint."""
+    """Return what a file is that is not a checkpoint; None for a possible checkpoint."""
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
         return "the file is empty; copy or download it again"
@@ -74,7 +74,7 @@ def _other_file(data: bytes) -> str | None:
 
 
 def _explain(error: Exception, data: bytes) -> str:
-    """Say why a file cannot be loaded."""
+    """Return why a file cannot be loaded."""
     resave = "which is refused; if you trust the file, save only its state dict"
     code = re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'", str(error))
     if code:
@@ -85,4 +85,4 @@ def _explain(error: Exception, data: bytes) -> str:
         return f"a pickle that torch.save did not write, {resave} with torch.save"
     if isinstance(error, SafetensorError | EOFError) or data.startswith((b"PK", b"\x80")):
         return "truncated, damaged or not written by PyTorch; copy or download it again"
-    return "not a PyTorch checkpoint; name a file written by torch.save or safetensors"
+    return "not a PyTorch checkpoint; give a file written by torch.save or safetensors"

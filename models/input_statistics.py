@@ -17,7 +17,7 @@ OTHER_MODULES = re.compile("metric|loss|acc|criterion|teacher|attack|surrogate|p
 def find_statistics(checkpoint: Checkpoint, network: Candidate) -> tuple[Tensor, Tensor] | None:
     """Return mean and std, (3,) or (1,) each, with which the network normalizes its images; None if it does not.
 
-    They are buffers of a module that contains the network or is beside it, those of ``--normalize``, or values beside
+    They are buffers of a module that contains the network or precedes it, those of ``--normalize``, or values beside
     the weights. Raises UserError for a mean without std.
     """
     found = _in_modules(checkpoint, network)
@@ -27,7 +27,7 @@ def find_statistics(checkpoint: Checkpoint, network: Candidate) -> tuple[Tensor,
         checkpoint.log_once(WARNING, "WARNING: --normalize is not used for %s, which has its own", checkpoint.path)
     beside = {} if found else _beside_weights(checkpoint)
     if beside:
-        message = "%s: normalizes its images by the mean and std beside its weights; --normalize 0,0,0,1,1,1 does not"
+        message = "%s: images are normalized with the mean and std in the file; --normalize 0,0,0,1,1,1 prevents it"
         checkpoint.log_once(INFO, message, checkpoint.path)
     if not found and not beside:
         _warn_if_lost(checkpoint, network)
@@ -38,7 +38,7 @@ def find_statistics(checkpoint: Checkpoint, network: Candidate) -> tuple[Tensor,
 
 
 def _in_modules(checkpoint: Checkpoint, network: Candidate) -> dict[str, Tensor]:
-    """Return "mean" and "std" of a module that contains the network or is beside it, {} if there is none."""
+    """Return "mean" and "std" of a module that contains the network or precedes it, {} if there is none."""
     modules: dict[str, dict[str, Tensor]] = {}
     for key, value in network.outside.items():
         module = key.rpartition(".")[0]
@@ -67,6 +67,6 @@ def _is_statistic(key: str, value: Tensor) -> bool:
 def _warn_if_lost(checkpoint: Checkpoint, network: Candidate) -> None:
     last = network.prefix.rstrip(".").rpartition(".")[2]
     if (last.isdigit() and last != "0") or any("normal" in key for key in network.outside):
-        message = '%s: WARNING: its keys begin with "%s", as behind a layer that normalizes images, but it has no mean '
-        message += "and std: its accuracy will be low; --normalize cifar10 (or mean and std) adds them"
+        message = '%s: WARNING: its keys begin with "%s", as after a layer that normalizes images, but it has no mean '
+        message += "and std; without them its accuracy will be low; --normalize cifar10 (or mean and std) adds them"
         checkpoint.log_once(WARNING, message, checkpoint.path, network.prefix)

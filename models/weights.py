@@ -17,9 +17,9 @@ from models.normalized import Normalized, normalize_input, statistic
 from utils.errors import UserError
 from utils.names import canonical
 
-# Where several dicts of a file hold a network, the first of these is used.
+# If several dicts of a file contain a network, the first of these names is used.
 WRAPPERS = ("net", "state_dict", "model_state_dict", "model", "student")
-# Words of names, separated by dots and underscores, that say what a network beside the wanted one is.
+# Parts of names, separated by dots and underscores, that identify the other networks in a file.
 AVERAGE = {"ema", "swa", "wa", "avg", "average", "averaged", "averages", "polyak", "shadow", "teacherema"}
 RAW = {"raw", "unaveraged", "online"}
 OTHERS = {"teacher", "t", "attacker", "attack", "surrogate", "proxy", "discriminator", "optimizer", "optim", "momentum"}
@@ -81,11 +81,11 @@ def load_network(
     try:
         return load_weights(build(name, num_classes, image_size), checkpoint)
     except OtherNetwork as error:
-        held, _ = identify(checkpoint) or (None, 0)
-        if held in (None, name):
+        identified, _ = identify(checkpoint) or (None, 0)
+        if identified in (None, name):
             raise
         raise UserError(
-            f"{flag} {name}: {checkpoint.path} contains {held}; use {flag} {held}, or name another file"
+            f"{flag} {name}: {checkpoint.path} contains {identified}; use {flag} {identified}, or choose another file"
         ) from error
 
 
@@ -107,7 +107,7 @@ def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Candidate
     used = checkpoint.weights or ("ema" if average else "raw")
     other = "raw" if used == "ema" else "ema"
     if not networks[used]:
-        raise UserError(f"--weights {used}: {checkpoint.path} has no {KINDS[used]}; leave the flag out")
+        raise UserError(f"--weights {used}: {checkpoint.path} has no {KINDS[used]}; remove the flag")
     best, *copies = _best(checkpoint, networks[used])
     beside = networks[other][:1]
     if beside:
@@ -115,7 +115,7 @@ def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Candidate
         values = KINDS[used], best.name, KINDS[other], beside[0].name, other
         checkpoint.log_once(INFO, message, checkpoint.path, *values)
     ignored = {key.removeprefix(best.prefix).split(".")[0] for key in best.outside if not statistic(key)}
-    ignored |= checkpoint.state_dicts.keys() - {"", *(network.place for network in (best, *copies, *beside))}
+    ignored |= checkpoint.state_dicts.keys() - {"", *(network.location for network in (best, *copies, *beside))}
     if ignored:
         checkpoint.log_once(INFO, "%s: not used: %s", checkpoint.path, ", ".join(sorted(ignored)))
     return best
@@ -125,7 +125,7 @@ def _loadable(checkpoint: Checkpoint, candidates: list[Candidate]) -> list[Candi
     """Return the candidates that can be loaded, without teachers and the like; raise UserError if there is none."""
     loadable = [candidate for candidate in candidates if not candidate.problem]
     if loadable:
-        return [candidate for candidate in loadable if not candidate.words & OTHERS] or loadable
+        return [candidate for candidate in loadable if not candidate.parts & OTHERS] or loadable
     nearest = min(candidates, key=lambda candidate: len(candidate.missing))
     if nearest.recognized:
         raise UserError(f"{checkpoint.path}: {nearest.problem}")
@@ -135,12 +135,12 @@ def _loadable(checkpoint: Checkpoint, candidates: list[Candidate]) -> list[Candi
 def _average_and_raw(
     checkpoint: Checkpoint, loadable: list[Candidate], candidates: list[Candidate]
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """Divide networks into averages and raw weights, by the words of their names."""
+    """Divide networks into averages and raw weights, by the parts of their names."""
     average, raw, unnamed = [], [], []
     for network in loadable:
-        if network.words & RAW:
+        if network.parts & RAW:
             raw.append(network)
-        elif network.words & AVERAGE or "n_averaged" in checkpoint.state_dicts[network.place]:
+        elif network.parts & AVERAGE or "n_averaged" in checkpoint.state_dicts[network.location]:
             average.append(network)
         else:
             unnamed.append(network)
@@ -149,7 +149,7 @@ def _average_and_raw(
     elif not average:
         average = unnamed
     if raw and not average:
-        parameters = [one for one in candidates if one.words & AVERAGE and not one.words & (OTHERS | RAW)]
+        parameters = [one for one in candidates if one.parts & AVERAGE and not one.parts & (OTHERS | RAW)]
         average = [one._replace(state=raw[0].state | one.state) for one in parameters if _has_no_statistics(one)]
     return average, raw
 
@@ -167,7 +167,7 @@ def _best(checkpoint: Checkpoint, networks: list[Candidate]) -> list[Candidate]:
         keys = first.state.keys() & other.state
         if not all(torch.equal(first.state[key], other.state[key]) for key in keys):
             names = ", ".join(network.name for network in same_rank)
-            raise UserError(f"{checkpoint.path}: contains several such networks ({names}); save one of them")
+            raise UserError(f"{checkpoint.path}: contains several such networks ({names}); save only one of them")
     return same_rank
 
 
