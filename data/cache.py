@@ -162,7 +162,7 @@ class PixelCache:
             pool.shutdown(cancel_futures=True)
 
     def _pool(self, images: int) -> Executor:
-        """Return threads or, for many images, processes: on small images, threads mostly wait for the interpreter lock."""
+        """Return threads or, for many images, processes: small images mostly wait for the global interpreter lock."""
         workers = self.options.workers
         if images < _MANY or workers == 1 or sys.platform != "linux":
             return ThreadPoolExecutor(workers)

@@ -78,14 +78,12 @@ def _with_classifier(
     weight, bias = classifier_keys(expected)
     if prefix + weight in tensors or prefix + bias in tensors:
         return tensors
+    biases = {f"{key.removesuffix('bias')}weight": key for key in tensors if key.endswith("bias")}
     inputs = expected[weight].shape[1:]
-    layers = [key.removesuffix("bias") for key in tensors if key.endswith("bias")]
-    layers = [
-        layer for layer in layers if f"{layer}weight" in tensors and tensors[f"{layer}weight"].shape[1:] == inputs
-    ]
-    if len(layers) != 1:
+    weights = [key for key in biases if key in tensors and tensors[key].shape[1:] == inputs]
+    if len(weights) != 1:
         return tensors
-    names = {f"{layers[0]}weight": prefix + weight, f"{layers[0]}bias": prefix + bias}
+    names = {weights[0]: prefix + weight, biases[weights[0]]: prefix + bias}
     return {names.get(key, key): value for key, value in tensors.items()}
 
 
@@ -105,7 +103,8 @@ def _problem(
     if {*different} == {weight, bias} and state[weight].shape[1:] == expected[weight].shape[1:]:
         classes = f"{len(state[weight])} classes, not {len(expected[weight])}"
         return f"has {classes}; choose the --dataset it was trained on", True
-    for key in different:
+    if different:
+        key = different[0]
         shapes = f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
         return f"weights of another network or --image_size ({shapes})", False
     for key, value in state.items():

@@ -149,14 +149,17 @@ def _average_and_raw(
     elif not average:
         average = unnamed
     if raw and not average:
-        parameters = [one for one in candidates if one.parts & AVERAGE and not one.parts & (OTHERS | RAW)]
-        average = [one._replace(state=raw[0].state | one.state) for one in parameters if _has_no_statistics(one)]
+        state = raw[0].state
+        average = [each._replace(state=state | each.state) for each in candidates if _averages_parameters(each, state)]
     return average, raw
 
 
-def _has_no_statistics(candidate: Candidate) -> bool:
-    """Return whether only BatchNorm statistics are missing, as in an average of the parameters."""
-    return bool(candidate.missing) and all(".running_" in f".{key}" for key in candidate.missing)
+def _averages_parameters(candidate: Candidate, state: Mapping[str, Tensor]) -> bool:
+    """Return whether ``candidate`` is an average of the parameters of ``state``, without BatchNorm statistics."""
+    if not candidate.parts & AVERAGE or candidate.parts & (OTHERS | RAW) or not candidate.missing:
+        return False
+    same_shapes = all(key not in state or value.shape == state[key].shape for key, value in candidate.state.items())
+    return same_shapes and all(".running_" in f".{key}" for key in candidate.missing)
 
 
 def _best(checkpoint: Checkpoint, networks: list[Candidate]) -> list[Candidate]:
