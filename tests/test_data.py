@@ -227,7 +227,7 @@ def test_damaged_files_are_an_error_with_the_path(request, name, damage, message
 
 def test_invalid_flags_are_named():
     assert "--dataset CIFAR1: unknown name; nearest: CIFAR10" in load_error("CIFAR1")
-    assert "--data_root: --dataset Folder needs a folder with" in load_error("Folder")
+    assert "--data_root: required by --dataset Folder; give a folder with" in load_error("Folder")
     assert f"--data_root {__file__}: is a file, not a folder" in load_error("CIFAR10", __file__)
     assert "--image_size 64: CIFAR10 has 32x32 images" in load_error("CIFAR10", image_size=64)
     assert "--image_size 32: Tiny_Image has 64x64 images" in load_error("Tiny_Image", image_size=32)

@@ -242,7 +242,7 @@ def test_a_full_disk_in_an_evaluation_is_one_line(train, tmp_path, monkeypatch, 
 
 
 def test_a_folder_that_cannot_be_written_is_reported_before_training(train):
-    train(f"{RUN} --root_path /proc/nowhere", error="--root_path /proc/nowhere: cannot write there")
+    train(f"{RUN} --root_path /proc/nowhere", error="--root_path /proc/nowhere: cannot be written to")
 
 
 def test_an_output_folder_that_disappears_ends_the_run(train, tmp_path):

@@ -148,7 +148,7 @@ def test_weights_chooses_between_average_and_raw_and_the_log_names_what_is_used(
         caplog.clear()
         loaded = load_weights(build("small_resnet", 10), Checkpoint(path, weights))
         assert torch.equal(loaded.linear.weight, network.linear.weight + (weights == "raw"))
-        assert f"uses the {used} (" in caplog.text and f"--weights {other} uses those" in caplog.text
+        assert f"using the {used} (" in caplog.text and f"--weights {other} selects the latter" in caplog.text
 
 
 def test_weights_that_a_file_does_not_have_are_an_error(network, tmp_path):
