@@ -6,13 +6,11 @@ A logger never ends or changes a run: its errors are warnings.
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -22,7 +20,6 @@ from utils.log import logger
 Log = Callable[[dict], None]  # receives one row of results.csv
 
 WANDB_PROJECT = "robust-distillation"  # unless the environment variable WANDB_PROJECT names another
-CONNECT_SECONDS, WANDB_INIT_SECONDS = 5, 20  # the package waits for 90 for a server that does not answer
 WANDB_ID = "wandb_id.txt"
 
 
@@ -44,27 +41,23 @@ def tensorboard(package: ModuleType, folder: Path, config: TrainConfig, rows: Se
 
 
 def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence[dict]) -> Log:
-    """Log to one run of Weights & Biases, which a resumed run continues; offline in ``folder``/wandb without a network.
+    """Log to one run of Weights & Biases, which a resumed run continues.
 
     The epoch is the step; the package ignores steps that it has already. It finishes the run when the process ends,
-    and respects WANDB_MODE, WANDB_PROJECT and its other environment variables.
+    and respects its environment variables, such as WANDB_MODE=offline and WANDB_PROJECT.
     """
     path = folder / WANDB_ID
     continued = path.exists()
     if not continued:
         write_text(path, uuid.uuid4().hex[:8])
-    options = {"id": path.read_text(encoding="utf-8").strip(), "resume": "allow", "dir": str(folder)}
-    project = os.environ.get("WANDB_PROJECT", WANDB_PROJECT)
-    options |= {"project": project, "name": folder.name, "config": asdict(config)}
-    timeout = float(os.environ.get("WANDB_INIT_TIMEOUT", WANDB_INIT_SECONDS))
-    try:
-        if os.environ.get("WANDB_MODE", "online") == "online":
-            _connect(package.Settings().base_url)
-        run = package.init(**options, settings=package.Settings(init_timeout=timeout))
-    except Exception as error:  # no network, no login, no answer: different exceptions
-        logger.warning("--wandb: %s; offline in %s: wandb sync uploads it", _first_line(error), folder / "wandb")
-        package.teardown()  # else its service reports that the id is in use
-        run = package.init(**options, mode="offline")
+    run = package.init(
+        id=path.read_text(encoding="utf-8").strip(),
+        resume="allow",
+        dir=str(folder),
+        project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
+        name=folder.name,
+        config=asdict(config),
+    )
 
     def log(row: dict) -> None:
         run.log(_metrics(row), step=row["epoch"], commit=True)
@@ -72,12 +65,6 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
     for row in () if continued else rows:
         log(row)
     return log
-
-
-def _connect(url: str) -> None:
-    """Raise OSError if the server cannot be reached: without a login the package would wait for minutes."""
-    with suppress(HTTPError):  # an answer
-        urlopen(url, timeout=CONNECT_SECONDS).close()
 
 
 # Field of the config that enables it, which is also the name of its package -> how it starts, and its module.
