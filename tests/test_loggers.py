@@ -11,7 +11,7 @@ import pytest
 from commands import SMALL
 from run_files import files_of, folder_of, rows_of
 
-from engine.training.run_folder import MEASUREMENTS, METRICS
+from engine.training.results import MEASUREMENTS, METRICS
 
 RUN = f"{SMALL} --method AT --lr_schedule constant"
 VALUES = {*METRICS, *MEASUREMENTS} - {"epoch", "train_clean_acc"}  # AT has no logits of clean images

@@ -89,7 +89,7 @@ class TrainingLoop:
         accuracies = {key: row.get(key) for key in ("clean_acc", "PGD10_acc")}
         checkpoint = {**self.trainer.weights(), "epoch": epoch, **self.metadata, **accuracies}
         # Strictly better than all earlier epochs, as in the official code.
-        improved = [name for name, key in BEST.items() if self.folder.best(key) is self.folder.rows[-1]]
+        improved = [name for name, key in BEST.items() if self.folder.results.best(key) is self.folder.results.rows[-1]]
         self.folder.save(LAST, checkpoint, *improved)
         self._save_state(epoch + 1, self._new_metrics())
         clean, robust = ("-" if value is None else f"{value:.2f}" for value in accuracies.values())
