@@ -3,10 +3,9 @@
 
 Finished runs are skipped, interrupted runs continue, and a failed run does not stop the others. The output of each run
 is in DIR/logs/. SIGINT and SIGTERM reach the runs as SIGTERM, SIGUSR1 as itself; the sweep waits until they have saved
-and starts no others. A student waits for earlier runs that train its teachers. PYTHON names the interpreter [the
-activated environment's, except conda's base; else .venv's; else python]. Names, flags, data and teachers of all runs
-and the attacks of --eval are checked before the first run starts. Evaluations repeat the runs' flags of data files,
-device and threads.
+and starts no others. A student waits for earlier runs that train its teachers. The environment variable PYTHON names
+the interpreter [python]. Names, flags, data and teachers of all runs and the attacks of --eval are checked before the
+first run starts. Evaluations repeat the runs' flags of data files, device and threads.
 
 Exit status: 0 all runs are finished, 1 a run failed, 2 bad input. If runs are left and none failed: 130 after SIGINT,
 143 after SIGTERM, 129 after SIGHUP, 75 otherwise; the same command continues.

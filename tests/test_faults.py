@@ -276,12 +276,12 @@ def test_diverging_weights_are_never_saved(train, tmp_path):
         assert all(value.isfinite().all() for value in net.values()), path
 
 
-def test_a_bad_loss_names_the_step_and_the_last_good_checkpoint(train, monkeypatch):
+def test_a_bad_loss_names_the_epoch_and_the_last_good_checkpoint(train, monkeypatch):
     train(f"{RUN} --epochs 1")
     steps = iter(range(1, 100))
     bad = lambda result, _: result._replace(loss=result.loss * (float("nan") if next(steps) == 2 else 1))  # noqa: E731
     replace_method(monkeypatch, "AT", bad)
-    error = "the loss of step 2 of epoch 2 is nan or inf at learning rate 0.1; the last good checkpoint is .*0001-"
+    error = "a loss or a weight is nan or inf in epoch 2 at learning rate 0.1; the last good checkpoint is .*0001-"
     train(f"{RUN} --epochs 2 --resume", error=error)
 
 

@@ -1,4 +1,4 @@
-"""How many cores other processes leave to this one: ``python -m utils.load`` prints free and all cores."""
+"""How many cores other processes leave to this one."""
 
 import os
 import time
@@ -53,7 +53,3 @@ class CpuLoad:
 
 
 CPU_LOAD = CpuLoad()  # measures from the start of the process
-
-if __name__ == "__main__":
-    time.sleep(1)
-    print(CPU_LOAD.fitting(), len(CPU_LOAD.cores))

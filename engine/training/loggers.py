@@ -83,8 +83,6 @@ class Loggers:
         """Start logging to a run's folder, or continue after ``rows``."""
         for flag, package in self.packages.items():
             with _errors_as_warnings(flag):
-                if (folder / flag).is_symlink():
-                    raise UserError(f"{folder / flag} is a link, and the logger would write to its target")
                 start, _ = SERVICES[flag]
                 self.active[flag] = start(package, folder, self.config, rows)
 

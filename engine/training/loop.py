@@ -95,7 +95,7 @@ class TrainingLoop:
         clean, robust = ("-" if value is None else f"{value:.2f}" for value in accuracies.values())
         result = f"lr {row['lr']:g}  loss {means.loss:.4f}  clean {clean}  PGD-10 {robust}"
         cost = f"{trained - start:.0f} s, {rate:.0f} images/s; validation {time.monotonic() - trained:.0f} s"
-        cost += f"; peak memory {memory:.0f} MiB" if memory else ""
+        cost += f"; peak memory {memory:.0f} MiB"
         logger.info("epoch %d/%d  %s  (%s)", epoch + 1, self.config.epochs, result, cost)
 
     def _training_batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -116,11 +116,9 @@ class TrainingLoop:
             self._save_or_stop(epoch, metrics)
 
     def _save_or_stop(self, epoch: int, metrics: EpochMetrics) -> None:
-        """Save a state if it is time to; save and stop after a signal; stop on a bad loss. All ranks decide alike."""
+        """Save a state if it is time to; save and stop after a signal. All ranks decide alike."""
         due = time.monotonic() - self.last_save >= 60 * self.config.save_minutes
-        signal, due, bad_step = self.processes.all_reduce_max([self.signals.received, due, metrics.first_nonfinite()])
-        if bad_step:
-            self._fail(epoch, f"the loss of step {bad_step} of epoch {epoch + 1} is nan or inf")
+        signal, due = self.processes.all_reduce_max([self.signals.received, due])
         if signal or due:
             self._save_state(epoch, metrics)
         if self.batches.device.type == "cpu":
@@ -142,8 +140,6 @@ class TrainingLoop:
     def _require_finite(self, epoch: int, *losses: float) -> None:
         weights = all(value.isfinite().all() for value in self.trainer.student.parameters())
         if not (weights and all(map(math.isfinite, losses))):
-            self._fail(epoch, f"a loss or a weight is nan or inf after epoch {epoch + 1}")
-
-    def _fail(self, epoch: int, problem: str) -> None:
-        message = f"{problem} at learning rate {learning_rate(epoch, self.config):g}; {self.folder.last_good()}"
-        raise UserError(f"--lr_max {self.config.lr_max:g}: {message}; try a lower rate, or --warmup_lr")
+            problem = f"a loss or a weight is nan or inf in epoch {epoch + 1} at learning rate"
+            message = f"{problem} {learning_rate(epoch, self.config):g}; {self.folder.last_good()}"
+            raise UserError(f"--lr_max {self.config.lr_max:g}: {message}; try a lower rate, or --warmup_lr")
