@@ -5,7 +5,7 @@ Fakes replace both packages.
 
 import sys
 import typing
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from commands import SMALL
@@ -37,6 +37,8 @@ class SummaryWriter:
 class Wandb(ModuleType):
     """Like the real one: a run keeps the first values of a step."""
 
+    Settings = SimpleNamespace
+
     def __init__(self):
         super().__init__("wandb")
         self.calls, self.steps, self.failing = [], {}, False
@@ -59,7 +61,8 @@ def wandb(monkeypatch):
     tensorboard.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    for name in ("WANDB_PROJECT", "WANDB_INIT_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
     return wandb
 
 
@@ -77,6 +80,7 @@ def test_both_receive_every_value_of_every_epoch(wandb, train, tmp_path):
         assert value == pytest.approx(float(rows_of(tmp_path)[step - 1][name]), rel=1e-5)  # six digits in the table
     (call,) = wandb.calls
     assert call["config"]["method"] == "AT" and call["name"] == "small_resnet_eps8_seed42"
+    assert call["settings"].init_timeout == 20  # without an answer, not after 90 seconds
     (steps,) = wandb.steps.values()
     assert list(steps) == [1, 2] and steps[1].keys() == VALUES
 

@@ -23,6 +23,8 @@ def run_command(command: Callable[[], object]) -> None:
     The status is 2 for a UserError, an operating-system error of a file and a package that cannot be imported, 130 for
     Ctrl-C, and that of the signal for a command that a signal stopped. An error that is a bug keeps its traceback.
     """
+    if sys.getfilesystemencoding() != "utf-8":  # of a locale in which names of files could not be read
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     log_to_terminal()
     try:
         tempfile.gettempdir()  # PyTorch needs it when it is imported, and the working directory

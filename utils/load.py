@@ -1,4 +1,4 @@
-"""How many cores other processes leave to this one."""
+"""How many cores other processes leave to this one: ``python -m utils.load`` prints free and all cores."""
 
 import os
 import time
@@ -53,3 +53,7 @@ class CpuLoad:
 
 
 CPU_LOAD = CpuLoad()  # measures from the start of the process
+
+if __name__ == "__main__":
+    time.sleep(1)
+    print(CPU_LOAD.fitting(), len(CPU_LOAD.cores))

@@ -18,6 +18,7 @@ from utils.errors import UserError
 from utils.names import canonical
 from utils.versions import versions
 
+PACKAGES = {"AutoAttack": ("pyautoattack", "autoattack"), "advertorch": ("advertorch",)}  # either of its authors'
 # Images per batch of other libraries' attacks, whose random numbers depend on the batch. A GPU needs large ones.
 LIBRARY_BATCH = {"cpu": 200, "cuda": 1000}
 
@@ -119,9 +120,9 @@ def choose_attacks(names: str, protocol: str, classes: int | None = None, flag: 
         raise UserError(f"{flag} {names}: names no attack; protocol {protocol} has {','.join(attacks)}")
     keys = list(dict.fromkeys(canonical(name, attacks, {}, flag) for name in requested)) or list(attacks)
     libraries = {attacks[key].parameters.get("library") for key in keys}
-    for library, package in {"AutoAttack": "pyautoattack", "advertorch": "advertorch"}.items():
-        if library in libraries and not find_spec(package):
-            raise UserError(f"{flag}: {library} is not installed: pip install {package}")
+    for library, packages in PACKAGES.items():
+        if library in libraries and not any(map(find_spec, packages)):
+            raise UserError(f"{flag}: {library} is not installed: pip install {packages[0]}")
     if "aa" in keys and classes and classes < AUTOATTACK_CLASSES:
         others = ",".join(key for key in attacks if key != "aa")
         raise UserError(f"{flag}: AutoAttack needs {AUTOATTACK_CLASSES} classes, not {classes}; choose from {others}")

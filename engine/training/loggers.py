@@ -20,6 +20,7 @@ from utils.log import logger
 Log = Callable[[dict], None]  # receives one row of results.csv
 
 WANDB_PROJECT = "robust-distillation"  # unless the environment variable WANDB_PROJECT names another
+WANDB_INIT_SECONDS = 20  # instead of the package's 90, if the server does not answer
 WANDB_ID = "wandb_id.txt"
 
 
@@ -57,6 +58,7 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
         project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
         name=folder.name,
         config=asdict(config),
+        settings=package.Settings(init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", WANDB_INIT_SECONDS))),
     )
 
     def log(row: dict) -> None:

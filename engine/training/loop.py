@@ -95,7 +95,7 @@ class TrainingLoop:
         clean, robust = ("-" if value is None else f"{value:.2f}" for value in accuracies.values())
         result = f"lr {row['lr']:g}  loss {means.loss:.4f}  clean {clean}  PGD-10 {robust}"
         cost = f"{trained - start:.0f} s, {rate:.0f} images/s; validation {time.monotonic() - trained:.0f} s"
-        cost += f"; peak memory {memory:.0f} MiB"
+        cost += f"; peak memory {memory:.0f} MiB" if memory else ""
         logger.info("epoch %d/%d  %s  (%s)", epoch + 1, self.config.epochs, result, cost)
 
     def _training_batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:

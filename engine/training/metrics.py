@@ -1,6 +1,5 @@
 """Metrics of one training epoch: sums over its images, kept on the device until the epoch ends."""
 
-import resource
 import sys
 from typing import NamedTuple
 
@@ -10,6 +9,11 @@ from torch import Tensor
 from engine.distributed import SINGLE_PROCESS, Processes
 from methods.iad import reliability
 from methods.losses import Step
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 ALPHA_BINS = 20  # of the histogram of alpha over [0, 1], of equal width
 
@@ -57,8 +61,8 @@ class EpochMetrics:
         parts: int = 1,
     ):
         self.processes, self.parts = processes, parts
-        self.teacher = teacher and (state is None or "alpha" in state)
         state = state or {"batches": 0, "images": 0, "loss": 0.0}
+        self.teacher = teacher and (state["batches"] == 0 or "alpha" in state)
         self.batches, self.images = state["batches"], state["images"]
         self.keys = ("loss", "clean", "adv", *(("t_clean", "t_adv", "alpha") if self.teacher else ()))
         self.sums = {}  # without those of logits that the method does not return
@@ -111,10 +115,12 @@ class EpochMetrics:
         return state
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Return this process's peak memory so far in MiB: allocated on a GPU, or resident."""
+def peak_memory_mib(device: torch.device) -> float | None:
+    """Return this process's peak memory so far in MiB: allocated on a GPU, or resident; None if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB elsewhere
 

@@ -5,7 +5,8 @@ import signal
 from utils.errors import Stopped
 
 # Slurm sends SIGUSR1 before the time limit: 75 (EX_TEMPFAIL), start the command again. The others: 128 + signal number.
-STATUS = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
+STATUS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 75}
+STATUS = {getattr(signal, name): status for name, status in STATUS.items() if hasattr(signal, name)}
 
 
 class Signals:
