@@ -8,7 +8,8 @@ import pytest
 from engine.training.settings import resolve
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
 from utils.errors import UserError
-from utils.flags import parse, spelling
+from utils.fields import spelling
+from utils.flags import parse
 from utils.versions import project_version
 
 # Official flag -> its official default in main.py of DGAD; --method is Plain_Madry there, which is AT here.

@@ -33,7 +33,7 @@ import engine.evaluation.figures
 from methods import ALIASES, METHODS
 from models import build
 from utils.config import EvalConfig, TrainConfig
-from utils.flags import spelling
+from utils.fields import spelling
 from utils.log import log_to_terminal, logger
 
 TIMES = int(os.environ.get("FUZZ_TIMES", "1"))

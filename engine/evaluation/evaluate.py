@@ -1,5 +1,6 @@
 """The evaluation of one network: all chosen attacks on the same images. The command line and the Python API call it."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -121,7 +122,7 @@ def choose_attacks(names: str, protocol: str, classes: int | None = None, flag: 
     keys = list(dict.fromkeys(canonical(name, attacks, {}, flag) for name in requested)) or list(attacks)
     libraries = {attacks[key].parameters.get("library") for key in keys}
     for library, packages in PACKAGES.items():
-        if library in libraries and not any(map(find_spec, packages)):
+        if library in libraries and not any(sys.modules.get(name) or find_spec(name) for name in packages):
             raise UserError(f"{flag}: {library} is not installed: pip install {packages[0]}")
     if "aa" in keys and classes and classes < AUTOATTACK_CLASSES:
         others = ",".join(key for key in attacks if key != "aa")

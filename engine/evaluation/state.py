@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.fields import shown
 from utils.files import read_json, require_writable, write_text
-from utils.flags import shown
 from utils.log import logger
 
 CONDITIONS = "conditions.json"

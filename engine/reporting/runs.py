@@ -121,10 +121,11 @@ def read_run(folder: Path, name: str = "") -> Run:
 
     config = read(CONFIG, _read_config, {})
     evaluated, evaluations = [path.parent.name for path in sorted(folder.glob(f"*/{EVALUATIONS}"))], []
-    digest = cache(_digest)  # a checkpoint may have many evaluations
+    digest = cache(sha256)  # a checkpoint may have many evaluations
     for sub in evaluated:
         for entry in read(f"{sub}/{EVALUATIONS}", partial(_read_evaluations, config.get("method")), []):
-            if digest(folder / entry.checkpoint) not in (None, entry.conditions["sha256"]):
+            checkpoint = folder / entry.checkpoint
+            if checkpoint.is_file() and digest(checkpoint) != entry.conditions["sha256"]:
                 problems[entry.checkpoint] = "has changed since its evaluation, which is left out"
             else:
                 evaluations.append(entry)
@@ -166,14 +167,6 @@ def _read_evaluations(method: str | None, path: Path) -> list[Evaluation]:
         name = conditions["checkpoint"]
         evaluations.append(Evaluation(name, kinds.get(name, Path(name).stem), conditions, labels, results))
     return evaluations
-
-
-def _digest(checkpoint: Path) -> str | None:
-    """Return the SHA-256 of a checkpoint; None if it is gone."""
-    try:
-        return sha256(checkpoint) if checkpoint.is_file() else None
-    except OSError:
-        return None
 
 
 def _read_image(path: Path) -> bytes:

@@ -19,8 +19,9 @@ from methods import fields_read
 from models.checkpoint_file import decode
 from utils.config import TrainConfig
 from utils.errors import UserError
+from utils.fields import shown, spelling
 from utils.files import FULL, PARTIAL, link, require_writable, write_text
-from utils.flags import SKIPPED, read_config, shown, spelling
+from utils.flags import SKIPPED, read_config
 from utils.log import logger
 
 STATE_NAME = "{:04d}-{:06d}.pth"  # finished epochs, finished batches of the next

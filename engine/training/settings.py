@@ -16,7 +16,7 @@ from methods.recipes import STRONG, recipe
 from models.teachers import teacher_name
 from utils.config import METHOD, TrainConfig
 from utils.errors import UserError
-from utils.flags import shown, spelling
+from utils.fields import shown, spelling
 from utils.load import CPU_LOAD
 from utils.log import logger
 from utils.names import canonical

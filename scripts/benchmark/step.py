@@ -21,7 +21,7 @@ from scripts.benchmark import plain
 from scripts.benchmark.measure import EXECUTION, WORKLOAD, Timing, compare, gflop, machine, product_speeds
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.flags import at_least, between, flag
+from utils.fields import at_least, between, flag
 from utils.log import logger
 from utils.names import canonical
 from utils.seed import seed_everything
