@@ -1,6 +1,5 @@
 """Evaluate checkpoints: from an EvalConfig to results that are printed and written beside each checkpoint."""
 
-import logging
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -38,8 +37,6 @@ def run_evaluation(config: EvalConfig) -> None:
     Raises UserError for everything that the user can fix.
     """
     processes = init(EVALUATION_TIMEOUT)
-    if not processes.is_rank0:
-        logging.getLogger().setLevel(logging.ERROR)
     try:
         _evaluate_all(config, processes)
     except torch.OutOfMemoryError as error:

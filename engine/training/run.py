@@ -1,6 +1,5 @@
 """A training run: resolves its settings, builds its objects, trains, and logs its results."""
 
-import logging
 import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -39,8 +38,6 @@ def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) 
     Raises UserError for mistakes of the user, most of them before anything is written, and Stopped on a signal.
     """
     processes = init(TRAINING_TIMEOUT)
-    if not processes.is_rank0:
-        logging.getLogger().setLevel(logging.ERROR)
     try:
         with Signals() as signals:
             folder = _train(config, given, processes, signals)
