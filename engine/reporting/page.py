@@ -21,7 +21,6 @@ from methods import METHODS
 from utils.config import TrainConfig
 from utils.plots import draw_curves
 
-MAX_IMAGES = 2**26  # bytes of all images; a larger page is slow to open
 HIDDEN = {spec.name for spec in fields(TrainConfig) if not spec.metadata["affects_result"]}  # paths of this machine
 INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # in HTML, even escaped
 INK = "#010203"  # replaced by the text colour of the page
@@ -55,7 +54,6 @@ def render(runs: Sequence[Run]) -> str:
         runs=runs,
         numbers=numbers,
         draw=_curves,
-        images=sum(len(image) for run in runs for image in run.images.values()) <= MAX_IMAGES,
         settings=_settings,
     )
     return INVALID.sub("\N{REPLACEMENT CHARACTER}", page)
