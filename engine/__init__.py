@@ -1,4 +1,4 @@
-"""The Python API: load a checkpoint, evaluate any network under attack, train. Imports happen on use."""
+"""The Python API: load a checkpoint, evaluate any network under attack, train. Its functions import what they use."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load_model(path: str | Path, model: str | None = None, num_classes: int | No
 
     Args:
         path: File, or folder with a ``model.safetensors``; relative to the working directory or to this repository.
-        model: Name of the network; default: from the file's metadata, else recognized by keys and shapes.
+        model: Name of the network; default: from the file's metadata, otherwise from its keys and shapes.
         num_classes: Default: from the file.
 
     Raises utils.errors.UserError if the file is missing, damaged or does not fit.
@@ -123,7 +123,7 @@ def evaluate(
         _require(value is None or value >= 1, f"{name}: must be at least 1, not {value}")
     _require_images(images, labels)
     device = torch.device(device or next(model.parameters(), images).device)
-    whole = Split(images.to(device), labels.to(device, torch.int64))
+    split = Split(images.to(device), labels.to(device, torch.int64))
 
     def batches(part: Split, size: int) -> list[tuple[Tensor, Tensor]]:
         return list(zip(part.images.split(size), part.labels.split(size), strict=True))
@@ -131,14 +131,14 @@ def evaluate(
     try:
         precision = choose_precision(precision, device)
         with _frozen(model, device), full_precision(), torch.no_grad():
-            classes = model(whole.images[:1]).shape[1]
+            classes = model(split.images[:1]).shape[1]
             allowed = 0 <= int(labels.min()) <= int(labels.max()) < classes
-            _require(allowed, f"labels: must be between 0 and {classes - 1}, the model has {classes} classes")
+            _require(allowed, f"labels: must be between 0 and {classes - 1}; the model has {classes} classes")
             protocol = PROTOCOLS["paper"](Setting(eps, seed, steps, restarts))
             chosen = {key: protocol[key] for key in choose_attacks(attacks, "paper", classes, "attacks")}
-            clean = predict(model, batches(whole, batch_size), "model")
+            clean = predict(model, batches(split, batch_size), "model")
             options = {"batches": batches, "batch_size": batch_size, "precision": precision, "seed": seed}
-            outcomes = run_attacks(model, chosen, whole, clean, classes=list(map(str, range(classes))), **options)
+            outcomes = run_attacks(model, chosen, split, clean, classes=list(map(str, range(classes))), **options)
             results = {chosen[key].title: result for key, _, result in outcomes}
     except UserError as error:
         raise ValueError(str(error)) from error
@@ -148,7 +148,7 @@ def evaluate(
 def train(config: TrainConfig) -> Path:
     """Train as ``main.py`` does and return the run's folder; a recipe fills in the fields that have their default.
 
-    Raises utils.errors.UserError for everything that the user can fix.
+    Raises utils.errors.UserError for errors that the user can fix.
     """
     from dataclasses import fields
 

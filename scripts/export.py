@@ -62,7 +62,7 @@ def export(config: ExportConfig) -> None:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"--out {out}: cannot be written to ({reason}); name another folder, or export again"
+            f"--out {out}: cannot be written to ({reason}); choose another folder, or export again"
         ) from error
     logger.info("loaded back with the logits of %s", config.model_path)
     if missing := [title for title in RESULTS if title not in published.results]:

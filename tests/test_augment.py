@@ -162,13 +162,13 @@ def test_cutmix_is_for_methods_of_soft_labels(method):
     if method in WITH_SOFT_LABELS:
         resolve(config, {})
     else:
-        with pytest.raises(UserError, match=f"--augment cutmix: {method} needs one class"):
+        with pytest.raises(UserError, match=f"--augment cutmix: {method} requires one class"):
             resolve(config, {})
 
 
 def test_the_log_says_what_is_done_to_training_images(train):
     fast = f"{SMALL} --method AT --epochs 1 --limit_train 16"
-    assert "zeros and cropped; not mirrored (a mirrored image may have another class)" in train(fast)
+    assert "zeros and cropped; not mirrored (mirroring may change the class)" in train(fast)
     assert "cropped, mixed by CutMix; not mirrored" in train(f"{fast} --desc_str a --augment cutmix")
 
 

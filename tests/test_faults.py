@@ -225,7 +225,7 @@ def test_a_full_disk_in_an_evaluation_is_one_line(train, tmp_path, monkeypatch, 
     before = files_of(tmp_path)
     monkeypatch.setattr(os, "fsync", fail(errno.ENOSPC))
     ended = run_in_process(monkeypatch, capsys, "main_eval.py", f"{args} clean,fgsm")
-    assert ended.status == 2 and ended.err.count("\n") == 1 and "eval.json keeps finished attacks" in ended.err
+    assert ended.status == 2 and ended.err.count("\n") == 1 and "eval.json has the finished attacks" in ended.err
     assert "No space left on device" in ended.err and files_of(tmp_path) == before
 
 

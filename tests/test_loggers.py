@@ -124,5 +124,5 @@ def test_a_logger_that_fails_changes_nothing_of_the_run(wandb, train, tmp_path, 
 @pytest.mark.parametrize(("flag", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
 def test_a_missing_package_is_an_error_before_anything_is_written(train, tmp_path, monkeypatch, flag, module):
     monkeypatch.setitem(sys.modules, module, None)  # importing it raises ImportError
-    train(f"{RUN} --epochs 1 --{flag}", error=f"^--{flag}: needs a package: pip install {flag}$")
+    train(f"{RUN} --epochs 1 --{flag}", error=f"^--{flag}: requires a package: pip install {flag}$")
     assert not (tmp_path / "tuned_models").exists()

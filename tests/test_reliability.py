@@ -159,7 +159,7 @@ def test_a_method_that_returns_no_teacher_logits_is_named_instead_of_a_figure(di
 
 
 def test_a_method_without_a_teacher_is_an_error(train, tmp_path):
-    train(f"{SMALL} --method AT --log_reliability", error="^--log_reliability: AT has no teacher; leave the flag out$")
+    train(f"{SMALL} --method AT --log_reliability", error="^--log_reliability: AT has no teacher; remove the flag$")
     assert not (tmp_path / "tuned_models").exists()
 
 

@@ -71,7 +71,7 @@ def _environment() -> str:
 
 
 def _print_error(line: str, status: int) -> None:
-    """Print an error, with the rank under torchrun, or, on rank 0, what stopped all of its processes."""
+    """Print an error, with the rank under torchrun; rank 0 also prints what stopped all processes."""
     rank = torchrun_rank()
     if line and (status == 2 or not rank):
         prefix = f"[rank {rank}] " if status == 2 and rank is not None else ""

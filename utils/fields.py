@@ -7,7 +7,7 @@ from typing import Any
 
 from utils.errors import UserError
 
-OFFICIAL = {"alp_": "ALP_", "adaad_": "AdaAD_", "iad_": "IAD_"}  # field -> flag, where a name begins so
+OFFICIAL = {"alp_": "ALP_", "adaad_": "AdaAD_", "iad_": "IAD_"}  # first part of a field -> that of its flag
 
 Check = Callable[[Any], str | None]  # value -> error message, or None if the value is valid
 
@@ -50,7 +50,7 @@ def between(low: float, high: float) -> Check:
 
 
 def unit_255(least: float) -> Check:
-    """A length in units of 1/255, at most 255; a value below ``least`` is taken for one in [0, 1] and refused."""
+    """A length in units of 1/255, at most 255; a value below ``least`` was probably meant in [0, 1] and is rejected."""
 
     def check(value: float) -> str | None:
         if 0 < value < least:

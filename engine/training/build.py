@@ -52,7 +52,7 @@ def read_data(config: TrainConfig) -> Data:
     splits = load_configured(config)
     training, validation = splits.train, test_images(splits, config)
     if config.val_size:
-        # The same for every --seed, so that a teacher trained with --val_size has not seen its student's images.
+        # The same for every --seed, so that a teacher trained with --val_size was not trained on them either.
         training, validation = hold_out(splits.train, config.val_size, TEST_SUBSET_SEED)
     chosen = subset(training, config.limit_train, config.seed), validation
     images = decode_files(*chosen)
@@ -61,7 +61,7 @@ def read_data(config: TrainConfig) -> Data:
 
 
 def test_images(splits: Splits, config: TrainConfig) -> Split:
-    """``--limit_test`` test images: the same for every ``--seed``, so that seeds are compared on the same images."""
+    """Return ``--limit_test`` test images, the same for every ``--seed``, so that seeds are comparable."""
     return subset(splits.test, config.limit_test, TEST_SUBSET_SEED)
 
 
@@ -76,7 +76,7 @@ def make_loop(
         predict = torch.no_grad()(lambda x: trainer.teachers[0](x.float() / 255).argmax(1))
         batches.extra = data.extra._replace(predict=predict)
     validator = make_validator(trainer.network, data.validation, config, compute)
-    # What each checkpoint stores besides weights: names to load it, checksums to resume only the same run.
+    # What each checkpoint stores besides weights: names to load it by, checksums that a resumed run must match.
     metadata = {key: getattr(config, key) for key in ("model", "dataset", "method")}
     metadata |= {"classes": list(data.splits.classes), "image_size": data.splits.image_size}
     metadata["images"] = [fingerprint(data.training), fingerprint(data.validation)]
@@ -89,7 +89,7 @@ def make_loop(
 def make_validator(network: nn.Module, images: Split, config: TrainConfig, compute: Compute) -> Validator:
     """The validation of ``network`` on ``images``."""
     batches = Batches(images, config.eval_bs or config.bs, device=compute.device)
-    seed = derive_seed(config.seed, "judge")  # the results of all runs depend on the name of this stream
+    seed = derive_seed(config.seed, "judge")  # another name would change all results
     return Validator(network, batches, config.epsilon / 255, seed, compute.processes, compute.arithmetic)
 
 

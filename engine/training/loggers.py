@@ -1,6 +1,6 @@
 """TensorBoard and Weights & Biases, which receive every row of results.csv.
 
-A logger never ends or changes a run: its errors are warnings.
+A logger never ends or changes a run: its errors become warnings.
 """
 
 import os
@@ -20,7 +20,7 @@ from utils.log import logger
 Log = Callable[[dict], None]  # receives one row of results.csv
 
 WANDB_PROJECT = "robust-distillation"  # unless the environment variable WANDB_PROJECT names another
-WANDB_INIT_SECONDS = 20  # instead of the package's 90, if the server does not answer
+WANDB_INIT_SECONDS = 20  # wandb itself waits 90 s for a server that does not answer
 WANDB_ID = "wandb_id.txt"
 
 
@@ -44,8 +44,8 @@ def tensorboard(package: ModuleType, folder: Path, config: TrainConfig, rows: Se
 def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence[dict]) -> Log:
     """Log to one run of Weights & Biases, which a resumed run continues.
 
-    The epoch is the step; the package ignores steps that it has already. It finishes the run when the process ends,
-    and respects its environment variables, such as WANDB_MODE=offline and WANDB_PROJECT.
+    The epoch is the step; wandb ignores steps that it already has. It finishes the run when the process exits, and
+    respects its environment variables, such as WANDB_MODE=offline and WANDB_PROJECT.
     """
     path = folder / WANDB_ID
     continued = path.exists()
@@ -69,7 +69,7 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
     return log
 
 
-# Field of the config that enables it, which is also the name of its package -> how it starts, and its module.
+# Field of the config, which is also the name of the package -> function that starts the logger, module to import.
 SERVICES = {"tensorboard": (tensorboard, "torch.utils.tensorboard"), "wandb": (wandb, "wandb")}
 
 
@@ -110,7 +110,7 @@ def _import(flag: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(f"--{flag}: needs a package: pip install {flag}") from error
+        raise UserError(f"--{flag}: requires a package: pip install {flag}") from error
     except Exception as error:  # incompatible versions fail in several ways
         raise UserError(f"--{flag}: cannot be imported ({_first_line(error)}): pip install -U {flag}") from error
 

@@ -65,14 +65,14 @@ class EpochMetrics:
         self.teacher = teacher and (state["batches"] == 0 or "alpha" in state)
         self.batches, self.images = state["batches"], state["images"]
         self.keys = ("loss", "clean", "adv", *(("t_clean", "t_adv", "alpha") if self.teacher else ()))
-        self.sums = {}  # without those of logits that the method does not return
+        self.sums = {}  # only for logits that the method returns
         for key in self.keys:
             if state.get(key) is not None:
                 sums = torch.tensor(state[key], dtype=torch.float64, device=device)
                 self.sums[key] = sums if processes.is_rank0 else sums * 0  # saved sums are over all ranks
 
     def add(self, result: Step, y: Tensor) -> None:
-        """Add one training step: ``result`` of this rank's share of a batch, and labels of the whole batch.
+        """Add one training step: the ``result`` of this rank's share of a batch, and the labels of the whole batch.
 
         The labels are classes (B,) or probabilities (B, classes), of which the largest counts as the label.
         """
@@ -130,9 +130,9 @@ def _accuracy(logits: Tensor | None, y: Tensor) -> Tensor | None:
 
 
 def _histogram(alpha: Tensor) -> Tensor:
-    """Return the share (ALPHA_BINS,) of values in [0, 1], (B,), in each bin; 1 belongs to the last bin.
+    """Return the share of the values alpha (B,), in [0, 1], in each of ALPHA_BINS bins; 1 belongs to the last bin.
 
-    By comparison instead of torch.histc or bincount, which are not deterministic on a GPU or wait for it.
+    Compares instead of calling torch.histc or torch.bincount, which are not deterministic on a GPU or wait for it.
     """
     bins = (alpha * ALPHA_BINS).long().clamp(0, ALPHA_BINS - 1)
     return (bins[:, None] == torch.arange(ALPHA_BINS, device=alpha.device)).double().mean(0)

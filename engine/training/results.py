@@ -7,16 +7,16 @@ from engine.training.metrics import ALPHA_BINS, Reliability
 from utils.plots import save_curves, save_reliability
 from utils.tables import read_csv, write_csv
 
-# One row per epoch, counted from 1. Means over images; accuracies in percent; empty if the method has no such logits.
+# One row per epoch, counted from 1. Means over images, accuracies in percent; empty if the logits are not computed.
 # train_* are of the student in train mode during the epoch; clean_* and PGD10_* of the student after it, on the images
 # that choose the best checkpoint, and empty in epochs without validation.
 METRICS = (
     *("epoch", "lr", "train_loss", "train_clean_acc", "train_adv_acc"),
     *("clean_loss", "clean_acc", "PGD10_loss", "PGD10_acc"),
 )
-# Differ from run to run, so they are in results.csv only, not in resume states, which are the same bytes in every run.
+# They differ from run to run, so they are only in results.csv: resume states have the same bytes in every run.
 MEASUREMENTS = ("images_per_s", "peak_memory_mib")
-# With --log_reliability also a row per epoch: see Reliability; the bins of alpha are named by their lower ends.
+# With --log_reliability, one row per epoch; see Reliability. The bins of alpha are named after their lower bounds.
 RELIABILITY_COLUMNS = ("epoch", "n", "teacher_clean_acc", "teacher_adv_acc")
 ALPHA_COLUMNS = tuple(f"alpha_{number / ALPHA_BINS:.2f}" for number in range(ALPHA_BINS))
 RESULTS, RELIABILITY = "results.csv", "reliability.csv"

@@ -35,7 +35,7 @@ from utils.seed import seed_everything
 def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) -> Path:
     """Train as ``config`` says and return the run's folder; ``given`` maps fields that the user set to their source.
 
-    Raises UserError for mistakes of the user, most of them before anything is written, and Stopped on a signal.
+    Raises UserError for invalid input, in most cases before anything is written, and Stopped on a signal.
     """
     processes = init(TRAINING_TIMEOUT)
     try:
@@ -75,7 +75,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
         return folder.path
     config = folder.config = _with_milestones(config, state)
     found = processes.rank0_first(find_teachers, config)
-    # A state holds the weights: the file that a run started from may be gone.
+    # A resume state contains the weights; the file that initialized them may no longer exist.
     starts = config.model_path and not state
     start = Checkpoint(config.model_path, config.weights, config.normalize) if starts else ""
     data = processes.rank0_first(read_data, config)
@@ -89,7 +89,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
         processes.on_all_ranks(folder.require_same_data, state, loop.metadata)
         folder.results.restore(state)
         loop.trainer.restore(state)
-        for key in ("net", "net_raw", "optimizer", "method_state"):  # as large as the networks
+        for key in ("net", "net_raw", "optimizer", "method_state"):  # frees memory
             state.pop(key, None)
     with ExitStack() as stack:
         stack.callback(folder.close)
@@ -122,9 +122,9 @@ def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
 def _check_processes(config: TrainConfig, processes: Processes) -> None:
     count = processes.count
     if config.bs < count:
-        raise UserError(f"--bs {config.bs}: is shared by {count} processes; use --bs {count} or more")
+        raise UserError(f"--bs {config.bs}: must be at least the number of processes, {count}")
     if count > 1 and config.method in SINGLE_PROCESS_ONLY:
-        raise UserError(f"--method {config.method}: trains in a single process only; start it without torchrun")
+        raise UserError(f"--method {config.method}: supports a single process only; start it without torchrun")
     if count > 1 and config.device.startswith("cuda:"):
         raise UserError(f"--device {config.device}: under torchrun each process uses its own GPU; use --device cuda")
 
@@ -137,14 +137,14 @@ def _with_milestones(config: TrainConfig, state: dict | None) -> TrainConfig:
     milestones = tuple(state["config"]["milestones"]) if state else defaults
     if milestones != defaults:
         old, new = (" ".join(map(str, values)) for values in (milestones, defaults))
-        message = "WARNING: the milestones stay %s, as at the first start; a new run with --epochs %d would use %s"
+        message = "WARNING: the run keeps its milestones %s; a new run with --epochs %d would use %s"
         logger.warning(message, old, config.epochs, new)
     return replace(config, milestones=milestones)
 
 
 def _log_computation(config: TrainConfig, data: Data, compute: Compute) -> None:
     """Log what is done to training images, and how the networks are computed."""
-    reason = "--no-flip" if data.splits.flip else "a mirrored image may have another class"
+    reason = "--no-flip" if data.splits.flip else "mirroring may change the class"
     mirrors = config.flip and data.splits.flip
     mirrored = "mirrored with probability 1/2 (--no-flip: never)" if mirrors else f"not mirrored ({reason})"
     logger.info("training images are %s; %s", AUGMENTATIONS[config.augment][1], mirrored)
@@ -152,12 +152,12 @@ def _log_computation(config: TrainConfig, data: Data, compute: Compute) -> None:
         logger.info("%s", data.extra.describe(len(data.training.labels), config.bs))
     logger.info("%s", compute.description)
     if compute.processes.count > 1:
-        norm = "over the whole batch" if config.sync_bn else "over each process's part"
+        norm = "normalizes over the whole batch" if config.sync_bn else "normalizes over each process's share"
         logger.info("%d processes share each batch of %d; BatchNorm %s", compute.processes.count, config.bs, norm)
 
 
 def _finalize(config: TrainConfig, splits: Splits, folder: RunFolder, compute: Compute) -> None:
-    """Log the best epochs, with ``--val_size`` the test accuracy of the best checkpoint, and draw the curves last."""
+    """Log the best epochs and, with ``--val_size``, the best checkpoint's test accuracy; then draw the curves."""
     for column, title in (("PGD10_acc", "PGD-10"), ("clean_acc", "clean")):
         if row := folder.results.best(column):
             logger.info("best %s accuracy: %.2f %%, epoch %d", title, row[column], row["epoch"])

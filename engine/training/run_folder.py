@@ -25,7 +25,7 @@ from utils.flags import SKIPPED, read_config
 from utils.log import logger
 
 STATE_NAME = "{:04d}-{:06d}.pth"  # finished epochs, finished batches of the next
-STATES_KEPT = 2  # a damaged newest state does not end the run
+STATES_KEPT = 2  # the second serves if the newest is damaged
 STATE_KEYS = {"net", "optimizer", "epochs", "metrics", "rows", "reliability", "config", "classes", "images", "teachers"}
 OTHER_RUN = "--desc_str NAME starts another run"
 
@@ -102,10 +102,10 @@ class RunFolder:
         with self._writing():
             self._lock()
             if self._states() != self._states_read:
-                raise UserError(f"{self.path}: another process was training this run just now; repeat the command")
+                raise UserError(f"{self.path}: another process has just trained this run; repeat the command")
             for partial in (*self.path.glob(f"{PARTIAL}*"), *(self.path / STATES).glob(f"{PARTIAL}*")):
                 with suppress(OSError):  # of another user
-                    partial.unlink()  # of a process that was killed while it saved
+                    partial.unlink()  # left by a process that was killed while saving
             for newer in self._states():  # could not be read
                 if state is None or _progress(newer) > (state["epochs"], state["metrics"]["batches"]):
                     newer.rename(newer.with_suffix(".bad"))
@@ -123,14 +123,14 @@ class RunFolder:
         states = self.path / STATES
         for path in (states, self.path / ".lock"):
             if path.is_symlink():
-                raise UserError(f"{path}: a link, and the run would write to its target; remove it")
+                raise UserError(f"{path}: is a symbolic link, and the run would write to its target; remove it")
         states.mkdir(parents=True, exist_ok=True)
         try:
             self._file_lock.acquire()
         except Timeout as error:
             raise UserError(f"{self.path}: another run is training there; {OTHER_RUN}") from error
         except (OSError, NotImplementedError) as error:  # for instance a network file system
-            logger.warning("WARNING: %s: cannot be locked (%s); start no second run there", self.path, error)
+            logger.warning("WARNING: %s: cannot be locked (%s); do not start a second run there", self.path, error)
 
     def add_row(self, values: dict, reliability: Reliability | None) -> None:
         """Append one epoch to the tables, with empty cells for missing values, and send it to the loggers."""
@@ -148,7 +148,7 @@ class RunFolder:
             logger.warning("no %s: %s returns no logits of its teacher in a Step", PLOT, self.config.method)
 
     def save(self, name: str, content: dict, *others: str) -> None:
-        """Write one checkpoint, and give the file the names ``others``, too."""
+        """Write a checkpoint, and link the file under the names ``others``."""
         if self.writes:
             with self._writing():
                 save_checkpoint(self.path / name, content)
@@ -167,7 +167,7 @@ class RunFolder:
     def last_good(self) -> str:
         """Return a message that names the newest state."""
         states = self._states()
-        return f"the last good checkpoint is {states[0]}" if states else "no checkpoint was saved before"
+        return f"the last good checkpoint is {states[0]}" if states else "no checkpoint has been saved yet"
 
     def _states(self) -> list[Path]:
         """Resume states, newest first by the numbers in their names, since clocks may be wrong."""
@@ -181,7 +181,7 @@ class RunFolder:
                 state = decode(path.read_bytes(), path)
                 if isinstance(state, dict) and state.keys() >= STATE_KEYS:
                     return state
-                raise UserError(f"{path}: not a resume state, or of an older version")
+                raise UserError(f"{path}: not a resume state of this version")
             except (UserError, OSError) as error:
                 logger.warning("%s; trying the previous state", error)
         raise UserError(f"{self._states_read[0]}: no state of this run can be read; {OTHER_RUN}")
@@ -193,7 +193,7 @@ class RunFolder:
         except (OSError, RuntimeError) as error:
             path = getattr(error, "filename", None) or self.path
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            hint = "free space, then --resume" if getattr(error, "errno", None) in FULL else "--resume"
+            hint = "free disk space, then --resume" if getattr(error, "errno", None) in FULL else "--resume"
             raise UserError(
                 f"{path}: cannot be written ({reason}); {self.last_good()}; {hint} continues the run"
             ) from error
@@ -215,7 +215,7 @@ def config_fingerprint(config: TrainConfig) -> dict:
 
 
 def _progress(state: Path) -> tuple[int, ...]:
-    """Finished epochs and batches in the name of a state."""
+    """Return the numbers of finished epochs and batches in the name of a state."""
     return tuple(int(number) for number in state.stem.split("-") if number.isdecimal())
 
 

@@ -7,8 +7,8 @@ choice. Averaged and raw weights are evaluated. Flags after -- go to every train
     evidence.py --data_root IMAGES --out DIR --device cuda --jobs 16 --minutes 5 -- --compile graphs
     evidence.py --table DIR                                         write the table and the figure
 
-DIR gets results.json, rewritten after every training and evaluation, then fair.md and fair.png. What results.json has
-is skipped; the same command continues a stopped training.
+Writes results.json to DIR after every training and evaluation, then fair.md and fair.png. Skips what results.json
+contains; the same command continues a stopped training.
 """
 
 import argparse
@@ -58,9 +58,9 @@ EVALUATION = {
 
 
 class Runner:
-    """Carries out steps and writes their results.
+    """Runs the steps and writes their results.
 
-    Raises UserError if the folder has results of another scale or other flags after --.
+    Raises UserError if the folder has results of another scale or with other flags after --.
     """
 
     def __init__(self, study: Study, options: argparse.Namespace, flags: list[str]):
@@ -77,7 +77,7 @@ class Runner:
         for key, value in mine.items():
             others = [result[key] for result in study.results.values() if result.get(key, value) != value]
             if others:
-                raise UserError(f"--out {self.out}: has results of other {key} ({others[0]}); name another folder")
+                raise UserError(f"--out {self.out}: has results of other {key} ({others[0]}); choose another folder")
 
     def command(self, run: Run, part: str) -> list[str]:
         """The script and its flags."""
@@ -128,18 +128,18 @@ def read_results(folder: Path) -> dict[str, dict]:
             raise ValueError("not an accuracy")
         return results
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: no results of evidence.py ({error}); name another folder") from error
+        raise UserError(f"{path}: no results of evidence.py ({error}); choose another folder") from error
 
 
 def evidence(arguments: Sequence[str]) -> None:
-    """Carry out the comparison and write its table.
+    """Run the comparison and write its table.
 
-    Raises UserError for a bad request; exits with status 1 if a step failed, and with a signal's after a signal.
+    Raises UserError for invalid flags; exits with status 1 if a step failed, and with its own status after a signal.
     """
     own, flags = split_flags(arguments)
     options = _parser().parse_args(own)
     if not (options.table or options.out):
-        raise UserError("--out: needed; name the folder of the results")
+        raise UserError("--out: required; give a folder for the results")
     if unknown := set(options.methods) - GRID.keys():
         raise UserError(f"--methods {' '.join(sorted(unknown))}: must be of {', '.join(GRID)}")
     if not (options.jobs >= 1 and options.minutes >= 0):
@@ -159,7 +159,7 @@ def evidence(arguments: Sequence[str]) -> None:
 
 
 def carry_out(study: Study, options: argparse.Namespace, flags: list[str]) -> int:
-    """Carry out what the study requires; return the exit status."""
+    """Run the steps of the study; return the exit status."""
     runner = Runner(study, options, flags)
     parse(TrainConfig, runner.command(Run(BASE, GRID[BASE][0], 1), TRAIN)[1:], description="", choices={})
     if options.scale == "full":

@@ -59,7 +59,7 @@ def _tuning(study: Study) -> str:
 
 
 def missing(study: Study) -> str:
-    """The runs that the table lacks, as far as they are known."""
+    """The runs that are missing in the table, as far as they are known."""
     return "; ".join(run.name for run in study.left()) or "none"
 
 
@@ -77,9 +77,9 @@ def draw(study: Study) -> Figure:
         for weights, shift, fill in (("ema", -0.12, "C0"), ("raw", 0.12, "white")):
             for number, runs in enumerate(rows.values()):
                 if values := study.accuracies(runs, weights, attack):
-                    look = {"fmt": "o", "color": "C0", "markerfacecolor": fill, "elinewidth": 0.8, "capsize": 2}
+                    style = {"fmt": "o", "color": "C0", "markerfacecolor": fill, "elinewidth": 0.8, "capsize": 2}
                     error = two_errors(values) if len(values) > 1 else 0
-                    axis.errorbar(mean(values), number + shift, xerr=error, **look)
+                    axis.errorbar(mean(values), number + shift, xerr=error, **style)
         axis.set_xlabel(f"{attack} (%)")
         axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(rows)), rows)

@@ -13,7 +13,7 @@ from utils.tables import markdown_table
 RESULTS, PARTS = "results.json", ("teacher.1", "teacher.2")
 TEACHER, STEP = "teacher", "step"  # a row of the table GPU, and a benchmark
 ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")
-LEAST_AUTOATTACK = 40.0  # percent, of a teacher that is published
+MIN_AUTOATTACK = 40.0  # percent; a weaker teacher is not published
 CARD = """# {name}: a robust teacher
 
 `{model}` trained by AT (PGD-10, L-infinity, epsilon 8/255) for {epochs} epochs with a cosine schedule. Its best epoch
@@ -32,7 +32,10 @@ Images (B, 3, {image_size}, {image_size}) in [0, 1], not normalized; logits (B, 
 
 
 def join(source: Path, target: Path) -> None:
-    """Join the teacher's weights and write them with configuration and card. Raises UserError for a bad teacher."""
+    """Join the teacher's weights and write them with their configuration and a model card.
+
+    Raises UserError if the parts are missing or damaged, or if the teacher is too weak.
+    """
     kept = read_results(source / RESULTS)
     try:
         teacher, evaluation = (kept["pieces"][key] for key in (TEACHER, f"{TEACHER} evaluation"))
@@ -42,9 +45,9 @@ def join(source: Path, target: Path) -> None:
     except (KeyError, OSError) as error:
         raise UserError(f"{source}: has no evaluated teacher ({error})") from error
     if hashlib.sha256(content).hexdigest() != teacher["sha256"]:
-        raise UserError(f"{source}: the teacher's files are damaged, or not those of its results")
-    if robust < LEAST_AUTOATTACK:
-        raise UserError(f"{source}: AutoAttack accuracy {robust:.2f} % is below {LEAST_AUTOATTACK:g} %; not written")
+        raise UserError(f"{source}: the teacher's files are damaged or do not belong to {RESULTS}")
+    if robust < MIN_AUTOATTACK:
+        raise UserError(f"{source}: AutoAttack accuracy {robust:.2f} % is below {MIN_AUTOATTACK:g} %; not written")
     target.mkdir(parents=True, exist_ok=True)
     (target / WEIGHTS).write_bytes(content)
     write_text(target / CONFIG, json.dumps(teacher["config"], indent=2) + "\n")
@@ -57,7 +60,7 @@ def join(source: Path, target: Path) -> None:
 
 
 def table(folder: Path) -> str:
-    """Accuracies and speed of all results below a folder as Markdown. Raises UserError if there are none."""
+    """Return the accuracies and speeds in a folder as Markdown tables. Raises UserError if there are none."""
     accuracies, speeds = [], []
     for kept in map(read_results, sorted(folder.rglob("*.json"))):
         device, data = (kept["machine"].get(key, "-") for key in ("device", "data"))
@@ -74,15 +77,15 @@ def table(folder: Path) -> str:
         ("training step", "images/s", "ratio to the reference", "peak memory (MiB)", "hardware"): speeds,
     }
     if not accuracies + speeds:
-        raise UserError(f"{folder}: has no results of gpu.py")
+        raise UserError(f"{folder}: has no results of gpu.py; give the folder that --out wrote")
     return "\n\n".join(markdown_table(header, rows) for header, rows in tables.items() if rows)
 
 
 def read_results(path: Path) -> dict[str, dict]:
-    """The results in a file; empty if there is none, or other content. Raises UserError for a damaged file."""
+    """The results in a file; empty if it does not exist or has other content. Raises UserError if it is damaged."""
     try:
         content = read_json(path) if path.exists() else {}
         content = content if "pieces" in content else {"machine": {}, "pieces": {}}
         return {key: dict(content[key]) for key in ("machine", "pieces")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no results of gpu.py ({error})") from error
+        raise UserError(f"{path}: damaged ({error}); delete it or give another folder") from error

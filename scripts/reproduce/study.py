@@ -92,7 +92,7 @@ class Study:
         return {title: runs for title, runs in rows.items() if runs}
 
     def left(self) -> dict[Run, list[str]]:
-        """The runs known so far that are not done, and what they lack: TRAIN, and of a row of the table WEIGHTS."""
+        """The runs known so far that are not done, with their missing steps: TRAIN, and WEIGHTS for table rows."""
         left = {Run(method, flags, self.seeds[0]): [TRAIN] for method in self.methods for flags in GRID[method]}
         left |= {run: [TRAIN, *WEIGHTS] for runs in self.rows().values() for run in runs}
         for run, parts in left.items():
@@ -101,9 +101,9 @@ class Study:
         return {run: parts for run, parts in left.items() if parts}
 
     def steps(self, work: Path) -> list[tuple[Run, str]]:
-        """What is not done and can start, evaluations first, so that an incomplete table has whole rows.
+        """The steps that are not done and can start; evaluations come first, so that finished runs have full rows.
 
-        An evaluation whose checkpoint is not below ``work`` trains again.
+        A run whose checkpoint is not in ``work`` is trained again before its evaluation.
         """
         steps = []
         for run, parts in self.left().items():
@@ -112,7 +112,7 @@ class Study:
         return sorted(steps, key=lambda step: step[1] == TRAIN)
 
     def accuracies(self, runs: Sequence[Run], weights: str, attack: str) -> list[float]:
-        """Accuracy in percent of each run that was evaluated so."""
+        """Accuracy in percent of each run with this evaluation."""
         results = [self.results.get(run.name, {}).get(weights, {}) for run in runs]
         return [result[attack] for result in results if attack in result]
 
