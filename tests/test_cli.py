@@ -177,7 +177,7 @@ def test_same_seed_same_bytes_and_the_config_of_a_run_repeats_it(train, tmp_path
 def test_a_teacher_below_chance_level_is_refused_with_the_usual_causes(run, tmp_path):
     args = f"{SMALL} --method RSLAD {TEACHER} --epochs 1"
     ended = run("main.py", args, status=2)
-    assert ended.err.count("\n") == 1 and "of 256 clean test images" in ended.err and "normali" in ended.err
+    assert ended.err.count("\n") == 1 and "256 clean test images" in ended.err and "normali" in ended.err
     assert not (tmp_path / "tuned_models").exists()
     run("main.py", f"{args} --no_teacher_check")
 
@@ -213,7 +213,7 @@ BAD = [
     ("main.py", f"{DGAD} resnet18 --teacher_path net.pth", "resnet18: net.pth contains small_resnet"),
     ("main.py", f"{DGAD} small_resnet --teacher_path net2.pth", "net2.pth: has 2 classes"),
     ("main.py", f"{SMALL} --root_path net.pth/below", "--root_path net.pth/below: cannot write there"),
-    ("main.py", f"{SMALL} --device cuda:99", "--device cuda:99: this machine has"),
+    ("main.py", f"{SMALL} --device cuda:99", "--device cuda:99: not available"),
     ("main.py", f"{SMALL} --device tpu", "--device tpu: not a device"),
     ("main.py", f"{FOLDER} --data_root images", "1 of 8 images cannot be read: images/train/b/0.png ("),
     ("main.py", f"{DGAD} robustbench:X", "robustbench:X: RobustBench has networks for"),

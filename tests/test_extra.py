@@ -27,7 +27,7 @@ def opened(path, size=16, classes=10, **fields):
 
 
 # Training images, extra images, batch size, fraction -> training images in a batch. The same of the recorded sampler.
-SIZES = [(20, 50, 8, 0.7, 3), (21, 5, 10, 0.5, 5), (17, 9, 8, 0.13, 7)]
+SIZES = [(20, 50, 8, 0.7, 3), (21, 5, 10, 0.5, 5), (17, 9, 8, 0.13, 7), (6, 5, 8, 0.5, 4)]
 SAMPLER = ROOT.parent / "shared" / "golden2" / "sampler_DM.json"
 for row in json.loads(SAMPLER.read_text())["rows"] if SAMPLER.exists() else ():
     if row["unsup_fraction"] > 0:
@@ -135,6 +135,8 @@ def test_a_killed_run_ends_with_the_same_bytes_and_needs_the_same_file(train, tm
         train(f"{args} --root_path parts")
     extra_file(tmp_path / "extra.npz", n=80)
     train(f"{args} --root_path parts", error="was trained with other images")
+    without = args.replace("--extra_data extra.npz", "--root_path parts")
+    train(without, error="has other settings .--extra_data extra.npz -> not given.;")
     extra_file(tmp_path / "extra.npz")
     assert "resuming after epoch 1 of 2 and 1 of 3 batches" in train(f"{args} --root_path parts")
     whole, parts = (files_of(tmp_path / name) for name in ("whole", "parts"))

@@ -57,6 +57,7 @@ def _values_of_recipe(config: TrainConfig, sources: Mapping[str, str]) -> dict:
     kept = {"flag"} if sources["recipe"] == "flag" else {"flag", "config file"}
     fixed = {key for key, source in sources.items() if source in kept}
     fixed |= {"milestones"} if "epochs" in fixed else set()  # published ones belong to the published epochs
+    fixed |= {"ema", "swa_start"} if fixed & {"ema", "swa_start"} else set()  # one average at most
     absent = recipe(config.method, "CIFAR10", config.model).keys() - published.keys() - fixed
     if absent and config.recipe == "paper":
         flags = ", ".join(spelling(spec) for spec in fields(config) if spec.name in absent)
