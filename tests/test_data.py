@@ -313,10 +313,10 @@ def test_a_complete_cache_is_used_where_nothing_can_be_written(folder, decoded_f
 
 
 def test_a_full_disk_is_one_line(folder, monkeypatch):
-    def full(self, index, record):
+    def full(file, index, record):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache.PixelCache, "_write", full)
+    monkeypatch.setattr(cache, "_write", full)
     assert "cannot be written to" in (message := load_error("Folder", folder)) and "No space left" in message
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2000))
     message = load_error("Folder", folder)
@@ -341,16 +341,16 @@ def test_decoding_in_parallel_continues_after_an_interruption(folder, decoded_fi
     shutil.rmtree(folder / ".decoded")
     monkeypatch.setattr(cache, "_MANY", 1 if processes else 100)
     monkeypatch.setattr(cache, "_CHUNK", 1)
-    write, written = cache.PixelCache._write, []
+    write, written = cache._write, []
 
-    def interrupted(self, index, record):
+    def interrupted(file, index, record):
         if index >= 6:
             raise UserError("interrupted")
-        write(self, index, record)
+        write(file, index, record)
 
-    monkeypatch.setattr(cache.PixelCache, "_write", interrupted)
+    monkeypatch.setattr(cache, "_write", interrupted)
     load_error("Folder", folder, workers=2)
-    monkeypatch.setattr(cache.PixelCache, "_write", lambda *args: written.append(args[1]) or write(*args))
+    monkeypatch.setattr(cache, "_write", lambda *args: written.append(args[1]) or write(*args))
     monkeypatch.setattr(cache, "_MANY", 100)
     assert torch.equal(images_of(folder, workers=2), expected)
     assert written and set(written) <= set(range(4, 10))

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+LFS_POINTER = b"version https://git-lfs"  # the start of a file whose content git-lfs has not downloaded
+LFS_HINT = "a git-lfs pointer: run git lfs pull in its repository"
 PARTIAL = ".partial-"  # prefix of the names of incomplete files
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
