@@ -5,13 +5,13 @@ from utils.config import TrainConfig
 from utils.flags import parse
 
 
-def main() -> None:
-    """Run what the command line describes."""
+def main(config_class: type[TrainConfig], description: str) -> None:
+    """Train what the command line describes."""
     from engine.choices import CHOICES  # here, so that a missing package is one error line
     from engine.training.run import train
 
-    train(*parse(TrainConfig, description=__doc__, choices=CHOICES))
+    train(*parse(config_class, description=description, choices=CHOICES))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: main(TrainConfig, __doc__))

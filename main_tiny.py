@@ -1,17 +1,8 @@
 """Train or distill an adversarially robust classifier on Tiny-ImageNet."""
 
+from main import main
 from utils.cli import run_command
 from utils.config import TinyTrainConfig
-from utils.flags import parse
-
-
-def main() -> None:
-    """Run what the command line describes."""
-    from engine.choices import CHOICES  # here, so that a missing package is one error line
-    from engine.training.run import train
-
-    train(*parse(TinyTrainConfig, description=__doc__, choices=CHOICES))
-
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: main(TinyTrainConfig, __doc__))

@@ -121,9 +121,6 @@ def evaluate(
     _require(0 <= eps <= 1, f"eps: must be in [0, 1], not {eps:g}; divide by 255")
     for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
         _require(value is None or value >= 1, f"{name}: must be at least 1, not {value}")
-    types = {"model": (model, torch.nn.Module), "images": (images, torch.Tensor), "labels": (labels, torch.Tensor)}
-    for name, (value, kind) in (types | {"attacks": (attacks, str)}).items():
-        _require(isinstance(value, kind), f"{name}: must be a {kind.__name__.lower()}, not {type(value).__name__}")
     _require_images(images, labels)
     device = torch.device(device or next(model.parameters(), images).device)
     split = Split(images.to(device), labels.to(device, torch.int64))
@@ -134,21 +131,14 @@ def evaluate(
     try:
         precision = choose_precision(precision, device)
         with _frozen(model, device), full_precision(), torch.no_grad():
-            try:
-                logits = model(split.images[:1])
-            except RuntimeError as error:  # another precision, size or number of channels
-                raise ValueError(f"model: fails on images of shape {tuple(images.shape)}, float32: {error}") from error
-            form = f" of shape {tuple(shape)}" if (shape := getattr(logits, "shape", None)) else ""
-            message = f"model: must return logits (B, classes), not a {type(logits).__name__.lower()}{form}"
-            _require(isinstance(logits, torch.Tensor) and len(shape) == 2, message)
-            allowed = 0 <= int(labels.min()) <= int(labels.max()) < shape[1]
-            _require(allowed, f"labels: must be between 0 and {shape[1] - 1}; the model has {shape[1]} classes")
+            classes = model(split.images[:1]).shape[1]
+            allowed = 0 <= int(labels.min()) <= int(labels.max()) < classes
+            _require(allowed, f"labels: must be between 0 and {classes - 1}; the model has {classes} classes")
             protocol = PROTOCOLS["paper"](Setting(eps, seed, steps, restarts))
-            chosen = {key: protocol[key] for key in choose_attacks(attacks, "paper", shape[1], "attacks")}
-            clean, classes = predict(model, batches(split, batch_size), "model"), list(map(str, range(shape[1])))
-            options = {"batches": batches, "batch_size": batch_size, "classes": classes}
-            options |= {"precision": precision, "seed": seed}
-            outcomes = run_attacks(model, chosen, split, clean, **options)
+            chosen = {key: protocol[key] for key in choose_attacks(attacks, "paper", classes, "attacks")}
+            clean = predict(model, batches(split, batch_size), "model")
+            options = {"batches": batches, "batch_size": batch_size, "precision": precision, "seed": seed}
+            outcomes = run_attacks(model, chosen, split, clean, classes=list(map(str, range(classes))), **options)
             results = {chosen[key].title: result for key, _, result in outcomes}
     except UserError as error:
         raise ValueError(str(error)) from error

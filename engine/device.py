@@ -24,13 +24,13 @@ def choose_device(device: str, gpu_id: int, threads: int | None = None) -> torch
         device = f"cuda:{gpu_id}"
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N") from error
+    except RuntimeError:
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and (chosen.index or 0) >= available:
         hint = "use --device cpu or another --gpu_id"
         raise UserError(f"--device {device}: not available; number of usable GPUs: {available}; {hint}")
-    if chosen.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {device}: only cpu and cuda are supported")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)  # NCCL, random number generators and pinned memory use the current GPU
     return chosen

@@ -1,5 +1,6 @@
 """Data parallelism under torchrun; without torchrun a single process."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -47,11 +48,16 @@ class Processes(NamedTuple):
 
         No share is empty: if a part has fewer images than there are ranks, all parts are replicated.
         """
-        slices = [Processes(part, min(parts, n)).rows(n) for part in range(min(parts, n))]
-        if n // len(slices) < self.count:
-            return [Shard(part, n, (part.stop - part.start) / n / self.count, replicated=True) for part in slices]
-        shares = [(part.start, self.rows(part.stop - part.start)) for part in slices]
-        return [Shard(slice(at + rows.start, at + rows.stop), n, (rows.stop - rows.start) / n) for at, rows in shares]
+        parts, shards = min(parts, n), []
+        for part in range(parts):
+            start, stop = n * part // parts, n * (part + 1) // parts
+            if n // parts < self.count:
+                shards.append(Shard(slice(start, stop), n, (stop - start) / n / self.count, replicated=True))
+            else:
+                rows = self.rows(stop - start)
+                share = slice(start + rows.start, start + rows.stop)
+                shards.append(Shard(share, n, (rows.stop - rows.start) / n))
+        return shards
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sum a CPU tensor over all ranks, in place."""
@@ -120,13 +126,17 @@ SINGLE_PROCESS = Processes()
 def init(timeout: timedelta) -> Processes:
     """Initialize the process group under torchrun; without torchrun return SINGLE_PROCESS.
 
-    ``timeout`` limits how long a collective waits for a rank. CPU tensors use gloo, GPU tensors NCCL.
+    ``timeout`` limits how long a collective waits for a rank. CPU tensors use gloo, GPU tensors NCCL. Ranks other
+    than 0 log errors only.
     """
     if torchrun_rank() is None:  # Slurm sets WORLD_SIZE in its shells too
         return SINGLE_PROCESS
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(backend, timeout=timeout)
-    return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    processes = Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    if not processes.is_rank0:
+        logging.getLogger().setLevel(logging.ERROR)
+    return processes
 
 
 def is_peer_failure(error: RuntimeError, processes: Processes) -> bool:

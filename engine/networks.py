@@ -34,12 +34,11 @@ def network_name(name: str, dataset: str = "") -> str:
     return canonical(name, MODELS, ALIASES, "--model")
 
 
-def network_in(source: str | Path | Checkpoint, requested: str | None, flag: str = "--model") -> str:
+def network_in(checkpoint: Checkpoint, requested: str | None, flag: str = "--model") -> str:
     """Return the name of the network in a checkpoint: ``requested``, else from its metadata, else from its weights.
 
     Raises UserError, naming ``flag``, if the file contradicts ``requested`` or the network is unknown.
     """
-    checkpoint = Checkpoint.of(source)
     stored = checkpoint.metadata.get("model")
     if requested is None:
         name = stored or (identify(checkpoint) or (None,))[0]

@@ -32,9 +32,7 @@ def compare(argv: list[str]) -> None:
     """
     parser = parser_for(__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="clone of the authors' repository")
-    parser.add_argument("--model_path", default=INCLUDED, help="checkpoint; default: the included CIFAR-10 teacher")
-    parser.add_argument("--dataset", default="CIFAR10", help="test dataset; default: CIFAR10")
-    parser.add_argument("--data_root", help="folder of the dataset; default: datasets/")
+    parser.add_argument("--data_root", metavar="DIR", help="folder of CIFAR-10; default: datasets/")
     parser.add_argument("--limit", type=int, default=100, help="number of test images; default: 100")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
     options = parser.parse_args(argv)
@@ -47,8 +45,8 @@ def compare(argv: list[str]) -> None:
 
     device = choose_device(options.device, 0)
     use_full_precision()
-    network = load_model(options.model_path).to(device).requires_grad_(False)
-    images = subset(load(options.dataset, options.data_root).test, options.limit, TEST_SUBSET_SEED)
+    network = load_model(INCLUDED).to(device).requires_grad_(False)
+    images = subset(load("CIFAR10", options.data_root).test, options.limit, TEST_SUBSET_SEED)
     batches = Batches(images, BATCH_SIZE, device=device)
     attack = PROTOCOLS["paper"](Setting(EPSILON, SEED))["aa"]
     start = time.monotonic()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from engine.training.run_folder import MEASUREMENTS
+from engine.training.results import MEASUREMENTS
 
 
 def folder_of(root: Path) -> Path:

@@ -12,7 +12,7 @@ READS_RUNS = (*BELOW_ENGINE, "engine.checkpoint", "engine.evaluation.records", "
 
 # Prefix of modules -> prefixes of the modules of ours that they may import; the longest prefix decides.
 MAY_IMPORT = {
-    "main": ("engine", "utils"),
+    "main": ("main", "main_eval", "engine", "utils"),
     "scripts": ("scripts", "engine", *BELOW_ENGINE),
     "engine": ("engine", *BELOW_ENGINE),
     "engine.reporting": ("engine.reporting", *READS_RUNS),

@@ -16,7 +16,7 @@ from shared_steps import ten_steps
 from small_sets import extra_file
 
 from engine.distributed import SINGLE_PROCESS, Processes
-from engine.training.run_folder import MEASUREMENTS
+from engine.training.results import MEASUREMENTS
 
 METHODS = ("AT", "TRADES", "IAD-II", "DGAD", "ADR", "IGDM")
 TRAIN = (

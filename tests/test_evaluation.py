@@ -15,6 +15,7 @@ from commands import run_in_process
 from conftest import ROOT
 from tiny import trained_on_stripes
 from torch import nn
+from tqdm import tqdm
 
 from attacks.pgd import pgd_until_fooled, uniform
 from attacks.suite import Attack
@@ -35,7 +36,6 @@ from models import build
 from models.weights import Checkpoint
 from utils.config import EvalConfig
 from utils.errors import UserError
-from utils.progress import Bar
 
 DIGITS = "--dataset Digits --image_size 16 --no-pictures"
 
@@ -278,15 +278,15 @@ def test_an_interrupted_evaluation_continues_to_the_same_results_with_any_batch_
     flags = f"{DIGITS} --limit_test 60 --eps 0.02 --restarts 2 --attacks fgsm,pgd"
     run(f"{flags} --bs 20 --model_path whole/net.pth")
 
-    def interrupted(bar, advance=Bar.advance):
+    def interrupted(bar, update=tqdm.update):
         interrupted.done += 1
         if interrupted.done > 6:  # FGSM and the first of three batches of PGD
             raise KeyboardInterrupt
-        advance(bar)
+        update(bar)
 
     interrupted.done = 0
     with monkeypatch.context() as patch:
-        patch.setattr("utils.progress.Bar.advance", interrupted)
+        patch.setattr(tqdm, "update", interrupted)
         run(f"{flags} --bs 20 --model_path parts/net.pth --state state", status=130)
     assert "FGSM" in read_evaluations(results_path("parts/net.pth"))[-1]["figures"]
     attacked = []
@@ -347,12 +347,7 @@ def test_processes_of_torchrun_share_the_images_and_one_of_them_writes(run, tmp_
     assert ended.stdout.count("PGD-20  ") == 1
 
 
-EDITED = {"conditions": dict.fromkeys(CONDITIONS, ""), "figures": {"FGSM": {"accuracy": 1, "n": 1}}}
-
-
-@pytest.mark.parametrize(
-    "damage", ['{"evaluations": [{', '{"evaluations": [{}]}', "[]", json.dumps({"evaluations": [EDITED]})]
-)
+@pytest.mark.parametrize("damage", ['{"evaluations": [{', '{"evaluations": [{}]}', "[]"])
 def test_a_damaged_file_of_results_is_not_overwritten(tmp_path, damage):
     (tmp_path / "eval.json").write_text(damage)
     with pytest.raises(UserError, match=r"eval.json: damaged"):

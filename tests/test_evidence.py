@@ -7,7 +7,9 @@ from commands import run_in_process
 
 from engine.training.settings import resolve
 from scripts.reproduce import evidence as module
-from scripts.reproduce.evidence import GRID, PIECES, RESULTS, SEEDS, TRAIN, TRAINING, Run, Study, evidence, page
+from scripts.reproduce.evidence import RESULTS, SEEDS, TRAINING, evidence
+from scripts.reproduce.evidence_page import page
+from scripts.reproduce.study import GRID, PIECES, TRAIN, Run, Study
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.flags import parse

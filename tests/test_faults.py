@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +24,6 @@ from engine.training.trainer import Trainer
 from utils.cli import run_command
 from utils.config import TrainConfig
 from utils.errors import Stopped, UserError
-from utils.files import _warn_once
 
 RUN = f"{SMALL} --method AT --lr_schedule constant"
 # 24 steps per epoch, a state after each: long enough to be killed often.
@@ -143,14 +141,7 @@ def test_a_damaged_newest_state_falls_back_to_the_previous_one(train, tmp_path):
 ALTERED = {
     "truncated": None,
     "another network": lambda state: state | {"net": {"w": torch.ones(2)}},
-    "no network": lambda state: state | {"net": None},
     "an empty optimizer": lambda state: state | {"optimizer": {}},
-    "rows of another table": lambda state: state | {"rows": [{"epoch": 1}]},
-    "missing rows": lambda state: state | {"rows": []},
-    "epochs from 0": lambda state: state | {"rows": [row | {"epoch": 0} for row in state["rows"]]},
-    "no number of epochs": lambda state: state | {"epochs": "three"},
-    "no settings": lambda state: state | {"config": None},
-    "other metrics": lambda state: state | {"metrics": state["metrics"] | {"batches": "x"}},
     "a state of an older version": lambda state: {"sums" if key == "metrics" else key: state[key] for key in state},
     "a list": lambda state: [state],
     "a best checkpoint": lambda state: {key: state[key] for key in ("net", "classes")},
@@ -209,12 +200,10 @@ def fail(number):
     return failing
 
 
-def test_a_file_system_without_modes_or_flushing_of_folders_is_one_warning(train, tmp_path, monkeypatch):
-    _warn_once.cache_clear()
-    monkeypatch.setattr(Path, "chmod", fail(errno.EPERM))
+def test_a_file_system_without_flushing_or_hard_links_is_enough(train, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fail(errno.EINVAL))
     monkeypatch.setattr(os, "link", fail(errno.EPERM))
-    assert train(f"{RUN} --epochs 2").count("modes or flushing are not supported") == 1
+    train(f"{RUN} --epochs 2")
     train(f"{RUN} --epochs 2 --desc_str again")
     first, second = (files_of(path.parent) for path in sorted(tmp_path.rglob("config.json")))
     assert all(second[name] == data for name, data in first.items() if name != "config.json")
@@ -224,8 +213,7 @@ def test_a_file_that_cannot_be_written_names_what_is_saved_and_how_to_continue(t
     train(f"{RUN} --epochs 1")
     for number in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
         monkeypatch.setattr(os, "fsync", fail(number))
-        mount = " in the file system of /" if number != errno.EIO else ""
-        error = rf"cannot be written \({os.strerror(number)}{mount}.*the last good checkpoint is .*/0001-000000.pth; "
+        error = rf"cannot be written \({os.strerror(number)}.*the last good checkpoint is .*/0001-000000.pth; "
         train(f"{RUN} --epochs 2 --resume", error=f"{error}.*--resume continues the run")
 
 
@@ -238,7 +226,7 @@ def test_a_full_disk_in_an_evaluation_is_one_line(train, tmp_path, monkeypatch, 
     monkeypatch.setattr(os, "fsync", fail(errno.ENOSPC))
     ended = run_in_process(monkeypatch, capsys, "main_eval.py", f"{args} clean,fgsm")
     assert ended.status == 2 and ended.err.count("\n") == 1 and "eval.json has the finished attacks" in ended.err
-    assert "No space left on device in the file system of /" in ended.err and files_of(tmp_path) == before
+    assert "No space left on device" in ended.err and files_of(tmp_path) == before
 
 
 def test_a_folder_that_cannot_be_written_is_reported_before_training(train):
@@ -288,12 +276,12 @@ def test_diverging_weights_are_never_saved(train, tmp_path):
         assert all(value.isfinite().all() for value in net.values()), path
 
 
-def test_a_bad_loss_names_the_step_and_the_last_good_checkpoint(train, monkeypatch):
+def test_a_bad_loss_names_the_epoch_and_the_last_good_checkpoint(train, monkeypatch):
     train(f"{RUN} --epochs 1")
     steps = iter(range(1, 100))
     bad = lambda result, _: result._replace(loss=result.loss * (float("nan") if next(steps) == 2 else 1))  # noqa: E731
     replace_method(monkeypatch, "AT", bad)
-    error = "the loss of step 2 of epoch 2 is nan or inf at learning rate 0.1; the last good checkpoint is .*0001-"
+    error = "a loss or a weight is nan or inf in epoch 2 at learning rate 0.1; the last good checkpoint is .*0001-"
     train(f"{RUN} --epochs 2 --resume", error=error)
 
 

@@ -8,7 +8,8 @@ import pytest
 from engine.training.settings import resolve
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
 from utils.errors import UserError
-from utils.flags import parse, spelling
+from utils.fields import spelling
+from utils.flags import parse
 from utils.versions import project_version
 
 # Official flag -> its official default in main.py of DGAD; --method is Plain_Madry there, which is AT here.
@@ -79,8 +80,6 @@ def test_values_are_read(args, field, value):
         ("--iad_begin 8", "--iad_begin 8 (did you mean --IAD_begin?)"),
         ("--batch_size 8", "--batch_size 8 (--help lists the flags)"),
         ("--model", "--model"),
-        ("--data_root=--", "--data_root=--: -- is not a value"),
-        ("--cache_dir=~no-user/x", "--cache_dir ~no-user/x: there is no such user"),
         ("--temp 1e300", "--temp 1e+300: must be"),
         ("--IAD_coefficient -1", "--IAD_coefficient -1.0: must be a number of at least 0"),
         ("--desc_str \udcff", "has bytes that are not UTF-8"),

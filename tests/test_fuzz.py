@@ -33,7 +33,7 @@ import engine.evaluation.figures
 from methods import ALIASES, METHODS
 from models import build
 from utils.config import EvalConfig, TrainConfig
-from utils.flags import spelling
+from utils.fields import spelling
 from utils.log import log_to_terminal, logger
 
 TIMES = int(os.environ.get("FUZZ_TIMES", "1"))
@@ -76,7 +76,7 @@ VALUES = {
 }
 STRANGE = [
     *("", " ", "nan", "-nan", "inf", "-inf", "1e999", "-1e999", "0", "-0", "-1", "0.5", "1e-320", "1e308", "8/255"),
-    *("1/0", "1/2/3", "/", "0x10", "1_000", "1e3", "+5", " 7 ", "٣", "１２", "²", "10" * 30, "9" * 5000, "-9", "--"),
+    *("1/0", "1/2/3", "/", "0x10", "1_000", "1e3", "+5", " 7 ", "٣", "１２", "²", "10" * 30, "9" * 5000, "-9"),
     *("-", "---", "None", "True", "false", "[]", "{}", "%s", "%d%n", "{x}", "$HOME", "a\nb", "a\tb", "\x1b[2J"),
     *("\udcff", "ﷺ", "😀" * 40, "a" * 5000, "folder/../" * 500, "/dev/null/x", "/proc/self/mem", "*", "?", "a=b"),
     *("~no-such-user/x", "=", "-r", "--epochs=1", "--config", "--version"),
@@ -243,7 +243,6 @@ def test_command_lines_with_every_flag_run_or_are_refused(script, check, fast_ru
 REGRESSIONS = [
     ("main.py", ["--root_path", "x" * 5000], "too long"),
     ("main.py", ["--dataset", "Folder", "--data_root", "x" * 5000], "too long"),
-    ("main.py", ["--data_root", "~no-such-user/x"], "--data_root ~no-such-user/x: "),
     ("main.py", ["--config", "x" * 5000], "too long"),
     ("main_eval.py", ["--out", "x" * 5000], "too long"),
     ("main_eval.py", ["--state", "x" * 5000], "too long"),

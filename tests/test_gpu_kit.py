@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from models import build
-from scripts.reproduce.gpu import ATTACKS, PARTS, RESULTS, WEIGHTS, Session, gpu
+from models.hub import WEIGHTS
+from scripts.reproduce.gpu import Session, gpu
+from scripts.reproduce.gpu_results import ATTACKS, PARTS, RESULTS
 from utils.errors import UserError
 
 

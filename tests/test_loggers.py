@@ -5,15 +5,13 @@ Fakes replace both packages.
 
 import sys
 import typing
-from io import BytesIO
 from types import ModuleType, SimpleNamespace
-from urllib.error import URLError
 
 import pytest
 from commands import SMALL
 from run_files import files_of, folder_of, rows_of
 
-from engine.training.run_folder import MEASUREMENTS, METRICS
+from engine.training.results import MEASUREMENTS, METRICS
 
 RUN = f"{SMALL} --method AT --lr_schedule constant"
 VALUES = {*METRICS, *MEASUREMENTS} - {"epoch", "train_clean_acc"}  # AT has no logits of clean images
@@ -37,28 +35,20 @@ class SummaryWriter:
 
 
 class Wandb(ModuleType):
-    """Like the real one: a run keeps the first values of a step; a failed init reserves its id until teardown."""
+    """Like the real one: a run keeps the first values of a step."""
 
-    def Settings(self, base_url="http://nowhere.example", **settings):
-        return SimpleNamespace(base_url=base_url, **settings)
+    Settings = SimpleNamespace
 
     def __init__(self):
         super().__init__("wandb")
-        self.calls, self.steps, self.failures, self.in_use = [], {}, 0, set()
+        self.calls, self.steps, self.failing = [], {}, False
 
     def init(self, **options):
         self.calls.append(options)
-        if options["id"] in self.in_use:
-            raise RuntimeError(f"run ID {options['id']} is in use")
-        if self.failures > 0:
-            self.failures -= 1
-            self.in_use.add(options["id"])
+        if self.failing:
             raise ConnectionError("api.example: no route to host\nand more lines")
         self.steps.setdefault(options["id"], {})
         return self
-
-    def teardown(self):
-        self.in_use.clear()
 
     def log(self, values, step, commit):
         self.steps[self.calls[-1]["id"]].setdefault(step, values)
@@ -71,7 +61,6 @@ def wandb(monkeypatch):
     tensorboard.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setattr("engine.training.loggers.urlopen", lambda url, timeout: BytesIO())
     for name in ("WANDB_PROJECT", "WANDB_INIT_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
     return wandb
@@ -91,7 +80,7 @@ def test_both_receive_every_value_of_every_epoch(wandb, train, tmp_path):
         assert value == pytest.approx(float(rows_of(tmp_path)[step - 1][name]), rel=1e-5)  # six digits in the table
     (call,) = wandb.calls
     assert call["config"]["method"] == "AT" and call["name"] == "small_resnet_eps8_seed42"
-    assert "mode" not in call and call["settings"].init_timeout == 20  # WANDB_MODE decides
+    assert call["settings"].init_timeout == 20  # without an answer, not after 90 seconds
     (steps,) = wandb.steps.values()
     assert list(steps) == [1, 2] and steps[1].keys() == VALUES
 
@@ -116,26 +105,9 @@ def test_loggers_enabled_later_receive_earlier_epochs(wandb, train):
     assert len(wandb.steps) == 2
 
 
-def test_without_a_network_wandb_logs_offline_and_does_not_wait(wandb, train, monkeypatch):
-    wandb.failures = 1
-    log = train(f"{RUN} --epochs 1 --wandb")
-    assert "--wandb: api.example: no route to host; logging offline to tuned_models/" in log and "and more" not in log
-    assert [call.get("mode") for call in wandb.calls] == [None, "offline"]
-    (steps,) = wandb.steps.values()
-    assert list(steps) == [1]
-
-    def fail(url, timeout):
-        assert timeout <= 5
-        raise URLError("no route to host")
-
-    monkeypatch.setattr("engine.training.loggers.urlopen", fail)
-    assert "no route to host>; logging offline to tuned_models/" in train(f"{RUN} --epochs 1 --wandb --desc_str again")
-    assert [call.get("mode") for call in wandb.calls[2:]] == ["offline"]
-
-
 def test_a_logger_that_fails_changes_nothing_of_the_run(wandb, train, tmp_path, monkeypatch):
     train(f"{RUN} --epochs 2 --root_path plain")
-    wandb.failures = 2
+    wandb.failing = True
 
     def full(self, name, value, step):
         raise OSError(28, "No space left on device")

@@ -11,7 +11,8 @@ from run_files import files_of, folder_of, rows_of
 from small_sets import image_folder
 
 from engine.checkpoint import save_checkpoint
-from engine.training.run_folder import MEASUREMENTS, RunFolder
+from engine.training.results import MEASUREMENTS
+from engine.training.run_folder import RunFolder
 from engine.training.trainer import Trainer
 from models import build
 

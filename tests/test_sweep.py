@@ -280,26 +280,6 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
     assert not pool.received
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_the_interpreter_is_the_activated_one_or_that_of_the_repository(workdir, elsewhere):
-    home, active = workdir.parent / "home", workdir.parent / "active"
-    for folder in (home / ".venv/bin", active):
-        executable(folder / "python", '#!/bin/sh\necho "$PYTHON $*"\n')
-    (home / "scripts").mkdir()
-    script, prefix = shutil.copy(ROOT / "scripts/sweep.sh", home / "scripts"), f"{home}/" if elsewhere else ""
-    for interpreter, variables in (
-        (f"{prefix}.venv/bin/python", {}),
-        (f"{prefix}.venv/bin/python", {"CONDA_PREFIX": "/opt/conda", "CONDA_DEFAULT_ENV": "base"}),
-        ("python", {"VIRTUAL_ENV": "/a"}),
-        ("python", {"CONDA_PREFIX": "/b", "CONDA_DEFAULT_ENV": "b"}),
-    ):
-        environment = variables | {"PATH": f"{active}{os.pathsep}{os.environ['PATH']}"}
-        out = subprocess.check_output(["bash", script, "-h"], cwd=workdir if elsewhere else home, env=environment)
-        assert out.decode() == f"{interpreter} {prefix}scripts/sweep.py -h\n"
-    missing = subprocess.run(["bash", script], env=os.environ | {"PYTHON": "no-python"}, capture_output=True, text=True)
-    assert missing.returncode == 2 and missing.stderr.startswith("error: no-python: not found")
-
-
 # Records its arguments, and whether the run had saved by then; the state of the job is in a file.
 SCONTROL = """#!/bin/sh
 echo "$* $(ls | grep -c saved)" >>scontrol-calls

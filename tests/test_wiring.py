@@ -10,7 +10,7 @@ from run_files import folder_of, rows_of, state_of
 from tiny import tiny_problem
 
 import data
-import engine.training.run
+import engine.training.build
 from attacks import suite
 from attacks.pgd import uniform
 from data import Split, Splits
@@ -172,7 +172,7 @@ def test_validation_images_are_the_same_for_every_seed_and_in_batches_of_eval_bs
         calls.append(([round(255 * float(x[0, 0, 0])) for images, _ in batches for x in images], batches.batch_size))
         return lambda after_batch=None: (Score(1.0, 50.0, 1), Score(1.0, 50.0, 1))
 
-    monkeypatch.setattr(engine.training.run, "Validator", validator)
+    monkeypatch.setattr(engine.training.build, "Validator", validator)
     args = "--dataset Digits --model small_resnet --method Natural --limit_train 20 --limit_test 30 --bs 10 --epochs 1"
     for more in ("--seed 1", "--seed 2 --eval_bs 7", "--seed 3 --val_size 20"):  # the last: validation, then test
         train(f"{args} {more}")
@@ -194,7 +194,7 @@ def test_the_learning_rate_warms_up_and_drops_at_the_given_milestones(train, tmp
 def test_the_best_checkpoint_is_the_first_of_the_highest_accuracy(train, tmp_path, monkeypatch, args, best, validated):
     clean, robust = iter([50.0, 60.0, 60.0, 60.0, 60.0]), iter([30.0, 30.0, 20.0, 30.0, 30.0])
     scores = lambda after_batch: (Score(1.0, next(clean), 40), Score(1.0, next(robust), 40))  # noqa: E731
-    monkeypatch.setattr(engine.training.run, "Validator", lambda *_: scores)
+    monkeypatch.setattr(engine.training.build, "Validator", lambda *_: scores)
     log = train(f"{SMALL} --method Natural --epochs 5 {args}")
     saved = {name: torch.load(folder_of(tmp_path) / f"best_{name}_acc_model.pth") for name in best}
     assert {name: checkpoint["epoch"] + 1 for name, checkpoint in saved.items()} == best  # official: from 0

@@ -21,35 +21,44 @@ def run_command(command: Callable[[], object]) -> None:
     """Run ``command`` and turn its errors into one line on standard error and an exit status.
 
     The status is 2 for a UserError, an operating-system error of a file and a package that cannot be imported, 130 for
-    Ctrl-C, and that of the signal for a command that a signal stopped.
+    Ctrl-C, and that of the signal for a command that a signal stopped. An error that is a bug keeps its traceback.
     """
-    if sys.getfilesystemencoding() != "utf-8":  # in the C locale, where names of files could not be read
+    if sys.getfilesystemencoding() != "utf-8":  # of a locale in which names of files could not be read
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     log_to_terminal()
     try:
         tempfile.gettempdir()  # PyTorch needs it when it is imported, and the working directory
         os.getcwd()
         command()
-    except UserError as error:
-        sys.exit(_fail(f"error: {error}") if error.printed else 2)
-    except OSError as error:
-        if error.filename is None and error.errno not in (*FULL, errno.EIO, errno.ENOENT):
-            raise
-        name = error.filename or ("TMPDIR or working directory" if error.errno == errno.ENOENT else "a file")
-        sys.exit(_fail(f"error: {name}: {error.strerror}"))
-    except ImportError as error:
-        if not error.name or error.name.partition(".")[0] in {path.stem for path in ROOT.iterdir()}:
-            raise  # a bug, not a missing package
-        problem = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
-        sys.exit(_fail(f"error: {error.name} {problem} for {sys.executable}; {_environment()}"))
-    except (MemoryError, RuntimeError) as error:
-        if "allocate memory" not in str(error) and not isinstance(error, MemoryError):
-            raise
-        sys.exit(_fail("error: out of memory; reduce --bs"))
     except Stopped as stop:
-        sys.exit(_fail(str(stop), stop.status))
+        line, status = str(stop), stop.status
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 130))
+        line, status = "interrupted", 130
+    except Exception as error:
+        problem, status = _problem(error), 2
+        if problem is None:
+            raise
+        line = f"error: {problem}" if getattr(error, "printed", True) else ""
+    else:
+        return
+    _print_error(line, status)
+    sys.exit(status)
+
+
+def _problem(error: Exception) -> str | None:
+    """Return what the user can do about an error; None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+        return "out of memory; reduce --bs"
+    if isinstance(error, OSError) and (error.filename or error.errno in (*FULL, errno.EIO, errno.ENOENT)):
+        name = error.filename or ("TMPDIR or working directory" if error.errno == errno.ENOENT else "a file")
+        return f"{name}: {error.strerror}"
+    ours = {path.stem for path in ROOT.iterdir()}
+    if isinstance(error, ImportError) and error.name and error.name.partition(".")[0] not in ours:
+        problem = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
+        return f"{error.name} {problem} for {sys.executable}; {_environment()}"
+    return None
 
 
 def _environment() -> str:
@@ -61,16 +70,12 @@ def _environment() -> str:
     return f"run: bash {shlex.quote(str(setup))}"
 
 
-def _one_line(text: str) -> str:
-    """Return the text on one line, with control characters of names escaped."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.split()))
-
-
-def _fail(line: str, status: int = 2) -> int:
+def _print_error(line: str, status: int) -> None:
     """Print an error, with the rank under torchrun; rank 0 also prints what stopped all processes."""
     rank = torchrun_rank()
-    if status == 2 or not rank:
+    if line and (status == 2 or not rank):
         prefix = f"[rank {rank}] " if status == 2 and rank is not None else ""
+        # On one line, with control characters of names escaped.
+        text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(line.split()))
         with suppress(OSError):  # standard error may be a file on a full disk
-            print(prefix + _one_line(line), file=sys.stderr)
-    return status
+            print(prefix + text, file=sys.stderr)

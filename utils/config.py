@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from utils.flags import above, at_least, between, check_values, flag, increasing, unit_255, unit_interval, within
+from utils.fields import above, at_least, between, check_values, flag, increasing, unit_255, unit_interval, within
 
 NETWORKS, METHOD, ATTACK = "networks", "method", "inner attack (units of /255)"
 data = partial(flag, group="data")

@@ -1,114 +1,25 @@
-"""Command-line flags generated from the fields of a frozen dataclass, and configs read from a JSON file."""
+"""The command line of a config, generated from its fields, and configs read from a JSON file."""
 
 import argparse
 import difflib
-import math
 import os
-import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import Field, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from utils.errors import UserError, torchrun_rank
+from utils.fields import shown, spelling
 from utils.files import read_json
 from utils.versions import project_version
 
 PATHS = ("PATH", "FILE", "DIR", "RUNS", "FOLDER")  # metavars of paths, in which ~ is expanded
 SKIPPED = "skipped_images"  # in a run's config.json: the number of images that --skip_damaged skipped
 NOT_READ = {SKIPPED, "resume"}  # keys of config.json that --config does not read
-OFFICIAL = {"alp_": "ALP_", "adaad_": "AdaAD_", "iad_": "IAD_"}  # first part of a field -> that of its flag
-
-Check = Callable[[Any], str | None]  # value -> error message, or None if the value is valid
-
-
-def flag(
-    default: Any,
-    help: str,
-    check: Check | None = None,
-    *,
-    group: str,
-    affects_result: bool = True,
-    short: str | None = None,
-) -> Any:
-    """Declare a field and its flag; ``short`` is another spelling, and ``group`` the heading in ``--help``.
-
-    ``affects_result`` is False for settings of where or how a run is carried out, not of what it computes.
-    """
-    metadata = {"help": help, "group": group, "check": check, "short": short}
-    return field(default=default, metadata=metadata | {"affects_result": affects_result})
-
-
-def above(bound: float) -> Check:
-    """A finite number greater than ``bound``."""
-    return lambda value: None if bound < value < math.inf else f"must be a number above {bound:g}"
-
-
-def at_least(bound: float) -> Check:
-    """A finite number of at least ``bound``."""
-    return lambda value: None if bound <= value < math.inf else f"must be a number of at least {bound:g}"
-
-
-def within(low: float, high: float) -> Check:
-    """A number greater than ``low`` and at most ``high``."""
-    return lambda value: None if low < value <= high else f"must be above {low:g} and at most {high:g}"
-
-
-def between(low: float, high: float) -> Check:
-    """A number of at least ``low`` and at most ``high``."""
-    return lambda value: None if low <= value <= high else f"must be between {low} and {high}"
-
-
-def unit_255(least: float) -> Check:
-    """A length in units of 1/255, at most 255; a value below ``least`` was probably meant in [0, 1] and is rejected."""
-
-    def check(value: float) -> str | None:
-        if 0 < value < least:
-            return f"is in units of 1/255; write {255 * value:.4g}"
-        return within(0, 255)(value)
-
-    return check
-
-
-def unit_interval(value: float) -> str | None:
-    """A length in [0, 1]; the message for a larger value suggests that it was meant in units of 1/255."""
-    error = between(0, 1)(value)
-    return f"{error}, for example {value:g}/255" if error and value > 1 else error
-
-
-def increasing(values: Sequence[int]) -> str | None:
-    """Positive integers in increasing order."""
-    ordered = all(a < b for a, b in zip([0, *values], values, strict=False))
-    return None if ordered else "must be positive and increasing"
-
-
-def spelling(spec: Field) -> str:
-    """Return the field's flag as the command line spells it, ``--flag``."""
-    prefix, line, rest = spec.name.partition("_")
-    return f"--{OFFICIAL.get(prefix + line, prefix + line)}{rest}"
-
-
-def shown(value: Any) -> str:
-    """Return a value as the command line spells it: a fraction rather than a long decimal."""
-    if isinstance(value, tuple):
-        return " ".join(map(shown, value))
-    if isinstance(value, float) and len(str(value)) > 10:
-        fractions = ((round(value * denominator, 6), denominator) for denominator in (255, 3, 7, 9))
-        return next((f"{n:g}/{d}" for n, d in fractions if n / d == value), f"{value:.10g}")
-    return str(value)
-
-
-def check_values(config: Any) -> None:
-    """Raise UserError for the first field whose value fails its check; None always passes."""
-    for spec in fields(config):
-        value, check = getattr(config, spec.name), spec.metadata["check"]
-        error = check(value) if check and value is not None else None
-        if error:
-            raise UserError(f"{spelling(spec)} {shown(value)}: {error}")
 
 
 class Parsed(NamedTuple):
@@ -128,7 +39,7 @@ def parse(
     """Read the command line into a ``config_class``; ``--config FILE`` sets the fields that no flag sets.
 
     Args:
-        config_class: Frozen dataclass whose fields were made by :func:`flag`.
+        config_class: Frozen dataclass whose fields were made by :func:`utils.fields.flag`.
         argv: Arguments; None takes those of the process.
         description: First lines of ``--help``.
         choices: Field name -> the names that the flag accepts, added to its help.
@@ -187,8 +98,6 @@ def parser_for(description: str) -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         for arg in sys.argv[1:] if args is None else args:
-            if re.fullmatch("--[^=]+=--", arg):  # argparse would read an empty list
-                raise UserError(f"{arg}: -- is not a value; give one")
             if "\0" in arg or any("\ud800" <= char <= "\udfff" for char in arg):  # a log or a table could not hold it
                 raise UserError(f"{arg!a}: has bytes that are not UTF-8; rename the file")
         return super().parse_known_args(args, namespace)
@@ -196,10 +105,7 @@ class _Parser(argparse.ArgumentParser):
     def _get_value(self, action, arg_string):
         """Convert one value; the shell does not expand ``~`` in --flag=~/x."""
         value = super()._get_value(action, arg_string)
-        path = os.path.expanduser(value) if isinstance(value, str) and action.metavar in PATHS else ""
-        if path.startswith("~") and not os.path.exists(path):
-            raise UserError(f"{action.option_strings[0]} {path}: there is no such user; write the full path")
-        return path or value
+        return os.path.expanduser(value) if isinstance(value, str) and action.metavar in PATHS else value
 
     def error(self, message):
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]

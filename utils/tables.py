@@ -11,7 +11,6 @@ from tabulate import tabulate
 from utils.files import write_text
 
 NUMBER = re.compile(r"-|-?[\d.]+%?( ± [\d.]+)?( \(n=\d+\))?")  # a dash is a missing number
-FORMULA = re.compile(r"[=+@\t\r-](?!$|([\d.]+(e[+-]?\d+)?|inf)$)")  # text that a spreadsheet would compute
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ud800-\udfff]")
 
 
@@ -42,10 +41,9 @@ def latex_table(header: Sequence[str], rows: Iterable[Sequence], bold: Collectio
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """Write the whole table to ``path``, or leave the old file. Text that begins like a formula gets a quote."""
+    """Write the whole table to ``path``, or leave the old file."""
     text = io.StringIO()
-    cells = ([f"'{cell}" if FORMULA.match(str(cell)) else cell for cell in row] for row in (header, *rows))
-    csv.writer(text, lineterminator="\n").writerows(cells)
+    csv.writer(text, lineterminator="\n").writerows((header, *rows))
     write_text(path, text.getvalue().encode(errors="replace").decode())  # a file name may not be valid Unicode
 
 

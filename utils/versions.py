@@ -36,15 +36,8 @@ def _version(name: str) -> str | None:
 
 def _revision() -> str | None:
     """Return the commit of the working tree, with ``-dirty`` if tracked files have changed since."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
+        return subprocess.check_output(command, cwd=ROOT, text=True, stderr=subprocess.DEVNULL, timeout=10).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip()

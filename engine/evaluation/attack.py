@@ -13,7 +13,7 @@ from attacks.suite import Attack
 from engine.accuracy import attack_and_verify
 from engine.distributed import SINGLE_PROCESS, Processes
 from engine.evaluation.state import State
-from utils.progress import Bar
+from utils.progress import progress_bar
 
 NOISE_BLOCK = 200  # images whose starts are drawn together, whatever the batch size
 ROUNDING = 1e-5  # of a float32 pixel when epsilon is added and subtracted
@@ -59,10 +59,11 @@ def run_attack(
     predicted, fooled_at = torch.zeros_like(clean), torch.zeros_like(clean)  # the processes' results are summed
     robust_stage = len(attack.stages) + 1
     start = n = robust = 0
-    with Bar(len(range(processes.rank, len(batches), processes.count)) * len(attack.stages), attack.title) as bar:
+    mine = range(processes.rank, len(batches), processes.count)
+    with progress_bar(len(mine) * len(attack.stages), attack.title) as bar:
         for k, (x, y) in enumerate(batches):
             part, start = slice(start, start + len(y)), start + len(y)
-            if k % processes.count != processes.rank:
+            if k not in mine:
                 continue
             n += len(y)
             result = AttackResult(clean[part], torch.where(clean[part] == y.cpu(), robust_stage, 0))
@@ -76,8 +77,9 @@ def run_attack(
                     result = _run_stage(verified, attack, number, (x, y, noise), result)
                     if state:
                         state.save(*key, *result)
-                bar.note = f"robust {100 * (robust + int((result.fooled_at == robust_stage).sum())) / n:.2f} %"
-                bar.advance()
+                so_far = robust + int((result.fooled_at == robust_stage).sum())
+                bar.set_postfix_str(f"robust {100 * so_far / n:.2f} %", refresh=False)
+                bar.update()
             robust += int((result.fooled_at == robust_stage).sum())
             predicted[part], fooled_at[part] = result
     return AttackResult(processes.all_reduce_sum(predicted), processes.all_reduce_sum(fooled_at))

@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.names import canonical
 from utils.versions import versions
 
-AUTOATTACK = ("pyautoattack", "autoattack")  # either package of its authors
+PACKAGES = {"AutoAttack": ("pyautoattack", "autoattack"), "advertorch": ("advertorch",)}  # either of its authors'
 # Batch sizes of other libraries' attacks, whose random numbers depend on the batch. A GPU needs large batches.
 LIBRARY_BATCH = {"cpu": 200, "cuda": 1000}
 
@@ -121,10 +121,9 @@ def choose_attacks(names: str, protocol: str, classes: int | None = None, flag: 
         raise UserError(f"{flag} {names}: names no attack; protocol {protocol} has {','.join(attacks)}")
     keys = list(dict.fromkeys(canonical(name, attacks, {}, flag) for name in requested)) or list(attacks)
     libraries = {attacks[key].parameters.get("library") for key in keys}
-    if "AutoAttack" in libraries and not any(map(_is_installed, AUTOATTACK)):
-        raise UserError(f"{flag}: AutoAttack and Square require a package: pip install pyautoattack")
-    if "advertorch" in libraries and not _is_installed("advertorch"):
-        raise UserError(f"{flag}: C&W L2 requires a package: pip install advertorch")
+    for library, packages in PACKAGES.items():
+        if library in libraries and not any(sys.modules.get(name) or find_spec(name) for name in packages):
+            raise UserError(f"{flag}: {library} is not installed: pip install {packages[0]}")
     if "aa" in keys and classes and classes < AUTOATTACK_CLASSES:
         others = ",".join(key for key in attacks if key != "aa")
         least = f"at least {AUTOATTACK_CLASSES} classes, not {classes}"
@@ -139,10 +138,6 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if precision == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32: requires a GPU; use --precision fp32 or bf16 on a CPU")
     return precision
-
-
-def _is_installed(package: str) -> bool:
-    return bool(sys.modules.get(package) or find_spec(package))
 
 
 def _percent(values: Tensor) -> float:

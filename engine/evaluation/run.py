@@ -1,6 +1,5 @@
 """Evaluate checkpoints: from an EvalConfig to results that are printed and written next to each checkpoint."""
 
-import logging
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -38,8 +37,6 @@ def run_evaluation(config: EvalConfig) -> None:
     Raises UserError for errors that the user can fix.
     """
     processes = init(EVALUATION_TIMEOUT)
-    if not processes.is_rank0:
-        logging.getLogger().setLevel(logging.ERROR)
     try:
         _evaluate_all(config, processes)
     except torch.OutOfMemoryError as error:
@@ -66,25 +63,18 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     config = replace(config, precision=choose_precision(config.precision, device))
     warn_of_unused(config, select_attacks(config))  # reports invalid flags before data is read
     targets = find_targets(config)
-    hashes = [target.checkpoint and target.checkpoint.sha256 for target in targets]
-    if hashes != processes.on_rank0(lambda: hashes):
-        raise UserError("--model_path: a file changed while the processes read it; run the command again")
     config = infer_dataset(config, targets)
     warn_of_epsilon(targets, config.eps)
     use_full_precision()
     seed_everything(config.seed)
-    splits, images = processes.rank0_first(lambda: _read(config))
+    splits, images = processes.rank0_first(_read, config)
     keys = select_attacks(config, len(splits.classes))
     natural = load_other_network(config.natural_path, None, "--natural_path", config, splits, device)
-    path, model = config.surrogate_path if config.protocol == "blackbox" else "", config.surrogate_model
-    surrogate = load_other_network(path, model, "--surrogate_model", config, splits, device)
-    setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge, surrogate, path)
-    protocol = PROTOCOLS[config.protocol](setting)
-    attacks = {key: protocol[key] for key in keys}
+    attacks = _make_attacks(keys, config, splits, device)
     for target in targets:
         target.load(config, splits)  # reports an unsuitable file before the first attack
-    evaluations = [Evaluation(target, attacks, images, splits.classes, config) for target in targets]
-    results = {each.target.path: each.run(device, processes, splits, natural) for each in evaluations}
+    evaluations = [Evaluation(target, attacks, splits, images, config) for target in targets]
+    results = {each.target.path: each.run(device, processes, natural) for each in evaluations}
     logger.info("\n%s", comparison(results))
 
 
@@ -93,11 +83,22 @@ def _read(config: EvalConfig) -> tuple[Splits, Split]:
     return splits, *decode_files(subset(splits.test, config.limit_test, TEST_SUBSET_SEED))
 
 
+def _make_attacks(keys: list[str], config: EvalConfig, splits: Splits, device: torch.device) -> dict[str, Attack]:
+    """The attacks of the protocol with these keys."""
+    path, model = config.surrogate_path if config.protocol == "blackbox" else "", config.surrogate_model
+    surrogate = load_other_network(path, model, "--surrogate_model", config, splits, device)
+    setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge, surrogate, path)
+    protocol = PROTOCOLS[config.protocol](setting)
+    return {key: protocol[key] for key in keys}
+
+
 class Evaluation:
     """One network under all attacks. Raises UserError, before any attack, if results or state cannot be written."""
 
-    def __init__(self, target: EvalTarget, attacks: dict[str, Attack], images: Split, classes, config: EvalConfig):
-        self.target, self.attacks, self.images, self.classes, self.config = target, attacks, images, classes, config
+    def __init__(
+        self, target: EvalTarget, attacks: dict[str, Attack], splits: Splits, images: Split, config: EvalConfig
+    ):
+        self.target, self.attacks, self.splits, self.images, self.config = target, attacks, splits, images, config
         conditions, folder = make_conditions(target, images, config), results_folder(target.path)
         if config.out:  # the checkpoint's whole path, since checkpoints may have the same name
             folder = Path(config.out, *[part for part in folder.parts if part not in ("..", folder.anchor)])
@@ -107,45 +108,62 @@ class Evaluation:
         content = {key: value for key, value in conditions.items() if key not in ("checkpoint", "bs")}
         self.state = State(Path(config.state, name), content | versions()) if config.state else None
 
-    def run(self, device, processes: Processes, splits: Splits, natural: nn.Module | None) -> dict[str, dict]:
+    def run(self, device: torch.device, processes: Processes, natural: nn.Module | None) -> dict[str, dict]:
         """Return the results by title, with their worst case; each is printed and written immediately."""
         target, config, images = self.target, self.config, self.images
-        network = target.load(config, splits).to(device)
+        network = target.load(config, self.splits).to(device)
         message = "%s: %s, %d test images of %s"
         logger.info(message, target.path, target.name, len(images.labels), config.dataset)
         batches = partial(Batches, device=device)
         predicted, results = {"clean": predict(network, batches(images, config.bs), f"--model_path {target.path}")}, {}
-        options = {"classes": self.classes, "batches": batches, "batch_size": config.bs, "precision": config.precision}
-        options |= {"limit_aa": config.limit_aa, "seed": config.seed, "state": self.state, "processes": processes}
-        for key, classes, result in run_attacks(network, self.attacks, images, predicted["clean"], **options):
+        outcomes = run_attacks(
+            network,
+            self.attacks,
+            images,
+            predicted["clean"],
+            classes=self.splits.classes,
+            batches=batches,
+            batch_size=config.bs,
+            precision=config.precision,
+            limit_aa=config.limit_aa,
+            seed=config.seed,
+            state=self.state,
+            processes=processes,
+        )
+        for key, classes, result in outcomes:
             title = self.attacks[key].title
             predicted[key], results[title] = classes, result
             _log(title, result)
             if processes.is_rank0:
                 self.record.add(title, result)
         if processes.is_rank0:
-            self._report(network, natural, predicted, device)
+            self._write_table()
+            self._warn_and_draw(network, natural, predicted, device)
+            logger.info("results: %s", self.record.path.parent)
         return results | worst_case(results)
 
-    def _report(self, network: nn.Module, natural: nn.Module | None, predicted: dict[str, Tensor], device) -> None:
-        """Write table and figures, and warn if the results are not meaningful."""
-        folder, config, images = self.record.path.parent, self.config, self.images
+    def _write_table(self) -> None:
+        """Write eval.csv; with ``--out`` also the run's config.json, which names method, teacher and seed in tables."""
         self.record.write_table()
-        settings, copy = self.target.path.with_name("config.json"), folder.with_name("config.json")
-        if config.out and settings.is_file() and not settings.is_symlink() and not copy.exists():
-            write_atomically(copy, partial(shutil.copyfile, settings))  # names method, teacher and seed in tables
+        settings, copy = self.target.path.with_name("config.json"), self.record.path.parent.with_name("config.json")
+        if self.config.out and settings.is_file() and not settings.is_symlink() and not copy.exists():
+            write_atomically(copy, partial(shutil.copyfile, settings))
+
+    def _warn_and_draw(
+        self, network: nn.Module, natural: nn.Module | None, predicted: dict[str, Tensor], device: torch.device
+    ) -> None:
+        """Warn if the results are not meaningful, and draw the figures."""
+        folder, config, images, classes = self.record.path.parent, self.config, self.images, self.splits.classes
         pgd, check = self.attacks.get("pgd"), None
         warn_of_input_scale(network, next(iter(Batches(images, config.bs, device=device)))[0], str(self.target.path))
-        if not is_constant(predicted["clean"], images.labels, self.classes) and pgd:
+        if not is_constant(predicted["clean"], images.labels, classes) and pgd:
             check = sanity_check(network, images, config.eps, device, batch_size=config.bs)
         warn_of_masking(self.record, config.eps, check)
         if pgd and config.pictures:
             networks = {"/".join(self.target.path.parts[-2:]): network} | ({"natural": natural} if natural else {})
             draw_radii(networks, images, config.bs, config.seed, device, folder / "attacks.png")
-            draw_examples(network, pgd, images, self.classes, config.seed, device, folder / "examples.png")
-            shown = {"clean": predicted["clean"], pgd.title: predicted["pgd"]}
-            draw_confusions(shown, images.labels, self.classes, folder)
-        logger.info("results: %s", folder)
+            draw_examples(network, pgd, images, classes, config.seed, device, folder / "examples.png")
+            draw_confusions({"clean": predicted["clean"], pgd.title: predicted["pgd"]}, images.labels, classes, folder)
 
 
 def make_conditions(target: EvalTarget, images: Split, config: EvalConfig) -> dict:

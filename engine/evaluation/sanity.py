@@ -76,24 +76,36 @@ def warn_of_masking(record: Record, epsilon: float, check: tuple[Score, Score] |
 
 def _weaker_attacks_that_win(results: dict[str, dict]) -> list[str]:
     """Return a line per attack that fools clearly more images than an attack that is stronger by design."""
+    return [
+        f"{weak} is stronger than {strong} ({low['accuracy']:.2f} < {high['accuracy']:.2f} %)"
+        for weak, low, strong, high in [*_pairs_with_fgsm(results), *_pairs_with_square(results)]
+        if low["n"] == high["n"] and high["accuracy"] - low["accuracy"] > max(MIN_LEAD, 100 / high["n"])
+    ]
+
+
+def _pairs_with_fgsm(results: dict[str, dict]) -> list[tuple]:
+    """FGSM and its result with each PGD whose steps cross the ball, which is stronger."""
+    pairs = []
+    for title, result in results.items():
+        if "FGSM" in results and title.startswith("PGD-"):
+            parameters = result["parameters"]
+            if parameters["steps"] * parameters["step_size"] >= 2 * parameters["epsilon"]:
+                pairs.append(("FGSM, a single step,", results["FGSM"], title, result))
+    return pairs
+
+
+def _pairs_with_square(results: dict[str, dict]) -> list[tuple]:
+    """Square, by itself and in AutoAttack, with the best gradient-based attack on as many images."""
     gradient = {title: result for title, result in results.items() if title.startswith(GRADIENT_ATTACKS)}
-    fgsm, black_box, pairs = results.get("FGSM"), {"Square": results.get("Square")}, []
-    for title, result in gradient.items():
-        parameters = result["parameters"]
-        crosses_ball = parameters["steps"] * parameters["step_size"] >= 2 * parameters["epsilon"]
-        if fgsm and title.startswith("PGD-") and crosses_ball:
-            pairs.append(("FGSM, a single step,", fgsm, title, result))
-    autoattack = results.get("AutoAttack")
-    if autoattack and (stages := autoattack.get("stages")):
+    black_box = {"Square": results["Square"]} if "Square" in results else {}
+    autoattack = results.get("AutoAttack", {})
+    if stages := autoattack.get("stages"):
         gradient["AutoAttack's gradient-based attacks"] = autoattack | {"accuracy": stages["FAB-T"]}
         black_box["AutoAttack's Square"] = autoattack | {"accuracy": stages["Square"]}
+    pairs = []
     for title, square in black_box.items():
-        others = [name for name in gradient if square and gradient[name]["n"] == square["n"]]
+        others = [name for name in gradient if gradient[name]["n"] == square["n"]]
         if others:
             best = min(others, key=lambda name: gradient[name]["accuracy"])
             pairs.append((f"{title}, which uses no gradient,", square, best, gradient[best]))
-    return [
-        f"{weak} is stronger than {strong} ({low['accuracy']:.2f} < {high['accuracy']:.2f} %)"
-        for weak, low, strong, high in pairs
-        if low["n"] == high["n"] and high["accuracy"] - low["accuracy"] > max(MIN_LEAD, 100 / high["n"])
-    ]
+    return pairs

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.fields import shown
 from utils.files import read_json, require_writable, write_text
-from utils.flags import shown
 from utils.log import logger
 
 CONDITIONS = "conditions.json"
-MAX_VALUE = 2**31
 
 
 class State:
@@ -28,8 +27,7 @@ class State:
         try:
             require_writable(folder)
             path = folder / CONDITIONS
-            # Before version 0.2.0 all attacks ran in fp32, and nothing said so.
-            stored = {"precision": "fp32"} | read_json(path) if path.exists() else conditions
+            stored = dict(read_json(path)) if path.exists() else conditions
         except (OSError, ValueError, TypeError) as error:
             reason = getattr(error, "strerror", None) or f"{CONDITIONS} is damaged"
             raise UserError(f"--state {folder}: cannot be used ({reason}); choose another folder") from error
@@ -64,10 +62,7 @@ class State:
         for path in sorted(self.folder.glob(f"{escape(key)}-images*.json")):
             try:
                 saved, start = read_json(path), int(path.stem.rpartition("images")[2])
-                pairs = list(zip(saved["predicted"], saved["fooled_at"], strict=True))
-                if not all(type(value) is int and abs(value) < MAX_VALUE for pair in pairs for value in pair):
-                    raise ValueError("not written by an evaluation")
-                finished |= dict(enumerate(pairs, start))
+                finished |= dict(enumerate(zip(saved["predicted"], saved["fooled_at"], strict=True), start))
             except (OSError, ValueError, KeyError, TypeError):
                 logger.warning("%s is damaged; this stage runs again", path)
         return finished

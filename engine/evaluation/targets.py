@@ -68,24 +68,37 @@ def find_targets(config: EvalConfig) -> list[EvalTarget]:
 
 def infer_dataset(config: EvalConfig, targets: list[EvalTarget]) -> EvalConfig:
     """Fill in dataset and image size from the metadata of our checkpoints; warn if those differ from the flags."""
-    metadata, sizes = {target.path: target.metadata for target in targets}, set()
-    if config.dataset is None:
-        datasets = {values["dataset"] for values in metadata.values() if "dataset" in values} or {"CIFAR10"}
-        if len(datasets) > 1:
-            raise UserError(f"--dataset: required; the checkpoints were trained on {', '.join(sorted(datasets))}")
-        config = replace(config, dataset=datasets.pop())
-    for path, values in metadata.items():
-        if values.get("dataset", config.dataset) != config.dataset:
+    dataset = config.dataset or _dataset_of(target.metadata.get("dataset") for target in targets)
+    sizes = set()
+    for path, metadata in ((target.path, target.metadata) for target in targets):
+        trained_on = metadata.get("dataset", dataset)
+        if trained_on != dataset:
             message = "%s was trained on %s, not on %s; its accuracy is valid only if the classes and their order agree"
-            logger.warning(message, path, values["dataset"], config.dataset)
-        elif config.dataset in ("Folder", "Digits") and "image_size" in values:
-            sizes.add(values["image_size"])
+            logger.warning(message, path, trained_on, dataset)
+        elif dataset in ("Folder", "Digits") and "image_size" in metadata:
+            sizes.add(metadata["image_size"])
+    return replace(config, dataset=dataset, image_size=_image_size(config.image_size, sizes))
+
+
+def _dataset_of(named: Iterable[str | None]) -> str:
+    """Return the dataset that checkpoints name; CIFAR10 if none does. Raises UserError if they name several."""
+    datasets = sorted(set(filter(None, named))) or ["CIFAR10"]
+    if len(datasets) > 1:
+        raise UserError(f"--dataset: required; the checkpoints were trained on {', '.join(datasets)}")
+    return datasets[0]
+
+
+def _image_size(given: int | None, sizes: set[int]) -> int | None:
+    """Return ``--image_size``, or the one of ``sizes`` at which the checkpoints were trained; None if neither is known.
+
+    Raises UserError for several sizes.
+    """
     trained = ", ".join(map(str, sorted(sizes)))
-    if config.image_size is None and len(sizes) > 1:
+    if given is None and len(sizes) > 1:
         raise UserError(f"--image_size: required; the checkpoints were trained at {trained}")
-    if config.image_size and sizes - {config.image_size}:
-        logger.warning("--image_size %d: the checkpoints were trained at %s", config.image_size, trained)
-    return config if config.image_size or not sizes else replace(config, image_size=sizes.pop())
+    if given and sizes - {given}:
+        logger.warning("--image_size %d: the checkpoints were trained at %s", given, trained)
+    return given or next(iter(sizes), None)
 
 
 def warn_of_epsilon(targets: Iterable[EvalTarget], eps: float) -> None:
@@ -114,8 +127,6 @@ def load_other_network(
     """Load the surrogate or the naturally trained network on the device; None for an empty path."""
     if not path:
         return None
-    if not path.strip():
-        raise UserError(f"{flag}: is empty; give a checkpoint")
     checkpoint = Checkpoint(path, config.weights, config.normalize)
     target = EvalTarget(checkpoint.path, network_in(checkpoint, model, flag), checkpoint)
     return target.load(config, splits).to(device)

@@ -11,7 +11,7 @@ from engine.networks import network_in
 from models import MODELS, robustbench
 from models.weights import DEEPMIND_LAYOUTS, Checkpoint, identify, load_network
 from utils.errors import UserError
-from utils.flags import flag
+from utils.fields import flag
 
 
 class Known(NamedTuple):

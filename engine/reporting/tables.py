@@ -70,11 +70,18 @@ def read_rows(paths: Iterable[str], protocol: str) -> list[Row]:
 def make_row(run: Run, entry: Evaluation = NO_EVALUATION) -> Row:
     """Return the row of an evaluation, or of a run without one."""
     config = run.config
-    values = dict.fromkeys(("dataset", "method", "student", "teacher", "seed", "checkpoint"))  # the order of columns
-    values |= {"method": config.get("method", run.path / entry.checkpoint), "teacher": teacher_of(config)}
-    values |= {"dataset": config.get("dataset"), "student": config.get("model"), "checkpoint": entry.kind}
-    values |= {key: config.get(key) for key in ("seed", "precision", "desc_str")} | entry.labels | {"run": run.path}
-    labels = {title: NONE if value in (None, "") else str(value) for title, value in values.items()}
+    columns = {
+        "dataset": config.get("dataset"),
+        "method": config.get("method", run.path / entry.checkpoint),
+        "student": config.get("model"),
+        "teacher": teacher_of(config),
+        "seed": config.get("seed"),
+        "checkpoint": entry.kind,
+        "precision": config.get("precision"),
+        "desc_str": config.get("desc_str"),
+    }
+    columns |= entry.labels | {"run": run.path}  # dataset and student are those of the evaluation
+    labels = {title: NONE if value in (None, "") else str(value) for title, value in columns.items()}
     settings = {key: value for key, value in config.items() if key not in REPEATED}
     conditions = {key: value for key, value in entry.conditions.items() if key not in ("seed", "sha256")}
     accuracies = {

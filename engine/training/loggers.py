@@ -6,13 +6,11 @@ A logger never ends or changes a run: its errors become warnings.
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -22,7 +20,7 @@ from utils.log import logger
 Log = Callable[[dict], None]  # receives one row of results.csv
 
 WANDB_PROJECT = "robust-distillation"  # unless the environment variable WANDB_PROJECT names another
-CONNECT_SECONDS, WANDB_INIT_SECONDS = 5, 20  # wandb itself waits 90 s for a server that does not answer
+WANDB_INIT_SECONDS = 20  # wandb itself waits 90 s for a server that does not answer
 WANDB_ID = "wandb_id.txt"
 
 
@@ -44,28 +42,24 @@ def tensorboard(package: ModuleType, folder: Path, config: TrainConfig, rows: Se
 
 
 def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence[dict]) -> Log:
-    """Log to one run of Weights & Biases, which a resumed run continues; without a network, to ``folder``/wandb.
+    """Log to one run of Weights & Biases, which a resumed run continues.
 
     The epoch is the step; wandb ignores steps that it already has. It finishes the run when the process exits, and
-    respects WANDB_MODE, WANDB_PROJECT and its other environment variables.
+    respects its environment variables, such as WANDB_MODE=offline and WANDB_PROJECT.
     """
     path = folder / WANDB_ID
     continued = path.exists()
     if not continued:
         write_text(path, uuid.uuid4().hex[:8])
-    options = {"id": path.read_text(encoding="utf-8").strip(), "resume": "allow", "dir": str(folder)}
-    project = os.environ.get("WANDB_PROJECT", WANDB_PROJECT)
-    options |= {"project": project, "name": folder.name, "config": asdict(config)}
-    timeout = float(os.environ.get("WANDB_INIT_TIMEOUT", WANDB_INIT_SECONDS))
-    try:
-        if os.environ.get("WANDB_MODE", "online") == "online":
-            _connect(package.Settings().base_url)
-        run = package.init(**options, settings=package.Settings(init_timeout=timeout))
-    except Exception as error:  # no network, no login, no answer: different exceptions
-        message = "--wandb: %s; logging offline to %s; wandb sync uploads it"
-        logger.warning(message, _first_line(error), folder / "wandb")
-        package.teardown()  # otherwise its service reports that the id is in use
-        run = package.init(**options, mode="offline")
+    run = package.init(
+        id=path.read_text(encoding="utf-8").strip(),
+        resume="allow",
+        dir=str(folder),
+        project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
+        name=folder.name,
+        config=asdict(config),
+        settings=package.Settings(init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", WANDB_INIT_SECONDS))),
+    )
 
     def log(row: dict) -> None:
         run.log(_metrics(row), step=row["epoch"], commit=True)
@@ -73,12 +67,6 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
     for row in () if continued else rows:
         log(row)
     return log
-
-
-def _connect(url: str) -> None:
-    """Raise OSError if the server cannot be reached: without a login the package would wait for minutes."""
-    with suppress(HTTPError):  # the server answers
-        urlopen(url, timeout=CONNECT_SECONDS).close()
 
 
 # Field of the config, which is also the name of the package -> function that starts the logger, module to import.
@@ -97,8 +85,6 @@ class Loggers:
         """Start logging to a run's folder, or continue after ``rows``."""
         for flag, package in self.packages.items():
             with _errors_as_warnings(flag):
-                if (folder / flag).is_symlink():
-                    raise UserError(f"{folder / flag} is a link, and the logger would write to its target")
                 start, _ = SERVICES[flag]
                 self.active[flag] = start(package, folder, self.config, rows)
 

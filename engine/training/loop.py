@@ -89,7 +89,7 @@ class TrainingLoop:
         accuracies = {key: row.get(key) for key in ("clean_acc", "PGD10_acc")}
         checkpoint = {**self.trainer.weights(), "epoch": epoch, **self.metadata, **accuracies}
         # Strictly better than all earlier epochs, as in the official code.
-        improved = [name for name, key in BEST.items() if self.folder.best(key) is self.folder.rows[-1]]
+        improved = [name for name, key in BEST.items() if self.folder.results.best(key) is self.folder.results.rows[-1]]
         self.folder.save(LAST, checkpoint, *improved)
         self._save_state(epoch + 1, self._new_metrics())
         clean, robust = ("-" if value is None else f"{value:.2f}" for value in accuracies.values())
@@ -116,11 +116,9 @@ class TrainingLoop:
             self._save_or_stop(epoch, metrics)
 
     def _save_or_stop(self, epoch: int, metrics: EpochMetrics) -> None:
-        """Save a state if it is due; save and stop after a signal; stop at a nan or inf loss. All ranks agree."""
+        """Save a state if it is due; save and stop after a signal. All ranks agree."""
         due = time.monotonic() - self.last_save >= 60 * self.config.save_minutes
-        signal, due, bad_step = self.processes.all_reduce_max([self.signals.received, due, metrics.first_nonfinite()])
-        if bad_step:
-            self._fail(epoch, f"the loss of step {bad_step} of epoch {epoch + 1} is nan or inf")
+        signal, due = self.processes.all_reduce_max([self.signals.received, due])
         if signal or due:
             self._save_state(epoch, metrics)
         if self.batches.device.type == "cpu":
@@ -142,8 +140,6 @@ class TrainingLoop:
     def _require_finite(self, epoch: int, *losses: float) -> None:
         weights = all(value.isfinite().all() for value in self.trainer.student.parameters())
         if not (weights and all(map(math.isfinite, losses))):
-            self._fail(epoch, f"a loss or a weight is nan or inf after epoch {epoch + 1}")
-
-    def _fail(self, epoch: int, problem: str) -> None:
-        message = f"{problem} at learning rate {learning_rate(epoch, self.config):g}; {self.folder.last_good()}"
-        raise UserError(f"--lr_max {self.config.lr_max:g}: {message}; try a lower rate, or --warmup_lr")
+            problem = f"a loss or a weight is nan or inf in epoch {epoch + 1} at learning rate"
+            message = f"{problem} {learning_rate(epoch, self.config):g}; {self.folder.last_good()}"
+            raise UserError(f"--lr_max {self.config.lr_max:g}: {message}; try a lower rate, or --warmup_lr")

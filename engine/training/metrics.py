@@ -47,7 +47,7 @@ class EpochMetrics:
         device: Where the sums are kept. Reading one during the epoch would make the host wait for the device.
         processes: Ranks that share each batch.
         state: Result of :meth:`state` of an interrupted epoch, to continue it.
-        teacher: Also compute :meth:`reliability`.
+        teacher: Also compute :meth:`reliability`, unless the epoch began without it.
         parts: Parts in which the trainer processes a batch.
     """
 
@@ -60,17 +60,16 @@ class EpochMetrics:
         teacher: bool = False,
         parts: int = 1,
     ):
-        self.processes, self.teacher, self.parts = processes, teacher, parts
-        state = {"batches": 0, "images": 0, "loss": 0.0, "t_images": 0, **(state or {})}
-        self.batches, self.images, self.t_images = state["batches"], state["images"], state["t_images"]
-        self.keys = ("loss", "clean", "adv", *(("t_clean", "t_adv", "alpha") if teacher else ()))
+        self.processes, self.parts = processes, parts
+        state = state or {"batches": 0, "images": 0, "loss": 0.0}
+        self.teacher = teacher and (state["batches"] == 0 or "alpha" in state)
+        self.batches, self.images = state["batches"], state["images"]
+        self.keys = ("loss", "clean", "adv", *(("t_clean", "t_adv", "alpha") if self.teacher else ()))
         self.sums = {}  # only for logits that the method returns
         for key in self.keys:
             if state.get(key) is not None:
                 sums = torch.tensor(state[key], dtype=torch.float64, device=device)
                 self.sums[key] = sums if processes.is_rank0 else sums * 0  # saved sums are over all ranks
-        self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)  # first batch, from 1, with a bad loss
-        self._nonfinite_copy, self._copied = None, None
 
     def add(self, result: Step, y: Tensor) -> None:
         """Add one training step: the ``result`` of this rank's share of a batch, and the labels of the whole batch.
@@ -84,32 +83,12 @@ class EpochMetrics:
         self.images += size
         means = {"loss": result.loss.double(), "clean": _accuracy(result.clean, y), "adv": _accuracy(result.adv, y)}
         if self.teacher:
-            self.t_images += size
             means |= {"t_clean": _accuracy(result.t_clean, y), "t_adv": _accuracy(result.t_adv, y)}
             means["alpha"] = None if result.t_adv is None else _histogram(reliability(result.t_adv, y, beta=1))
         weight = sum(shard.weight for shard in shards) * size
         for key, mean in means.items():
             if mean is not None:
                 self.sums[key] = mean * weight + self.sums.get(key, 0)
-        first = (self.nonfinite == 0) & ~result.loss.isfinite()
-        self.nonfinite = torch.where(first, self.batches, self.nonfinite)
-
-    def first_nonfinite(self) -> int:
-        """Number (from 1) of the first batch of this rank whose loss was nan or inf; 0 if none.
-
-        On a GPU it is copied without waiting, so it is known a few steps later.
-        """
-        if self.nonfinite.device.type == "cpu":
-            return int(self.nonfinite)
-        if self._copied is None:
-            self._nonfinite_copy = torch.zeros((), dtype=torch.int64).pin_memory()
-            self._copied = torch.cuda.Event()
-        elif not self._copied.query():
-            return 0
-        known = int(self._nonfinite_copy)
-        self._nonfinite_copy.copy_(self.nonfinite, non_blocking=True)
-        self._copied.record()
-        return known
 
     def means(self) -> EpochMeans:
         """Return the means over all images so far, of all ranks."""
@@ -122,7 +101,7 @@ class EpochMetrics:
         if not self.teacher:
             return None
         state = self.state()
-        n = state["t_images"]
+        n = state["images"]
         return Reliability(n, _percent(state["t_clean"], n), _percent(state["t_adv"], n), state["alpha"])
 
     def state(self) -> dict:
@@ -133,7 +112,7 @@ class EpochMetrics:
         state = {"batches": self.batches, "images": self.images} | dict.fromkeys(self.keys)
         for key, part in zip(sums, parts, strict=True):
             state[key] = (part if key == "loss" else part.round().long()).reshape(sums[key].shape).tolist()
-        return state | ({"t_images": self.t_images} if self.teacher else {})
+        return state
 
 
 def peak_memory_mib(device: torch.device) -> float | None:

@@ -1,50 +1,32 @@
-"""The folder of a training run: its lock, resume states, checkpoints and tables."""
+"""The folder of a training run: its lock, resume states and checkpoints."""
 
-import csv
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from engine.checkpoint import LAST, STATES, save_checkpoint
 from engine.training.loggers import Loggers
-from engine.training.metrics import ALPHA_BINS, Reliability
+from engine.training.metrics import Reliability
+from engine.training.results import PLOT, Results
 from engine.training.schedule import WHOLE_RUN
 from engine.unused_fields import ignored_fields
 from methods import fields_read
 from models.checkpoint_file import decode
 from utils.config import TrainConfig
 from utils.errors import UserError
+from utils.fields import shown, spelling
 from utils.files import FULL, PARTIAL, link, require_writable, write_text
-from utils.flags import SKIPPED, read_config, shown, spelling
+from utils.flags import SKIPPED, read_config
 from utils.log import logger
-from utils.plots import save_curves, save_reliability
-from utils.tables import read_csv, write_csv
 
-# One row per epoch, counted from 1. Means over images, accuracies in percent; empty if the logits are not computed.
-# train_* are of the student in train mode during the epoch; clean_* and PGD10_* of the student after it, on the images
-# that choose the best checkpoint, and empty in epochs without validation.
-METRICS = (
-    *("epoch", "lr", "train_loss", "train_clean_acc", "train_adv_acc"),
-    *("clean_loss", "clean_acc", "PGD10_loss", "PGD10_acc"),
-)
-# They differ from run to run, so they are only in results.csv: resume states have the same bytes in every run.
-MEASUREMENTS = ("images_per_s", "peak_memory_mib")
-# With --log_reliability, one row per epoch; see Reliability. The bins of alpha are named after their lower bounds.
-RELIABILITY_COLUMNS = ("epoch", "n", "teacher_clean_acc", "teacher_adv_acc")
-ALPHA_COLUMNS = tuple(f"alpha_{number / ALPHA_BINS:.2f}" for number in range(ALPHA_BINS))
-CURVES = "curves.png"
-MAX_NAME_BYTES = 200  # file systems allow 255; the files in the folder need the rest
 STATE_NAME = "{:04d}-{:06d}.pth"  # finished epochs, finished batches of the next
 STATES_KEPT = 2  # the second serves if the newest is damaged
-METRICS_TYPES = {"batches": int, "images": int, "loss": float, "clean": int | None, "adv": int | None}
-STATE_TYPES = {"net": dict, "optimizer": dict, "epochs": int, "metrics": dict, "rows": list, "config": dict}
-STATE_TYPES |= {"reliability": list, "classes": list, "images": list, "teachers": list}
+STATE_KEYS = {"net", "optimizer", "epochs", "metrics", "rows", "reliability", "config", "classes", "images", "teachers"}
 OTHER_RUN = "--desc_str NAME starts another run"
 
 
@@ -60,14 +42,10 @@ class RunFolder:
         parts = [config.model, teacher and f"from_{teacher}", config.method != "Natural" and f"eps{config.epsilon:g}"]
         name = "_".join(filter(None, [*parts, f"seed{config.seed}", config.desc_str]))
         name = name.replace(os.sep, "-").replace(":", "-")
-        if len(name.encode()) > MAX_NAME_BYTES:
-            raise UserError(f"--desc_str {config.desc_str[:20]}...: makes the folder's name too long; shorten it")
         self.path = Path(config.root_path) / config.dataset / config.method / name
+        self.results = Results(self.path)
         self.loggers = Loggers(config)
         self._file_lock = _make_lock(self.path / ".lock")
-        self.rows: list[dict] = []
-        self.measurements: list[dict] = []  # of the same epochs
-        self.reliability: list[dict] = []
 
     def last_state(self) -> dict | None:
         """Return the state to resume from, or None for a new run.
@@ -117,18 +95,12 @@ class RunFolder:
             old, new = state.get("arithmetic"), metadata["arithmetic"]
             logger.warning("--resume: the run was computed in %s so far and continues in %s", old, new)
 
-    def restore(self, state: dict) -> None:
-        """Continue the tables of ``state``; the measurements of its epochs are read from results.csv."""
-        self.rows, self.reliability = state["rows"], state["reliability"]
-        measured = _read_measurements(self.path / "results.csv")
-        self.measurements = [measured.get(row["epoch"], dict.fromkeys(MEASUREMENTS)) for row in self.rows]
-
     def create(self, state: dict | None) -> None:
         """Create and lock the folder to continue from ``state``, and write config.json.
 
         Raises UserError if another process trains there, or did since ``state`` was read.
         """
-        with self._writing(self.path):
+        with self._writing():
             self._lock()
             if self._states() != self._states_read:
                 raise UserError(f"{self.path}: another process has just trained this run; repeat the command")
@@ -140,7 +112,7 @@ class RunFolder:
                     newer.rename(newer.with_suffix(".bad"))
             content = asdict(self.config) | ({SKIPPED: self.skipped_images} if self.config.skip_damaged else {})
             write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
-        self.loggers.open(self.path, self._table())
+        self.loggers.open(self.path, self.results.rows)
 
     def close(self) -> None:
         """Release the lock."""
@@ -163,56 +135,35 @@ class RunFolder:
 
     def add_row(self, values: dict, reliability: Reliability | None) -> None:
         """Append one epoch to the tables, with empty cells for missing values, and send it to the loggers."""
-        self.rows.append({key: values.get(key) for key in METRICS})
-        self.measurements.append({key: values.get(key) for key in MEASUREMENTS})
-        self._write_table("results.csv", self._table())
-        self.loggers.add(self._table()[-1])
-        if reliability:
-            *columns, alpha = reliability
-            cells = (values["epoch"], *columns, *(alpha or [None] * ALPHA_BINS))
-            self.reliability.append(dict(zip((*RELIABILITY_COLUMNS, *ALPHA_COLUMNS), cells, strict=True)))
-            self._write_table("reliability.csv", self.reliability)
-
-    def _table(self) -> list[dict]:
-        return [row | measured for row, measured in zip(self.rows, self.measurements, strict=True)]
-
-    def _write_table(self, name: str, rows: list[dict]) -> None:
+        self.results.add(values, reliability)
         if self.writes:
-            cells = [[_cell(value) for value in row.values()] for row in rows]
-            with self._writing(self.path / name):
-                write_csv(self.path / name, rows[0].keys(), cells)
-                (self.path / CURVES).unlink(missing_ok=True)  # it shows fewer epochs
+            with self._writing():
+                self.results.write()
+        self.loggers.add(self.results.rows[-1])
 
-    def best(self, column: str) -> dict | None:
-        """Return the first row with the highest value in ``column``; None before the first validation."""
-        return max((row for row in self.rows if row[column] is not None), key=lambda row: row[column], default=None)
+    def draw(self) -> None:
+        """Draw curves.png, and reliability.png with ``--log_reliability``."""
+        with self._writing():
+            self.results.draw()
+        if self.config.log_reliability and not (self.path / PLOT).exists():
+            logger.warning("no %s: %s returns no logits of its teacher in a Step", PLOT, self.config.method)
 
     def save(self, name: str, content: dict, *others: str) -> None:
         """Write a checkpoint, and link the file under the names ``others``."""
         if self.writes:
-            with self._writing(self.path / name):
+            with self._writing():
                 save_checkpoint(self.path / name, content)
                 for other in others:
                     link(self.path / name, self.path / other)
 
     def save_state(self, content: dict) -> None:
-        """Write a resume state and delete old ones; ``content`` has the STATE_TYPES but for ``rows`` and ``config``."""
-        tables = {"rows": self.rows, "reliability": self.reliability}
+        """Write a resume state and delete old ones; ``content`` has the STATE_KEYS that are not added here."""
         name = STATE_NAME.format(content["epochs"], content["metrics"]["batches"])
-        self.save(f"{STATES}/{name}", {**content, **tables, "config": config_fingerprint(self.config)})
+        self.save(f"{STATES}/{name}", {**content, **self.results.state(), "config": config_fingerprint(self.config)})
         if self.writes:
             for old in self._states()[STATES_KEPT:]:
                 with suppress(OSError):  # NFS: in use
                     old.unlink()
-
-    def draw(self) -> None:
-        """Draw curves.png, and reliability.png with ``--log_reliability``."""
-        with self._writing(self.path):
-            if any(row[key] is not None for row in self.reliability for key in RELIABILITY_COLUMNS[2:]):
-                save_reliability(self.reliability, ALPHA_COLUMNS, self.path / "reliability.png")
-            elif self.config.log_reliability:
-                logger.warning("no reliability.png: %s returns no logits of its teacher in a Step", self.config.method)
-            save_curves([row for row in self.rows if row["PGD10_acc"] is not None], self.path / CURVES)
 
     def last_good(self) -> str:
         """Return a message that names the newest state."""
@@ -229,7 +180,7 @@ class RunFolder:
         for path in self._states_read:
             try:
                 state = decode(path.read_bytes(), path)
-                if _is_state(state):
+                if isinstance(state, dict) and state.keys() >= STATE_KEYS:
                     return state
                 raise UserError(f"{path}: not a resume state of this version")
             except (UserError, OSError) as error:
@@ -237,10 +188,11 @@ class RunFolder:
         raise UserError(f"{self._states_read[0]}: no state of this run can be read; {OTHER_RUN}")
 
     @contextmanager
-    def _writing(self, path: Path) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         try:
             yield
         except (OSError, RuntimeError) as error:
+            path = getattr(error, "filename", None) or self.path
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             hint = "free disk space, then --resume" if getattr(error, "errno", None) in FULL else "--resume"
             raise UserError(
@@ -263,30 +215,6 @@ def config_fingerprint(config: TrainConfig) -> dict:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _read_measurements(path: Path) -> dict[int, dict]:
-    """Read the MEASUREMENTS of each epoch in a results.csv; empty if it is missing or damaged."""
-    try:
-        rows = read_csv(path) if path.is_file() else []
-        return {int(row["epoch"]): {key: float(row[key]) if row[key] else None for key in MEASUREMENTS} for row in rows}
-    except (OSError, ValueError, TypeError, KeyError, csv.Error):
-        return {}
-
-
-def _is_state(state: Any) -> bool:
-    """Return whether a checkpoint is a complete resume state of this version."""
-    return (
-        isinstance(state, dict)
-        and _has_types(state, STATE_TYPES)
-        and _has_types(state["metrics"], METRICS_TYPES)
-        and all(isinstance(row, dict) and row.keys() == set(METRICS) for row in state["rows"])
-        and [row["epoch"] for row in state["rows"]] == list(range(1, state["epochs"] + 1))
-    )
-
-
-def _has_types(values: dict, types: dict) -> bool:
-    return values.keys() >= types.keys() and all(isinstance(values[key], kind) for key, kind in types.items())
-
-
 def _progress(state: Path) -> tuple[int, ...]:
     """Return the numbers of finished epochs and batches in the name of a state."""
     return tuple(int(number) for number in state.stem.split("-") if number.isdecimal())
@@ -295,7 +223,3 @@ def _progress(state: Path) -> tuple[int, ...]:
 def _shown(value) -> str:
     """A setting as on the command line."""
     return "not given" if value in (None, "") else shown(tuple(value) if isinstance(value, list) else value)
-
-
-def _cell(value) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

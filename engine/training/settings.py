@@ -16,7 +16,7 @@ from methods.recipes import STRONG, recipe
 from models.teachers import teacher_name
 from utils.config import METHOD, TrainConfig
 from utils.errors import UserError
-from utils.flags import shown, spelling
+from utils.fields import shown, spelling
 from utils.load import CPU_LOAD
 from utils.log import logger
 from utils.names import canonical
@@ -37,29 +37,33 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
         teacher_model=teacher_name(config.teacher_model),
         std_teacher_model=teacher_name(config.std_teacher_model, "--std_teacher_model"),
     )
-    if given.get("epochs") == "flag" and given.get("milestones") == "config file" and config.milestones:
+    sources = {spec.name: given.get(spec.name, "default") for spec in fields(config)}
+    if sources["epochs"] == "flag" and sources["milestones"] == "config file" and config.milestones:
         message = "WARNING: --epochs %d: the milestones of --config, %s, are not used; --milestones sets them"
         logger.warning(message, config.epochs, " ".join(map(str, config.milestones)))
-        config = replace(config, milestones=None)
-        given = {key: source for key, source in given.items() if key != "milestones"}
-    filled = {}
-    if config.recipe != "fair":
-        published = STRONG if config.recipe == "strong" else recipe(config.method, config.dataset, config.model)
-        # Published milestones belong to the published number of epochs.
-        # A --recipe on the command line overrides a --config file, which has values for all flags.
-        fixed = {key for key, source in given.items() if source == "flag" or given.get("recipe") != "flag"}
-        fixed |= {"milestones"} if "epochs" in fixed else set()
-        fixed |= {"ema", "swa_start"} if fixed & {"ema", "swa_start"} else set()  # one average at most
-        filled = {key: value for key, value in published.items() if key not in fixed}
-        absent = recipe(config.method, "CIFAR10", config.model).keys() - published.keys() - fixed
-        if absent and config.recipe == "paper":
-            flags = ", ".join(spelling(spec) for spec in fields(config) if spec.name in absent)
-            message = "WARNING: --recipe paper: no published value of %s for %s; the default is used"
-            logger.warning(message, flags, config.dataset)
-    sources = {spec.name: given.get(spec.name, "default") for spec in fields(config)} | dict.fromkeys(filled, "recipe")
+        config, sources["milestones"] = replace(config, milestones=None), "default"
+    filled = _values_of_recipe(config, sources)
     config = replace(config, **filled)
     _check(config)
-    return config, sources
+    return config, sources | dict.fromkeys(filled, "recipe")
+
+
+def _values_of_recipe(config: TrainConfig, sources: Mapping[str, str]) -> dict:
+    """Return the values of ``--recipe`` for the fields that the user did not set."""
+    if config.recipe == "fair":
+        return {}
+    published = STRONG if config.recipe == "strong" else recipe(config.method, config.dataset, config.model)
+    # A --recipe on the command line overrides a --config file, which has values for all flags.
+    kept = {"flag"} if sources["recipe"] == "flag" else {"flag", "config file"}
+    fixed = {key for key, source in sources.items() if source in kept}
+    fixed |= {"milestones"} if "epochs" in fixed else set()  # published ones belong to the published epochs
+    fixed |= {"ema", "swa_start"} if fixed & {"ema", "swa_start"} else set()  # one average at most
+    absent = recipe(config.method, "CIFAR10", config.model).keys() - published.keys() - fixed
+    if absent and config.recipe == "paper":
+        flags = ", ".join(spelling(spec) for spec in fields(config) if spec.name in absent)
+        message = "WARNING: --recipe paper: no published value of %s for %s; the default is used"
+        logger.warning(message, flags, config.dataset)
+    return {key: value for key, value in published.items() if key not in fixed}
 
 
 def _check(config: TrainConfig) -> None:
@@ -119,6 +123,25 @@ def log_config(
 ) -> None:
     """Log the run, all settings grouped by source, warnings, and the flags that its method ignores."""
     logger.info("training %s on %s with %s; run folder %s", config.model, config.dataset, config.method, folder)
+    _log_sources(config, sources)
+    for warning in config_warnings(config):
+        logger.warning("WARNING: %s", warning)
+    if config.lr_schedule == "piecewise":
+        drops = ", ".join(str(milestone) for milestone in config.milestones if milestone < config.epochs)
+        change = f"divided by 10 after epochs: {drops}" if drops else "constant"
+        logger.info("learning rate %g, %s", config.lr_max, change)
+    kind = "validation" if config.val_size else "test"
+    training, validation = (len(part.labels) for part in images)
+    if config.limit_train and config.limit_train > training:
+        logger.warning("WARNING: --limit_train %d: there are only %d training images", config.limit_train, training)
+    logger.info("%d training images; the best checkpoint is chosen on %d %s images", training, validation, kind)
+    logger.info("device %s, CPU threads: %d, PyTorch %s", device, config.threads, torch.__version__)
+    if device.type == "cpu":
+        CPU_LOAD.warn(config.threads, after=0.2)
+
+
+def _log_sources(config: TrainConfig, sources: dict[str, str]) -> None:
+    """Log the settings by source, the parameters of the method, and a warning for flags that have no effect."""
     unused = ignored_fields(config)
     for source in ("flag", "config file", "recipe", "default"):
         specs = [spec for spec in fields(config) if sources[spec.name] == source]
@@ -135,20 +158,6 @@ def log_config(
     for reason in dict.fromkeys(unused[spec.name] for spec in given):
         flags = ", ".join(spelling(spec) for spec in given if unused[spec.name] == reason)
         logger.warning("WARNING: %s ignores %s", reason, flags)
-    for warning in config_warnings(config):
-        logger.warning("WARNING: %s", warning)
-    if config.lr_schedule == "piecewise":
-        drops = ", ".join(str(milestone) for milestone in config.milestones if milestone < config.epochs)
-        change = f"divided by 10 after epochs: {drops}" if drops else "constant"
-        logger.info("learning rate %g, %s", config.lr_max, change)
-    kind = "validation" if config.val_size else "test"
-    training, validation = (len(part.labels) for part in images)
-    if config.limit_train and config.limit_train > training:
-        logger.warning("WARNING: --limit_train %d: there are only %d training images", config.limit_train, training)
-    logger.info("%d training images; the best checkpoint is chosen on %d %s images", training, validation, kind)
-    logger.info("device %s, CPU threads: %d, PyTorch %s", device, config.threads, torch.__version__)
-    if device.type == "cpu":
-        CPU_LOAD.warn(config.threads, after=0.2)
 
 
 def _log_settings(source: str, values: dict) -> None:

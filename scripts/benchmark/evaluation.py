@@ -18,7 +18,7 @@ from models import build
 from scripts.benchmark import plain
 from scripts.benchmark.measure import WORKLOAD, Timing, compare, machine
 from utils.config import TrainConfig
-from utils.flags import at_least, flag
+from utils.fields import at_least, flag
 from utils.log import logger
 
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from engine.device import choose_device
-from utils.flags import at_least, check_values, flag
+from utils.fields import at_least, check_values, flag
 from utils.log import logger
 
 EXECUTION, WORKLOAD = "execution", "workload"

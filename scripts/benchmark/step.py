@@ -1,6 +1,5 @@
 """Benchmarks of a training step, and of one that processes share."""
 
-import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +20,7 @@ from scripts.benchmark import plain
 from scripts.benchmark.measure import EXECUTION, WORKLOAD, Timing, compare, gflop, machine, product_speeds
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.flags import at_least, between, flag
+from utils.fields import at_least, between, flag
 from utils.log import logger
 from utils.names import canonical
 from utils.seed import seed_everything
@@ -85,8 +84,6 @@ def time_scaling(config: Step) -> dict:
     processes = init(TRAINING_TIMEOUT)
     if processes is SINGLE_PROCESS:
         raise UserError("scale: use torchrun --standalone --nproc_per_node=2 scripts/benchmark scale")
-    if not processes.is_rank0:
-        logging.getLogger().setLevel(logging.ERROR)
     device = choose_device(config.device, local_gpu(0), config.threads or 1)
     arithmetic, description = choose_arithmetic(config.precision, config.compile, device)
     logger.info("%d processes, each on %s, %s", processes.count, machine(device), description)

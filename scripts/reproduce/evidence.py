@@ -15,26 +15,23 @@ import argparse
 import json
 import os
 import platform
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
-from statistics import mean, variance
-from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
 from data import load
 from engine.checkpoint import BEST_PGD10
 from engine.evaluation.records import read_evaluations
-from engine.reporting.runs import NONE, read_run
+from engine.reporting.runs import read_run
 from methods import WITH_TEACHER
+from scripts.reproduce.evidence_page import draw, missing, page
+from scripts.reproduce.study import ATTACKS, BASE, GRID, TRAIN, Run, Study, find
 from scripts.tasks import STATUS, UNFINISHED, Pool, Task, split_flags
 from utils.cli import ROOT, run_command
 from utils.config import TrainConfig
@@ -43,27 +40,9 @@ from utils.files import read_json, write_text
 from utils.flags import parse, parser_for
 from utils.log import logger
 from utils.plots import save_figure
-from utils.tables import markdown_table
 from utils.versions import versions
 
-RATES = ("--lr_max 0.1", "--lr_max 0.3", "--lr_max 1")
-SCALES = ("--kl_weight 0.1", "--kl_weight 1", "--kl_weight 3")  # 0.1 is the official one of RSLAD and AdaAD
-# Method -> three values of its loss scale or, where it has none, of its learning rate.
-GRID = {
-    "AT": RATES,
-    "TRADES": RATES,
-    "RSLAD": SCALES,
-    "IAD-I": RATES,
-    "ADR": RATES,
-    "DGAD": tuple(f"--distill_weight {scale:g} --ALP_beta {5 * scale:g}" for scale in (0.3, 1, 3)),
-    "AdaAD": SCALES,
-    "IGDM": tuple(f"--igdm 1 {rate}" for rate in RATES),  # the official weight on CIFAR-10
-}
-BASE = "AT"  # every method is compared with it
-PIECES = {"AWP": "--awp 0.005", "IDBH-weak": "--augment idbh-weak"}
 TEACHER = ROOT / "models" / "pretrained" / "small_resnet_cifar10" / "model.safetensors"
-TRAIN, WEIGHTS = "train", ("ema", "raw")  # the steps of a run: a training, and an evaluation of either weights
-ATTACKS = ("Clean", "PGD-20", "AutoAttack")
 RESULTS, PAGE, FIGURE = "results.json", "fair.md", "fair.png"
 SEEDS = {"full": [1, 2, 3], "smoke": [1, 2]}  # the first one tunes
 TRAINING = {
@@ -76,100 +55,6 @@ EVALUATION = {
     "full": "--attacks clean,pgd,aa --limit_test 2000 --limit_aa 500 --bs 500 --no-pictures --precision bf16",
     "smoke": "--attacks clean,pgd --limit_test 20 --bs 20 --no-pictures",
 }
-
-
-class Run(NamedTuple):
-    """One trained network; ``flags`` are those of the tuned value and of the added piece."""
-
-    method: str
-    flags: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Key of results.json."""
-        return f"{self.method} {self.flags} --seed {self.seed}"
-
-    @property
-    def folder(self) -> str:
-        """Name of its folder below --work."""
-        return re.sub(r"[^\w.]+", "_", self.name)
-
-
-class Study:
-    """The results so far, ``results[run.name]``, and what they require next.
-
-    A result has ``epochs``, the rows of results.csv, and for each kind of weights the accuracy by attack.
-    """
-
-    def __init__(self, methods: Sequence[str], seeds: Sequence[int], results: dict[str, dict]):
-        self.methods, self.seeds, self.results = methods, seeds, results
-
-    def held_out(self, run: Run) -> float | None:
-        """PGD-10 accuracy of the best epoch on held-out training images; None before the run is trained."""
-        epochs = self.results.get(run.name, {}).get("epochs")
-        return epochs and max(row["PGD10_acc"] or 0 for row in epochs)
-
-    def tuning(self, method: str) -> dict[str, float | None]:
-        """Held-out accuracy of each value of the method's grid."""
-        return {flags: self.held_out(Run(method, flags, self.seeds[0])) for flags in GRID[method]}
-
-    def runs(self, method: str, piece: str = "") -> list[Run]:
-        """All seeds of the method at its best value, with the flags of a piece; none before all values are trained."""
-        scores = self.tuning(method)
-        if None in scores.values():
-            return []
-        return [Run(method, f"{max(scores, key=scores.get)} {piece}".strip(), seed) for seed in self.seeds]
-
-    def best_distillation(self) -> str | None:
-        """The distillation with the highest mean held-out accuracy; None before all are trained."""
-        scores = {}
-        for method in filter(WITH_TEACHER.__contains__, self.methods):
-            values = [self.held_out(run) for run in self.runs(method)]
-            if not values or None in values:
-                return None
-            scores[method] = mean(values)
-        return max(scores, key=scores.get, default=None)
-
-    def rows(self) -> dict[str, list[Run]]:
-        """The runs of each row of the table that are known so far."""
-        rows, best = {method: self.runs(method) for method in self.methods}, self.best_distillation()
-        for method in self.methods:
-            for piece, flags in PIECES.items():
-                runs = self.runs(method, flags)
-                if method in (BASE, best) or any(run.name in self.results for run in runs):
-                    rows[f"{method} + {piece}"] = runs
-        return {title: runs for title, runs in rows.items() if runs}
-
-    def left(self) -> dict[Run, list[str]]:
-        """The runs known so far that are not done, with their missing steps: TRAIN, and WEIGHTS for table rows."""
-        left = {Run(method, flags, self.seeds[0]): [TRAIN] for method in self.methods for flags in GRID[method]}
-        left |= {run: [TRAIN, *WEIGHTS] for runs in self.rows().values() for run in runs}
-        for run, parts in left.items():
-            done = self.results.get(run.name, {})
-            left[run] = [part for part in parts if f"{part} seconds" not in done]
-        return {run: parts for run, parts in left.items() if parts}
-
-    def steps(self, work: Path) -> list[tuple[Run, str]]:
-        """The steps that are not done and can start; evaluations come first, so that finished runs have full rows.
-
-        A run whose checkpoint is not in ``work`` is trained again before its evaluation.
-        """
-        steps = []
-        for run, parts in self.left().items():
-            trained = TRAIN not in parts and find(work / run.folder, BEST_PGD10)
-            steps += [(run, part) for part in (parts if trained else [TRAIN])]
-        return sorted(steps, key=lambda step: step[1] == TRAIN)
-
-    def accuracies(self, runs: Sequence[Run], weights: str, attack: str) -> list[float]:
-        """Accuracy in percent of each run with this evaluation."""
-        results = [self.results.get(run.name, {}).get(weights, {}) for run in runs]
-        return [result[attack] for result in results if attack in result]
-
-
-def find(folder: Path, name: str) -> Path | None:
-    """The file of that name below a folder."""
-    return next(folder.rglob(name), None)
 
 
 class Runner:
@@ -299,74 +184,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at once [1]")
     parser.add_argument("--minutes", type=float, default=0, metavar="M", help="stop after M minutes [no limit]")
     return parser
-
-
-def two_errors(*groups: Sequence[float]) -> float:
-    """Two standard errors of a mean, or of the difference of two means."""
-    return 2 * sum(variance(values) / len(values) for values in groups) ** 0.5
-
-
-def page(study: Study) -> str:
-    """The comparison and the tuning as Markdown."""
-    lines, base = [], study.runs(BASE) if BASE in study.methods else []
-    for title, runs in study.rows().items():
-        cells = [study.accuracies(runs, weights, attack) for weights in WEIGHTS for attack in ATTACKS]
-        ours, theirs = (study.accuracies(group, WEIGHTS[0], ATTACKS[-1]) for group in (runs, base))
-        known = title != BASE and min(len(ours), len(theirs)) > 1
-        gap = f"{mean(ours) - mean(theirs):+.2f} ± {two_errors(ours, theirs):.2f}" if known else NONE
-        lines.append([title, runs[0].flags, len(cells[0]), *map(_cell, cells), gap])
-    columns = [f"{weights} {attack}" for weights in ("averaged:", "raw:") for attack in ATTACKS]
-    header = ["method", "chosen", "seeds", *columns, f"{ATTACKS[-1]}, averaged, minus {BASE}"]
-    tuned, bold = [], set()
-    for number, method in enumerate(study.methods):
-        scores = study.tuning(method)
-        tuned.append([method, *(f"{flags}: {NONE if score is None else score}" for flags, score in scores.items())])
-        if None not in scores.values():
-            bold.add((number, 1 + list(scores).index(max(scores, key=scores.get))))
-    results = study.results.values()
-    machines = {f"{result['device']}, PyTorch {result['torch']}" for result in results}
-    images = {f"{attack} {n}" for one in results for w in WEIGHTS if w in one for attack, n in one[w]["images"].items()}
-    parts = [
-        "# Methods with an equal budget of tuning",
-        f"Accuracy in %, mean ± two standard errors over seeds. Test images: {', '.join(sorted(images)) or NONE}.",
-        f"Hardware: {'; '.join(sorted(machines)) or NONE}.",
-        markdown_table(header, lines),
-        f"Missing runs: {missing(study)}.",
-        "## Tuning",
-        f"PGD-10 accuracy in % of the best epoch on held-out images, seed {study.seeds[0]}; bold: chosen.",
-        markdown_table(["method", "first value", "second value", "third value"], tuned, bold) + "\n",
-    ]
-    return "\n\n".join(parts)
-
-
-def missing(study: Study) -> str:
-    """The runs that are missing in the table, as far as they are known."""
-    return "; ".join(run.name for run in study.left()) or "none"
-
-
-def _cell(values: Sequence[float]) -> str:
-    errors = f" ± {two_errors(values):.2f}" if len(values) > 1 else ""
-    return f"{mean(values):.2f}{errors}" if values else NONE
-
-
-def draw(study: Study) -> Figure:
-    """Accuracy of each row with two standard errors, one panel per attack: averaged weights filled, raw ones empty."""
-    rows = study.rows()
-    size = (10, 0.35 * len(rows) + 1.3)
-    figure, axes = plt.subplots(1, len(ATTACKS), figsize=size, sharey=True, layout="constrained")
-    for axis, attack in zip(axes, ATTACKS, strict=True):
-        for weights, shift, fill in (("ema", -0.12, "C0"), ("raw", 0.12, "white")):
-            for number, runs in enumerate(rows.values()):
-                if values := study.accuracies(runs, weights, attack):
-                    style = {"fmt": "o", "color": "C0", "markerfacecolor": fill, "elinewidth": 0.8, "capsize": 2}
-                    error = two_errors(values) if len(values) > 1 else 0
-                    axis.errorbar(mean(values), number + shift, xerr=error, **style)
-        axis.set_xlabel(f"{attack} (%)")
-        axis.grid(alpha=0.3)
-    axes[0].set_yticks(range(len(rows)), rows)
-    axes[0].invert_yaxis()
-    figure.suptitle("filled: averaged weights, empty: raw weights", fontsize="medium")
-    return figure
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run
 
 from engine.checkpoint import BEST_PGD10, LAST
 from engine.evaluation.records import read_evaluations, results_folder
-from models.hub import CONFIG, WEIGHTS, load_folder, save_folder
+from models.hub import CONFIG, WEIGHTS, save_folder
 from models.weights import Checkpoint, load_network
+from scripts.reproduce.gpu_results import PARTS, RESULTS, STEP, TEACHER, join, read_results, table
 from scripts.reproduce.reproduce import Planner, load_tables
 from scripts.tasks import last_line, start
 from utils.cli import ROOT, run_command
@@ -36,15 +37,12 @@ from utils.errors import UserError
 from utils.files import read_json, write_text
 from utils.flags import parser_for
 from utils.log import logger
-from utils.tables import markdown_table, read_csv
+from utils.tables import read_csv
 from utils.versions import versions
 
-RESULTS, PARTS = "results.json", ("teacher.1", "teacher.2")
-TEACHER, SECOND, STEP = "teacher", "standard", "step"  # two rows of the table GPU, and a benchmark
+SECOND = "standard"  # the row of the second teacher in the table GPU
 START, EPOCH, EVALUATION, TESTS = "start", "epoch", "evaluation", "tests"
-ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")
 PUBLISHED, IMAGES = "models/pretrained/resnet18_cifar10", "datasets/cifar10_jpeg"
-MIN_AUTOATTACK = 40.0  # percent; a weaker teacher is not published
 COSTS = {"Natural": 0.2, "AT": 1.0, "AdaAD": 2.2, "AdaIAD": 2.2, "DGAD": 2.2, "DGAD-IAD": 2.2}  # epochs of AT; else 1.4
 MARGIN = 1.1  # factor on every estimate
 SECOND_EPOCHS = 10
@@ -70,21 +68,6 @@ SCALES = {
         "epochs": 1,
     },
 }
-CARD = """# {name}: a robust teacher
-
-`{model}` trained by AT (PGD-10, L-infinity, epsilon 8/255) for {epochs} epochs with a cosine schedule. Its best epoch
-was chosen on 1,000 training images that were held out.
-
-{table}
-
-Data: {data}. Hardware: {device}, PyTorch {torch}. Convolutions and matrices are stored in bfloat16, as evaluated.
-Images (B, 3, {image_size}, {image_size}) in [0, 1], not normalized; logits (B, {num_classes}) in CIFAR-10's order.
-
-<!-- not run: needs a GPU -->
-```bash
-{command}
-```
-"""
 
 
 def gpu(arguments: Sequence[str]) -> None:
@@ -150,13 +133,13 @@ class Session:
         self.machine["data"] = "CIFAR-10 (JPEG copy)" if "jpeg" in data else data
         self.pieces: dict[str, dict] = {}
         for folder in (self.out, self.work):
-            kept = _read(folder / RESULTS)
+            kept = read_results(folder / RESULTS)
             if (card := kept["machine"].get("device", device)) != device:
                 raise UserError(f"{folder}: has results of {card}, but this is {device}; give another folder")
             self.pieces |= kept["pieces"]
             folder.mkdir(parents=True, exist_ok=True)
         self.done = {key: piece for key, piece in self.pieces.items() if "error" not in piece}
-        for kept in map(_read, sorted(self.earlier.rglob("*.json"))):
+        for kept in map(read_results, sorted(self.earlier.rglob("*.json"))):
             same = kept["machine"].get("device") == device
             for key, piece in kept["pieces"].items():  # times measured on another card do not count
                 if "error" not in piece and (same or {"rows", "results"} & piece.keys()):
@@ -241,16 +224,16 @@ class Session:
             self.done.pop(evaluation, None)
         if row != TEACHER and not teacher:
             return
-        first = self.done.get(TEACHER, {})
-        epochs = SECOND_EPOCHS if row == SECOND else first.get("epochs", self.epochs)
+        of_teacher, estimates = self.done.get(TEACHER, {}), self.scale["seconds"]
+        epochs = SECOND_EPOCHS if row == SECOND else of_teacher.get("epochs", self.epochs)
         args = [*run.commands[0], "--epochs", str(epochs)]
         args += ["--teacher_path", str(teacher)] if "--teacher_path" in args else []
-        limit, estimates = self.longest(EVALUATION), self.scale["seconds"]
         cost = COSTS.get(args[args.index("--method") + 1], 1.4)
-        seconds = estimates[START] + epochs * cost * first.get("epoch_seconds", estimates[EPOCH]) + limit
-        self.attempt(row, seconds, lambda: self.train(row, args, epochs))
+        training_seconds = estimates[START] + epochs * cost * of_teacher.get("epoch_seconds", estimates[EPOCH])
+        evaluation_seconds = self.longest(EVALUATION)
+        self.attempt(row, training_seconds + evaluation_seconds, lambda: self.train(row, args, epochs))
         if row in self.done and row != SECOND:
-            self.attempt(evaluation, limit, lambda: self.evaluate(row))
+            self.attempt(evaluation, evaluation_seconds, lambda: self.evaluate(row))
 
     def train(self, row: str, args: list[str], epochs: int) -> dict:
         """Train one row; return the rows of results.csv and, for the teacher, the checksum of its saved weights."""
@@ -296,66 +279,6 @@ class Session:
         published = ROOT / PUBLISHED / WEIGHTS
         usable = [path, published] if self.scale is SCALES["full"] else [path]
         return next((path for path in usable if path.exists()), None)
-
-
-def join(source: Path, target: Path) -> None:
-    """Join the teacher's weights and write them with their configuration and a model card.
-
-    Raises UserError if the parts are missing or damaged, or if the teacher is too weak.
-    """
-    kept = _read(source / RESULTS)
-    try:
-        teacher, evaluation = (kept["pieces"][key] for key in (TEACHER, f"{TEACHER} evaluation"))
-        results = evaluation["results"]["best"]
-        content = b"".join((source / part).read_bytes() for part in PARTS)
-        robust = results["AutoAttack"]["accuracy"]
-    except (KeyError, OSError) as error:
-        raise UserError(f"{source}: has no evaluated teacher ({error})") from error
-    if hashlib.sha256(content).hexdigest() != teacher["sha256"]:
-        raise UserError(f"{source}: the teacher's files are damaged or do not belong to {RESULTS}")
-    if robust < MIN_AUTOATTACK:
-        raise UserError(f"{source}: AutoAttack accuracy {robust:.2f} % is below {MIN_AUTOATTACK:g} %; not written")
-    target.mkdir(parents=True, exist_ok=True)
-    (target / WEIGHTS).write_bytes(content)
-    write_text(target / CONFIG, json.dumps(teacher["config"], indent=2) + "\n")
-    load_folder(target)  # strictly: a missing weight is an error
-    lines = [[attack, f"{one['accuracy']:.2f}", one["n"]] for attack, one in results.items()]
-    rows = markdown_table(["attack (epsilon 8/255)", "accuracy in %", "test images"], lines)
-    values = {**kept["machine"], **teacher["config"], **teacher, "name": target.name, "table": rows}
-    write_text(target / "README.md", CARD.format(**values))
-    logger.info("%s: AutoAttack %.2f %%", target, robust)
-
-
-def table(folder: Path) -> str:
-    """Return the accuracies and speeds in a folder as Markdown tables. Raises UserError if there are none."""
-    accuracies, speeds = [], []
-    for kept in map(_read, sorted(folder.rglob("*.json"))):
-        device, data = (kept["machine"].get(key, "-") for key in ("device", "data"))
-        for key, piece in kept["pieces"].items():
-            for kind, results in piece.get("results", {}).items():
-                cells = [f"{results[attack]['accuracy']:.2f}" if attack in results else "-" for attack in ATTACKS]
-                accuracies.append([key.removesuffix(" evaluation"), kind, *cells, data, device])
-            if measured := piece.get("benchmark"):
-                rate, ratio = measured["images_per_second"]["ours"], measured["ratio"]
-                peak = measured.get("peak_mib", {}).get("ours", "-")
-                speeds.append([key.removeprefix(f"{STEP} "), f"{rate:.0f}", f"{ratio:.2f}", peak, device])
-    tables = {
-        ("row", "checkpoint", *ATTACKS, "data", "hardware"): accuracies,
-        ("training step", "images/s", "ratio to the reference", "peak memory (MiB)", "hardware"): speeds,
-    }
-    if not accuracies + speeds:
-        raise UserError(f"{folder}: has no results of gpu.py; give the folder that --out wrote")
-    return "\n\n".join(markdown_table(header, rows) for header, rows in tables.items() if rows)
-
-
-def _read(path: Path) -> dict[str, dict]:
-    """The results in a file; empty if it does not exist or has other content. Raises UserError if it is damaged."""
-    try:
-        content = read_json(path) if path.exists() else {}
-        content = content if "pieces" in content else {"machine": {}, "pieces": {}}
-        return {key: dict(content[key]) for key in ("machine", "pieces")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it or give another folder") from error
 
 
 def _per_epoch(ends: Sequence[float]) -> float:
