@@ -39,7 +39,7 @@ class ExtraData(NamedTuple):
         """
         batches, own = -(-n // batch_size), batch_size - int(batch_size * self.fraction)
         rows = n + torch.randint(len(self.images), (batches, batch_size), generator=generator)
-        first = rows[:, :own].flatten()
+        first = rows[:, :own].clone().flatten()
         first[:n] = torch.randperm(n, generator=generator)[: len(first)]
         rows[:, :own] = first.view(batches, own)
         return rows.gather(1, torch.rand(batches, batch_size, generator=generator).argsort(1)).flatten()

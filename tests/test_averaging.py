@@ -1,12 +1,11 @@
-"""The average of the weights: its values, what a run does with it, and that a resumed run continues it."""
+"""The average of the weights: its values, and what a run does with it."""
 
 import numpy as np
 import pytest
 import torch
 from commands import SMALL
 from conftest import ROOT
-from run_files import files_of, folder_of, rows_of, state_of
-from test_resume import Killed, kill_at
+from run_files import folder_of, rows_of, state_of
 from test_trainer import HostReads, copy_of, same, trainer_of
 from tiny import part, tiny_from, tiny_problem
 
@@ -18,7 +17,6 @@ from engine.training.averaging import Ema, Swa
 from models import build
 
 RUN = f"{SMALL} --method AT --lr_schedule constant"
-EMA = f"{RUN} --ema 0.9"
 
 
 @pytest.mark.recorded
@@ -86,7 +84,7 @@ def test_the_mean_of_the_weights_from_an_epoch_on(train, tmp_path):
 
 
 def test_validation_and_checkpoints_use_the_average_and_keep_the_raw_network(train, tmp_path):
-    train(f"{EMA} --epochs 2")
+    train(f"{RUN} --ema 0.9 --epochs 2")
     checkpoint = torch.load(folder_of(tmp_path) / LAST, weights_only=True)
     state = state_of(tmp_path)
     assert same(state["net"], checkpoint["net"]) and same(state["net_raw"], checkpoint["net_raw"])
@@ -99,22 +97,3 @@ def test_validation_and_checkpoints_use_the_average_and_keep_the_raw_network(tra
         losses[key] = evaluate(network, Batches(images, 16, device="cpu")).loss
     assert float(rows_of(tmp_path)[-1]["clean_loss"]) == pytest.approx(losses["net"], rel=2e-5)
     assert losses["net"] != pytest.approx(losses["net_raw"], rel=2e-4)
-
-
-PIECES = "--ema 0.9 --awp 0.01 --accumulate 2 --clip_grad 1 --epsilon_ramp 2 --lr_schedule cyclic"
-
-
-@pytest.mark.parametrize("flags", [PIECES, "--swa_start 2"])
-def test_a_run_killed_again_and_again_ends_with_the_same_bytes(train, tmp_path, monkeypatch, flags):
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / "whole")
-    args = f"{RUN} {flags} --epochs 3 --save_minutes 0 --resume"
-    train(args)
-    monkeypatch.chdir(tmp_path / "parts")
-    for nth in (2, 5, 11, 12):  # in a step, while BatchNorm's statistics are estimated or in a validation, at the end
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            kill_at(patch, torch, "save", nth)
-            train(args)
-    train(args)
-    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")

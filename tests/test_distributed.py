@@ -1,4 +1,4 @@
-"""Training by several processes of torchrun equals training by one, and ends when a process is killed."""
+"""Training and evaluation by several processes of torchrun equal those by one; a killed process ends the run."""
 
 import os
 import re
@@ -13,9 +13,10 @@ from commands import run_in_subprocess
 from conftest import ROOT
 from run_files import rows_of
 from shared_steps import ten_steps
-from small_sets import extra_file
+from small_sets import extra_file, save_network
 
 from engine.distributed import SINGLE_PROCESS, Processes
+from engine.evaluation.records import read_evaluations, results_path
 from engine.training.run_folder import MEASUREMENTS
 
 METHODS = ("AT", "TRADES", "IAD-II", "DGAD", "ADR", "IGDM")
@@ -123,3 +124,16 @@ def test_a_run_of_two_processes_equals_a_run_of_one(tmp_path):
     for key, value in net_of(one).items():
         # Ten steps double a difference of 1e-7 some ten times; unsynchronized processes would differ by a tenth.
         assert (state[key] - value).abs().max() <= 1e-3 * value.abs().max() + 1e-4, key
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_processes_share_the_images_of_an_evaluation_and_one_of_them_writes(run, tmp_path):
+    flags = "--dataset Digits --image_size 16 --no-pictures --limit_test 50 --bs 10 --eps 0.02"
+    flags += " --attacks clean,pgd,aa --limit_aa 12 --model_path"
+    paths = [save_network(tmp_path / name / "net.pth") for name in ("single", "shared")]
+    run("main_eval.py", f"{flags} {paths[0]}")
+    assert finish(torchrun(2, "main_eval.py", f"{flags} {paths[1]}", tmp_path), 300).count("PGD-20  ") == 1
+    single, shared = (read_evaluations(results_path(path))[0]["figures"] for path in paths)
+    for title, result in single.items():
+        assert (shared[title]["accuracy"], shared[title].get("correct")) == (result["accuracy"], result.get("correct"))
