@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import user_error
 from small_sets import save_network
 from tiny import trained_on_stripes
 from torch import nn
@@ -31,7 +32,6 @@ from engine.fast.frozen import FoldedModel, make_attack_model
 from models import build
 from models.weights import Checkpoint
 from utils.config import EvalConfig
-from utils.errors import UserError
 from utils.progress import Bar
 
 DIGITS = "--dataset Digits --image_size 16 --no-pictures"
@@ -92,7 +92,7 @@ def test_an_attack_on_every_image_counts_only_the_final_prediction():
     assert torch.equal(result.fooled_at == 2, result.predicted == images.labels)
 
 
-def test_a_stage_attacks_only_images_that_are_classified_correctly_and_not_fooled_by_earlier_stages():
+def test_a_stage_attacks_only_correct_images_that_earlier_stages_did_not_fool():
     seen = []
 
     def fooling(*numbers):
@@ -301,12 +301,24 @@ def test_a_state_is_of_one_evaluation_and_checkpoint_under_any_name(evaluate, tm
 EDITED = {"conditions": dict.fromkeys(CONDITIONS, ""), "figures": {"FGSM": {"accuracy": 1, "n": 1}}}
 
 
-@pytest.mark.parametrize(
-    "damage", ['{"evaluations": [{', '{"evaluations": [{}]}', "[]", json.dumps({"evaluations": [EDITED]})]
-)
-def test_a_damaged_file_of_results_is_not_overwritten(tmp_path, damage):
+NESTED = "[" * 300 + "]" * 300
+NUMBER = '{"evaluations": [{"conditions": {}, "figures": {"Clean": {"accuracy": %s, "n": 1}}}]}'
+DAMAGED = [
+    '{"evaluations": [{',
+    '{"evaluations": [{}]}',
+    "[]",
+    json.dumps({"evaluations": [EDITED]}),
+    "null",
+    "\ufeff\0",
+]
+DAMAGED += ["[" * 100_000, '{"evaluations": [' + "0," * 300_000 + "0]}", '{"evaluations": ' + "1" * 10_000 + "}"]
+DAMAGED += [NUMBER % value for value in ("NaN", "1e999", '"half"', "null", NESTED)]
+
+
+@pytest.mark.parametrize("damage", DAMAGED, ids=lambda text: text[:30])
+def test_a_damaged_file_of_results_is_one_error_and_not_overwritten(tmp_path, damage):
     (tmp_path / "eval.json").write_text(damage)
-    with pytest.raises(UserError, match=r"eval.json: damaged"):
+    with user_error("eval.json: damaged"):
         Record(tmp_path, {})
     assert (tmp_path / "eval.json").read_text() == damage
 
@@ -432,31 +444,25 @@ def test_a_normalization_outside_the_network_is_recognized(caplog, std):
     assert "as if they had not been normalized; check --normalize" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("results", "line"),
-    [
-        ({"FGSM": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}}, "is stronger than PGD-20 (30.00 < 40.00 %)"),
-        (
-            {"Square": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}},
-            "Square, which uses no gradient, is stronger than",
-        ),
-        # Another gradient attack finds the adversarial examples, so gradients are not masked.
-        ({"Square": {"accuracy": 30.0}, "PGD-20": {"accuracy": 40.0}, "C&W-inf-30": {"accuracy": 29.0}}, None),
-        (
-            {"AutoAttack": {"accuracy": 30.0, "stages": {"FAB-T": 32.0, "Square": 30.0}}},
-            "AutoAttack's Square, which uses no gradient, is stronger than AutoAttack's gradient-based attacks",
-        ),
-        (  # two steps cannot cross the ball
-            {"FGSM": {"accuracy": 30.0}, "PGD-2": {"accuracy": 40.0, "parameters": STEPS | {"steps": 2}}},
-            None,
-        ),
-        ({"FGSM": {"accuracy": 30.0, "n": 100}, "PGD-20": {"accuracy": 40.0}}, None),  # not the same images
-        ({"FGSM": {"accuracy": 39.0, "n": 100}, "PGD-20": {"accuracy": 40.0, "n": 100}}, None),  # one image
-        ({"FGSM": {"accuracy": 39.8}, "PGD-20": {"accuracy": 40.0}}, None),
-        ({"FGSM": {"accuracy": 50.0}, "PGD-20": {"accuracy": 40.0}}, None),
-    ],
-)
+AA_STAGES = {"accuracy": 30.0, "stages": {"FAB-T": 32.0, "Square": 30.0}}
+TWO_STEPS = {"accuracy": 40.0, "parameters": STEPS | {"steps": 2}}  # they cannot cross the ball
+WINS = [
+    ({"FGSM": 30.0, "PGD-20": 40.0}, "is stronger than PGD-20 (30.00 < 40.00 %)"),
+    ({"Square": 30.0, "PGD-20": 40.0}, "Square, which uses no gradient, is stronger than"),
+    # Another gradient attack finds the adversarial examples, so gradients are not masked.
+    ({"Square": 30.0, "PGD-20": 40.0, "C&W-inf-30": 29.0}, None),
+    ({"AutoAttack": AA_STAGES}, "Square, which uses no gradient, is stronger than AutoAttack's gradient-based attacks"),
+    ({"FGSM": 30.0, "PGD-2": TWO_STEPS}, None),
+    ({"FGSM": {"accuracy": 30.0, "n": 100}, "PGD-20": 40.0}, None),  # not the same images
+    ({"FGSM": {"accuracy": 39.0, "n": 100}, "PGD-20": {"accuracy": 40.0, "n": 100}}, None),  # one image
+    ({"FGSM": 39.8, "PGD-20": 40.0}, None),
+    ({"FGSM": 50.0, "PGD-20": 40.0}, None),
+]
+
+
+@pytest.mark.parametrize(("results", "line"), WINS)
 def test_a_weaker_attack_that_wins_is_reported(tmp_path, results, line):
+    results = {name: {"accuracy": each} if isinstance(each, float) else each for name, each in results.items()}
     warnings = warn_of_masking(record_of(tmp_path, results), 8 / 255, None)
     assert [line in warning for warning in warnings] == [True] * (line is not None)
 

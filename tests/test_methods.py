@@ -116,17 +116,10 @@ def test_value_and_gradients_are_finite_in_single_precision(row):
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize(
-    ("logits", "label", "expected"),
-    [
-        ([1.0, 3.0, 2.0], 0, [3.0, 1.0, 2.0]),  # misclassified: swapped
-        ([3.0, 1.0, 2.0], 0, [3.0, 1.0, 2.0]),  # correct: unchanged
-        ([3.0, 1.0, 3.0], 2, [3.0, 1.0, 3.0]),  # tie with the label: unchanged
-        ([1.0, 3.0, 3.0], 0, [3.0, 1.0, 3.0]),  # tie of two other classes: swapped with the first
-    ],
-)
-def test_swap(logits, label, expected):
-    assert swap(torch.tensor([logits]), torch.tensor([label])).tolist() == [expected]
+def test_swap_exchanges_the_label_with_the_first_of_the_largest_other_logits():
+    correct, wrong, tie, other_tie = [3.0, 1.0, 2.0], [1.0, 3.0, 2.0], [3.0, 1.0, 3.0], [1.0, 3.0, 3.0]
+    swapped = swap(torch.tensor([correct, wrong, tie, other_tie]), torch.tensor([0, 0, 2, 0]))
+    assert swapped.tolist() == [correct, [3.0, 1.0, 2.0], tie, [3.0, 1.0, 3.0]]
 
 
 def test_mart_is_finite_for_a_confident_wrong_prediction():

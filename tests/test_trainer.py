@@ -2,15 +2,12 @@
 
 import pytest
 import torch
-from tiny import make_trainer, tiny_problem, trained_on_stripes
+from tiny import make_trainer, tiny_problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data import Split
-from data.loader import Batches
 from engine.accuracy import evaluate
 from engine.fast.precision import Arithmetic
 from engine.training.metrics import EpochMetrics
-from engine.training.validation import Validator
 from methods import METHODS
 
 
@@ -132,19 +129,3 @@ def test_parts_of_a_batch_without_batchnorm_are_the_batch():
         assert sum(parameter.grad.square().sum() for parameter in net.parameters()).sqrt() == pytest.approx(0.1)
         results.append((net[1].weight.detach(), torch.tensor(metrics.means())))
     torch.testing.assert_close(*results)
-
-
-# Validation.
-
-
-def test_validation_in_bfloat16_counts_what_float32_counts():
-    net, x, y = trained_on_stripes()
-    batches = Batches(Split((255 * x).round().byte(), y), 128, device="cpu")
-    expected, result = (
-        Validator(net, batches, 8 / 255, seed=1, arithmetic=arithmetic)()
-        for arithmetic in (None, Arithmetic(torch.bfloat16, channels_last=True))
-    )
-    assert result[0] == expected[0]  # without attack: the float32 network
-    assert result[1].accuracy == pytest.approx(expected[1].accuracy, abs=200 / len(y))
-    fp32 = Arithmetic(channels_last=True)  # what --precision fp32 chooses on a CPU
-    assert Validator(net, batches, 8 / 255, seed=1, arithmetic=fp32)() == expected
