@@ -1,9 +1,7 @@
-"""Run an entry script as a user does, in this process or in a new one."""
+"""Run an entry script as a user does, in this process."""
 
-import os
 import runpy
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -32,11 +30,3 @@ def run_in_process(monkeypatch, capsys, script: str, args: str) -> Outcome:
         status = ended.code
     captured = capsys.readouterr()
     return Outcome(status, captured.out, captured.err)
-
-
-def run_in_subprocess(script: str, args: str, folder) -> Outcome:
-    """Run a script in a new interpreter in ``folder``."""
-    command = [sys.executable, str(ROOT / script), *args.split()]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    return Outcome(ended.returncode, ended.stdout, ended.stderr)

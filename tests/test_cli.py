@@ -1,6 +1,5 @@
 """The entry scripts, from the command line to the files that they write."""
 
-import json
 import math
 import shlex
 import subprocess
@@ -149,17 +148,6 @@ def test_a_teacher_below_chance_level_is_refused_with_the_usual_causes(train, tm
     train(args, error="of 256 clean test images.*normali")
     assert not (tmp_path / "tuned_models").exists()
     train(f"{args} --no_teacher_check")
-
-
-def test_a_recipe_sets_what_the_command_line_does_not(train, tmp_path):
-    lines = sources_of(train(f"{SMALL} --method TRADES --recipe paper --epochs 1 --weight_decay 0.001 --seed 0"))
-    config = json.loads((folder_of(tmp_path) / "config.json").read_text())
-    assert (config["epsilon"], config["weight_decay"]) == (pytest.approx(0.031 * 255), 0.001)
-    assert (config["epochs"], config["milestones"]) == (1, [1])  # the recipe's milestones belong to its own epochs
-    assert "--weight_decay 0.001" in lines["set by flag"] and "--seed 0" in lines["set by flag"]
-    assert "--epsilon 7.905" in lines["set by recipe"]
-    assert "--lr_max 0.1" in lines["set by default"]
-    assert "beta 6" in lines["set by method"]
 
 
 def test_other_training_conditions_are_reported(run, tmp_path):

@@ -3,13 +3,12 @@
 import json
 
 import pytest
-from commands import run_in_process
+from conftest import user_error
 
 from engine.training.settings import resolve
 from scripts.reproduce import evidence as module
 from scripts.reproduce.evidence import GRID, PIECES, RESULTS, SEEDS, TRAIN, TRAINING, Run, Study, evidence, page
 from utils.config import TrainConfig
-from utils.errors import UserError
 from utils.flags import parse
 
 MACHINE = {"device": "CPU", "torch": "2", "scale": "smoke", "flags": []}
@@ -108,27 +107,28 @@ def test_an_incomplete_study_has_a_table_that_names_what_is_missing(results, tmp
     assert f"AT {AT} --seed 1" not in missing and f"RSLAD {GRID['RSLAD'][0]} " not in missing
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("", "--out: needed"),
-        ("--out OUT --methods ADA", "--methods ADA: must be of AT, "),
-        ("--out OUT --jobs 0", "--jobs 0"),
-        ("--out OUT --minutes nan", "--minutes nan"),
-        ("--table OUT", "has no results"),
-        ("--out OUT -- --bs 0", "--bs 0: must be"),
-        ("--table BAD", "no results of evidence.py"),
-        ("--out DONE --scale full", "has results of other scale .smoke"),
-        ("--out DONE --scale smoke -- --epochs 3", "has results of other flags"),
-    ],
-)
-def test_a_bad_request_is_one_line(results, tmp_path, flags, message):
+BAD = {
+    "": "--out: needed",
+    "--out OUT --methods ADA": "--methods ADA: must be of AT, ",
+    "--out OUT --jobs 0": "--jobs 0",
+    "--out OUT --minutes nan": "--minutes nan",
+    "--table OUT": "has no results",
+    "--out OUT -- --bs 0": "--bs 0: must be",
+    "--table BAD": "no results of evidence.py",
+    "--out DONE --scale full": "has results of other scale .smoke",
+    "--out DONE --scale smoke -- --epochs 3": "has results of other flags",
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_a_bad_request_is_one_line(results, tmp_path, flags):
+    message = BAD[flags]
     for name, content in (("BAD", {"AT": {"epochs": [{}]}}), ("DONE", results)):
         (tmp_path / name).mkdir()
         (tmp_path / name / RESULTS).write_text(json.dumps(content))
     for name in ("OUT", "BAD", "DONE"):
         flags = flags.replace(name, str(tmp_path / name))
-    with pytest.raises(UserError, match=message):
+    with user_error(message):
         evidence(flags.split())
     assert not (tmp_path / "OUT").exists()
 
@@ -181,15 +181,12 @@ def test_a_study_stops_in_time_continues_and_reports_what_fails(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_a_run_is_trained_and_evaluated_at_smoke_scale(tmp_path, monkeypatch, capsys):
-    flags = f"--scale smoke --out {tmp_path} --work {tmp_path} --threads 1"
-    options = module._parser().parse_args(flags.split())
-    study = Study(["IGDM"], [1], {})
-    runner = module.Runner(study, options, [])
-    run = Run("IGDM", f"{GRID['IGDM'][0]} {PIECES['AWP']}", 1)
+def test_a_run_is_trained_and_evaluated_at_smoke_scale(tmp_path, run):
+    options = module._parser().parse_args(f"--scale smoke --out {tmp_path} --work {tmp_path} --threads 1".split())
+    runner = module.Runner(Study(["IGDM"], [1], {}), options, [])
+    one = Run("IGDM", f"{GRID['IGDM'][0]} {PIECES['AWP']}", 1)
     for part in (TRAIN, "ema", "raw"):
-        script, *args = runner.command(run, part)
-        ended = run_in_process(monkeypatch, capsys, script, " ".join(args))
-        assert ended.status == 0, ended.err
-        runner.add(run, part, "", 1.0)
-    assert {"epochs", "ema", "raw"} <= study.results[run.name].keys()
+        script, *args = runner.command(one, part)
+        run(script, " ".join(args))
+        runner.add(one, part, "", 1.0)
+    assert {"epochs", "ema", "raw"} <= runner.study.results[one.name].keys()

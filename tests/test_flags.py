@@ -141,7 +141,7 @@ def test_flags_and_a_recipe_among_them_override_the_config_file(config_file, cap
     assert "--epochs 10: the milestones of --config" in caplog.text
     assert (sources["seed"], sources["lr_max"], sources["milestones"]) == ("flag", "config file", "default")
     config, sources = resolve(*parse(TrainConfig, [*args, "--recipe", "paper"]))
-    assert (config.lr_max, config.weight_decay) == (0.01, 3.5e-3)  # MART's
+    assert (config.lr_max, config.weight_decay, config.milestones) == (0.01, 3.5e-3, None)  # MART's, of 10 epochs
     assert (config.seed, config.epochs, sources["lr_max"]) == (7, 10, "recipe")
 
 

@@ -63,7 +63,7 @@ def test_settings_that_prevent_a_part_of_the_training_are_warnings(args):
 IGNORED = {
     "--method AT --teacher_model resnet18 --temp 2": "AT ignores --teacher_model, --temp",
     "--method TRADES --mart_beta 3 --trades_beta 2": "TRADES ignores --mart_beta",
-    "--method Natural --step_size 1 --no-els": "Natural ignores --step_size, --els",
+    "--method Natural --step_size 1 --no-els": "Natural ignores --els, --step_size",
     "--method TRADES --trades_beta 2 --temp 20 --label_smoothing 0.1 --nesterov": None,
     "--method AT --IAD_down --self_weight 1": "AT ignores --IAD_down, --self_weight",
     "--method MART --label_smoothing 0.1": "MART ignores --label_smoothing",
