@@ -169,10 +169,7 @@ BAD = {
     ("main.py", f"{SMALL} --root_path net.pth/below"): "--root_path net.pth/below: cannot write there",
     ("main.py", f"{SMALL} --device cuda:99"): "--device cuda:99: this machine has",
     ("main.py", f"{SMALL} --device tpu"): "--device tpu: not a device",
-    (
-        "main.py",
-        "--dataset Folder --model small_resnet --data_root images",
-    ): "1 of 8 images cannot be read: images/",
+    ("main.py", "--dataset Folder --model small_resnet --data_root images"): "1 of 8 images cannot be read: images/",
     ("main.py", f"{DGAD} --teacher_model robustbench:X"): "robustbench:X: RobustBench has networks for",
     ("main.py", "--method DGAT"): "--method DGAT: unknown name; nearest: DGAD",
     ("main_tiny.py", "--data_root nowhere"): "--data_root nowhere: no Tiny-ImageNet (no wnids.txt)",

@@ -55,16 +55,6 @@ def test_held_out_accuracy_chooses_the_value_and_the_best_distillation(results):
     assert list(rows) == [*COMPARED, *pieces] and rows["AT + AWP"][0].flags == f"{AT} {PIECES['AWP']}"
 
 
-def test_nothing_is_chosen_before_all_that_it_depends_on_is_trained(results, tmp_path):
-    tuning = [(Run(method, flags, 1), TRAIN) for method in COMPARED for flags in GRID[method]]
-    assert Study(COMPARED, TWO, {}).steps(tmp_path) == tuning
-    del results[Run("DGAD", DGAD, 2).name]
-    study = Study(COMPARED, TWO, results)
-    assert study.best_distillation() is None and "RSLAD + AWP" not in study.rows() and "AT + AWP" in study.rows()
-    del results[Run("DGAD", GRID["DGAD"][1], 1).name]
-    assert "DGAD" not in study.rows()
-
-
 def test_an_evaluation_needs_a_checkpoint_and_comes_first(results, tmp_path):
     study = Study(COMPARED, TWO, results)
     assert {part for _, part in study.steps(tmp_path)} == {TRAIN}  # the checkpoints are on another machine

@@ -20,10 +20,8 @@ from run_files import files_of, folder_of
 
 import methods
 from engine.distributed import Processes, local_gpu
-from engine.training.run_folder import RunFolder
 from engine.training.trainer import Trainer
 from utils.cli import run_command
-from utils.config import TrainConfig
 from utils.errors import Stopped, UserError
 from utils.files import _warn_once
 
@@ -170,15 +168,6 @@ def test_a_file_that_is_no_state_of_this_run_is_refused(train, tmp_path):
         files = files_of(tmp_path)
         train(f"{RUN} --epochs 2 --resume", error="resume/")
         assert files_of(tmp_path) == files, what
-
-
-def test_states_of_more_than_ten_thousand_epochs_keep_their_order(tmp_path):
-    folder = RunFolder(TrainConfig(root_path=str(tmp_path), method="Natural"), teacher=None)
-    folder.last_state()
-    folder.create(None)
-    for epochs in (9998, 9999, 10000, 10001):
-        folder.save_state({"net": {}, "optimizer": {}, "epochs": epochs, "metrics": {"batches": 0}})
-    assert sorted(path.name for path in tmp_path.rglob("*.pth")) == ["10000-000000.pth", "10001-000000.pth"]
 
 
 # Disks.

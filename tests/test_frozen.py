@@ -1,7 +1,6 @@
 """The networks of an attack compute what the network computes, and the network itself does not change."""
 
 import logging
-from copy import deepcopy
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.fast.folding import Affine
-from engine.fast.frozen import FoldedModel, FrozenModel
+from engine.fast.frozen import FoldedModel
 from engine.fast.precision import Arithmetic
 from engine.sync_batchnorm import CudaSyncedBatchNorm2d, SyncSwitch
 from models import MODELS, build
@@ -157,23 +156,6 @@ def test_batchnorm_is_folded_if_a_convolution_feeds_only_it(name, affines):
     assert (count(folded, Affine), count(folded, nn.BatchNorm2d)) == (affines, unfolded)
 
 
-@pytest.mark.parametrize("name", ["small_resnet", "Gated"])
-def test_the_network_does_not_change(name):
-    network, (x, y) = make(name), batch()
-    train_a_step(network)
-    state, gradients = deepcopy(network.state_dict()), [p.grad.clone() for p in network.parameters()]
-    random_state = torch.get_rng_state()
-    folded = FoldedModel(network)
-    F.cross_entropy(folded.train()(x.requires_grad_()), y).backward()
-    folded.refresh()
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert all(module.training for module in network.modules())
-    assert all(parameter.requires_grad for parameter in network.parameters())
-    torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0)
-    torch.testing.assert_close([p.grad for p in network.parameters()], gradients, rtol=0, atol=0)
-    assert not any(value.requires_grad or value.grad is not None for value in folded.parameters())
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_bfloat16(channels_last):
     network, (x, y) = make("small_resnet", torch.float32), batch(torch.float32)
@@ -199,20 +181,6 @@ def test_a_network_with_control_flow_or_hooks_is_copied_and_the_log_says_so(capl
     hooks, gated = caplog.messages
     assert hooks == "SmallResNet: attacks use it without folded BatchNorm (it has forward hooks)"
     assert gated.startswith("Gated: attacks use it without folded BatchNorm (") and "\n" not in gated
-
-
-@pytest.mark.parametrize("name", ["small_resnet", "mobilenetV2"])
-@pytest.mark.parametrize("training", [True, False])
-def test_a_frozen_model_is_a_plain_forward_with_constant_parameters(name, training):
-    network, twin = make(name).train(training), make(name).train(training)
-    x, y = batch()
-    for _ in range(2):  # the second forward uses the statistics that the first one changed
-        assert_same(logits_and_gradient(FrozenModel(network), x, y), logits_and_gradient(twin, x, y), 0)
-    torch.testing.assert_close(network.state_dict(), twin.state_dict(), rtol=0, atol=0)
-    assert torch.equal(network.bn1.running_mean, make(name).bn1.running_mean) != training
-    F.cross_entropy(FrozenModel(network)(x.requires_grad_()), y).backward()
-    assert x.grad is not None
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
 
 
 def test_batchnorm_of_several_gpus_is_folded_and_uses_replicated_batches_as_they_are():

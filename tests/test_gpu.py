@@ -12,10 +12,7 @@ from engine.fast.precision import Arithmetic, choose_arithmetic
 from methods import METHODS
 from models import build
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 def trainer_of(name, device, dtype=torch.float64, **options):

@@ -81,7 +81,7 @@ def test_all_images_weigh_equally_and_a_state_continues_the_sums():
     y = torch.tensor([0, 1, 0, 1])
     step = step_of([0.9, 0.2, 0.3, 0.7], y)
     whole, parts = (EpochMetrics("cpu", teacher=True) for _ in range(2))
-    for part, n in ((step, 4), (Step(step.loss, t_clean=step.t_clean[:1], t_adv=step.t_adv[:1]), 1)):
+    for part, n in ((step, 4), (Step(step.loss + 1, t_clean=step.t_clean[:1], t_adv=step.t_adv[:1]), 1)):
         whole.add(part, y[:n])
         parts.add(part, y[:n])
         parts = EpochMetrics("cpu", state=parts.state(), teacher=True)
@@ -92,7 +92,7 @@ def test_all_images_weigh_equally_and_a_state_continues_the_sums():
     parts = EpochMetrics("cpu", state=without.state(), teacher=True)  # the flag is given in the middle of an epoch
     parts.add(step, y)
     assert parts.reliability().n == 4
-    assert whole.reliability().teacher_adv_acc == 60
+    assert whole.reliability().teacher_adv_acc == 60 and whole.means().loss == pytest.approx((4 * 1 + 1 * 2) / 5)
 
 
 def test_the_sums_of_all_ranks_add_up_to_those_of_one_process(monkeypatch):

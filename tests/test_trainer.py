@@ -5,7 +5,6 @@ import torch
 from tiny import make_trainer, tiny_problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.accuracy import evaluate
 from engine.fast.precision import Arithmetic
 from engine.training.metrics import EpochMetrics
 from methods import METHODS
@@ -85,36 +84,6 @@ def test_a_step_and_its_metrics_never_wait_for_the_device(name, epoch, monkeypat
         x[y > 5].sum().item()  # the guard itself
         y.tolist()
     assert reads.recorded == ["aten.index.Tensor", "aten._local_scalar_dense.default", "tolist"]
-
-
-def test_epoch_means_weigh_all_images_equally():
-    student, _, x, y = tiny_problem(n=5)
-    trainer, metrics = trainer_of("Natural", student, None, lr=0.0), EpochMetrics("cpu")
-    batches = [(x[:4], y[:4]), (x[4:].repeat(2, 1, 1, 1), y[4:].repeat(2))]
-    student.train()
-    logits = [student(images).detach() for images, _ in batches]
-    pairs = [(z, labels) for z, (_, labels) in zip(logits, batches, strict=True)]
-    loss = sum(torch.nn.functional.cross_entropy(z, labels, reduction="sum").item() for z, labels in pairs)
-    correct = sum((z.argmax(1) == labels).sum().item() for z, labels in pairs)
-    for images, labels in batches:
-        metrics.add(trainer.step(images, labels), labels)
-    assert metrics.batches == 2
-    assert metrics.means() == (pytest.approx(loss / 6), pytest.approx(100 * correct / 6), None)
-
-
-def test_evaluation_attacks_every_batch_counts_images_and_does_not_change_the_network():
-    student, _, x, y = tiny_problem(n=7)
-    before, calls = copy_of(student), []
-
-    def perturb(model, images, labels, noise):
-        calls.append((model.training, len(images)))
-        return 1 - images
-
-    with torch.no_grad():
-        correct = (student.eval()(1 - x).argmax(1) == y).sum().item()
-    score = evaluate(student.train(), [(x[:4], y[:4]), (x[4:], y[4:])], perturb)
-    assert (score.accuracy, score.n) == (pytest.approx(100 * correct / 7), 7)
-    assert calls == [(False, 4), (False, 3)] and same(before, student.state_dict())
 
 
 def test_parts_of_a_batch_without_batchnorm_are_the_batch():
