@@ -80,7 +80,7 @@ IGNORED = {
 def test_the_log_names_flags_that_have_no_effect(caplog, args):
     config, sources = resolve(*parse(TrainConfig, args.split()))
     images = Split(torch.zeros(1), torch.zeros(1))
-    config = replace(config, milestones=config.milestones or (1,))
+    config = replace(config, milestones=config.milestones or (1,), threads=1)
     log_config(config, sources, Path("runs"), (images, images), torch.device("cuda"))
     lines = [line for line in caplog.messages if " ignores " in line]
     assert lines == ([f"WARNING: {IGNORED[args]}"] if IGNORED[args] else [])

@@ -71,7 +71,7 @@ OPTIMIZERS = {
     "": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": False},
     "--nesterov --momentum 0.5 --weight_decay 0.01": {"momentum": 0.5, "weight_decay": 0.01, "nesterov": True},
     "--optim Adam --weight_decay 0.02": {"betas": [0.9, 0.999], "weight_decay": 0.02},
-    "--epochs 4 --warmup_lr --warmup_lr_epochs 2 --milestones 3": {"lr": 0.1 * 0.1},
+    "--epochs 4 --warmup_lr --warmup_lr_epochs 2 --milestones 3": {"lr": 0.01},
     "--no_bn_decay": {"weight_decay": 5e-4, "lr": 0.1},
 }
 
