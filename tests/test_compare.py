@@ -215,6 +215,7 @@ def test_columns_are_shown_where_rows_differ(tmp_path):
     one = make_run(tmp_path / "runs/a", "AT")
     make_evaluation(one, {"Clean": 90, "PGD-20": 60}, eps=4 / 255)
     make_evaluation(one, {"Clean": 90, "PGD-20": 40})
+    make_evaluation(one, {"Clean": 91, "PGD-10": 70}, protocol="official")
     make_evaluation(make_run(tmp_path / "runs/b", "AKD2"), {"Clean": 80, "PGD-20": 45})
     make_evaluation(make_run(tmp_path / "runs/c", "Natural"), {"Clean": 99, "PGD-20": 0}, dataset="CIFAR10")
     rows = table("runs")
@@ -222,12 +223,13 @@ def test_columns_are_shown_where_rows_differ(tmp_path):
     assert [row["eps"] for row in rows] == ["4/255", "8/255", "8/255", "8/255"]
     assert [row["teacher"] for row in rows] == ["-", "-", "resnet18 + vgg16", "-"]
     assert bold() == ["90.00", "45.00"]
-
-
-def test_rows_that_are_otherwise_equal_show_their_folder(tmp_path):
-    for name, beta in (("a", 1.0), ("b", 5.0)):
-        make_evaluation(make_run(tmp_path / "runs" / name, "AT", alp_beta=beta))
-    assert [row["run"] for row in table("runs")] == ["runs/a", "runs/b"]
+    (row,) = table("runs --protocol official")
+    assert list(row.items())[-2:] == [("Clean (n=20)", "91.00"), ("PGD-10 (n=20)", "70.00")]
+    for name, beta in (("a", 1.0), ("b", 5.0)):  # otherwise equal rows show their folder
+        make_evaluation(make_run(tmp_path / "equal" / name, "AT", alp_beta=beta))
+    assert [row["run"] for row in table("equal")] == ["equal/a", "equal/b"]
+    make_evaluation(tmp_path / "some", checkpoint="net.pth")  # without settings
+    assert cells(table("some"))[0][:5] == ["some/net.pth", "small_resnet", "-", "-", "net"]
 
 
 def test_of_equal_evaluations_only_the_newest_of_the_present_checkpoint_is_a_row(tmp_path, caplog):
@@ -240,11 +242,6 @@ def test_of_equal_evaluations_only_the_newest_of_the_present_checkpoint_is_a_row
     (one / BEST).write_bytes(b"another network")
     assert [row["Clean (n=20)"] for row in table("runs")] == ["70.00"]
     assert f"runs/a/{BEST}: has changed since its evaluation" in caplog.text
-
-
-def test_a_checkpoint_without_settings_is_named_by_its_path(tmp_path):
-    make_evaluation(tmp_path / "some", checkpoint="net.pth")
-    assert cells(table("some"))[0][:5] == ["some/net.pth", "small_resnet", "-", "-", "net"]
 
 
 def test_the_best_checkpoint_of_natural_training_is_chosen_by_clean_accuracy(tmp_path):
@@ -264,14 +261,6 @@ def test_results_written_with_out_know_method_and_seed(train, run):
     assert {(row.labels["method"], row.labels["seed"]) for row in read_rows(["kept"], "paper")} == {("Natural", "7")}
 
 
-def test_the_protocol_selects_evaluations(tmp_path):
-    one = make_run(tmp_path / "runs/a", "AT")
-    make_evaluation(one, {"Clean": 90, "PGD-10": 50}, protocol="official")
-    make_evaluation(one, {"Clean": 89, "PGD-20": 40})
-    (row,) = table("runs --protocol official")
-    assert list(row.items())[-2:] == [("Clean (n=20)", "90.00"), ("PGD-10 (n=20)", "50.00")]
-
-
 def test_the_figure_shows_the_strongest_attack_that_most_rows_have(tmp_path):
     make_evaluation(make_run(tmp_path / "a", "AT"), {"Clean": 90, "PGD-20": 50, "AutoAttack": 44, "worst case": 1})
     for seed in (1, 2):
@@ -287,19 +276,13 @@ def test_the_figure_shows_the_strongest_attack_that_most_rows_have(tmp_path):
     plt.close("all")
 
 
-def test_a_run_with_damaged_settings_is_named_and_left_out(tmp_path, caplog):
+def test_a_run_with_damaged_settings_is_left_out_and_without_an_attack_there_is_no_figure(tmp_path, caplog):
     for name in ("whole", "damaged"):
         make_evaluation(make_run(tmp_path / "runs" / name, name))
     (tmp_path / "runs/damaged/config.json").write_text("{")
     assert [row["method"] for row in table("runs")] == ["whole"]
-    assert "damaged/config.json: damaged" in caplog.text
-
-
-def test_without_an_attack_there_is_no_figure(tmp_path, caplog):
-    make_evaluation(make_run(tmp_path / "a", "AT"))
+    assert "damaged/config.json: damaged" in caplog.text and Path("comparison/comparison.png").exists()
     make_evaluation(make_run(tmp_path / "b", "AT"), {"Clean": 90})
-    table("a")
-    assert Path("comparison/comparison.png").exists()
     table("b")
     assert "shows 0 of 1 rows, those with both Clean and an attack" in caplog.text
     assert not Path("comparison/comparison.png").exists()

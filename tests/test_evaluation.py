@@ -90,6 +90,8 @@ def test_an_attack_on_every_image_counts_only_the_final_prediction():
     clean = FirstPixel()(images.images / 255).argmax(1)
     assert torch.equal(result.predicted, clean[torch.arange(30) // 10 * 10])
     assert torch.equal(result.fooled_at == 2, result.predicted == images.labels)
+    with pytest.raises(RuntimeError, match="any: adversarial images are outside"):  # of their ball
+        attacked(Attack("any", {"epsilon": 0.1}, first, every_image=True), images)
 
 
 def test_a_stage_attacks_only_correct_images_that_earlier_stages_did_not_fool():
@@ -172,13 +174,7 @@ def test_a_copy_that_computes_something_else_is_not_used(monkeypatch, caplog):
     assert "cannot be folded faithfully" in caplog.text
 
 
-def test_an_attack_that_leaves_its_ball_gives_no_result():
-    far = Attack("far", {"epsilon": 0.1}, {"": recording([], lambda x: (x + 0.2).clamp(0, 1))})
-    with pytest.raises(RuntimeError, match="far: adversarial images are outside"):
-        attacked(far, some_images())
-
-
-def test_accuracy_after_each_stage_and_per_class():
+def test_accuracy_after_each_stage_and_per_class_and_confusion():
     result = AttackResult(torch.tensor([0, 1, 2, 3, 0]), torch.tensor([3, 3, 1, 2, 0]))
     attack, labels = Attack("any", {}, {"a": None, "b": None}), torch.tensor([0, 1, 1, 1, 1])
     chosen = torch.tensor([True, True, False, True, True, True])
@@ -186,6 +182,8 @@ def test_accuracy_after_each_stage_and_per_class():
     assert entry["stages"] == {"a": 60.0, "b": 40.0}
     assert (entry["accuracy"], entry["n"], entry["correct"]) == (40.0, 5, "11-000")
     assert entry["per_class"] == {"cat": 100.0, "dog": 25.0}
+    predicted = torch.tensor([0, 0, 1, 1, 1])
+    assert confusion(labels, predicted, 3).tolist() == [[1, 0, 0], [1, 3, 0], [0, 0, 0]]  # rows are true classes
 
 
 def target_of(path, **options):
@@ -353,18 +351,13 @@ def test_a_folder_gives_best_and_last_of_its_runs(evaluate, tmp_path):
 
 
 def test_other_files_in_a_folder_are_named_and_passed_over(evaluate, tmp_path):
-    for name in ("a.pth.tar", "b.ckpt"):
+    for name in ("a.pth.tar", "a.pth", "a.ckpt"):  # each has its own results
         save_network(tmp_path / "files" / name)
     torch.save({"state": {}, "param_groups": []}, tmp_path / "files/optimizer.pt")
     (tmp_path / "files/page.pth").write_text("<html>")
     ended = evaluate(f"{DIGITS} --model_path files --limit_test 20 --attacks clean")
     assert "passed over: files/optimizer.pt: no weights; name a checkpoint; files/page.pth: a web page" in ended.out
-    assert {path.name for path in Path("files").glob("*_eval")} == {"a.pth.tar_eval", "b.ckpt_eval"}
-
-
-def test_checkpoints_of_one_stem_have_their_own_results():
-    names = ("a.pth", "a.pt", "a.pth.tar", "a.safetensors")
-    assert results_folder("a.pth") == Path("a_eval") and len(set(map(results_folder, names))) == len(names)
+    assert {path.name for path in Path("files").glob("*_eval")} == {"a.pth.tar_eval", "a_eval", "a.ckpt_eval"}
 
 
 def test_a_checkpoint_that_is_replaced_meanwhile_is_evaluated_as_it_was_read(evaluate, tmp_path, monkeypatch):
@@ -508,11 +501,6 @@ def test_reports_contain_all_that_a_result_depends_on(evaluate, tmp_path, monkey
         counts = [[int(cell) for cell in row[1:]] for row in list(csv.reader(file))[1:]]
     assert sum(map(sum, counts)) == 40
     assert sum(counts[k][k] for k in range(10)) == result["correct"].count("1")
-
-
-def test_confusion_counts_by_true_and_predicted_class():
-    counts = confusion(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 1]), 3)
-    assert counts.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
 
 
 def test_an_image_fooled_at_one_radius_is_fooled_at_every_larger_one(monkeypatch):
