@@ -10,6 +10,23 @@ from conftest import ROOT
 SMALL = "--dataset Digits --image_size 16 --model small_resnet --limit_train 48 --limit_test 40 --bs 16 --num_steps 2"
 
 
+class Killed(BaseException):
+    """Ends a run as SIGKILL does: nothing handles it."""
+
+
+def fail_at(monkeypatch, owner, name, nth, error=Killed):
+    """Make the ``nth`` call of a function raise an error."""
+    function, calls = getattr(owner, name), []
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == nth:
+            raise error
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
 @dataclass
 class Outcome:
     """How a script ended."""

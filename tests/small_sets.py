@@ -22,11 +22,11 @@ class Bomb:
         return open, (MARKER, "x")
 
 
-def save_network(path, seed=0, classes=10, size=16, **content):
+def save_network(path, seed=0, num_classes=10, size=16, **content):
     """Save a small network of random weights, with other content of its checkpoint; return the path."""
     torch.manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"net": build("small_resnet", classes, size).state_dict(), **content}, path)
+    torch.save({"net": build("small_resnet", num_classes, size).state_dict(), **content}, path)
     return path
 
 

@@ -71,7 +71,7 @@ def test_official_names_of_methods():
 def test_tiny_imagenet_is_trained_on_and_evaluated(run, tmp_path):
     data_root = tiny_imagenet_files(tmp_path / "tiny-imagenet-200")
     teacher = tmp_path / "teacher_models/Tiny_Image/small_resnet/robust_teacher.pth"
-    save_network(teacher, classes=200, size=32)
+    save_network(teacher, num_classes=200, size=32)
     args = "--method DGAD --teacher_model small_resnet --epsilon 8 --step_size 2 --lr_schedule piecewise --gpu_id 0"
     run("main_tiny.py", f"{ONE_STEP} {args} --ALP_beta 15.0 --data_root {data_root}")
     path = folder_of(tmp_path / "tuned_models/Tiny_Image/DGAD") / "best_PGD10_acc_model.pth"
@@ -179,7 +179,7 @@ BAD = {
 
 @pytest.mark.parametrize(("script", "args"), BAD)
 def test_bad_input_is_one_line_with_status_2_and_writes_nothing(refused, tmp_path, script, args):
-    save_network(tmp_path / "net2.pth", classes=2)
+    save_network(tmp_path / "net2.pth", num_classes=2)
     image_folder(tmp_path / "images", "ab")
     (tmp_path / "images/train/b/0.png").write_bytes(b"damaged")
     refused(script, args, BAD[script, args])

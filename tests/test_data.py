@@ -14,11 +14,13 @@ import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from commands import fail_at
 from conftest import user_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -306,11 +308,8 @@ def test_a_cache_that_cannot_be_written_is_in_a_temporary_folder_or_in_cache_dir
 
 
 def test_a_full_disk_is_one_line(folder, monkeypatch):
-    def full(self, index, record):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(cache.PixelCache, "_write", full)
+        fail_at(patch, cache.PixelCache, "_write", 1, OSError(errno.ENOSPC, "No space left on device"))
         refuse("cannot be written to.*No space left", "Folder", folder)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2000))
     refuse("--cache_dir.*they need 0 MiB, 0 MiB are free.*--limit_train", "Folder", folder)
@@ -590,10 +589,7 @@ def test_augmentation_has_the_distribution_of_torchvision():
 
 
 def test_images_that_exceed_the_device_memory_stay_in_host_memory(monkeypatch, caplog):
-    def full(tensor, device):
-        raise torch.cuda.OutOfMemoryError
-
-    monkeypatch.setattr(torch.Tensor, "to", full)
+    monkeypatch.setattr(torch.Tensor, "to", Mock(side_effect=torch.cuda.OutOfMemoryError))
     batches = Batches(numbered([0, 1]), 2, device="cuda")
     assert not batches.images.is_cuda and not batches.labels.is_cuda
     assert "exceed the memory of cuda" in caplog.text

@@ -6,9 +6,11 @@ import json
 import zlib
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from commands import fail_at
 from conftest import user_error
 from small_sets import save_network
 from tiny import trained_on_stripes
@@ -235,38 +237,22 @@ def results_in(path):
     return {title: (result["accuracy"], result.get("correct")) for title, result in evaluation["figures"].items()}
 
 
-def test_an_interrupted_evaluation_continues_to_the_same_results_with_another_batch_size(
-    evaluate, tmp_path, monkeypatch
-):
+def test_an_interrupted_evaluation_continues_to_the_same_results_with_any_batch_size(evaluate, tmp_path, monkeypatch):
     for name in ("whole", "parts"):
         save_network(tmp_path / name / "net.pth")
-    flags = f"{DIGITS} --limit_test 60 --eps 0.02 --restarts 2 --attacks fgsm,pgd"
-    evaluate(f"{flags} --bs 20 --model_path whole/net.pth")
-
-    def interrupted(bar, advance=Bar.advance):
-        interrupted.done += 1
-        if interrupted.done > 6:  # FGSM and the first of three batches of PGD
-            raise KeyboardInterrupt
-        advance(bar)
-
-    interrupted.done = 0
+    flags = f"{DIGITS} --limit_test 60 --eps 0.02 --restarts 2 --attacks fgsm,pgd --bs"
+    evaluate(f"{flags} 20 --model_path whole/net.pth")
     with monkeypatch.context() as patch:
-        patch.setattr("utils.progress.Bar.advance", interrupted)
-        evaluate(f"{flags} --bs 20 --model_path parts/net.pth --state state", status=130)
+        fail_at(patch, Bar, "advance", 7, KeyboardInterrupt)  # after FGSM and the first of three batches of PGD
+        evaluate(f"{flags} 20 --model_path parts/net.pth --state state", status=130)
     assert "FGSM" in read_evaluations(results_path("parts/net.pth"))[-1]["figures"]
-    attacked = []
-
-    def pgd(model, objective, x, *rest, **ball):
-        attacked.append(len(x))
-        return pgd_until_fooled(model, objective, x, *rest, **ball)
-
-    monkeypatch.setattr("attacks.suite.pgd_until_fooled", pgd)
-    evaluate(f"{flags} --bs 7 --model_path parts/net.pth --state state")
+    monkeypatch.setattr("attacks.suite.pgd_until_fooled", pgd := Mock(side_effect=pgd_until_fooled))
+    evaluate(f"{flags} 7 --model_path parts/net.pth --state state")
     assert results_in(results_path("parts/net.pth")) == results_in(results_path("whole/net.pth"))
-    assert max(attacked) <= 7
-    repeated = len(attacked)
-    evaluate(f"{flags} --bs 60 --model_path parts/net.pth --state state")
-    assert len(attacked) == repeated  # all stages of all images were saved
+    assert max(len(call.args[2]) for call in pgd.call_args_list) <= 7
+    repeated = pgd.call_count
+    evaluate(f"{flags} 60 --model_path parts/net.pth --state state")
+    assert pgd.call_count == repeated  # all stages of all images were saved
     assert results_in(results_path("parts/net.pth")) == results_in(results_path("whole/net.pth"))
 
 
@@ -322,16 +308,15 @@ def test_a_damaged_file_of_results_is_one_error_and_not_overwritten(tmp_path, da
 
 
 def test_processes_wait_for_the_longest_attack(monkeypatch):
-    given = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert init(EVALUATION_TIMEOUT) == Processes(0, 1)  # Slurm sets WORLD_SIZE without torchrun
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("torch.distributed.init_process_group", lambda *a, **options: given.update(options))
+    monkeypatch.setattr("torch.distributed.init_process_group", group := Mock())
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     assert init(EVALUATION_TIMEOUT) == Processes(1, 2)
-    assert given["timeout"].days >= 7
+    assert group.call_args.kwargs["timeout"].days >= 7
 
 
 def test_a_folder_gives_best_and_last_of_its_runs(evaluate, tmp_path):
@@ -569,7 +554,7 @@ BAD = {
 @pytest.mark.parametrize("flags", BAD)
 def test_bad_input_is_one_line_and_nothing_is_written(refused, tmp_path, flags):
     save_network(tmp_path / "net.pth")
-    save_network(tmp_path / "net7.pth", classes=7)
+    save_network(tmp_path / "net7.pth", num_classes=7)
     save_network(tmp_path / "named.pth", model="small_resnet")
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(768, 10)).state_dict(), tmp_path / "strange.pth")
     (tmp_path / "empty").mkdir()

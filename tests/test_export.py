@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -239,9 +240,6 @@ BLOCKED += [(file, "is a folder") for file in (f"{NAME}.pt", "hub/README.md")]
 
 @pytest.mark.parametrize(("path", "message"), BLOCKED)
 def test_a_blocked_path_or_a_full_disk_is_an_error_and_nothing_is_written(path, message, checkpoint, out, monkeypatch):
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, message)
-
     blocked = out / path
     if message == "Not a directory":
         blocked.parent.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +247,7 @@ def test_a_blocked_path_or_a_full_disk_is_an_error_and_nothing_is_written(path, 
     else:
         blocked.mkdir(parents=True)
     if message.startswith("No space"):
-        monkeypatch.setattr(os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, message)))
     before = contents(out)
     with user_error(f"--out .*({message}|File exists)"):
         run(checkpoint, out)

@@ -14,7 +14,7 @@ from data import Batches, Split
 from data.augment import AUGMENTATIONS
 from data.extra import open_extra
 from engine.training.trainer import Trainer
-from models import build
+from models.weights import load_network
 from utils.config import TrainConfig
 
 RUN = f"{SMALL} --epochs 2 --extra_data extra.npz"
@@ -119,19 +119,16 @@ def test_flags_that_cannot_work_are_refused(train, tmp_path):
         train(f"{RUN} --method AT {flags}", error=message)
 
 
-def test_the_teacher_labels_extra_images_before_they_are_augmented(train, tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    teacher = build("small_resnet", 10, 16).eval()
-    torch.save({"net": teacher.state_dict(), "model": "small_resnet"}, tmp_path / "teacher.pth")
+def test_the_teacher_labels_extra_images_before_they_are_augmented(distill, tmp_path, monkeypatch):
     extra_file(tmp_path / "extra.npz", label=np.full(70, 99))  # not used
     seen, step = [], Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self, x, y, *args: seen.append((x, y)) or step(self, x, y, *args))
     monkeypatch.setitem(AUGMENTATIONS, "crop", ((), ""))
-    flags = "--teacher_model small_resnet --teacher_path teacher.pth --no_teacher_check --extra_labels teacher"
-    train(f"{RUN} --method RSLAD --precision fp32 {flags}")
+    distill("RSLAD", "--epochs 2 --precision fp32 --extra_data extra.npz --extra_labels teacher")
     extra = torch.from_numpy(np.load(tmp_path / "extra.npz")["image"]).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        labels = {x.numpy().tobytes(): label for x, label in zip(extra, teacher(extra).argmax(1), strict=True)}
+        predicted = load_network("small_resnet", 10, tmp_path / "teacher.pth").eval()(extra).argmax(1)
+    labels = {x.numpy().tobytes(): label for x, label in zip(extra, predicted, strict=True)}
     pairs = [(x.numpy().tobytes(), label) for images, y in seen for x, label in zip(images, y, strict=True)]
     extra_pairs = [(labels[image], label) for image, label in pairs if image in labels]
     assert len(extra_pairs) == 6 * 11 and all(expected == label for expected, label in extra_pairs)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -109,13 +110,8 @@ def test_a_run_stopped_by_signals_exits_with_their_status_and_ends_with_the_same
 
 def test_a_signal_while_a_file_is_read_is_not_reported_as_damage(train, tmp_path, monkeypatch):
     train(f"{RUN} --epochs 1")
-    files, load = files_of(tmp_path), torch.load
-
-    def interrupted(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return load(*args, **kwargs)
-
-    monkeypatch.setattr(torch, "load", interrupted)
+    files = files_of(tmp_path)
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped, match="stopped by SIGTERM: --resume continues from the last saved state") as stop:
         train(f"{RUN} --epochs 2 --resume")
     assert stop.value.status == 143 and files_of(tmp_path) == files
@@ -173,11 +169,8 @@ def test_a_file_that_is_no_state_of_this_run_is_refused(train, tmp_path):
 # Disks.
 
 
-def fail(number):
-    def failing(*args, **kwargs):
-        raise OSError(number, os.strerror(number))
-
-    return failing
+def failing(number):
+    return Mock(side_effect=OSError(number, os.strerror(number)))
 
 
 def test_a_full_disk_ends_the_run_without_incomplete_files(train, tmp_path, monkeypatch):
@@ -193,7 +186,7 @@ def test_a_full_disk_ends_the_run_without_incomplete_files(train, tmp_path, monk
     for number in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
         mount = " in the file system of /" if number != errno.EIO else ""
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", fail(number))
+            patch.setattr(os, "fsync", failing(number))
             error = rf"cannot be written \({os.strerror(number)}{mount}.*{saved_in}"
             train(f"{RUN} --epochs 2 --root_path parts --resume", error=error)
     files = files_of(tmp_path)
@@ -206,10 +199,10 @@ def test_a_full_disk_ends_the_run_without_incomplete_files(train, tmp_path, monk
 
 def test_a_file_system_without_locks_modes_flushing_or_links_is_a_warning(train, tmp_path, monkeypatch):
     _warn_once.cache_clear()
-    monkeypatch.setattr(FileLock, "acquire", fail(errno.ENOLCK))
-    monkeypatch.setattr(Path, "chmod", fail(errno.EPERM))
-    monkeypatch.setattr(os, "fsync", fail(errno.EINVAL))
-    monkeypatch.setattr(os, "link", fail(errno.EPERM))
+    monkeypatch.setattr(FileLock, "acquire", failing(errno.ENOLCK))
+    monkeypatch.setattr(Path, "chmod", failing(errno.EPERM))
+    monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))
+    monkeypatch.setattr(os, "link", failing(errno.EPERM))
     log = train(f"{RUN} --epochs 2")
     assert log.count("modes or flushing are not supported") == log.count("cannot be locked") == 1
     train(f"{RUN} --epochs 2 --desc_str again")
@@ -223,7 +216,7 @@ def test_a_full_disk_in_an_evaluation_is_one_line(train, run, tmp_path, monkeypa
     args = f"--model_path {folder_of(tmp_path)}/last_epoch_model.pth --limit_test 20 --no-pictures --attacks"
     run("main_eval.py", f"{args} clean")
     before = files_of(tmp_path)
-    monkeypatch.setattr(os, "fsync", fail(errno.ENOSPC))
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
     error = run("main_eval.py", f"{args} clean,fgsm", status=2).err
     assert "eval.json keeps finished attacks" in error and "No space left on device in the file system of /" in error
     assert files_of(tmp_path) == before
@@ -258,15 +251,12 @@ def test_a_bad_loss_names_the_step_and_the_last_good_checkpoint(train, monkeypat
     train(f"{RUN} --epochs 2 --resume", error=error)
 
 
-def out_of_memory(*_, **__):
-    raise torch.OutOfMemoryError("CUDA out of memory")  # as torch does; there may be no GPU here
-
-
 def test_exhausted_memory_is_one_line_that_names_the_flags_to_reduce(train, run, tmp_path, monkeypatch, capsys):
     for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError()):
         with pytest.raises(SystemExit, match="2"):
-            run_command(lambda error=error: (_ for _ in ()).throw(error))
+            run_command(Mock(side_effect=error))
         assert capsys.readouterr().err == "error: out of memory; reduce --bs\n"
+    out_of_memory = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))  # there may be no GPU here
     args = f"{SMALL} --method Natural --epochs"
     train(f"{args} 1")
     replace_method(monkeypatch, "Natural", out_of_memory)
@@ -285,12 +275,9 @@ def test_exhausted_memory_is_one_line_that_names_the_flags_to_reduce(train, run,
     [(["a", None], [0]), ([None, "b"], [1]), (["a", "b"], [0, 1]), (["a", "a"], [0]), (["a", "a", None], [0, 1])],
 )
 def test_every_rank_prints_its_own_error_and_rank_0_that_of_all(monkeypatch, errors, printed):
-    def function():
-        if error:
-            raise UserError(error)
-
     monkeypatch.setattr(torch.distributed, "all_gather_object", lambda all_, own: all_.__setitem__(slice(None), errors))
     for rank, error in enumerate(errors):
+        function = Mock(side_effect=UserError(error) if error else None)
         with pytest.raises(UserError, match=error or next(filter(None, errors))) as raised:
             Processes(rank, len(errors)).on_all_ranks(function)
         assert raised.value.printed == (rank in printed)

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from commands import SMALL
+from commands import SMALL, Killed, fail_at
 from filelock import FileLock
 from PIL import Image
 from run_files import files_of, folder_of, rows_of
@@ -17,23 +17,6 @@ from engine.training.trainer import Trainer
 
 RUN = f"{SMALL} --method AT --lr_schedule constant"
 NATURAL = f"{SMALL} --method Natural"
-
-
-class Killed(BaseException):
-    """Ends a run as SIGKILL does: nothing handles it."""
-
-
-def kill_at(monkeypatch, owner, name, nth):
-    """Make the ``nth`` call of a function raise Killed."""
-    function, calls = getattr(owner, name), []
-
-    def killing(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == nth:
-            raise Killed
-        return function(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, killing)
 
 
 # Settings -> the function, and its call, that ends the run, again and again.
@@ -58,7 +41,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(distill, tmp_path
         start = partial(distill, args.replace("EXTRA", f"{tmp_path}/extra.npz"), "--save_minutes 0 --resume")
         for owner, name, nth in kills:
             with monkeypatch.context() as patch, pytest.raises(Killed):
-                kill_at(patch, owner, name, nth)
+                fail_at(patch, owner, name, nth)
                 start()
         assert ("resuming after epoch" in start()) == bool(kills)
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")

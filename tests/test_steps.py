@@ -27,15 +27,11 @@ CASES = [
     *(case(name) for name in plain.METHODS),
     *(case(name, attack_bn="train") for name in ("AT", "TRADES", "MART", "RSLAD", "AdaAD", "DGAD")),
     *(case(name, attack_bn="eval") for name in ("ARD", "IAD-I", "AKD2", "IAD-II")),
-    case("TRADES", trades_beta=2.5),
     case("MART", mart_beta=3.0),
-    case("ARD", iad_alpha=0.9, temp=5.0),
     case("ARD", iad_alpha=0.6, temp=1.0, kl_weight=1.0),
     case("RSLAD", kl_weight=1.0),
-    case("AdaAD", adaad_alpha=0.8),
     case("AdaAD", adaad_alpha=0.8, dataset="CIFAR100"),
     case("AdaAD", adaad_alpha=0.5, kl_weight=0.3),
-    case("AKD2", robust_weight=0.6, std_weight=0.1, temp=2.0),
     # Introspection starts when the epoch, counted from 0, is 60; for IAD-II 40.
     *(case(name, epoch) for name in ("IAD-I", "AdaIAD", "DGAD-IAD") for epoch in (59, 60)),
     *(case("IAD-II", epoch) for epoch in (39, 40)),
@@ -49,11 +45,9 @@ CASES = [
         for epoch in (2, 3)
     ),
     # The appendix of IAD: tables 7 to 10, and 12.
-    case("AKD2", akd2_partial=True, temp=2.0),
-    case("AKD2", akd2_partial=True, iad_beta=0.5, robust_weight=0.6, std_weight=0.1),
+    *(case("AKD2", akd2_partial=p, iad_beta=0.5, robust_weight=0.6, std_weight=0.1, temp=2.0) for p in (True, False)),
     *(case("IAD-I", epoch, iad_begin=3, iad_down=True, iad_beta=0.5, temp=2.0) for epoch in (2, 3)),
     *(case(name, 3, iad_begin=3, iad_coefficient=2.0) for name in ("IAD-I", "IAD-II")),
-    case("IAD-I", 3, iad_begin=3, iad_coefficient=0.0, iad_alpha=0.8),
     case("TRADES", temp=20.0, trades_beta=2.5),
     case("ARD", temp=1.0, kl_weight=1.0, label_weight=1.0, self_weight=6.0, teacher_weight=0.5),
     case("ARD", iad_alpha=0.9, label_weight=2.0),
