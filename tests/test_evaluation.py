@@ -185,7 +185,7 @@ def test_accuracy_after_each_stage_and_per_class_and_confusion():
     assert (entry["accuracy"], entry["n"], entry["correct"]) == (40.0, 5, "11-000")
     assert entry["per_class"] == {"cat": 100.0, "dog": 25.0}
     predicted = torch.tensor([0, 0, 1, 1, 1])
-    assert confusion(labels, predicted, 3).tolist() == [[1, 0, 0], [1, 3, 0], [0, 0, 0]]  # rows are true classes
+    assert confusion(predicted, labels, 3).tolist() == [[1, 0, 0], [1, 3, 0], [0, 0, 0]]  # rows are true classes
 
 
 def target_of(path, **options):
