@@ -23,6 +23,11 @@ from utils.errors import UserError
 EPSILON = 8 / 255
 
 
+def test_margin_of_three_images():
+    logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0], [100.0, 0.0, 0.0]])
+    assert margin(logits, torch.tensor([0, 0, 1])).tolist() == [-51.0, -45.0, -0.0]
+
+
 # Recording -> our method with this attack, the epsilon and step size of the recording.
 TRAINING_ATTACKS = {
     "madry_ce": ("AT", EPSILON, 2 / 255),

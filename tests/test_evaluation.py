@@ -286,7 +286,8 @@ EDITED = {"conditions": dict.fromkeys(CONDITIONS, ""), "figures": {"FGSM": {"acc
 
 
 NESTED = "[" * 300 + "]" * 300
-NUMBER = '{"evaluations": [{"conditions": {}, "figures": {"Clean": {"accuracy": %s, "n": 1}}}]}'
+WHOLE = {"accuracy": "ACCURACY", "n": 1, "bounded": True, "correct": "1", "parameters": {}, "settings": ""}
+WHOLE = json.dumps({"evaluations": [EDITED | {"figures": {"FGSM": WHOLE}}]})
 DAMAGED = [
     '{"evaluations": [{',
     '{"evaluations": [{}]}',
@@ -296,7 +297,7 @@ DAMAGED = [
     "\ufeff\0",
 ]
 DAMAGED += ["[" * 100_000, '{"evaluations": [' + "0," * 300_000 + "0]}", '{"evaluations": ' + "1" * 10_000 + "}"]
-DAMAGED += [NUMBER % value for value in ("NaN", "1e999", '"half"', "null", NESTED)]
+DAMAGED += [WHOLE.replace('"ACCURACY"', value) for value in ("NaN", "1e999", '"half"', "null", NESTED)]
 
 
 @pytest.mark.parametrize("damage", DAMAGED, ids=lambda text: text[:30])
@@ -305,6 +306,8 @@ def test_a_damaged_file_of_results_is_one_error_and_not_overwritten(tmp_path, da
     with user_error("eval.json: damaged"):
         Record(tmp_path, {})
     assert (tmp_path / "eval.json").read_text() == damage
+    (tmp_path / "eval.json").write_text(WHOLE.replace('"ACCURACY"', "50.0"))
+    Record(tmp_path, {})  # is valid
 
 
 def test_processes_wait_for_the_longest_attack(monkeypatch):
