@@ -282,7 +282,7 @@ def test_a_state_is_of_one_evaluation_and_checkpoint_under_any_name(evaluate, tm
     assert results_in(results_path("moved.pth")) == before and len(stage.read_text()) > 1
 
 
-EDITED = {"conditions": dict.fromkeys(CONDITIONS, ""), "figures": {"FGSM": {"accuracy": 1, "n": 1}}}
+EDITED = {"conditions": dict.fromkeys((*CONDITIONS, "eps"), ""), "figures": {"FGSM": {"accuracy": 1, "n": 1}}}
 
 
 NESTED = "[" * 300 + "]" * 300
