@@ -14,8 +14,8 @@ def autoattack_stages(epsilon: float, seed: int) -> dict:
     """AutoAttack, standard version, L-infinity (Croce & Hein, ICML 2020): one stage per attack, in their order.
 
     Runs the authors' code: ``pyautoattack`` from PyPI, or their git package ``autoattack`` if only that is installed.
-    Each stage attacks the images that are still classified correctly, so all stages together equal one call of theirs
-    on the same batch.
+    Each stage attacks the images that are still classified correctly, so all stages together equal one call of the
+    authors' code on the same batch.
     """
     return {title: _stage(name, epsilon, seed) for title, name in STANDARD.items()}
 

@@ -19,7 +19,7 @@ def pgd(objective: Objective, x: Tensor, start: Tensor, *, epsilon: float, step_
     Args:
         objective: Maps images (B, C, H, W) to losses (B,).
         x: Clean images (B, C, H, W) in [0, 1], the center of the ball.
-        start: Initial images (B, C, H, W); they may be outside the box, the first step projects them.
+        start: Initial images (B, C, H, W); they may be outside the box, because the first step projects them.
         epsilon: Radius of the ball, in [0, 1].
         step_size: Length of one step, in [0, 1].
         steps: Number of gradient steps; 0 returns ``start``.
@@ -66,7 +66,7 @@ def pgd_until_fooled(
         if not len(active):
             break
         stepped = pgd(losses, x[active], x_adv[active], epsilon=epsilon, step_size=step_size, steps=1)
-        correct = logits.argmax(1) == y[active]  # before the step; the gradient needed this forward pass anyway
+        correct = logits.argmax(1) == y[active]  # before the step, from the forward pass for the gradient
         active = active[correct]
         x_adv[active] = stepped[correct]
     return x_adv

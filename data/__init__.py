@@ -57,7 +57,7 @@ def load(
     name = dataset_name(name)
     root = None if data_root is None else Path(os.path.expanduser(data_root))
     if root and root.is_file():
-        raise UserError(f"--data_root {root}: is a file; it must be a folder, so unpack an archive first")
+        raise UserError(f"--data_root {root}: is a file, not a folder; unpack an archive first")
     return DATASETS[name](root, image_size, ReadOptions(**options))
 
 

@@ -70,7 +70,7 @@ def draw_squares(n, size, generator):
 
 
 def draw_rectangles(n, size, generator, probability):
-    """Boxes of torchvision's RandomErasing, empty with 1 - ``probability``."""
+    """Boxes of torchvision's RandomErasing; empty with probability 1 - ``probability``."""
     side, (low, high) = torch.full((n, 2), float(size)), map(math.log, ERASED_RATIO)
     for _ in range(ERASING_TRIES):
         too_large = (side >= size).any(1)
@@ -128,7 +128,7 @@ def draw_operations(n, size, generator):
 def color_shape(images: Tensor, draws: Tensor) -> Tensor:
     """Apply one operation of COLOR_SHAPE, or SHEAR_Y, to each RGB image; ``draws`` (B, 2): operation and value.
 
-    Every kind of operation runs on the whole batch, as the identity for the images of another operation.
+    Every operation runs on the whole batch, as the identity for images with another operation.
     """
     operation, value = (column[:, None, None, None] for column in draws.T)
     gray, degenerate = _gray(images), torch.zeros_like(images)

@@ -1,4 +1,4 @@
-"""Decoded images in one memory-mapped file beside the originals: a dataset may be larger than the memory."""
+"""Decoded images in one memory-mapped file next to the originals, so that a dataset may exceed the memory."""
 
 import errno
 import hashlib
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _VERSION = 3  # increase it when the same files are decoded to other pixels
 _SAMPLE = 4096  # bytes that are compared at the start, in the middle and at the end of a file
-_MANY = 512  # images that are worth starting processes
+_MANY = 512  # images from which on processes are faster than threads
 _CHUNK = 16  # images that a thread decodes at a time
 
 
@@ -42,11 +42,11 @@ class ReadOptions(NamedTuple):
 
 
 class PixelCache:
-    """The decoded images of ``paths``, files below ``root``: (3, ``size``, ``size``) uint8 each.
+    """The decoded images of ``paths``, files in ``root``: (3, ``size``, ``size``) uint8 each.
 
-    They are records of a file, named after the paths, in ``root``/.decoded or a folder of ``cache_dir``; in a temporary
-    folder if that cannot be written or is full. The file is sparse: only the records in use take space. A record has a
-    hash of its image file (size, time and some bytes) and a checksum. So changed files are decoded again, an
+    They are the records of one file, named after the paths, in ``root``/.decoded or a subfolder of ``cache_dir``; in a
+    temporary folder if that cannot be written or is full. The file is sparse: unused records take no space. A record
+    has a hash of its image file (size, time and some bytes) and a checksum. So changed files are decoded again, an
     interrupted decoding continues, and processes share the cache without locks: they write the same bytes.
     """
 
@@ -64,11 +64,11 @@ class PixelCache:
         self._records: np.ndarray | None = None
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """The pixels of an image that was added."""
+        """Return the pixels of an image that :meth:`add` has decoded."""
         return self._ready[index]
 
     def add(self, indices: Sequence[int], decode: Callable[[Path, int, bool], np.ndarray]) -> None:
-        """Decode the images that are not in the cache; ``damaged`` has those for which ``decode`` raises ValueError.
+        """Decode the images that are not in the cache; list those for which ``decode`` fails in ``damaged``.
 
         ``decode(path, size, resize)`` returns the pixels. Raises UserError if the cache cannot be written.
         """
@@ -100,16 +100,16 @@ class PixelCache:
         self._records = np.frombuffer(self._mapping, self.dtype)
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Start to read the pixels of images from the disk."""
+        """Start reading the pixels of images from the disk."""
         prefetch(self._mapping, [index * self.dtype.itemsize for index in indices], self.dtype.itemsize)
 
     def _create(self, missing: int) -> None:
-        """Create the file, if need be in a temporary folder; raise OSError if there is no space for ``missing``."""
+        """Create the file, if necessary in a temporary folder; raise OSError without space for ``missing`` images."""
         try:
             self._create_file(missing)
         except OSError as error:
             self._temporary = tempfile.TemporaryDirectory(prefix="decoded-")  # until this process ends
-            message = "%s: cannot cache decoded images (%s): they are in %s during this run; --cache_dir names a folder"
+            message = "%s: cannot cache decoded images there (%s); they are in %s until this run ends; see --cache_dir"
             log.warning(message, self.folder, error.strerror or error, self._temporary.name)
             self.folder = Path(self._temporary.name)
             self._create_file(missing)
@@ -119,7 +119,7 @@ class PixelCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         need, free = missing * self.dtype.itemsize, shutil.disk_usage(self.folder).free
         if need > free:
-            raise OSError(f"they need {need / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free")
+            raise OSError(f"{need / 2**20:,.0f} MiB required, {free / 2**20:,.0f} MiB free")
         with open(self.folder / self.name, "ab") as file:
             file.truncate(len(self.paths) * self.dtype.itemsize)
         for old in {*self.folder.glob(f"{self.kind}-*.bin")} - {self.folder / self.name}:  # of other files
@@ -138,9 +138,9 @@ class PixelCache:
                 log.warning("%s is damaged: decoding %s again", self.folder / self.name, self.paths[index])
 
     def _decode_in_processes(self, missing: Sequence[int], decode: Callable, bar: tqdm) -> list[int]:
-        """Fill the cache by processes, since for a small image the lock of Python is held most of the time.
+        """Decode in processes, because threads hold the global interpreter lock most of the time for small images.
 
-        Returns what is still missing: damaged files, and all after an error, which the threads report.
+        Returns what is still missing: damaged files and, after an error, all others; threads then report the problem.
         """
         context, parent, count = multiprocessing.get_context("fork"), os.getpid(), self.options.workers
         done = np.frombuffer(mmap.mmap(-1, len(missing)), np.uint8)  # shared
@@ -171,7 +171,7 @@ class PixelCache:
         return np.array(missing)[done == 0].tolist()
 
     def _in_threads(self, function: Callable[[int], None], indices: Sequence[int], bar: tqdm | None = None) -> None:
-        """Call ``function`` for each index; Pillow releases the lock of Python while it decodes."""
+        """Call ``function`` for each index; Pillow releases the global interpreter lock while it decodes."""
 
         def work(start: int) -> int:
             chunk = indices[start : start + _CHUNK]
@@ -211,9 +211,9 @@ class PixelCache:
 
 
 def prefetch(mapping: mmap.mmap, starts: Iterable[int], length: int) -> None:
-    """Start to read ``length`` bytes from each of ``starts``, all at once.
+    """Start reading ``length`` bytes from each of ``starts``, all at once.
 
-    Otherwise each page would wait for the disk, which reads the pages around it too.
+    Otherwise they would be read page by page, each access waiting for the disk.
     """
     with suppress(OSError, AttributeError):  # only a hint; Windows has none
         for start in starts:
@@ -222,7 +222,7 @@ def prefetch(mapping: mmap.mmap, starts: Iterable[int], length: int) -> None:
 
 
 def _content(path: Path) -> bytes:
-    """Return a hash of size, time and some bytes of a file; of all bytes of a small one."""
+    """Return a hash of a file's size, time and some of its bytes; of all bytes if the file is small."""
     with open(path, "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         parts = [repr((_VERSION, status.st_size, status.st_mtime_ns)).encode()]

@@ -27,7 +27,7 @@ def load(dataset: type[CIFAR10], root: Path | None, image_size: int | None, opti
     if by_class and not any((root / name).exists() for name in (dataset.base_folder, dataset.filename)):
         raise UserError(
             f"--data_root {root}: has train/ but no {dataset.base_folder}/; use --dataset Folder for images by class, "
-            f"or name another folder, into which {dataset.__name__} is downloaded"
+            f"or choose another folder, into which {dataset.__name__} is downloaded"
         )
     root = root or Path("datasets")
     if root.name == dataset.base_folder:
@@ -59,5 +59,5 @@ def _download(dataset: type[CIFAR10], root: Path) -> None:
     except (OSError, HTTPException, RuntimeError) as error:
         raise UserError(
             f"--data_root {root}: {dataset.__name__} is missing or damaged and its download failed ({error}); "
-            f"put {dataset.filename} from {dataset.url} there, or name the folder with {dataset.base_folder}/"
+            f"put {dataset.filename} from {dataset.url} there, or give the folder with {dataset.base_folder}/"
         ) from error

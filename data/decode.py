@@ -77,8 +77,8 @@ def splits_of_files(
 def decode_files(*splits: Split) -> list[Split]:
     """Decode the files of ``splits``, all of one dataset, that are not in the cache; Tensors are returned unchanged.
 
-    Raises UserError that names all damaged files or, with ``--skip_damaged``, leaves them out and logs their names.
-    An image that has another size, and is not to be resized, always raises UserError.
+    Raises UserError that names all damaged files; with ``--skip_damaged``, skips them and logs their names. An image
+    of another size that is not to be resized always raises UserError.
     """
     files = [split.images for split in splits if isinstance(split.images, ImageFiles)]
     error = _add(files[0].cache, [index for images in files for index in images.indices]) if files else None
@@ -88,7 +88,7 @@ def decode_files(*splits: Split) -> list[Split]:
     masks = [torch.tensor([index not in damaged for index in images.indices]) for images in files]
     if not files[0].cache.options.skip_damaged or not all(map(torch.any, masks)):
         raise error
-    log.warning("WARNING, left out: %s", str(error).partition("; replace")[0])
+    log.warning("WARNING: skipped: %s", str(error).partition("; replace")[0])
     return [take(split, mask) for split, mask in zip(splits, masks, strict=True)]
 
 
@@ -127,14 +127,14 @@ def open_with_size(path: Path, size: int, resize: bool) -> np.ndarray:
         if not resize:
             shape = f"{image.width}x{image.height}, not {size}x{size}"
             raise UserError(f"{path}: is {shape}; --dataset Folder --image_size {size} resizes all images")
-        if max(image.size) > (longest := 64 * min(image.size)):  # resized, its other side would fill the memory
+        if max(image.size) > (longest := 64 * min(image.size)):  # resizing would exceed the memory
             image = TF.center_crop(image, [min(side, longest) for side in (image.height, image.width)])
         image = TF.center_crop(TF.resize(image, size), size)
     return np.asarray(image).transpose(2, 0, 1)
 
 
 def reason(path: Path, error: Exception) -> str:
-    """Say why :func:`open_image` raised ``error``."""
+    """Return why :func:`open_image` raised ``error``."""
     if isinstance(error, UnidentifiedImageError):
         with open(path, "rb") as file:
             start = file.read(64)
@@ -159,6 +159,6 @@ def _add(cache: PixelCache, indices: Sequence[int]) -> UserError | None:
     if not damaged:
         return None
     return UserError(
-        f"{len(damaged):,} of {len(indices):,} images cannot be read: {', '.join(damaged)}; replace or remove them; "
-        "--skip_damaged leaves them out"
+        f"{len(damaged):,} of {len(indices):,} images cannot be read: {', '.join(damaged)}; replace or remove them, "
+        "or use --skip_damaged"
     )

@@ -33,9 +33,9 @@ class ExtraData(NamedTuple):
     predict: Callable[[Tensor], Tensor] | None = None
 
     def order(self, n: int, batch_size: int, generator: torch.Generator | None) -> Tensor:
-        """Draw an epoch of as many full batches as ``n`` training images make: their indices, then n + extra index.
+        """Draw the indices of an epoch of full batches, as many as ``n`` training images fill; from n on, extra images.
 
-        The training images of a batch continue a permutation; at its end extra images replace them.
+        The training images follow a permutation; after its end, extra images replace them.
         """
         batches, own = -(-n // batch_size), batch_size - int(batch_size * self.fraction)
         rows = n + torch.randint(len(self.images), (batches, batch_size), generator=generator)
@@ -45,7 +45,7 @@ class ExtraData(NamedTuple):
         return rows.gather(1, torch.rand(batches, batch_size, generator=generator).argsort(1)).flatten()
 
     def describe(self, n: int, batch_size: int) -> str:
-        """Return what an epoch consists of."""
+        """Describe an epoch for the log."""
         batches, extra = -(-n // batch_size), int(batch_size * self.fraction)
         used = min(n, batches * (batch_size - extra))
         mixture = f"{batches} batches of {batch_size - extra} training and {extra} extra images"

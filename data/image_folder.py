@@ -29,7 +29,7 @@ def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Spl
     if classes != test_classes:
         odd = readable(sorted(set(classes) ^ set(test_classes)))
         names = ", ".join(map(repr, odd[:5])) + ", ..." * (len(odd) > 5)
-        raise UserError(f"--data_root {root}: only one of train and test has {names}; both need the same classes")
+        raise UserError(f"--data_root {root}: only one of train and test has {names}; both must have the same classes")
     if all(map(str.isdecimal, classes)) and sorted(classes, key=int) != classes:
         log.info("labels follow the class names sorted as text: %s, ...", ", ".join(classes[:3]))
     size = image_size or _size_of([path for path, _ in train])
@@ -37,7 +37,7 @@ def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Spl
 
 
 def _test_folder(root: Path, classes: list[str]) -> Path:
-    """``test/``, or ``val/`` if there is no ``test/`` or its images are not sorted by class."""
+    """Return ``test/``, or ``val/`` if there is no ``test/`` or its images are not sorted by class."""
     test, val = root / "test", root / "val"
     if not val.is_dir() or not test.is_dir():
         return val if val.is_dir() else test
@@ -51,15 +51,15 @@ def _list_images(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     if not folder.is_dir():
         problem = f"no folder {folder.name}/" if folder.parent.is_dir() else "no such folder"
         raise UserError(f"--data_root {folder.parent}: {problem}; it needs {_LAYOUT}")
-    left_out: Counter[str] = Counter()
-    classes = class_folders(folder, left_out)
+    skipped: Counter[str] = Counter()
+    classes = class_folders(folder, skipped)
     if len(classes) < 2:
-        raise UserError(f"{folder}: needs at least 2 class folders with images, and has {len(classes)}")
-    return labeled_images(folder.name, classes.values(), left_out, "add some or remove the class"), list(classes)
+        raise UserError(f"{folder}: must have at least 2 class folders with images, not {len(classes)}")
+    return labeled_images(folder.name, classes.values(), skipped, "add some or remove the class"), list(classes)
 
 
 def _size_of(paths: list[Path]) -> int:
-    """The width of the first image that can be read; the others are reported when they are decoded."""
+    """Return the width of the first image that can be read; damaged ones are reported when they are decoded."""
     for path in paths:
         try:
             width, height = open_image(path).size

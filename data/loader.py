@@ -1,4 +1,4 @@
-"""Batches of a split that is kept in the device's memory and augmented there."""
+"""Batches of a split that is stored in the device's memory and augmented there."""
 
 import logging
 import math
@@ -19,11 +19,11 @@ class Batches:
 
     The last batch may be smaller. ``shuffle`` draws a new order for every epoch; ``transforms`` change the images.
     With ``mix_classes``, the number of classes, CutMix follows, and labels are probabilities (B, classes), float32.
-    With ``extra`` every batch is full and partly drawn from there: see :meth:`ExtraData.order`.
+    With ``extra`` every batch is full and contains extra images: see :meth:`ExtraData.order`.
 
-    All random numbers of an epoch are drawn from ``generator`` (on the CPU) before its first batch. A generator in the
-    state from the start of an epoch therefore repeats that epoch, on any device and, without CutMix and extra data,
-    with any batch size.
+    All random numbers of an epoch are drawn from ``generator`` (on the CPU) before its first batch. The same state of
+    the generator at the start of an epoch therefore gives the same epoch, on any device and, without CutMix and extra
+    data, with any batch size.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class Batches:
         images, labels = self.extra.at(rows[is_extra] - len(self.labels))
         images = self._copy(images)
         labels = self.extra.predict(images) if labels is None else self._copy(labels)
-        place = self._copy(is_extra.long().argsort(stable=True).argsort())
+        position = self._copy(is_extra.long().argsort(stable=True).argsort())
         pairs = ((self.images, images), (self.labels, labels))
-        images, labels = (torch.cat([self._copy(source[own]), other])[place] for source, other in pairs)
+        images, labels = (torch.cat([self._copy(source[own]), other])[position] for source, other in pairs)
         return images, labels
 
     def _copy(self, batch: Tensor, device: torch.device | None = None) -> Tensor:

@@ -67,8 +67,8 @@ def _test_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
         name, wnid, *_ = *line.split(), "", ""  # then a bounding box
         if wnid not in label_of:
             raise UserError(f"{annotations}: line {number}: {wnid!r} is not in wnids.txt; {_UNPACK}")
-        places = [folder, *(root / place.format(wnid=wnid) for place in _SORTED)]
-        path = next((place / name for place in places if (place / name).is_file()), None)
+        folders = [folder, *(root / pattern.format(wnid=wnid) for pattern in _SORTED)]
+        path = next((each / name for each in folders if (each / name).is_file()), None)
         if path is None or name != Path(name).name:
             raise UserError(f"{annotations}: line {number}: no file {folder / name}; {_UNPACK}")
         pairs.append((path, label_of[wnid]))

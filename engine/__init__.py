@@ -1,4 +1,4 @@
-"""The Python API: load a checkpoint, evaluate any network under attack, train. Imports happen on use."""
+"""The Python API: load a checkpoint, evaluate any network under attack, train. Its functions import what they use."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load_model(path: str | Path, model: str | None = None, num_classes: int | No
 
     Args:
         path: File, or folder with a ``model.safetensors``; relative to the working directory or to this repository.
-        model: Name of the network; default: from the file's metadata, else recognized by keys and shapes.
+        model: Name of the network; default: from the file's metadata, otherwise from its keys and shapes.
         num_classes: Default: from the file.
 
     Raises utils.errors.UserError if the file is missing, damaged or does not fit.
@@ -126,7 +126,7 @@ def evaluate(
         _require(isinstance(value, kind), f"{name}: must be a {kind.__name__.lower()}, not {type(value).__name__}")
     _require_images(images, labels)
     device = torch.device(device or next(model.parameters(), images).device)
-    whole = Split(images.to(device), labels.to(device, torch.int64))
+    split = Split(images.to(device), labels.to(device, torch.int64))
 
     def batches(part: Split, size: int) -> list[tuple[Tensor, Tensor]]:
         return list(zip(part.images.split(size), part.labels.split(size), strict=True))
@@ -135,20 +135,20 @@ def evaluate(
         precision = choose_precision(precision, device)
         with _frozen(model, device), full_precision(), torch.no_grad():
             try:
-                logits = model(whole.images[:1])
+                logits = model(split.images[:1])
             except RuntimeError as error:  # another precision, size or number of channels
                 raise ValueError(f"model: fails on images of shape {tuple(images.shape)}, float32: {error}") from error
             form = f" of shape {tuple(shape)}" if (shape := getattr(logits, "shape", None)) else ""
             message = f"model: must return logits (B, classes), not a {type(logits).__name__.lower()}{form}"
             _require(isinstance(logits, torch.Tensor) and len(shape) == 2, message)
             allowed = 0 <= int(labels.min()) <= int(labels.max()) < shape[1]
-            _require(allowed, f"labels: must be between 0 and {shape[1] - 1}, the model has {shape[1]} classes")
+            _require(allowed, f"labels: must be between 0 and {shape[1] - 1}; the model has {shape[1]} classes")
             protocol = PROTOCOLS["paper"](Setting(eps, seed, steps, restarts))
             chosen = {key: protocol[key] for key in choose_attacks(attacks, "paper", shape[1], "attacks")}
-            clean, classes = predict(model, batches(whole, batch_size), "model"), list(map(str, range(shape[1])))
+            clean, classes = predict(model, batches(split, batch_size), "model"), list(map(str, range(shape[1])))
             options = {"batches": batches, "batch_size": batch_size, "classes": classes}
             options |= {"precision": precision, "seed": seed}
-            outcomes = run_attacks(model, chosen, whole, clean, **options)
+            outcomes = run_attacks(model, chosen, split, clean, **options)
             results = {chosen[key].title: result for key, _, result in outcomes}
     except UserError as error:
         raise ValueError(str(error)) from error
@@ -158,7 +158,7 @@ def evaluate(
 def train(config: TrainConfig) -> Path:
     """Train as ``main.py`` does and return the run's folder; a recipe fills in the fields that have their default.
 
-    Raises utils.errors.UserError for everything that the user can fix.
+    Raises utils.errors.UserError for errors that the user can fix.
     """
     from dataclasses import fields
 

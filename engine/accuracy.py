@@ -29,14 +29,14 @@ class Score(NamedTuple):
 
 
 def minimum_accuracy(classes: int) -> float:
-    """Return the clean accuracy in % below which a network of so many classes is probably not used as intended."""
+    """Return the clean accuracy in % below which a network with this many classes probably does not fit the data."""
     return min(200 / classes, 50 + 50 / classes)  # with two classes, twice the chance level is 100 %
 
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], perturb: Perturb | None = None) -> Score:
     """Score ``model`` in eval mode on clean images, or on adversarial images made by ``perturb``.
 
-    Means are over images, not over batches, so a smaller last batch counts by its images.
+    Means are over images, not over batches, so a smaller last batch has a smaller weight.
     """
     model.eval()
     loss = correct = 0
@@ -69,10 +69,10 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], name: st
 
 @torch.no_grad()
 def warn_of_input_scale(model: nn.Module, x: Tensor, name: str) -> None:
-    """Warn if the first BatchNorm was trained on inputs of another scale than it has for images x (B, 3, H, W).
+    """Warn if the first BatchNorm's running variance does not fit its inputs for images x (B, 3, H, W).
 
-    A network trained on images normalized by its data loader, with a std near 0.25, has 4 times the scale. Nothing is
-    known after a few batches, when the running variance is still near its initial value.
+    Normalization in the data loader, with a std near 0.25, multiplies the scale by 4. After only a few batches the
+    running variance is close to its initial value and is not checked.
     """
     norm = next((module for module in model.modules() if isinstance(module, nn.BatchNorm2d)), None)
     if norm is None or norm.running_var is None or 0 < norm.num_batches_tracked < 50:

@@ -28,7 +28,7 @@ def choose_device(device: str, gpu_id: int, threads: int | None = None) -> torch
         raise UserError(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= available:
         hint = "use --device cpu or another --gpu_id"
-        raise UserError(f"--device {device}: this machine has {available} usable GPUs; {hint}")
+        raise UserError(f"--device {device}: not available; number of usable GPUs: {available}; {hint}")
     if chosen.type not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: only cpu and cuda are supported")
     if chosen.type == "cuda":
@@ -57,7 +57,7 @@ def allow_tf32(enabled: bool) -> Iterator[None]:
 def full_precision() -> Iterator[None]:
     """Compute in strict float32 and without cuDNN's autotuning inside the context.
 
-    PGD that stops for misclassified images has batches of every size, and each size would be tuned.
+    PGD that stops for misclassified images has batches of many sizes, and cuDNN would tune each of them.
     """
     benchmark = torch.backends.cudnn.benchmark
     try:

@@ -45,7 +45,7 @@ class Processes(NamedTuple):
     def shards(self, n: int, parts: int = 1) -> list[Shard]:
         """Return this rank's shares of the consecutive ``parts``, at most ``n``, of a training batch of ``n`` images.
 
-        None is empty: if a part has fewer images than there are ranks, all parts are replicated.
+        No share is empty: if a part has fewer images than there are ranks, all parts are replicated.
         """
         slices = [Processes(part, min(parts, n)).rows(n) for part in range(min(parts, n))]
         if n // len(slices) < self.count:
@@ -104,14 +104,14 @@ class Processes(NamedTuple):
         errors = [None] * self.count
         torch.distributed.all_gather_object(errors, error)
         for message in filter(None, [error, *errors]):
-            raised = UserError(message)  # printed by the ranks that have it, by rank 0 if all have the same
+            raised = UserError(message)  # the ranks that have it print it; rank 0 if it is the same on all
             raised.printed = error is not None and (self.is_rank0 or len(set(errors)) > 1)
             raise raised
         return result
 
 
 def _nothing(*args) -> None:
-    """What a rank calls while others work."""
+    """Do nothing, while other ranks work."""
 
 
 SINGLE_PROCESS = Processes()

@@ -25,9 +25,9 @@ TEACHER_CHECK_IMAGES = 256
 
 
 def network_name(name: str, dataset: str = "") -> str:
-    """Return our name of a network. Raises UserError with the nearest names.
+    """Return the canonical name of a network. Raises UserError with the nearest names.
 
-    With a ``dataset``, a ``robustbench:<Name>`` must be of its model zoo.
+    With a ``dataset``, RobustBench's model zoo must have a ``robustbench:<Name>`` for it.
     """
     if name.startswith(PREFIX):
         return robustbench.find(name, dataset) if dataset else name
@@ -44,7 +44,7 @@ def network_in(source: str | Path | Checkpoint, requested: str | None, flag: str
     if requested is None:
         name = stored or (identify(checkpoint) or (None,))[0]
         if name is None:
-            reason = f"{checkpoint.path} does not name its network, and no known network has its weights"
+            reason = f"{checkpoint.path} does not name its network, and its weights fit no known network"
             raise UserError(f"{flag}: required: {reason}")
         return name
     name = network_name(requested)
@@ -64,8 +64,8 @@ def make_network(name: str, source: str | Path | Checkpoint | None, dataset: str
 def find_teachers(config: TrainConfig) -> list[tuple[str, str, Checkpoint | nn.Module]]:
     """Return flag, name and file of the method's teachers: the robust one, then the standard one.
 
-    A network of RobustBench's model zoo is returned itself. Raises UserError if one is missing or damaged, before any
-    dataset is read.
+    For a network of RobustBench's model zoo, the network replaces the file. Raises UserError if one is missing or
+    damaged, before any dataset is read.
     """
     data_flags = f" --data_root {config.data_root}" * bool(config.data_root)
     data_flags += f" --image_size {config.image_size}" * bool(config.image_size)
@@ -102,8 +102,8 @@ def make_teachers(config: TrainConfig, found: list, splits: Splits, device: torc
                 logger.warning("%s was trained at --image_size %d, not %d", source.path, image_size, splits.image_size)
             if trained and (difference := class_difference(trained, splits.classes)) and not config.no_teacher_check:
                 raise UserError(
-                    f"{flag} {name}: {source.path} was trained on other classes ({difference}); distill on its classes "
-                    "in their order; --no_teacher_check accepts it"
+                    f"{flag} {name}: {source.path} was trained on other classes ({difference}); use data with the same "
+                    "classes in the same order; --no_teacher_check accepts it"
                 )
             teacher = load_teacher(name, config.dataset, len(splits.classes), source, splits.image_size, flag)
         teacher = teacher.eval().requires_grad_(False).to(device)
@@ -142,7 +142,7 @@ def _check(teacher: nn.Module, flag: str, name: str, splits: Splits, config: Tra
     if config.no_teacher_check:
         return
     if len(predicted.unique()) == 1 < len(images.labels.unique()):
-        problem = f"predicts class {splits.classes[predicted[0]]!r} for every one of {n} clean test images"
+        problem = f"predicts class {splits.classes[predicted[0]]!r} for all {n} clean test images"
     elif accuracy < minimum_accuracy(len(splits.classes)):
         problem = f"classifies only {accuracy:.1f} % of {n} clean test images correctly"
     else:

@@ -8,13 +8,13 @@ from engine.fast.precision import at_least_float32
 
 
 class SyncSwitch:
-    """``on`` while each process has its part of the batch; off while every process has the whole batch."""
+    """``on`` is True while each process has its part of the batch, and False while each has the whole batch."""
 
     on = True
 
 
 class _Replacement:
-    """Has the parameters and buffers of the BatchNorm2d ``norm`` that it replaces."""
+    """Takes over the parameters and buffers of the BatchNorm2d ``norm`` that it replaces."""
 
     def __init__(self, norm: nn.BatchNorm2d, sync_switch: SyncSwitch):
         super().__init__(norm.num_features)
@@ -54,12 +54,12 @@ class SyncedBatchNorm2d(_Replacement, nn.BatchNorm2d):
 
 
 class CudaSyncedBatchNorm2d(_Replacement, nn.SyncBatchNorm):
-    """The same on GPUs, by PyTorch's kernels."""
+    """The same on GPUs, with PyTorch's kernels."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (B, C, H, W), this process's part of the batch."""
-        # Synchronized, a replicated batch would count once per process: the same mean and variance, but the running
-        # variance is multiplied by n / (n - 1), and n would be too large.
+        # With synchronization, a replicated batch would count once per process. This does not change mean and variance,
+        # but the running variance is multiplied by n / (n - 1), and n would be too large.
         return super().forward(x) if self.sync_switch.on else nn.BatchNorm2d.forward(self, x)
 
 

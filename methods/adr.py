@@ -65,9 +65,9 @@ class ADR:
 
 def annealed(progress, schedule):
     """Return temperature and lambda at ``progress`` of the run, in [0, 1]."""
-    falling = (1 + math.cos(math.pi * progress)) / 2
-    temperature = schedule["temp_low"] + (schedule["temp_high"] - schedule["temp_low"]) * falling
-    return temperature, schedule["lambda_high"] + (schedule["lambda_low"] - schedule["lambda_high"]) * falling
+    factor = (1 + math.cos(math.pi * progress)) / 2  # from 1 to 0
+    temperature = schedule["temp_low"] + (schedule["temp_high"] - schedule["temp_low"]) * factor
+    return temperature, schedule["lambda_high"] + (schedule["lambda_low"] - schedule["lambda_high"]) * factor
 
 
 def rectified_labels(t_ema, y, *, temperature, lam):

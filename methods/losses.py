@@ -12,8 +12,8 @@ class Step(NamedTuple):
     """The result of a method for one batch: its loss, and the logits (B, C) computed for it.
 
     ``clean`` and ``adv`` are logits of the student, ``t_clean`` and ``t_adv`` of the robust teacher on the same images.
-    They are only logged. A method omits what its paper does not forward: every forward of the student in train mode
-    updates the BatchNorm statistics, and every forward of a teacher takes time.
+    They are only logged. A method omits logits that its paper does not compute: every forward pass of the student in
+    train mode updates the BatchNorm statistics, and every forward pass of a teacher takes time.
     """
 
     loss: Tensor
@@ -26,9 +26,9 @@ class Step(NamedTuple):
 class Setup(NamedTuple):
     """What a method with state receives before the first step."""
 
-    student: nn.Module  # the network that is trained; not the one that the method forwards
-    make_network: Callable[[], nn.Module]  # another network of the student's architecture, with new weights
-    forward: Callable[[nn.Module], Callable[[Tensor], Tensor]]  # network -> its forward pass as training computes it
+    student: nn.Module  # the network that is trained; the method's argument ``student`` wraps it
+    make_network: Callable[[], nn.Module]  # creates a network of the student's architecture, with new weights
+    forward: Callable[[nn.Module], Callable[[Tensor], Tensor]]  # network -> its forward pass in training's precision
     steps_per_epoch: int
 
 
@@ -50,7 +50,7 @@ def concatenate(results: list[Step], weights: list[float]) -> Step:
 
 
 def update_batchnorm(student, x) -> None:
-    """Forward ``x`` without gradient, for the BatchNorm statistics, where an official loss forwards it once more."""
+    """Forward ``x`` without gradient, only to update the BatchNorm statistics, as an official loss does."""
     with torch.no_grad():
         student(x)
 

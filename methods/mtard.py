@@ -43,11 +43,11 @@ class MTARD:
         weight_nat = state["weight_nat"].to(x.dtype)
         balance = {"weight_adv": 1 - weight_nat, "weight_nat": weight_nat}
         loss = mtard_loss(clean, adv, soft_nat, soft_adv, **balance, kl_weight=kl_weight)
-        self.next = retemper(state, soft_adv, soft_nat, rate=drop * temp_rate)
+        self.next = adjust_temperatures(state, soft_adv, soft_nat, rate=drop * temp_rate)
         return Step(loss, clean, adv, t_adv=t_adv)
 
     def after_step(self):
-        """Take over the state that the step computed."""
+        """Use the state that the step computed."""
         self.state = self.next
 
     def state_dict(self):
@@ -91,11 +91,11 @@ def rebalance(state, loss_adv, loss_nat, *, rate):
     return {**state, "weight_nat": weight, "first_adv": first_adv, "first_nat": first_nat}
 
 
-def retemper(state, t_adv, t_nat, *, rate):
-    """Return the state after the step: the teacher of higher entropy is sharpened by ``rate``, the other softened.
+def adjust_temperatures(state, t_adv, t_nat, *, rate):
+    """Return the state after the step: the teacher with higher entropy is sharpened by ``rate``, the other softened.
 
-    Logits (B, C), divided by their temperatures. The entropies are exact: with the 1e-5 of the official code that of a
-    confident teacher is negative, and both temperatures rise.
+    Logits (B, C), divided by their temperatures. The entropies are exact. With the 1e-5 of the official code, the
+    entropy of a confident teacher is negative, and both temperatures rise.
     """
     difference = (entropy(t_adv) - entropy(t_nat)).sign().double()
     temp_adv, temp_nat = state["temp_adv"] - rate * difference, state["temp_nat"] + rate * difference

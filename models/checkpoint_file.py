@@ -19,7 +19,7 @@ from safetensors.torch import load as load_safetensors
 
 from utils.errors import UserError
 
-# Besides what weights_only accepts: classes of plain values that training codes save beside the weights.
+# Classes of plain values that training codes save with the weights, in addition to those that weights_only accepts.
 PLAIN = [argparse.Namespace, types.SimpleNamespace, list, dict, int, float, frozenset, range]
 PLAIN += [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
 PLAIN += [np.dtype, np.ndarray, torch.torch_version.TorchVersion]
@@ -33,8 +33,8 @@ for module in ("numpy._core", "numpy.core"):  # the names of NumPy 2 and 1
     PLAIN += [(np._core.multiarray._reconstruct, f"{module}.multiarray._reconstruct")]
     PLAIN += [(np._core.numeric._frombuffer, f"{module}.numeric._frombuffer")]
 
-ARCHIVE = "an archive, not a checkpoint; name the checkpoint that is in it, or that it was made from"
-# Other files: how they begin, in lower case.
+ARCHIVE = "an archive, not a checkpoint; unpack it, or give the checkpoint itself"
+# First bytes of other files, in lower case.
 OTHER_FILES = {
     (b"<!doctype", b"<html", b"<?xml"): "a web page, not a checkpoint; open the download link in a browser",
     (b"version https://git-lfs",): "a git-lfs pointer, not a checkpoint; run git lfs pull in its repository",
@@ -46,9 +46,9 @@ REPLACED = {"PROTO": b"", "FRAME": b"", "EMPTY_SET": b"]", "ADDITEMS": b"e", "FR
 
 
 def decode(data: bytes, path: object) -> object:
-    """Return the content of a file of torch.save or safetensors; tensors are on the CPU.
+    """Return the content of a file written by torch.save or safetensors; tensors are on the CPU.
 
-    Raises UserError that names ``path`` if it is another file, damaged, or contains more than data.
+    Raises UserError that names ``path`` if it is not a checkpoint, is damaged, or contains more than data.
     """
     if problem := _other_file(data):
         raise UserError(f"{path}: {problem}")
@@ -86,7 +86,7 @@ def _explain(error: Exception, data: bytes) -> str:
         return f"a pickle that torch.save did not write, {resave} with torch.save"
     if isinstance(error, SafetensorError | EOFError) or data.startswith((b"PK", b"\x80")):
         return "truncated, damaged or not written by PyTorch; copy or download it again"
-    return "not a PyTorch checkpoint; name a file written by torch.save or safetensors"
+    return "not a PyTorch checkpoint; give a file written by torch.save or safetensors"
 
 
 def _in_protocol_2(data: bytes) -> bytes:

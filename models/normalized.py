@@ -26,7 +26,7 @@ def constants(text: str) -> tuple[Tensor, Tensor]:
     except (ValueError, RuntimeError) as error:
         known = ", ".join(CONSTANTS)
         raise UserError(
-            f"--normalize {text}: is none of {known} and not three means and three stds in [0, 1], as a,b,c,d,e,f"
+            f"--normalize {text}: must be one of {known}, or three means and three stds in [0, 1], as a,b,c,d,e,f"
         ) from error
     return mean, std
 

@@ -25,7 +25,7 @@ class Teacher(NamedTuple):
     autoattack: float | None = None
 
 
-# RobustBench's names where it has the network, so that its cache is found.
+# RobustBench's names for networks that it has, so that its cached files are found.
 TEACHERS = (
     Teacher("wideresnet34_10", "CIFAR10", "AdaAD, DGAD"),
     # From TRADES; its robust accuracy is published for its own epsilon, 0.031.
@@ -98,7 +98,7 @@ def find_teacher(
     if path:
         if not Path(path).is_file():
             problem = "is a folder" if Path(path).is_dir() else "does not exist"
-            raise UserError(f"{path}: {problem}; name a checkpoint of teacher {name}")
+            raise UserError(f"{path}: {problem}; give a checkpoint of teacher {name}")
         return Path(path)
     if name.startswith(robustbench.PREFIX):
         return None
@@ -109,7 +109,7 @@ def find_teacher(
     path_flag = flag.replace("_model", "_path")
     command = training_command("AT", architecture_of(name), dataset, data_flags)
     raise UserError(
-        f"{flag} {name}: no file {' or '.join(map(str, candidates))}; name one with {path_flag} FILE, or train one: "
+        f"{flag} {name}: no file {' or '.join(map(str, candidates))}; give one with {path_flag} FILE, or train one: "
         f"{command} (then {path_flag} .../best_PGD10_acc_model.pth)"
     )
 

@@ -20,11 +20,11 @@ from utils.errors import UserError
 from utils.log import logger
 from utils.names import canonical
 
-# Where several dicts of a file hold a network, the first of these is used.
+# If several dicts of a file contain a network, the first of these names is used.
 WRAPPERS = ("net", "state_dict", "model_state_dict", "model", "student")
 # Parts of keys that wrappers insert anywhere: DataParallel, torch.compile, FSDP, activation checkpointing.
 INSERTED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Parts of keys, separated by dots and underscores, that say what a network beside the wanted one is.
+# Parts of keys, separated by dots and underscores, that identify the other networks in a file.
 AVERAGE = {"ema", "swa", "wa", "avg", "average", "averaged", "averages", "polyak", "shadow", "teacherema"}
 RAW = {"raw", "unaveraged", "online"}
 KINDS = {"ema": "average", "raw": "raw weights"}  # --weights
@@ -33,7 +33,7 @@ OTHERS = {"teacher", "t", "attacker", "attack", "surrogate", "proxy", "discrimin
 EXTRA = re.compile(
     r"criterion|loss|metric|acc|normal|n_averaged|decay|num_updates|step|epoch|temperature|attack|teacher|sub_block1"
 )
-# Keys that files have or not: from before PyTorch 0.4.1, and of a block that no forward pass uses.
+# Keys that may be missing: new in PyTorch 0.4.1, or of a block that no forward pass uses.
 OPTIONAL = re.compile(r"num_batches_tracked$|^sub_block1\.")
 # Modules that may have a mean, but not that of the images.
 NOT_NORMALIZATION = re.compile(f"metric|loss|acc|criterion|{'|'.join(OTHERS - {'t'})}")
@@ -70,21 +70,21 @@ class Checkpoint:
         self.normalize = constants(normalize) if normalize else None
         try:
             if self.path.exists() and not self.path.is_file():  # a pipe would block
-                raise UserError(f"{path}: a directory or device, not a file; name a checkpoint file")
+                raise UserError(f"{path}: a directory or device, not a file; give a checkpoint file")
             data = self.path.read_bytes()
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); name a checkpoint file") from error
+            raise UserError(f"{path}: cannot be read ({error.strerror}); give a checkpoint file") from error
         self.sha256 = hashlib.sha256(data).hexdigest()
         content = decode(data, path)
         items = content if isinstance(content, Mapping) else {}
         self.metadata = {key: items[key] for key, is_valid in METADATA.items() if key in items and is_valid(items[key])}
         self.groups = dict(_groups(content))
-        beside = {key: value for key, value in _tensors(items).items() if "." not in key and value.numel() == 3}
-        stated = ((STATISTIC.fullmatch(key), value) for key, value in beside.items())
+        top_level = {key: value for key, value in _tensors(items).items() if "." not in key and value.numel() == 3}
+        stated = ((STATISTIC.fullmatch(key), value) for key, value in top_level.items())
         self.stated = {bool(match[1]): value for match, value in stated if match and _is_floating(value)}
         self.log_once = functools.cache(logger.log)  # a network is loaded to check it, and again to use it
         if not self.groups:
-            raise UserError(f"{path}: no weights; name a checkpoint")
+            raise UserError(f"{path}: no weights; give a checkpoint")
         for tensors in self.groups.values():
             if sum(value.numel() for value in tensors.values() if _is_dense(value)) > len(data):
                 # An expanded view of one number could fill the memory when it is converted.
@@ -100,9 +100,9 @@ class Checkpoint:
     def fits(self, expected: Mapping[str, Tensor]) -> "list[Fit]":
         """Compare the keys and shapes of a network with the tensors under every prefix at which it may begin."""
         first, fits = next(iter(expected)), []
-        for place, tensors in self.groups.items():
+        for location, tensors in self.groups.items():
             starts = {key.removesuffix(first) for key in tensors if f".{key}".endswith(f".{first}")} or {""}
-            fits += [_fit(place, prefix, tensors, expected) for prefix in sorted(starts)]
+            fits += [_fit(location, prefix, tensors, expected) for prefix in sorted(starts)]
         return fits
 
 
@@ -111,12 +111,13 @@ class OtherNetwork(UserError):
 
 
 class Fit(NamedTuple):
-    """Tensors under one prefix, as the ``state`` of a network; ``problem`` says why they are not, "" if they are.
+    """The tensors under one prefix of a file, compared with a network.
 
+    ``state`` are those with keys of the network. ``problem`` is why they are not its weights, "" if they are.
     ``recognized``: keys and shapes are those of the network, except for the number of classes.
     """
 
-    place: str
+    location: str
     prefix: str
     state: dict[str, Tensor]
     missing: list[str]
@@ -125,12 +126,12 @@ class Fit(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Where the file has it."""
-        return ".".join(filter(None, (self.place, self.prefix.rstrip(".")))) or "top level"
+        """Its path of keys in the file."""
+        return ".".join(filter(None, (self.location, self.prefix.rstrip(".")))) or "top level"
 
     @property
     def parts(self) -> set[str]:
-        """Words of the name."""
+        """The parts of the name, in lower case."""
         return set(re.split(r"[._]", self.name.lower()))
 
 
@@ -179,19 +180,19 @@ def load_network(
     try:
         return load_weights(build(name, num_classes, image_size), checkpoint)
     except OtherNetwork as error:
-        held, _ = identify(checkpoint) or (None, 0)
-        if held in (None, name):
+        identified, _ = identify(checkpoint) or (None, 0)
+        if identified in (None, name):
             raise
         raise UserError(
-            f"{flag} {name}: {checkpoint.path} contains {held}; use {flag} {held}, or name another file"
+            f"{flag} {name}: {checkpoint.path} contains {identified}; use {flag} {identified}, or choose another file"
         ) from error
 
 
 def _groups(content: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield each dict of a file that has weights, with its path of keys, and without what wrappers insert in keys."""
     queue, seen = [("", content)], set()
-    for place, value in queue:  # grows meanwhile
-        if id(value) in seen or place.count(".") > 3:  # a dict may contain itself
+    for location, value in queue:  # grows meanwhile
+        if id(value) in seen or location.count(".") > 3:  # a dict may contain itself
             continue
         seen.add(id(value))
         items = dict(enumerate(value)) if isinstance(value, list | tuple) else value
@@ -202,9 +203,9 @@ def _groups(content: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
             clean = {".".join(part for part in key.split(".") if part not in INSERTED): key for key in tensors}
             if len(clean) == len(tensors):
                 tensors = {key: tensors[original] for key, original in clean.items()}
-            yield place, tensors
+            yield location, tensors
         nested = (Mapping, list, tuple)
-        queue += [(f"{place}.{key}".lstrip("."), item) for key, item in items.items() if isinstance(item, nested)]
+        queue += [(f"{location}.{key}".lstrip("."), item) for key, item in items.items() if isinstance(item, nested)]
 
 
 def _tensors(items: Mapping) -> dict[str, Tensor]:
@@ -237,10 +238,10 @@ def _cached_layout(name: str, image_size: int, constructor: Callable) -> dict[st
         return build(name, 10, image_size).state_dict()
 
 
-def _fit(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Fit:
+def _fit(location: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Fit:
     inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     weight, bias = list(expected)[-2:]  # every network ends with its linear classifier
-    if weight not in inside and bias not in inside:  # it may have another name, or be beside the other layers
+    if weight not in inside and bias not in inside:  # it may have another name or prefix
         biases = {f"{key[:-4]}weight": key for key in tensors if key.endswith("bias")}
         layers = [key for key in biases if key in tensors and tensors[key].shape[1:] == expected[weight].shape[1:]]
         if len(layers) == 1:
@@ -248,11 +249,11 @@ def _fit(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mappi
             inside = {key: value for key, value in inside.items() if prefix + key not in moved}
             inside |= {moved[key]: tensors[key] for key in moved}
     state = {key: inside[key] for key in expected if key in inside}
-    extra, heads = [key for key in inside if key not in expected], {key.split(".")[0] for key in expected}
+    extra, first_parts = [key for key in inside if key not in expected], {key.split(".")[0] for key in expected}
     missing = [key for key in expected if key not in inside and not OPTIONAL.search(key)]
-    unexpected = [key for key in extra if key.split(".")[0] in heads or not _is_extra(key, inside[key])]
+    unexpected = [key for key in extra if key.split(".")[0] in first_parts or not _is_extra(key, inside[key])]
     different = [key for key in state if state[key].shape != expected[key].shape]
-    strange = [
+    unsupported = [
         k for k, v in state.items() if not _is_dense(v) or v.is_floating_point() < expected[k].is_floating_point()
     ]
     problem, recognized = "", not (unexpected or missing or different)
@@ -262,13 +263,13 @@ def _fit(place: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mappi
     elif {*different} == {weight, bias} and state[weight].shape[1:] == expected[weight].shape[1:]:
         problem = f"has {len(state[bias])} classes, not {len(expected[bias])}; choose the --dataset it was trained on"
         recognized = True
-    elif strange:
-        value = state[strange[0]]
-        problem = f"{strange[0]} is {value.dtype}, {value.layout}, on {value.device}; save it as float32 on the CPU"
+    elif unsupported:
+        key, value = unsupported[0], state[unsupported[0]]
+        problem = f"{key} is {value.dtype}, {value.layout}, on {value.device}; save it as float32 on the CPU"
     elif different:
         shapes = f"{different[0]} is {tuple(state[different[0]].shape)}, not {tuple(expected[different[0]].shape)}"
         problem = f"weights of another network or --image_size ({shapes})"
-    return Fit(place, prefix, state, missing, problem, recognized)
+    return Fit(location, prefix, state, missing, problem, recognized)
 
 
 def _is_extra(key: str, value: Tensor) -> bool:
@@ -276,7 +277,7 @@ def _is_extra(key: str, value: Tensor) -> bool:
 
 
 def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
-    """Return the network of a file that is to be loaded; the log says so if an average is beside raw weights."""
+    """Return the network of a file that is to be loaded; log which one if it has raw weights and their average."""
     path, fits = checkpoint.path, checkpoint.fits(expected)
     found = [fit for fit in fits if not fit.problem]
     if not found:
@@ -289,29 +290,29 @@ def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Fit:
     used = checkpoint.weights or ("ema" if kinds["ema"] else "raw")
     other = "raw" if used == "ema" else "ema"
     if not kinds[used]:
-        raise UserError(f"--weights {used}: {path} has no {KINDS[used]}; leave the flag out")
+        raise UserError(f"--weights {used}: {path} has no {KINDS[used]}; remove the flag")
     best, *others = sorted(kinds[used], key=_rank)
     others = [fit for fit in others if _rank(fit) == _rank(best)]
     if any(not torch.equal(best.state[key], fit.state[key]) for fit in others for key in best.state.keys() & fit.state):
         names = ", ".join(fit.name for fit in (best, *others))
-        raise UserError(f"{path}: contains several such networks ({names}); save one of them")
+        raise UserError(f"{path}: contains several such networks ({names}); save only one of them")
     if kinds[other]:
         message = "%s: uses the %s (%s), not the %s (%s); --weights %s uses those"
         checkpoint.log_once(INFO, message, path, KINDS[used], best.name, KINDS[other], kinds[other][0].name, other)
     used = {id(value) for value in best.state.values()}  # a classifier may be outside the prefix
-    outside = {key for key, value in checkpoint.groups[best.place].items() if id(value) not in used}
+    outside = {key for key, value in checkpoint.groups[best.location].items() if id(value) not in used}
     ignored = {key.removeprefix(best.prefix).split(".")[0] for key in outside if not STATISTIC.fullmatch(key)}
-    ignored |= checkpoint.groups.keys() - {"", *(fit.place for fit in (best, *others, *kinds[other][:1]))}
+    ignored |= checkpoint.groups.keys() - {"", *(fit.location for fit in (best, *others, *kinds[other][:1]))}
     if ignored:
         checkpoint.log_once(INFO, "%s: not used: %s", path, ", ".join(sorted(ignored)))
     return best
 
 
 def _by_kind(checkpoint: Checkpoint, found: list[Fit], candidates: list[Fit]) -> dict[str, list[Fit]]:
-    """Divide networks into averages and raw weights, by the words of their names."""
+    """Divide networks into averages and raw weights, by the parts of their names."""
     kinds = {"ema": [], "raw": [], "": []}
     for fit in found:
-        average = fit.parts & AVERAGE or "n_averaged" in checkpoint.groups[fit.place]
+        average = fit.parts & AVERAGE or "n_averaged" in checkpoint.groups[fit.location]
         kinds["raw" if fit.parts & RAW else "ema" if average else ""].append(fit)
     unnamed = kinds.pop("")
     if not kinds["raw"]:
@@ -326,18 +327,18 @@ def _by_kind(checkpoint: Checkpoint, found: list[Fit], candidates: list[Fit]) ->
 
 
 def _rank(fit: Fit) -> int:
-    return min((WRAPPERS.index(part) for part in (fit.place, *fit.name.split(".")) if part in WRAPPERS), default=99)
+    return min((WRAPPERS.index(part) for part in (fit.location, *fit.name.split(".")) if part in WRAPPERS), default=99)
 
 
 def _statistics(checkpoint: Checkpoint, fit: Fit) -> tuple[Tensor, Tensor] | None:
     """Return mean and std, (3,) or (1,) each, with which the network normalizes its images; None if it does not.
 
-    They are buffers of a module that contains the network or is beside it, or those of --normalize.
+    They are buffers of a module that contains the network or precedes it, or those of --normalize.
     """
     pairs: dict[str, dict[bool, Tensor]] = {}
     outside = {
         key: value
-        for key, value in checkpoint.groups[fit.place].items()
+        for key, value in checkpoint.groups[fit.location].items()
         if key.removeprefix(fit.prefix) not in fit.state
     }
     for key, value in outside.items():
@@ -359,7 +360,7 @@ def _statistics(checkpoint: Checkpoint, fit: Fit) -> tuple[Tensor, Tensor] | Non
     if checkpoint.normalize:
         checkpoint.log_once(WARNING, "WARNING: --normalize is not used for %s, which has its own", checkpoint.path)
     if not complete and len(checkpoint.stated) == 2:
-        message = "%s: normalizes its images by the mean and std beside its weights; --normalize 0,0,0,1,1,1 does not"
+        message = "%s: images are normalized with the mean and std in the file; --normalize 0,0,0,1,1,1 prevents it"
         checkpoint.log_once(INFO, message, checkpoint.path)
         complete = [checkpoint.stated]
     if complete:
@@ -368,7 +369,7 @@ def _statistics(checkpoint: Checkpoint, fit: Fit) -> tuple[Tensor, Tensor] | Non
         return mean / scale, std / scale
     last = fit.prefix.rstrip(".").rpartition(".")[2]
     if (last.isdigit() and last != "0") or any("normal" in key for key in outside):
-        message = '%s: WARNING: its keys begin with "%s", as behind a layer that normalizes images, but it has no mean '
-        message += "and std: its accuracy will be low; --normalize cifar10 (or mean and std) adds them"
+        message = '%s: WARNING: its keys begin with "%s", as after a layer that normalizes images, but it has no mean '
+        message += "and std; without them its accuracy will be low; --normalize cifar10 (or mean and std) adds them"
         checkpoint.log_once(WARNING, message, checkpoint.path, fit.prefix)
     return None

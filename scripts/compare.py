@@ -45,14 +45,14 @@ def compare(arguments: Sequence[str]) -> None:
         if figure:
             save_figure(figure, folder / "comparison.png")
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written to ({error.strerror}); name another folder") from error
+        raise UserError(f"--out {folder}: cannot be written to ({error.strerror}); choose another folder") from error
     logger.info("\n%s\n\nfiles: %s", text_table(header, cells), folder / "comparison.*")
 
 
 def draw(rows: Sequence[Row], shown: Sequence[str]) -> plt.Figure | None:
     """Draw robust against clean accuracy of the rows that have both; None, and a warning, if none has.
 
-    The marker is the kind of checkpoint; rows of one colour differ in ``shown`` columns only in checkpoint and seed.
+    The marker shows the kind of checkpoint; rows of one color differ only in checkpoint and seed in ``shown`` columns.
     """
     attack = shared_attack(rows)
     drawn = [row for row in rows if {CLEAN, attack} <= row.accuracies.keys()]
@@ -68,8 +68,8 @@ def draw(rows: Sequence[Row], shown: Sequence[str]) -> plt.Figure | None:
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     for number, (name, kinds) in enumerate(groups.items()):
         for kind, points in kinds.items():
-            look = {"color": distinct_color(number), "markeredgecolor": "white", "markersize": 8}
-            axes.plot(*zip(*points, strict=True), MARKERS.get(kind, "D"), label=f"{name}, {kind}", **look)
+            style = {"color": distinct_color(number), "markeredgecolor": "white", "markersize": 8}
+            axes.plot(*zip(*points, strict=True), MARKERS.get(kind, "D"), label=f"{name}, {kind}", **style)
     axes.set(
         xlabel=f"clean accuracy (%), {_n(drawn, CLEAN)}", ylabel=f"accuracy under {attack} (%), {_n(drawn, attack)}"
     )

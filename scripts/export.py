@@ -58,7 +58,7 @@ def export(config: ExportConfig) -> None:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"--out {out}: cannot be written to ({reason}); name another folder, or export again"
+            f"--out {out}: cannot be written to ({reason}); choose another folder, or export again"
         ) from error
     logger.info("loaded back with the logits of %s", config.model_path)
     if missing := [title for title in RESULTS if title not in published.results]:
@@ -74,7 +74,7 @@ def _move(folder: Path, out: Path) -> None:
     for target in targets.values():
         require_writable(target.parent)
         if target.is_dir():
-            raise UserError(f"--out {out}: {target} is a folder, not a file; name another folder")
+            raise UserError(f"--out {out}: {target} is a folder, not a file; choose another folder")
     for file, target in targets.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         file.replace(target)

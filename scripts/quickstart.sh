@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train, distil and evaluate on scikit-learn's handwritten digits: a few minutes on a CPU, nothing but packages to download.
+# Train, distill and evaluate on scikit-learn's handwritten digits: takes a few minutes on a CPU, downloads only packages.
 #   bash scripts/quickstart.sh [FOLDER]     results go to FOLDER (default: quickstart/); the same command continues
 set -euo pipefail
 case ${1:-} in -*) echo "usage: bash scripts/quickstart.sh [FOLDER]" >&2 && exit 2 ;; esac

@@ -25,7 +25,7 @@ fi
 if [ ! -x "$environment/bin/python" ]; then
   base=${PYTHON:-python3}
   check_version "$base"
-  # Without the package python3-venv it fails when it is half made; without its interpreter it is made again.
+  # Without the package python3-venv this fails halfway; without an interpreter, the next call creates it again.
   "$base" -m venv "$environment" >&2 || { rm -f "$environment/bin/python"; exit 1; }
 fi
 python=$(cd "$environment" && pwd)/bin/python

@@ -69,7 +69,7 @@ class Run:
         return results.exists() and len(results.read_bytes().splitlines()) > self.config.epochs
 
     def next_task(self) -> Task | None:
-        """The training, after those of its teachers; then the evaluation if it is older, or had other flags."""
+        """Return the training, after those of its teachers; then the evaluation, unless it is up to date."""
         if self.problem is None:
             if not all(teacher.trained for teacher in self.teachers):
                 return None
@@ -142,7 +142,7 @@ def make_runs(options: Namespace, flags: list[str]) -> tuple[list[Run], list[lis
 
 
 def resolve_runs(runs: list[Run]) -> None:
-    """Set each run's config and folder; raises UserError for an unknown name and what a run or evaluation misses."""
+    """Set each run's config and folder; raises UserError for unknown names and missing teachers, data or packages."""
     from data import load  # these import torch, which --list does not need
     from engine.evaluation.run import select_attacks
     from engine.networks import find_teachers

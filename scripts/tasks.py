@@ -1,4 +1,4 @@
-"""What the scripts that start other commands share: several at once, each with a log; signals; flags after --."""
+"""Start commands from a script: several at once, each with a log; forward signals; split flags at --."""
 
 import shlex
 import signal
@@ -26,11 +26,11 @@ class Task(NamedTuple):
 
 
 class Pool:
-    """Runs one command in each of ``slots`` at a time, which are flags for it, until nothing is left or time is up.
+    """Runs commands, one at a time in each of the ``slots``, until all have ended or the time is up.
 
-    ``received`` is the first of the signals in STATUS. After it and after ``seconds`` no other command starts. The
-    running ones get it once, because a training that is saving must not receive another: SIGUSR1 as itself, all else
-    as SIGTERM.
+    A slot is a list of flags for its command. ``received`` is the first of the signals in STATUS. After it and after
+    ``seconds`` no other command starts. The running commands receive one signal, because a training that is saving must
+    not receive another: SIGUSR1 as itself, all others as SIGTERM.
     """
 
     def __init__(self, slots: Sequence[list[str]], seconds: float = inf):
@@ -56,7 +56,7 @@ class Pool:
                 time.sleep(0.02)
                 changed = self._collect()
         finally:
-            self._send(signal.SIGTERM)  # to what still runs after an exception
+            self._send(signal.SIGTERM)  # to commands that still run after an exception
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
@@ -100,7 +100,7 @@ def start(command: Sequence[str], log: Path, **options) -> subprocess.Popen:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log, which is why its command failed."""
+    """Return the last line of a log, which says why its command failed."""
     return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-1]
 
 

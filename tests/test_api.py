@@ -109,7 +109,7 @@ REFUSED = {
     "images: must have shape (N, C, H, W) with N > 0, not (3, 8, 8)": {"images": X[0]},
     "images: must be in [0, 1], not in [nan, nan]": {"images": X * torch.nan},
     "labels: must be an integer tensor of shape (4,)": {"labels": Y[:3]},
-    "labels: must be between 0 and 9, the model has 10 classes": {"labels": Y + 7},
+    "labels: must be between 0 and 9; the model has 10 classes": {"labels": Y + 7},
     "eps: must be in [0, 1], not 8; divide by 255": {"eps": 8},
     "restarts: must be at least 1, not 0": {"restarts": 0},
     "attacks pgdd: unknown name; nearest: pgd": {"attacks": "pgdd"},
@@ -119,7 +119,7 @@ REFUSED = {
     "model: must return logits (B, classes), not a tuple": {"model": Pair()},
     "model: the network's logits are nan or inf": {"model": nn.Sequential(linear(10), nn.Threshold(9, torch.nan))},
     "--precision tf32: requires a GPU": {"precision": "tf32"},
-    "attacks: AutoAttack needs 4 classes, not 2": {"model": linear(2), "labels": Y % 2},
+    "attacks: AutoAttack requires at least 4 classes, not 2": {"model": linear(2), "labels": Y % 2},
     "model: must return logits (B, classes), not a tensor of shape (1, 3, 8, 8)": {"model": nn.Identity()},
 }
 

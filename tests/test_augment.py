@@ -161,7 +161,7 @@ def test_cutmix_is_for_methods_of_soft_labels(method):
     if method in WITH_SOFT_LABELS:
         resolve(config, {})
     else:
-        with pytest.raises(UserError, match=f"--augment cutmix: {method} needs one class"):
+        with pytest.raises(UserError, match=f"--augment cutmix: {method} requires one class"):
             resolve(config, {})
 
 

@@ -46,5 +46,5 @@ def test_a_benchmark_writes_both_rates_and_their_ratio(run, tmp_path, args):
 
 @pytest.mark.parametrize("args", [[], ["steps"], ["step", "--pairs", "0"]])
 def test_bad_input_is_a_user_error(args):
-    with user_error("name a benchmark|nearest: step|--pairs 0"):
+    with user_error("no benchmark given|nearest: step|--pairs 0"):
         benchmark(args)

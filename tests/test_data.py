@@ -197,7 +197,7 @@ FOLDER_DAMAGE = [
     (lambda root: (root / "train/bee").symlink_to(root / "gone"), "bee: the target of this link does not exist"),
     (lambda root: (root / "train/ant/x").symlink_to(root / "gone"), "ant/x (No such file"),
     (lambda root: [path.write_text(LFS) for path in root.rglob("train/*/*")], "training images: a git-lfs pointer"),
-    (lambda root: (root / "train/ant").rename(root / "train/.ant"), "train: needs at least 2 class folders"),
+    (lambda root: (root / "train/ant").rename(root / "train/.ant"), "train: must have at least 2 class folders"),
     (lambda root: save(root / "train/ant/0.png", noise(0, 16)[:8]), "0.png: is 16x8, not square"),
     (lambda root: save(root / "test/ant/0.png", np.ones((16, 16), np.uint16)), "0.png (pixels of more than 8 bits"),
     (lambda root: (root / "test/ant/1.jpg").write_bytes(b""), "1 of 10 images cannot be read"),
@@ -219,7 +219,7 @@ def test_damaged_files_are_an_error_with_the_path(request, name, damage, message
 INVALID = [
     ("--dataset CIFAR1: unknown name; nearest: CIFAR10", ["CIFAR1"], {}),
     ("--data_root: --dataset Folder needs a folder with", ["Folder"], {}),
-    (f"--data_root {__file__}: is a file; it must be a folder", ["CIFAR10", __file__], {}),
+    (f"--data_root {__file__}: is a file, not a folder", ["CIFAR10", __file__], {}),
     ("--image_size 64: CIFAR10 has 32x32 images", ["CIFAR10"], {"image_size": 64}),
     ("--image_size 32: Tiny_Image has 64x64 images", ["Tiny_Image"], {"image_size": 32}),
     ("no Tiny-ImageNet.*curl -LO.*-d datasets", ["Tiny_Image"], {}),
@@ -312,7 +312,7 @@ def test_a_full_disk_is_one_line(folder, monkeypatch):
         fail_at(patch, cache.PixelCache, "_write", 1, OSError(errno.ENOSPC, "No space left on device"))
         refuse("cannot be written to.*No space left", "Folder", folder)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2000))
-    refuse("--cache_dir.*they need 0 MiB, 0 MiB are free.*--limit_train", "Folder", folder)
+    refuse("--cache_dir.*0 MiB required, 0 MiB free.*--limit_train", "Folder", folder)
 
 
 def test_only_the_images_of_a_subset_are_decoded(folder, decoded_files):
@@ -362,7 +362,7 @@ def test_every_format_of_pillow_is_read_whatever_its_suffix(folder, suffix):
 
 def test_formats_that_start_programs_are_left_out(folder, caplog):
     Image.new("RGB", (16, 16)).save(folder / "train" / "ant" / "x.eps")
-    assert len(data.load("Folder", folder).train.labels) == 6 and "left out: 1 .eps" in caplog.text
+    assert len(data.load("Folder", folder).train.labels) == 6 and "skipped: 1 .eps" in caplog.text
     (folder / "train" / "ant" / "x.eps").rename(folder / "train" / "ant" / "x.png")
     refuse(r"x.png \(not an image of a supported format\)", "Folder", folder)
 
@@ -376,8 +376,8 @@ def test_the_log_counts_what_is_left_out(folder, caplog):
     (folder / "train" / "README").write_text("x")
     os.mkfifo(ant / "pipe.png")
     assert data.load("Folder", folder).classes == ("ant", "zebra")
-    left_out = "2 .txt, 2 without suffix, 1 outside of class folders, 1 .svg, 1 pipes or devices"
-    assert f"train/: 6 images of 2 classes; left out: 6 hidden or system files, {left_out}" in caplog.text
+    others = "2 .txt, 2 without suffix, 1 outside of class folders, 1 .svg, 1 pipes or devices"
+    assert f"train/: 6 images of 2 classes; skipped: 6 hidden or system files, {others}" in caplog.text
     assert "test/: 4 images of 2 classes" in caplog.text
 
 
@@ -445,7 +445,7 @@ def test_all_damaged_files_are_named_and_can_be_skipped(folder, caplog):
     refuse(f"^2 of 10 images cannot be read: .*{named}.*--skip_damaged", "Folder", folder)
     train, test = decode_files(*data.load("Folder", folder, skip_damaged=True)[:2])
     assert train.labels.tolist() == [0, 0, 1, 1, 1] and test.labels.tolist() == [0, 0, 1]
-    assert torch.equal(train.images[0], pixels(folder / "train/ant/0.png")) and "WARNING, left out: 2 of" in caplog.text
+    assert torch.equal(train.images[0], pixels(folder / "train/ant/0.png")) and "WARNING: skipped: 2 of" in caplog.text
 
 
 def test_class_names_in_any_bytes_and_unicode_form(folder):

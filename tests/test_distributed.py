@@ -112,7 +112,7 @@ def test_a_run_of_two_processes_equals_a_run_of_one(train, tmp_path):
     out = finish(torchrun(2, "main.py", f"{options} --root_path two", tmp_path))
     one, two = tmp_path / "one", tmp_path / "two"
     assert len(re.findall("epoch 1/2", out)) == 1, "only rank 0 logs"
-    assert "2 processes share each batch of 12; BatchNorm over the whole batch" in out
+    assert "2 processes share each batch of 12; BatchNorm normalizes over the whole batch" in out
     for got, expected in zip(results_of(two), results_of(one), strict=True):
         # Float32 sums in another order; one of 20 to 50 images may be classified differently.
         assert expected == pytest.approx(got, rel=1e-3, abs=5)

@@ -173,7 +173,7 @@ def test_a_copy_that_computes_something_else_is_not_used(monkeypatch, caplog):
 
     monkeypatch.setattr("engine.fast.frozen.FoldedModel", Wrong)
     assert make_attack_model(net, x) is net and make_attack_model(net, x, torch.bfloat16) is net
-    assert "cannot be folded faithfully" in caplog.text
+    assert "folding BatchNorm changes its logits" in caplog.text
 
 
 def test_accuracy_after_each_stage_and_per_class_and_confusion():
@@ -274,7 +274,7 @@ def test_a_state_is_of_one_evaluation_and_checkpoint_under_any_name(evaluate, tm
     before = results_in(results_path("net.pth"))
     for change, message in (("--eps 0.1", "eps 8/255 -> 0.1"), ("--precision bf16", "precision fp32 -> bf16")):
         ended = evaluate(f"{flags} net.pth {change}", status=2)
-        assert f"of another evaluation ({message}" in ended.err and ended.err.count("\n") == 1
+        assert f"belongs to another evaluation ({message}" in ended.err and ended.err.count("\n") == 1
     (stage,) = Path("state").rglob("FGSM*")
     stage.write_text("{")
     (tmp_path / "net.pth").rename(tmp_path / "moved.pth")
@@ -344,7 +344,7 @@ def test_other_files_in_a_folder_are_named_and_passed_over(evaluate, tmp_path):
     torch.save({"state": {}, "param_groups": []}, tmp_path / "files/optimizer.pt")
     (tmp_path / "files/page.pth").write_text("<html>")
     ended = evaluate(f"{DIGITS} --model_path files --limit_test 20 --attacks clean")
-    assert "passed over: files/optimizer.pt: no weights; name a checkpoint; files/page.pth: a web page" in ended.out
+    assert "skipped: files/optimizer.pt: no weights; give a checkpoint; files/page.pth: a web page" in ended.out
     assert {path.name for path in Path("files").glob("*_eval")} == {"a.pth.tar_eval", "a_eval", "a.ckpt_eval"}
 
 
@@ -525,7 +525,7 @@ def test_flags_that_no_chosen_attack_uses_are_reported(evaluate, tmp_path):
     flags = "--limit_aa 3 --surrogate_path both.pth --natural_path both.pth --steps 5 --restarts 2"
     out = evaluate(f"{DIGITS} --model_path both.pth --attacks clean,fgsm --limit_test 10 {flags}").out
     names = "--limit_aa, --surrogate_path, --natural_path, --steps, --restarts"
-    assert f"WARNING: {names} ignored by the attacks clean,fgsm" in out
+    assert f"WARNING: the attacks clean,fgsm ignore {names}" in out
     assert out.count("both.pth: uses the average") == 2  # as the network, and as the natural one
     used = evaluate(f"{DIGITS} --model_path both.pth --attacks pgd --limit_test 10 --steps 1 --restarts 2").out
     assert "ignored" not in used and used.count("uses the average") == 1
@@ -539,8 +539,8 @@ BAD = {
     "net.pth --eps -0.1": "--eps -0.1: must be between 0 and 1",
     "net.pth --precision tf32": "--precision tf32: requires a GPU",
     "net.pth --limit_test 0": "--limit_test 0: must be a number of at least 1",
-    "''": "--model_path: an empty name",
-    "empty": "--model_path empty: no checkpoint in that folder",
+    "''": "--model_path: is empty",
+    "empty": "--model_path empty: contains no checkpoint",
     "none": "none: cannot be read",
     "strange.pth": "--model: ",
     "named.pth --model vgg16": "--model vgg16: named.pth contains a small_resnet",

@@ -113,8 +113,8 @@ def test_flags_that_cannot_work_are_refused(train, tmp_path):
     extra_file(tmp_path / "extra.npz")
     for flags, message in {
         "--extra_labels teacher": "--extra_labels teacher: AT has no teacher",
-        "--extra_fraction 0.01": "--extra_fraction 0.01: 0 of the 16 images of a batch",
-        "--extra_fraction 1": "--extra_fraction 1: 16 of the 16 images",
+        "--extra_fraction 0.01": "--extra_fraction 0.01: 0 of 16 images per batch",
+        "--extra_fraction 1": "--extra_fraction 1: 16 of 16 images",
     }.items():
         train(f"{RUN} --method AT {flags}", error=message)
 

@@ -185,7 +185,7 @@ def test_flags_choose_the_arithmetic_on_a_cpu(monkeypatch, precision, compile, c
 
 def test_flags_that_need_a_gpu_are_refused_on_a_cpu():
     for precision, compile, flag in (("tf32", "auto", "--precision tf32"), ("fp32", "graphs", "--compile graphs")):
-        with pytest.raises(UserError, match=f"^{flag}: needs a GPU"):
+        with pytest.raises(UserError, match=f"^{flag}: requires a GPU"):
             choose_arithmetic(precision, compile, CPU)
 
 
@@ -193,7 +193,7 @@ def test_flags_that_need_a_gpu_are_refused_on_a_cpu():
     ("capability", "triton", "compiler", "expected"),
     [
         ((9, 0), True, True, "compile graphs"),
-        ((6, 1), True, True, "compile graphs (without torch.compile: a GPU before compute capability 7)"),
+        ((6, 1), True, True, "compile graphs (without torch.compile: compute capability below 7)"),
         ((9, 0), False, True, "compile graphs (without torch.compile: no Triton)"),
         ((9, 0), True, False, "compile graphs (without torch.compile: no C compiler)"),
     ],

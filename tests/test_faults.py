@@ -238,7 +238,7 @@ def test_a_full_disk_in_an_evaluation_is_one_line(train, run, tmp_path, monkeypa
     before = files_of(tmp_path)
     monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
     error = run("main_eval.py", f"{args} clean,fgsm", status=2).err
-    assert "eval.json keeps finished attacks" in error and "No space left on device in the file system of /" in error
+    assert "eval.json has the finished attacks" in error and "No space left on device in the file system of /" in error
     assert files_of(tmp_path) == before
 
 

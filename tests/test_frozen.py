@@ -187,8 +187,8 @@ def test_a_network_with_control_flow_or_hooks_is_copied_and_the_log_says_so(capl
         folded, _ = FoldedModel(network), FoldedModel(make("Gated"))
     assert_same(logits_and_gradient(folded, x, y), expected, ROUNDING)
     hooks, gated = caplog.messages
-    assert hooks == "SmallResNet: attacks use it without folded BatchNorm (it has forward hooks)"
-    assert gated.startswith("Gated: attacks use it without folded BatchNorm (") and "\n" not in gated
+    assert hooks == "SmallResNet: attacks use a copy without folded BatchNorm (it has forward hooks)"
+    assert gated.startswith("Gated: attacks use a copy without folded BatchNorm (") and "\n" not in gated
 
 
 def test_batchnorm_of_several_gpus_is_folded_and_uses_replicated_batches_as_they_are():

@@ -18,7 +18,8 @@ from utils.errors import UserError
 def session(tmp_path):
     def make(minutes=1.0, **changes):
         folders = {name: str(tmp_path / name) for name in ("out", "work", "done", "data_root")}
-        return Session(argparse.Namespace(scale="smoke", epochs=None, minutes=minutes, **(folders | changes)))
+        options = {"scale": "smoke", "epochs": None, "minutes": minutes} | folders | changes
+        return Session(argparse.Namespace(**options))
 
     return make
 
@@ -86,8 +87,17 @@ def test_a_piece_that_does_not_fit_is_not_started_and_each_result_is_written_at_
     assert again.pieces["failed"]["error"] == "status 3: the reason" and again.done.keys() == {"first"}
 
 
-def test_a_command_that_cannot_end_in_time_is_stopped(session, tmp_path):
-    with pytest.raises(UserError, match="would not end in time"):
+def test_a_teacher_whose_epochs_cannot_finish_in_time_is_not_started(session):
+    started = []
+    for minutes in (7, 9):
+        one = session(minutes, scale="full")
+        one.train = one.evaluate = lambda *_, minutes=minutes: started.append(minutes) or {}
+        one.train_row("teacher")
+    assert started == [9, 9]  # training and evaluation
+
+
+def test_a_command_that_cannot_finish_in_time_is_stopped(session, tmp_path):
+    with pytest.raises(UserError, match="would not finish in time"):
         session(minutes=0.1).command(["-c", "import time; time.sleep(60)"], "training")
     rows = "import time\nfor n in range(9):\n open({!r}, 'a').write('epoch\\n' * (not n) + '1\\n'); time.sleep(1)"
     results = tmp_path / "results.csv"

@@ -113,7 +113,7 @@ def test_a_resumed_run_logs_every_epoch_once(wandb, train, tmp_path):
 def test_without_a_network_wandb_logs_offline_and_does_not_wait(wandb, train, monkeypatch):
     wandb.failures = 1
     log = train(f"{RUN} --epochs 1 --wandb")
-    assert "--wandb: api.example: no route to host; offline in tuned_models/" in log and "and more" not in log
+    assert "--wandb: api.example: no route to host; logging offline to tuned_models/" in log and "and more" not in log
     assert [call.get("mode") for call in wandb.calls] == [None, "offline"]
     (steps,) = wandb.steps.values()
     assert list(steps) == [1]
@@ -123,7 +123,7 @@ def test_without_a_network_wandb_logs_offline_and_does_not_wait(wandb, train, mo
         raise URLError("no route to host")
 
     monkeypatch.setattr("engine.training.loggers.urlopen", fail)
-    assert "no route to host>; offline in tuned_models/" in train(f"{RUN} --epochs 1 --wandb --desc_str again")
+    assert "no route to host>; logging offline to tuned_models/" in train(f"{RUN} --epochs 1 --wandb --desc_str again")
     assert [call.get("mode") for call in wandb.calls[2:]] == ["offline"]
 
 
@@ -146,5 +146,5 @@ def test_a_logger_that_fails_changes_nothing_of_the_run(wandb, train, tmp_path, 
 @pytest.mark.parametrize(("flag", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
 def test_a_missing_package_is_an_error_before_anything_is_written(train, tmp_path, monkeypatch, flag, module):
     monkeypatch.setitem(sys.modules, module, None)  # importing it raises ImportError
-    train(f"{RUN} --epochs 1 --{flag}", error=f"^--{flag}: needs a package: pip install {flag}$")
+    train(f"{RUN} --epochs 1 --{flag}", error=f"^--{flag}: requires a package: pip install {flag}$")
     assert not (tmp_path / "tuned_models").exists()

@@ -16,7 +16,7 @@ from engine.training.run import _check_processes
 from methods import fields_read
 from methods.adr import adr_loss, rectified_labels
 from methods.igdm import igdm_loss
-from methods.mtard import divergence, mtard_loss, rebalance, retemper
+from methods.mtard import adjust_temperatures, divergence, mtard_loss, rebalance
 from methods.peeraid import peeraid_loss
 from methods.saad import saad_loss
 from utils.config import TrainConfig
@@ -66,7 +66,7 @@ def mtard_row(row, a):
     terms = (kl_weight * divergence(t, s).detach() for t, s in ((t_adv, a["s_adv"]), (t_nat, a["s_clean"])))
     state = rebalance(state, *terms, rate=row["hp"]["weight_learn_rate"])
     weight = state["weight_nat"].to(t_adv.dtype)
-    row["got"] = retemper(state, t_adv, t_nat, rate=row["hp"].get("temp_learn_rate", 0.0))
+    row["got"] = adjust_temperatures(state, t_adv, t_nat, rate=row["hp"].get("temp_learn_rate", 0.0))
     return mtard_loss(
         a["s_clean"], a["s_adv"], t_nat, t_adv, weight_adv=1 - weight, weight_nat=weight, kl_weight=kl_weight
     )
@@ -134,9 +134,9 @@ def test_the_peer_has_its_own_weights_and_is_trained(distill, tmp_path):
 
 @pytest.mark.parametrize("method", ["SAAD", "MTARD", "B-MTARD", "PeerAiD"])
 def test_methods_of_one_process_and_batches_smaller_than_their_number_are_refused_under_torchrun(method):
-    with pytest.raises(UserError, match=f"--method {method}: trains in a single process only"):
+    with pytest.raises(UserError, match=f"--method {method}: supports a single process only"):
         _check_processes(TrainConfig(method=method), Processes(0, 2))
-    with pytest.raises(UserError, match="--bs 1: is shared by 2 processes; use --bs 2 or more"):
+    with pytest.raises(UserError, match="--bs 1: must be at least the number of processes, 2"):
         _check_processes(TrainConfig(bs=1), Processes(0, 2))
 
 

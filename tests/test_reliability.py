@@ -147,7 +147,7 @@ def test_the_flag_changes_nothing_else_of_a_run_and_may_change_on_resuming(disti
 
 
 def test_a_method_without_a_teacher_is_an_error(train, tmp_path):
-    train(f"{SMALL} --method AT --log_reliability", error="^--log_reliability: AT has no teacher; leave the flag out$")
+    train(f"{SMALL} --method AT --log_reliability", error="^--log_reliability: AT has no teacher; remove the flag$")
     assert not (tmp_path / "tuned_models").exists()
 
 

@@ -134,7 +134,7 @@ def test_a_run_keeps_its_number_of_threads(train, tmp_path, monkeypatch):
 def test_more_epochs_keep_the_milestones_of_the_first_start(train, tmp_path):
     train(f"{NATURAL} --epochs 2")
     log = train(f"{NATURAL} --epochs 4 --resume")
-    assert "the milestones stay 1 2, as at the first start; a new run with --epochs 4 would use 2 3" in log
+    assert "the run keeps its milestones 1 2; a new run with --epochs 4 would use 2 3" in log
     assert [float(row["lr"]) for row in rows_of(tmp_path)] == pytest.approx([0.1, 0.01, 0.001, 0.001])
     assert json.loads((folder_of(tmp_path) / "config.json").read_text())["milestones"] == [1, 2]
 

@@ -36,19 +36,19 @@ def test_a_field_is_unused_if_another_value_changes_nothing_of_the_method(method
 
 
 WARNINGS = {
-    "--method IAD-I --epochs 60": "IAD-I starts introspection after epoch 60, never in --epochs 60",
+    "--method IAD-I --epochs 60": "IAD-I starts introspection after epoch 60, but --epochs 60 ends before",
     "--method IAD-II --epochs 6": "IAD-II starts introspection after epoch 40",
     "--method DGAD-IAD --epochs 6 --IAD_begin 5": None,
     "--method AdaIAD --epochs 61": None,
-    "--method AT --epsilon 64": "--num_steps 10 of --step_size 2 cover 20 of --epsilon 64",
+    "--method AT --epsilon 64": "--num_steps 10 with --step_size 2 reach 20, not --epsilon 64",
     "--method Natural --epsilon 64": None,
     "--method AT --epsilon 4 --step_size 1 --num_steps 4": None,
-    "--method AT --warmup_lr --epochs 15": "the run of --epochs 15 ends below --lr_max",
+    "--method AT --warmup_lr --epochs 15": "--lr_max is not reached in --epochs 15",
     "--method AT --warmup_lr --lr_max 0.0001": "--warmup_lr starts at 0.001, above --lr_max 0.0001",
     "--method AT --warmup_lr": None,
-    "--method AT --swa_start 9 --epochs 8": "--swa_start 9: the run of --epochs 8 ends before",
-    "--method AT --epsilon_ramp 9 --epochs 8": "--epsilon_ramp 9: the run of --epochs 8 ends before",
-    "--method AT --recipe strong --epochs 8": "--awp_warmup 10: the run of --epochs 8 ends before",
+    "--method AT --swa_start 9 --epochs 8": "--swa_start 9: is not reached in --epochs 8",
+    "--method AT --epsilon_ramp 9 --epochs 8": "--epsilon_ramp 9: is not reached in --epochs 8",
+    "--method AT --recipe strong --epochs 8": "--awp_warmup 10: is not reached in --epochs 8",
 }
 
 
@@ -89,11 +89,11 @@ def test_the_log_names_flags_that_have_no_effect(caplog, args):
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        ("--ema 0.9 --swa_start 2", "--swa_start: --ema averages the weights already"),
-        ("--recipe strong --swa_start 2", "--swa_start: --ema averages the weights already"),
-        ("--method AT --igdm 1", "--igdm: AT has no such term; .* use it with RSLAD, AdaIAD, DGAD, IGDM, SAAD"),
-        ("--nesterov --momentum 0", "--nesterov: needs --momentum above 0"),
-        ("--bs 16 --accumulate 17", "--accumulate 17: a batch of --bs 16 has fewer images than parts"),
+        ("--ema 0.9 --swa_start 2", "--swa_start: cannot be combined with --ema"),
+        ("--recipe strong --swa_start 2", "--swa_start: cannot be combined with --ema"),
+        ("--method AT --igdm 1", "--igdm: AT does not support this .* use it with RSLAD, AdaIAD, DGAD, IGDM, SAAD"),
+        ("--nesterov --momentum 0", "--nesterov: requires --momentum above 0"),
+        ("--bs 16 --accumulate 17", "--accumulate 17: must be at most --bs 16"),
     ],
 )
 def test_pieces_that_exclude_each_other_are_one_line(args, error):

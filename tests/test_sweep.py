@@ -160,7 +160,7 @@ BAD = {
     '--eval "\'"': "--eval ': No closing quotation",
     "--eval '--attacks clean,pdg'": "--attacks pdg: unknown name; nearest: pgd",
     "--eval --model_path=x": "--eval --model_path: the sweep evaluates",
-    "--datasets Folder --eval --attacks=clean,aa -- --data_root pair": "--attacks: AutoAttack needs 4 classes, not 2",
+    "--datasets Folder --eval --attacks=clean,aa -- --data_root pair": "AutoAttack requires at least 4 classes, not 2",
 }
 
 

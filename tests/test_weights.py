@@ -457,7 +457,7 @@ def test_only_its_dataset_needs_no_path(tmp_path, monkeypatch):
     assert teachers.find_teacher("small_resnet", "CIFAR10") == INCLUDED_FILE
     with pytest.raises(UserError, match="--teacher_path FILE, or train one"):
         load_teacher("small_resnet", "Folder", 10)
-    with pytest.raises(UserError, match="is a folder; name a checkpoint"):
+    with pytest.raises(UserError, match="is a folder; give a checkpoint"):
         load_teacher("small_resnet", "Folder", 10, INCLUDED_FILE.parent)
     teacher = load_teacher("small_resnet", "Folder", 10, INCLUDED_FILE)
     logits = teacher(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))

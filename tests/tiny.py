@@ -59,7 +59,7 @@ def trained_on_stripes(n=500, seed=0):
     angle = y * torch.pi / 10
     waves = angle.cos()[:, None, None] * grid + angle.sin()[:, None, None] * grid[:, None]
     x = (0.5 + 0.17 * waves[:, None].sin() + 0.05 * torch.randn(n, 3, 8, 8)).clamp(0, 1)
-    torch.manual_seed(seed)  # of the network alone: all are trained on the same images
+    torch.manual_seed(seed)  # only for the network: all are trained on the same images
     net = TinyNet(width=8)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     for _ in range(60):

@@ -67,7 +67,7 @@ def _one_line(text: str) -> str:
 
 
 def _fail(line: str, status: int = 2) -> int:
-    """Print an error, with the rank under torchrun, or, on rank 0, what stopped all of its processes."""
+    """Print an error, with the rank under torchrun; rank 0 also prints what stopped all processes."""
     rank = torchrun_rank()
     if status == 2 or not rank:
         prefix = f"[rank {rank}] " if status == 2 and rank is not None else ""

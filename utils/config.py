@@ -28,7 +28,7 @@ class CommonConfig:
     data_root: str | None = data_files(None, "folder of the dataset; default: datasets/")
     image_size: int | None = data(
         None,
-        "height and width in pixels; images of Folder and Digits are resized and center-cropped to it",
+        "height and width in pixels; images of Folder and Digits are resized and center-cropped to this size",
         between(16, 1024),
     )
     limit_test: int | None = data(
@@ -36,18 +36,18 @@ class CommonConfig:
     )
     workers: int = data_files(4, "threads that decode image files; decoded images are cached", between(1, 256))
     cache_dir: str | None = data_files(None, "folder of the decoded images; default: .decoded/ in --data_root")
-    skip_damaged: bool = data_files(False, "leave out image files that cannot be read")
+    skip_damaged: bool = data_files(False, "skip image files that cannot be read")
     max_pixels: int | None = data_files(
         None, "refuse image files of more than N pixels; default: Pillow's limit, 178956970", at_least(1)
     )
 
     weights: Literal["raw", "ema"] | None = network_files(
-        None, "load the raw weights or their average from checkpoints that hold both; default: the average"
+        None, "load the raw weights or their average from checkpoints that contain both; default: the average"
     )
     normalize: str = network_files(
         "",
-        "normalize images for checkpoints that were trained on normalized images but hold no mean and std (teachers\n"
-        "too): cifar10, cifar100, imagenet, or mean and std of the channels, a,b,c,d,e,f",
+        "normalize images for checkpoints that were trained on normalized images but contain no mean and std (also\n"
+        "teachers): cifar10, cifar100, imagenet, or mean and std of the channels, a,b,c,d,e,f",
     )
 
     device: str = run("auto", "auto, cpu, cuda or cuda:N; auto uses GPU --gpu_id if there is one")
@@ -73,12 +73,12 @@ class TrainConfig(CommonConfig):
 
     augment: Literal["crop", "cutout", "cutmix", "idbh-weak", "idbh-strong"] = data(
         "crop",
-        "random changes of training images besides mirroring; crop: zero-padding by 4 pixels and a crop (papers);\n"
+        "random changes of training images, besides mirroring; crop: zero-padding by 4 pixels and a crop (papers);\n"
         "cutout: crop and a black square; cutmix: crop and a box of another image; idbh: crop and shift, one change\n"
         "of color or shape, and a rectangle erased from half (weak) or all (strong) of the images",
     )
     flip: bool = data(True, "mirror training images at random, unless their class would change (Digits)")
-    extra_data: str = data("", "uncompressed .npz file of training images: image (N, H, W, 3) uint8, label (N,)")
+    extra_data: str = data("", "uncompressed .npz file of extra training images: image (N, H, W, 3) uint8, label (N,)")
     extra_fraction: float = data(0.7, "share of --extra_data in each batch (Gowal et al., 2021)", within(0, 1))
     extra_labels: Literal["given", "teacher"] = data(
         "given", "labels of --extra_data; teacher: the class that the robust teacher predicts"
@@ -124,7 +124,7 @@ class TrainConfig(CommonConfig):
         "ARD, IAD-I, AdaIAD: weight of the distillation terms, 1 - X of the cross entropy (official)",
         between(0, 1),
     )
-    iad_beta: float = loss(0.1, "IAD-I/II, AdaIAD, DGAD-IAD: power of the teacher's reliability (papers)", at_least(0))
+    iad_beta: float = loss(0.1, "IAD-I/II, AdaIAD, DGAD-IAD: exponent of the reliability (papers)", at_least(0))
     iad_begin: int | None = loss(
         None,
         "IAD-I, IAD-II, AdaIAD, DGAD-IAD: train N epochs without introspection; it starts in epoch N + 1\n"
@@ -157,8 +157,8 @@ class TrainConfig(CommonConfig):
 
     igdm: float | None = loss(
         None,
-        "RSLAD, AdaIAD, DGAD: add the term of IGDM; its weight grows linearly to X in the last epoch.\n"
-        "IGDM, SAAD: this weight (official defaults: 1 on CIFAR10, 10 elsewhere)",
+        "RSLAD, AdaIAD, DGAD: add the term of IGDM, with a weight that increases linearly to X in the last epoch;\n"
+        "IGDM, SAAD: this X (official defaults: 1 on CIFAR10, 10 elsewhere)",
         at_least(0),
     )
     saad_beta: float = loss(0.0, "SAAD: weight of the clean term (official)", at_least(0))
@@ -198,13 +198,13 @@ class TrainConfig(CommonConfig):
     )
 
     epsilon_ramp: int = attack(
-        0, "increase radius and step size linearly over the first N epochs, to their values in epoch N", at_least(0)
+        0, "increase radius and step size linearly, to their full values in epoch N", at_least(0)
     )
 
     recipe: Literal["fair", "paper", "strong"] = training(
         "fair",
-        "values of flags that are not given; fair: the defaults listed here, the same for all methods;\n"
-        "paper: the training that the method's paper published; strong: --ema, --awp, --augment idbh-weak, cosine,\n"
+        "values of the flags that are not given; fair: the defaults listed here, the same for all methods;\n"
+        "paper: the method's published training; strong: --ema, --awp, --augment idbh-weak and a cosine schedule,\n"
         "as in the best published trainings of ResNet-18",
     )
     epochs: int = training(200, "training epochs (papers)", at_least(1))
@@ -214,7 +214,7 @@ class TrainConfig(CommonConfig):
     lr_schedule: Literal["piecewise", "cosine", "constant", "onecycle", "cyclic"] = training(
         "piecewise",
         "learning rate schedule (papers: piecewise); onecycle: a short warm-up, then a cosine (Wang et al.);\n"
-        "cyclic: up over 2/5 of the run and down to 0, step by step (Rice et al.)",
+        "cyclic: linear up over 2/5 of the run, then linear down to 0, updated every step (Rice et al.)",
     )
     milestones: tuple[int, ...] | None = training(
         None,
@@ -225,11 +225,11 @@ class TrainConfig(CommonConfig):
     momentum: float = training(0.9, "SGD momentum (papers)", between(0, 0.999))
     nesterov: bool = training(False, "SGD with Nesterov momentum")
     weight_decay: float = training(5e-4, "weight decay (official DGAD)", at_least(0))
-    no_bn_decay: bool = training(False, "no weight decay of BatchNorm's weights and biases")
-    clip_grad: float | None = training(None, "scale the gradient down to the norm X if it is larger", above(0))
+    no_bn_decay: bool = training(False, "no weight decay on BatchNorm's weights and biases")
+    clip_grad: float | None = training(None, "clip the norm of the gradient to X", above(0))
     accumulate: int = training(
         1,
-        "process each batch in N parts and step with the sum of their gradients, which needs less memory;\n"
+        "split each batch into N parts and add their gradients, which needs less memory;\n"
         "BatchNorm normalizes over a part, not over the batch",
         at_least(1),
     )
@@ -237,19 +237,19 @@ class TrainConfig(CommonConfig):
     warmup_lr_epochs: int = training(15, "epochs of --warmup_lr (official)", at_least(1))
     ema: float | None = training(
         None,
-        "average the weights with decay X after every step; validate, save and evaluate the average;\n"
-        "checkpoints keep the raw weights beside it, as net_raw (Rebuffi et al.: 0.995)",
+        "exponential moving average of the weights with decay X, which is validated, saved and evaluated;\n"
+        "checkpoints also contain the raw weights, as net_raw (Rebuffi et al.: 0.995)",
         within(0, 0.99999),
     )
     swa_start: int | None = training(
         None,
-        "average the weights at the ends of the epochs from N on, and estimate BatchNorm's statistics anew on the\n"
-        "training images; validate, save and evaluate the average, as with --ema (SAAD: 95 of 200)",
+        "average the weights at the ends of the epochs from N on, and recompute BatchNorm's statistics on the\n"
+        "training images; the average is validated, saved and evaluated, as with --ema (SAAD: 95 of 200)",
         at_least(1),
     )
     awp: float | None = training(
         None,
-        "adversarial weight perturbation: take each gradient at weights moved by X of their layer's norm\n"
+        "adversarial weight perturbation: compute gradients at weights perturbed by X times their layer's norm\n"
         "(Wu et al.: 0.01 with AT, 0.005 with TRADES)",
         within(0, 0.1),
     )
@@ -305,7 +305,7 @@ class EvalConfig(CommonConfig):
     """Evaluation of a saved checkpoint (``main_eval.py``)."""
 
     model_path: tuple[str, ...] = network(
-        (), "checkpoints or folders; of a run's folder its best and its last checkpoint"
+        (), "checkpoints or folders; for the folder of a run, its best and its last checkpoint"
     )
     model: str | None = network(
         None, "network of the checkpoint, if the file does not name it; or robustbench:NAME without a file"
@@ -330,7 +330,7 @@ class EvalConfig(CommonConfig):
     limit_aa: int | None = evaluation(
         None, "run AutoAttack, the slowest attack, on N of the test images; default: all", at_least(1)
     )
-    eps: float = evaluation(8 / 255, "radius of the L-infinity ball in [0, 1], as 8/255 or 0.031", unit_interval)
+    eps: float = evaluation(8 / 255, "radius of the L-infinity ball in [0, 1], such as 8/255 or 0.031", unit_interval)
     steps: int | None = evaluation(None, "steps of the attack pgd; default: 20, protocol official 10", at_least(1))
     judge: Literal["every", "last"] = evaluation(
         "every",

@@ -16,7 +16,7 @@ class UserError(Exception):
 class Stopped(BaseException):
     """A command has stopped cleanly after a signal; entry scripts print the text and exit with ``status``.
 
-    Not an Exception: a signal may arrive while a file is read, where an ``except`` for broken files must not catch it.
+    Not an Exception: a signal may arrive while a file is read, and code that handles damaged files must not catch it.
     """
 
     def __init__(self, text: str, status: int):

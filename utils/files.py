@@ -25,8 +25,8 @@ class WriteError(OSError):
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call ``write(temporary)`` for a file in the folder of ``path``, flush it to disk, and rename it to ``path``.
 
-    An interruption leaves the old file or none, never an incomplete one. What a file system does not support, modes
-    or flushing a folder, is a warning. Raises WriteError if the file cannot be written.
+    An interruption leaves the old file or none, never an incomplete one. A file system that does not support modes or
+    flushing a folder causes a warning. Raises WriteError if the file cannot be written.
     """
     path = Path(path)
     try:
@@ -70,7 +70,7 @@ def _mount(path: Path) -> Path:
 
 @contextmanager
 def _optional(path: Path, *numbers: int) -> Iterator[None]:
-    """Turn an OSError, or one of these ``numbers``, into one warning: not every file system supports everything."""
+    """Log an OSError, or only one with these ``numbers``, as a warning, once per file system."""
     try:
         yield
     except OSError as error:

@@ -19,9 +19,9 @@ from utils.files import read_json
 from utils.versions import project_version
 
 PATHS = ("PATH", "FILE", "DIR", "RUNS", "FOLDER")  # metavars of paths, in which ~ is expanded
-SKIPPED = "skipped_images"  # in a run's config.json: the number of images that --skip_damaged left out
+SKIPPED = "skipped_images"  # in a run's config.json: the number of images that --skip_damaged skipped
 NOT_READ = {SKIPPED, "resume"}  # keys of config.json that --config does not read
-OFFICIAL = {"alp_": "ALP_", "adaad_": "AdaAD_", "iad_": "IAD_"}  # field -> flag, where a name begins so
+OFFICIAL = {"alp_": "ALP_", "adaad_": "AdaAD_", "iad_": "IAD_"}  # first part of a field -> that of its flag
 
 Check = Callable[[Any], str | None]  # value -> error message, or None if the value is valid
 
@@ -64,7 +64,7 @@ def between(low: float, high: float) -> Check:
 
 
 def unit_255(least: float) -> Check:
-    """A length in units of 1/255, at most 255; a value below ``least`` is taken for one in [0, 1] and refused."""
+    """A length in units of 1/255, at most 255; a value below ``least`` was probably meant in [0, 1] and is rejected."""
 
     def check(value: float) -> str | None:
         if 0 < value < least:

@@ -1,4 +1,4 @@
-"""How many cores other processes leave to this one: ``python -m utils.load`` prints free and all cores."""
+"""How many cores other processes leave free: ``python -m utils.load`` prints the numbers of free and of all cores."""
 
 import os
 import time
@@ -9,7 +9,7 @@ INTERVAL = 30  # seconds between two readings during a run
 
 
 class CpuLoad:
-    """The cores that other processes use, of those that this process may use, measured between two readings."""
+    """Measures, between two readings, how many of the cores that this process may use are used by other processes."""
 
     def __init__(self):
         every = range(os.cpu_count() or 1)
@@ -26,9 +26,9 @@ class CpuLoad:
         return max(1, int(len(self.cores) - self.others + 0.5))
 
     def warn(self, threads: int, after: float = INTERVAL) -> None:
-        """Warn if fewer cores than ``threads`` are free, and again if the load has changed by half a core since.
+        """Warn if fewer cores than ``threads`` are free, and again after the load has changed by half a core.
 
-        Does nothing before ``after`` seconds since the last reading.
+        Does nothing until ``after`` seconds have passed since the last reading.
         """
         if time.monotonic() - self.last[0] < after:
             return
@@ -40,7 +40,7 @@ class CpuLoad:
                 logger.warning(message, self.others, len(self.cores), fitting, threads)
 
     def _read(self) -> tuple[float, float, float]:
-        """Seconds since some time in the past: of a clock, of all work on the cores, of this process's work."""
+        """Return seconds since some time in the past: of a clock, of all work on the cores, of this process's work."""
         busy = 0.0
         try:
             with open("/proc/stat", encoding="ascii") as file:

@@ -48,7 +48,7 @@ def draw_alpha(axes, rows: Rows, columns: Sequence[str]) -> None:
 
 
 def distinct_color(number: int) -> str:
-    """Return a colour for the number-th of any number of things: multiples of the golden angle are distinct hues."""
+    """Return the color of item ``number`` of any number of items: multiples of the golden angle are distinct hues."""
     return matplotlib.colors.to_hex(colorsys.hls_to_rgb(number * 0.381966 % 1, 0.5, 0.65))
 
 

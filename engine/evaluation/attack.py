@@ -49,9 +49,9 @@ def run_attack(
         batches: Sized iterable of images (B, C, H, W) and labels (B,), the same in all processes.
         clean: Classes (N,) predicted for the clean images; an image misclassified here counts as fooled.
         attack: Its stages run in order, each on the images that are still classified correctly.
-        seed: Of the starts.
-        attack_model: Faster equivalent of the model that the attacks use; ``tf32`` allows it TF32.
-        state: Stores each finished stage of each batch; batches of another size continue from it.
+        seed: Seed of the starts.
+        attack_model: A faster equivalent of ``model`` for the attacks; ``tf32`` allows it to use TF32.
+        state: Stores each finished stage of each batch; an evaluation with other batch sizes can continue from it.
         processes: Each attacks its share of the batches.
 
     Raises RuntimeError if an adversarial image is outside the epsilon ball or [0, 1].
@@ -102,10 +102,10 @@ def _run_stage(perturb: Callable, attack: Attack, number: int, batch: tuple, bef
 
 
 def make_noise(x: Tensor, seed: int, title: str, stage: str, start: int) -> Tensor:
-    """Noise in the shape of x, uniform in [-1, 1], that starts one stage of an attack from image ``start`` on.
+    """Return noise, uniform in [-1, 1] and in the shape of x, for one stage of an attack on images from ``start`` on.
 
-    The noise of an image depends on its index, not on the batch. Drawn on the CPU, because the generators of devices
-    differ.
+    The noise of an image depends on its index, not on the batch. It is drawn on the CPU, because the random generators
+    of devices differ.
     """
     blocks, end = [], start + len(x)
     for block in range(start // NOISE_BLOCK, (end - 1) // NOISE_BLOCK + 1):

@@ -20,14 +20,14 @@ from utils.names import canonical
 from utils.versions import versions
 
 AUTOATTACK = ("pyautoattack", "autoattack")  # either package of its authors
-# Images per batch of other libraries' attacks, whose random numbers depend on the batch. A GPU needs large ones.
+# Batch sizes of other libraries' attacks, whose random numbers depend on the batch. A GPU needs large batches.
 LIBRARY_BATCH = {"cpu": 200, "cuda": 1000}
 
 
 class InParts(nn.Module):
-    """``model`` on ``size`` images at a time: (B, C, H, W) to logits (B, classes).
+    """Run ``model`` on ``size`` images at a time: (B, C, H, W) to logits (B, classes).
 
-    A backward pass computes the activations of each part again, so that memory does not grow with B.
+    The backward pass recomputes the activations of each part, so that memory does not grow with B.
     """
 
     def __init__(self, model: Callable, size: int):
@@ -122,12 +122,13 @@ def choose_attacks(names: str, protocol: str, classes: int | None = None, flag: 
     keys = list(dict.fromkeys(canonical(name, attacks, {}, flag) for name in requested)) or list(attacks)
     libraries = {attacks[key].parameters.get("library") for key in keys}
     if "AutoAttack" in libraries and not any(map(_is_installed, AUTOATTACK)):
-        raise UserError(f"{flag}: AutoAttack and Square need a package: pip install pyautoattack")
+        raise UserError(f"{flag}: AutoAttack and Square require a package: pip install pyautoattack")
     if "advertorch" in libraries and not _is_installed("advertorch"):
-        raise UserError(f"{flag}: C&W L2 needs a package: pip install advertorch")
+        raise UserError(f"{flag}: C&W L2 requires a package: pip install advertorch")
     if "aa" in keys and classes and classes < AUTOATTACK_CLASSES:
         others = ",".join(key for key in attacks if key != "aa")
-        raise UserError(f"{flag}: AutoAttack needs {AUTOATTACK_CLASSES} classes, not {classes}; choose from {others}")
+        least = f"at least {AUTOATTACK_CLASSES} classes, not {classes}"
+        raise UserError(f"{flag}: AutoAttack requires {least}; choose from {others}")
     return keys
 
 

@@ -98,8 +98,8 @@ def draw_confusions(predictions: Mapping[str, Tensor], labels: Tensor, classes: 
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize="small")
         axis.set_yticks(range(len(names)), names, fontsize="small")
         for row, column in counts[: len(names), : len(names)].nonzero().tolist():
-            look = {"color": "white" if shares[row, column] > 0.5 else "black", "fontsize": "x-small"}
-            axis.text(column, row, int(counts[row, column]), ha="center", va="center", **look)
+            style = {"color": "white" if shares[row, column] > 0.5 else "black", "fontsize": "x-small"}
+            axis.text(column, row, int(counts[row, column]), ha="center", va="center", **style)
     save_figure(figure, folder / "confusion.png")
 
 

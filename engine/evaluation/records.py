@@ -18,7 +18,7 @@ PARAMETERS = ("step_size", "steps", "restarts")
 
 
 class Record:
-    """Results of one checkpoint under given ``conditions``; those of other conditions are kept beside them.
+    """Results of one checkpoint under given ``conditions``; results under other conditions stay in the file.
 
     Raises UserError if the folder is not writable or its eval.json is damaged.
     """
@@ -35,7 +35,7 @@ class Record:
             ) from error
 
     def add(self, title: str, result: dict) -> dict[str, dict]:
-        """Write one result to the file and return all under these conditions; a result on more images is kept."""
+        """Write one result and return all under these conditions; an older result on more images is kept."""
         results = self.results
         if results.get(title, {"n": 0})["n"] <= result["n"]:
             results[title] = result
@@ -58,7 +58,7 @@ class Record:
         return read_evaluations(self.path) if self.path.exists() else []
 
     def _is_same(self, entry: dict) -> bool:
-        """Whether the conditions of an entry are these; no result depends on the batch size."""
+        """Return whether an entry has these conditions; no result depends on the batch size."""
         return entry["conditions"] | {"bs": 0} == self.conditions | {"bs": 0}
 
     def write_table(self) -> None:
@@ -79,7 +79,7 @@ def _rows(conditions: dict, figures: dict) -> list[list]:
 
 
 def worst_case(results: dict[str, dict]) -> dict[str, dict]:
-    """Share of images that are robust to all bounded attacks, of those attacked by all; {} for fewer than two."""
+    """Return the accuracy under all bounded attacks together, over images that all attacked; {} for fewer than two."""
     bounded = {title: result for title, result in results.items() if result["bounded"]}
     if len(bounded) < 2:
         return {}
@@ -92,14 +92,14 @@ def worst_case(results: dict[str, dict]) -> dict[str, dict]:
 
 
 def results_path(checkpoint: str | Path) -> Path:
-    """Path of a checkpoint's eval.json."""
+    """Return the path of a checkpoint's eval.json."""
     return results_folder(checkpoint) / "eval.json"
 
 
 def results_folder(checkpoint: str | Path) -> Path:
-    """Folder of everything that evaluations of a checkpoint write.
+    """Return the folder for the results of a checkpoint.
 
-    Its name has no ``.pth``, but other suffixes: a.pth, a.pt and a.pth.tar are three checkpoints.
+    Its name omits the suffix ``.pth`` and keeps others: a.pth, a.pt and a.pth.tar are three checkpoints.
     """
     path = Path(checkpoint)
     return path.with_name(f"{path.stem if path.suffix == '.pth' else path.name}_eval")
@@ -108,7 +108,7 @@ def results_folder(checkpoint: str | Path) -> Path:
 def read_evaluations(path: Path, *, complete: bool = False) -> list[dict]:
     """Return all evaluations in a file, the newest last. Raises UserError if it is missing, empty or damaged.
 
-    ``complete`` also raises it if an entry lacks what a further evaluation needs, as after an edit.
+    With ``complete``, also if a further evaluation could not use an entry, for instance because it was edited.
     """
     try:
         evaluations = read_json(path)["evaluations"]
@@ -116,7 +116,7 @@ def read_evaluations(path: Path, *, complete: bool = False) -> list[dict]:
             raise ValueError("no evaluations")
         for entry in evaluations:
             _validate(entry["conditions"], entry["figures"])
-            entry["conditions"].setdefault("precision", "fp32")  # of files from before this setting
+            entry["conditions"].setdefault("precision", "fp32")  # older files do not have it
             if complete:
                 _rows(**entry)
                 results = {title: result for title, result in entry["figures"].items() if title != WORST}
@@ -149,10 +149,10 @@ def _validate(conditions: dict, results: dict) -> None:
 
 
 def is_plain(value) -> bool:
-    """Whether a JSON value is a string, number, boolean or null."""
+    """Return whether a JSON value is a string, number, boolean or null."""
     return value is None or isinstance(value, str | int | float)
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

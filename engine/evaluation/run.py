@@ -1,4 +1,4 @@
-"""Evaluate checkpoints: from an EvalConfig to results that are printed and written beside each checkpoint."""
+"""Evaluate checkpoints: from an EvalConfig to results that are printed and written next to each checkpoint."""
 
 import logging
 import shutil
@@ -33,9 +33,9 @@ COMPARED = ("dataset", "limit_test", "protocol", "eps", "steps", "restarts", "ju
 
 
 def run_evaluation(config: EvalConfig) -> None:
-    """Attack the checkpoints by the chosen protocol; print the accuracies and write them beside each checkpoint.
+    """Attack the checkpoints by the chosen protocol; print the accuracies and write them next to each checkpoint.
 
-    Raises UserError for everything that the user can fix.
+    Raises UserError for errors that the user can fix.
     """
     processes = init(EVALUATION_TIMEOUT)
     if not processes.is_rank0:
@@ -48,10 +48,10 @@ def run_evaluation(config: EvalConfig) -> None:
             "finished stages)"
         ) from error
     except WriteError as error:
-        again = "continues from --state" if config.state else "repeats them (with --state DIR it would continue)"
+        again = "continues from --state" if config.state else "starts again (with --state DIR it would continue)"
         raise UserError(
-            f"{error.filename}: cannot be written ({error.strerror}); eval.json keeps finished attacks, and the "
-            f"same command {again} after the cause is removed; --out DIR writes to another folder"
+            f"{error.filename}: cannot be written ({error.strerror}); eval.json has the finished attacks; the same "
+            f"command {again}; --out DIR writes to another folder"
         ) from error
     finally:
         destroy()
@@ -64,7 +64,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
         config = replace(config, judge="last")
     device = choose_device(config.device, local_gpu(config.gpu_id), config.threads)
     config = replace(config, precision=choose_precision(config.precision, device))
-    warn_of_unused(config, select_attacks(config))  # reports a bad flag before the data are read
+    warn_of_unused(config, select_attacks(config))  # reports invalid flags before data is read
     targets = find_targets(config)
     hashes = [target.checkpoint and target.checkpoint.sha256 for target in targets]
     if hashes != processes.on_rank0(lambda: hashes):
@@ -82,7 +82,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     protocol = PROTOCOLS[config.protocol](setting)
     attacks = {key: protocol[key] for key in keys}
     for target in targets:
-        target.load(config, splits)  # reports a bad file before the first attack
+        target.load(config, splits)  # reports an unsuitable file before the first attack
     evaluations = [Evaluation(target, attacks, images, splits.classes, config) for target in targets]
     results = {each.target.path: each.run(device, processes, splits, natural) for each in evaluations}
     logger.info("\n%s", comparison(results))
@@ -99,7 +99,7 @@ class Evaluation:
     def __init__(self, target: EvalTarget, attacks: dict[str, Attack], images: Split, classes, config: EvalConfig):
         self.target, self.attacks, self.images, self.classes, self.config = target, attacks, images, classes, config
         conditions, folder = make_conditions(target, images, config), results_folder(target.path)
-        if config.out:  # below the checkpoint's whole path, which separates checkpoints of the same name
+        if config.out:  # the checkpoint's whole path, since checkpoints may have the same name
             folder = Path(config.out, *[part for part in folder.parts if part not in ("..", folder.anchor)])
         self.record = Record(folder, conditions)
         name = (conditions["sha256"] or target.path.name)[:12]
@@ -108,7 +108,7 @@ class Evaluation:
         self.state = State(Path(config.state, name), content | versions()) if config.state else None
 
     def run(self, device, processes: Processes, splits: Splits, natural: nn.Module | None) -> dict[str, dict]:
-        """Return the results by title with their worst case; each is printed and written at once."""
+        """Return the results by title, with their worst case; each is printed and written immediately."""
         target, config, images = self.target, self.config, self.images
         network = target.load(config, splits).to(device)
         message = "%s: %s, %d test images of %s"
@@ -190,13 +190,14 @@ def warn_of_unused(config: EvalConfig, keys: list[str]) -> None:
     used |= {"restarts": {*keys} - {"clean", "fgsm", "aa", "square"}}
     given = [f"--{name}" for name in used if not used[name] and getattr(config, name) != getattr(EvalConfig, name)]
     if given:
-        logger.warning("WARNING: %s ignored by the attacks %s", ", ".join(given), ",".join(keys))
+        logger.warning("WARNING: the attacks %s ignore %s", ",".join(keys), ", ".join(given))
 
 
 def select_attacks(config: EvalConfig, classes: int | None = None) -> list[str]:
-    """Keys of the attacks that the config requests; raises UserError if one cannot be run."""
+    """Return the keys of the requested attacks; raises UserError if one cannot be run."""
     keys = choose_attacks(config.attacks, config.protocol, classes)
     transfer = [key for key in keys if key.startswith("transfer")]
     if transfer and not config.surrogate_path:
-        raise UserError(f"--surrogate_path: required by {', '.join(transfer)}; without one: --attacks clean,square")
+        without = "without a surrogate use --attacks clean,square"
+        raise UserError(f"--surrogate_path: required by {', '.join(transfer)}; {without}")
     return keys

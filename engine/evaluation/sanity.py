@@ -1,4 +1,4 @@
-"""Signs that robust accuracies mean nothing: a network that does not classify, or that misleads the attacks.
+"""Signs that robust accuracies are meaningless: a network that does not classify, or that misleads the attacks.
 
 Gradient masking after Athalye, Carlini & Wagner, "Obfuscated Gradients Give a False Sense of Security" (ICML 2018),
 section 3.1, and Carlini et al., "On Evaluating Adversarial Robustness" (2019).
@@ -21,7 +21,7 @@ CHECKED_IMAGES = 100
 LARGE_EPSILON = 0.5  # at this radius every image can become uniform gray
 MAX_ROBUST = 5.0  # accuracy in % above which the attack at LARGE_EPSILON has failed
 MIN_LOSS_RATIO = 1.01  # of the losses at LARGE_EPSILON and epsilon; without masking the loss grows several times
-MIN_LEAD = 0.5  # percentage points by which a weaker attack may win at random
+MIN_LEAD = 0.5  # percentage points by which a weaker attack may be ahead at random
 GRADIENT_ATTACKS = ("PGD-", "C&W-inf-")  # titles of gradient-based attacks in the ball
 SAME = ("sha256", "model", "dataset", "images", "eps", "restarts", "seed")  # conditions of comparable results
 
@@ -75,7 +75,7 @@ def warn_of_masking(record: Record, epsilon: float, check: tuple[Score, Score] |
 
 
 def _weaker_attacks_that_win(results: dict[str, dict]) -> list[str]:
-    """Return a line per attack that fools more images than one that is stronger by design, by more than randomness."""
+    """Return a line per attack that fools clearly more images than an attack that is stronger by design."""
     gradient = {title: result for title, result in results.items() if title.startswith(GRADIENT_ATTACKS)}
     fgsm, black_box, pairs = results.get("FGSM"), {"Square": results.get("Square")}, []
     for title, result in gradient.items():

@@ -36,13 +36,13 @@ class State:
         changed = [key for key, new in conditions.items() if stored.get(key) != new]
         if changed:
             changes = ", ".join(f"{key} {shown(stored.get(key))} -> {shown(conditions[key])}" for key in changed)
-            raise UserError(f"--state {folder}: of another evaluation ({changes}); choose another folder")
+            raise UserError(f"--state {folder}: belongs to another evaluation ({changes}); choose another folder")
 
     def load(self, attack: str, stage: int, start: int, size: int) -> tuple[Tensor, Tensor] | None:
         """Return predicted classes and stages, (``size``,) int64 each, of the images from ``start`` on.
 
-        None if :meth:`save` was not called for all of them, in batches of any size. A damaged file is reported and not
-        used.
+        Returns None if :meth:`save` has not been called for all of them, in batches of any size. Damaged files are
+        reported and ignored.
         """
         key = f"{attack.replace(' ', '_')}-stage{stage}"
         if key not in self.finished:

@@ -1,4 +1,4 @@
-"""The networks to evaluate, as the flags name them: checked against the dataset, loaded."""
+"""The networks to evaluate: found by the flags, checked against the dataset, loaded."""
 
 import math
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".tar", ".bin")
 class EvalTarget(NamedTuple):
     """A network to evaluate: ``name`` in MODELS and a file, or ``robustbench:NAME`` and a path that does not exist.
 
-    The file has been read: hash, metadata and weights are of the same bytes, whatever happens to it later.
+    The file has been read: hash, metadata and weights belong to the same bytes, even if it changes later.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class EvalTarget(NamedTuple):
 
     @property
     def metadata(self) -> dict:
-        """Metadata of our own checkpoints."""
+        """The metadata of a checkpoint of this project, otherwise {}."""
         return self.checkpoint.metadata if self.checkpoint else {}
 
     def load(self, config: EvalConfig, splits: Splits) -> nn.Module:
@@ -56,7 +56,7 @@ def find_targets(config: EvalConfig) -> list[EvalTarget]:
     Raises UserError if a file is missing, or holds an unknown network or another one than requested.
     """
     if not all(map(str.strip, config.model_path)):
-        raise UserError("--model_path: an empty name; give a checkpoint or a folder")
+        raise UserError("--model_path: is empty; give a checkpoint or a folder")
     if config.model_path:
         files = _read_checkpoints(config)
         return [EvalTarget(file.path, network_in(file, config.model), file) for file in files]
@@ -89,7 +89,7 @@ def infer_dataset(config: EvalConfig, targets: list[EvalTarget]) -> EvalConfig:
 
 
 def warn_of_epsilon(targets: Iterable[EvalTarget], eps: float) -> None:
-    """Warn of checkpoints whose config.json says they were trained at another epsilon than ``eps``, in [0, 1]."""
+    """Warn about checkpoints that were trained, by their config.json, at another epsilon than ``eps``, in [0, 1]."""
     for path in (target.path for target in targets):
         settings = _settings(path.parent)
         trained, method = settings.get("epsilon"), settings.get("method")
@@ -115,38 +115,38 @@ def load_other_network(
     if not path:
         return None
     if not path.strip():
-        raise UserError(f"{flag}: an empty name; give a checkpoint")
+        raise UserError(f"{flag}: is empty; give a checkpoint")
     checkpoint = Checkpoint(path, config.weights, config.normalize)
     target = EvalTarget(checkpoint.path, network_in(checkpoint, model, flag), checkpoint)
     return target.load(config, splits).to(device)
 
 
 def _find_files(folder: Path) -> list[Path]:
-    """Return the best and the last checkpoint of each run in a folder; without runs, its files of weights."""
+    """Return the best and the last checkpoint of each run in a folder; without runs, the checkpoint files in it."""
     runs = sorted({file.parent for name in (BEST_PGD10, LAST) for file in folder.rglob(name)})
     names = {run: (best_checkpoint(str(_settings(run).get("method"))), LAST) for run in runs}
     files = [run / name for run in runs for name in names[run] if (run / name).exists()]
     files = files or sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIXES))
     if not files:
-        raise UserError(f"--model_path {folder}: no checkpoint in that folder ({', '.join(SUFFIXES)}); name the file")
+        raise UserError(f"--model_path {folder}: contains no checkpoint ({', '.join(SUFFIXES)}); give the file")
     return files
 
 
 def _read_checkpoints(config: EvalConfig) -> list[Checkpoint]:
-    """Read the files that ``--model_path`` names, each once; other files in a folder are passed over."""
-    folders = {}  # of each file, the folder that --model_path names, if it is not named itself
+    """Read the checkpoints of ``--model_path``, each once; files in a folder that are no checkpoints are skipped."""
+    folders = {}  # file -> the folder of --model_path that contains it, None if --model_path gives the file itself
     for path in map(Path, config.model_path):
         folders |= dict.fromkeys(_find_files(path), path) if path.is_dir() else {path: None}
-    checkpoints, passed_over = [], []
+    checkpoints, skipped = [], []
     for path, folder in folders.items():
         try:
             checkpoints.append(Checkpoint(path, config.weights, config.normalize))
         except UserError as error:
             if folder is None or path.name in (*BEST, LAST):
                 raise
-            passed_over.append(str(error))
-    if passed_over and not checkpoints:
-        raise UserError("; ".join(dict.fromkeys(passed_over)))
-    if passed_over:
-        logger.warning("WARNING: passed over: %s", "; ".join(passed_over))
+            skipped.append(str(error))
+    if skipped and not checkpoints:
+        raise UserError("; ".join(dict.fromkeys(skipped)))
+    if skipped:
+        logger.warning("WARNING: skipped: %s", "; ".join(skipped))
     return checkpoints

@@ -42,10 +42,10 @@ RUN, PAPER = "export", "paper (fields of RobustBench's model_info)"
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Flags of scripts/export.py: what to export, and where to."""
+    """Flags of scripts/export.py: what to export, and where."""
 
     model_path: str = flag("", "checkpoint of any kind that main_eval.py reads", group=RUN)
-    name: str = flag("", "public name: first author, year, first word of the title, as Name2026Word", group=RUN)
+    name: str = flag("", "public name: first author, year, word of the title, such as Name2026Word", group=RUN)
     out: str = flag("", "folder of the export; one folder per network", group=RUN)
     dataset: str | None = flag(None, "dataset it was trained on (default: as the file states, else CIFAR10)", group=RUN)
     model: str | None = flag(None, "network (default: as the file states, else by its keys and shapes)", group=RUN)
@@ -72,22 +72,23 @@ class Published(NamedTuple):
 def read(config: ExportConfig) -> Published:
     """Load a checkpoint and its results; raises UserError if they are damaged, unsupported or contradict the flags."""
     path, file = config.model_path, Checkpoint(config.model_path)
-    metadata, held = file.metadata, identify(file)
+    metadata, identified = file.metadata, identify(file)
     stated, given = metadata.get("dataset"), config.dataset and dataset_name(config.dataset)
     if stated and stated not in DATASETS:  # it becomes the name of a folder
         raise UserError(f"{path}: names the unknown dataset {stated!r}: the file is damaged")
     if stated and given not in (None, stated):
-        raise UserError(f"--dataset {given}: {path} was trained on {stated}; leave the flag out")
+        raise UserError(f"--dataset {given}: {path} was trained on {stated}; remove the flag")
     dataset = given or stated or "CIFAR10"
     name = network_in(file, config.model)
-    if name.startswith(robustbench.PREFIX) and held:  # the starting point of a student that may be one of our networks
-        name = held[0]
+    if name.startswith(robustbench.PREFIX) and identified:  # a student that started from it
+        name = identified[0]
     if name not in MODELS:
-        raise UserError(f"{path}: contains {name}, which RobustBench has published already; export another network")
-    known = KNOWN.get(dataset, Known(held[1] if held else 0, 32, 0))
-    num_classes = held[1] if held else known.classes
+        raise UserError(f"{path}: contains {name}, which RobustBench already has; export another network")
+    known = KNOWN.get(dataset, Known(identified[1] if identified else 0, 32, 0))
+    num_classes = identified[1] if identified else known.classes
     if num_classes != known.classes:
-        raise UserError(f"--dataset {dataset}: has {known.classes} classes, {path} {num_classes}; name its dataset")
+        problem = f"has {known.classes} classes, but {path} has {num_classes}"
+        raise UserError(f"--dataset {dataset}: {problem}; give the dataset that it was trained on")
     image_size = metadata.get("image_size", known.image_size)
     network = load_network(name, num_classes, file, image_size).eval()
     if "init_conv.weight" in network.state_dict():

@@ -43,19 +43,19 @@ class Fold(NamedTuple):
 
 def frozen_copy(network: nn.Module) -> nn.Module:
     """Return a copy of a network in eval mode and without gradients."""
-    # Some networks keep features of their last forward, and deepcopy refuses tensors with a grad_fn.
+    # Some networks store features of their last forward pass, and deepcopy fails for tensors with a grad_fn.
     features = (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
     return deepcopy(network, {id(value): value.detach().clone() for value in features}).eval().requires_grad_(False)
 
 
 def fold(network: nn.Module) -> tuple[fx.GraphModule, list[Fold]]:
-    """Return the network's eval-mode graph without its BatchNorm2d, and the list of those.
+    """Return the network's eval-mode graph without BatchNorm2d modules, and a list of the removed ones.
 
-    A BatchNorm2d becomes part of the preceding convolution if it is the only reader of its output, and an Affine
-    otherwise. The caller computes weight and bias of every ``target`` with :func:`scales_and_shifts`; all other tensors
-    are copies. Modules that the forward does not use are not in the graph.
+    A BatchNorm2d is folded into the preceding convolution if nothing else uses the convolution's output; otherwise an
+    Affine replaces it. The caller computes weight and bias of every ``target`` with :func:`scales_and_shifts`; all
+    other tensors are copies. Modules that the forward pass does not use are not in the graph.
 
-    Raises NotTraceable if the forward depends on its data or a module has hooks.
+    Raises NotTraceable if the operations of the forward pass depend on its input, or a module has hooks.
     """
     body = _trace(network)
     modules = dict(body.named_modules())
@@ -82,7 +82,7 @@ def fold(network: nn.Module) -> tuple[fx.GraphModule, list[Fold]]:
 
 
 def cast_after_first_convolution(body: fx.GraphModule, dtype: torch.dtype) -> set[str]:
-    """Cast the output of the graph's first convolution to ``dtype``; return the paths of what runs before the cast.
+    """Cast the output of the graph's first convolution to ``dtype``; return the paths of what is used before the cast.
 
     Images stay float32: a step of an attack can be as small as the spacing of bfloat16 pixels. A graph without a
     convolution does not change.
@@ -128,7 +128,7 @@ def _trace(network: nn.Module) -> fx.GraphModule:
     root = frozen_copy(network)
     try:
         return fx.GraphModule(root, _Tracer().trace(root))
-    except Exception as error:  # a forward of any code may raise anything when it receives a proxy
+    except Exception as error:  # a forward pass may raise anything when it receives a proxy
         raise NotTraceable(str(error).strip().partition("\n")[0] or type(error).__name__) from error
 
 

@@ -11,23 +11,23 @@ from engine.fast.precision import PLAIN, Arithmetic, at_least_float32
 from engine.fast.winograd import WinogradConv2d, replace_wide_convolutions
 from utils.log import logger
 
-# Relative to the largest logit: float32 rounding in up to seventy layers; a wrong fold changes the first digits.
+# Relative to the largest logit: float32 rounding in up to seventy layers; an error in folding changes the first digits.
 ROUNDING = 1e-4
 
 
 class FoldedModel(nn.Module):
-    """A network in eval mode: images (B, C, H, W) in [0, 1] to logits (B, classes), differentiable by the images only.
+    """A network in eval mode: images (B, C, H, W) in [0, 1] to logits (B, classes), differentiable only in the images.
 
     Computes the same function as ``network.eval()``, with each BatchNorm2d folded into the preceding convolution. It
-    owns its tensors, so the network can train on in any mode; :meth:`refresh` copies the new weights. A network without
-    a fixed graph is copied unfolded, and the log says so.
+    owns its tensors, so the network can continue training; :meth:`refresh` copies the new weights. A network without a
+    fixed graph is copied without folding, which is logged.
 
     Args:
         network: Any network; it does not change.
         arithmetic: Number format, memory layout and execution. bfloat16 starts after the first convolution, because
             bfloat16 pixels between 1/2 and 1 are 1/256 apart. Logits are float32 or float64, gradients have the type of
-            the images. torch.compile serves the largest batch seen so far; smaller ones, as the last of an epoch, run
-            eagerly.
+            the images. Compiled code runs for the largest batch size seen so far; smaller batches, such as the last
+            of an epoch, run eagerly.
     """
 
     def __init__(self, network: nn.Module, arithmetic: Arithmetic = PLAIN):
@@ -37,7 +37,7 @@ class FoldedModel(nn.Module):
         try:
             self.body, folds = fold(network)
         except NotTraceable as reason:
-            logger.info("%s: attacks use it without folded BatchNorm (%s)", type(network).__name__, reason)
+            logger.info("%s: attacks use a copy without folded BatchNorm (%s)", type(network).__name__, reason)
             self.body, folds = frozen_copy(network), []
         traced = isinstance(self.body, fx.GraphModule)
         low_precision = self.dtype is not None and torch.finfo(self.dtype).bits < 32
@@ -63,7 +63,7 @@ class FoldedModel(nn.Module):
         return at_least_float32(body(_CastInput.apply(x, self._input_dtype or x.dtype, self.memory_format)))
 
     def train(self, mode: bool = True) -> "FoldedModel":
-        """Stay in eval mode for every ``mode``."""
+        """Stay in eval mode, whatever ``mode`` is."""
         return super().train(False)
 
     @torch.no_grad()
@@ -124,7 +124,7 @@ class AutocastModel:
 
 
 class FrozenModel(AutocastModel):
-    """A network in its current mode with detached parameters; logits are bitwise those of :class:`AutocastModel`.
+    """A network in its current mode with detached parameters; logits equal those of :class:`AutocastModel` bit for bit.
 
     In train mode BatchNorm uses the statistics of the batch and updates the network's running statistics.
     """
@@ -137,15 +137,15 @@ class FrozenModel(AutocastModel):
 def make_attack_model(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
     """Return the copy of a frozen network that the attacks of an evaluation use: a FoldedModel in ``dtype``.
 
-    The folding is verified in float32 on images x (B, C, H, W). If its logits differ from the network's by more than
-    rounding, which takes a network of unusual code, the network itself is returned and a warning is logged.
+    The folding is verified in float32 on images x (B, C, H, W). If the logits differ from the network's by more than
+    rounding, which unusual code can cause, the network itself is returned and a warning is logged.
     """
     arithmetic = Arithmetic(channels_last=x.device.type == "cpu")
     folded = FoldedModel(network, arithmetic)
     with torch.no_grad():
         expected, logits = network(x), folded(x)
     if not (logits - expected).abs().max() <= ROUNDING * expected.abs().max():
-        logger.warning("%s: cannot be folded faithfully and is attacked as it is", type(network).__name__)
+        logger.warning("%s: folding BatchNorm changes its logits; attacks use it unfolded", type(network).__name__)
         return network
     return folded if dtype is None else FoldedModel(network, Arithmetic(dtype, channels_last=True))
 

@@ -54,8 +54,8 @@ class GraphedPGD:
 
     An objective is a new closure for every batch. Its tensors (images, labels, logits of a teacher) become inputs of
     the graph, which are copied before a replay; its networks are :class:`FoldedModel` and :class:`FrozenModel`, whose
-    tensors change in place. If the objective captures anything else, or the capture fails, the loop runs eagerly and
-    the log says so once. Batches smaller than the captured one, as the last of an epoch, run eagerly too.
+    tensors change in place. If the objective uses anything else, or the capture fails, the loop runs eagerly, which is
+    logged once. Batches smaller than the captured one, such as the last of an epoch, also run eagerly.
 
     Args:
         capture: Takes a function without arguments, which it may call several times, and returns its replay.
@@ -96,7 +96,7 @@ class GraphedPGD:
         if graph and len(inputs[0]) < len(graph.inputs[0]):
             return None
         if not graph and len(self.graphs) == MAX_GRAPHS:
-            raise NotCapturable("constants of its objective or addresses of its network change")
+            raise NotCapturable("the constants of its objective or the addresses of its network change")
         # The warm-up must not change BatchNorm's running statistics.
         buffers = [buffer for model in key if isinstance(model, FrozenModel) for buffer in model.network.buffers()]
         contents, saved = [cell.cell_contents for cell in cells], [buffer.clone() for buffer in buffers]
@@ -120,9 +120,9 @@ class GraphedPGD:
 
 
 def scan_closure(function, cells: list[CellType], key: list) -> None:
-    """Append the cells of an objective's closure that hold tensors to ``cells``, and the rest of it to ``key``.
+    """Append the cells of an objective's closure that contain tensors to ``cells``, and everything else to ``key``.
 
-    Equal keys mean the same function of the tensors. Raises NotCapturable if it can change without changing its key.
+    Equal keys mean the same function of the tensors. Raises NotCapturable if the function may change and its key not.
     """
     if type(function) is not FunctionType:
         raise NotCapturable(f"its objective uses a {type(function).__name__}")

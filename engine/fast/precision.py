@@ -38,14 +38,14 @@ def at_least_float32(value: Tensor) -> Tensor:
 def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tuple[Arithmetic, str]:
     """Turn ``--precision`` and ``--compile`` into an Arithmetic and a line for the log; set CUDA's global switches.
 
-    "auto" takes bfloat16 where the device supports it natively, and CUDA graphs on a GPU. "graphs" captures compiled
-    networks where torch.compile works. Raises UserError where the device does not support the request.
+    "auto" selects bfloat16 if the device supports it natively, and CUDA graphs on a GPU. "graphs" captures compiled
+    networks if torch.compile works. Raises UserError if the device does not support the request.
     """
     cuda = device.type == "cuda"
     if precision == "tf32" and not cuda:
-        raise UserError("--precision tf32: needs a GPU; use --precision bf16 or fp32 on a CPU")
+        raise UserError("--precision tf32: requires a GPU; use --precision bf16 or fp32 on a CPU")
     if compile == "graphs" and not cuda:
-        raise UserError("--compile graphs: needs a GPU; use --compile off on a CPU")
+        raise UserError("--compile graphs: requires a GPU; use --compile off on a CPU")
     native = _has_native_bf16(device)
     number_format, reason = precision, ""
     if precision == "auto":
@@ -58,7 +58,7 @@ def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tup
     execution = {"auto": "graphs" if cuda else "off"}.get(compile, compile)
     obstacle = _compile_obstacle(device) if execution == "graphs" else None
     compiled = execution == "on" or (execution == "graphs" and obstacle is None)
-    # A GPU without tensor cores in use is faster in PyTorch's default layout.
+    # In fp32, without tensor cores, a GPU is faster in PyTorch's default layout.
     channels_last = number_format != "fp32" or not cuda
     # AMX multiplies so fast that Winograd's transforms would take longer than they save.
     winograd = number_format == "bf16" and not cuda and execution == "off" and "amx_bf16" not in _cpu_flags()
@@ -78,7 +78,7 @@ def _has_native_bf16(device: torch.device) -> bool:
 def _compile_obstacle(device: torch.device) -> str | None:
     """Return why torch.compile, which uses Triton on a GPU, does not work here; None if it does."""
     if torch.cuda.get_device_capability(device) < (7, 0):
-        return "a GPU before compute capability 7"
+        return "compute capability below 7"
     if not find_spec("triton"):
         return "no Triton"
     compilers = (os.environ.get("CC"), "cc", "gcc", "clang")

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-# Of a convolution's input and output; with fewer channels the transforms cost as much as the products save.
-MIN_CHANNELS = 160
+MIN_CHANNELS = 160  # of input and output; with fewer, the transforms cost as much as the products save
 KERNEL = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 OUTPUT = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]])
 # The transform of a mirrored kernel has its first and last row exchanged: the gradient needs no separate weights.
@@ -23,7 +22,7 @@ CHUNK = 2**22
 
 
 class WinogradConv2d(nn.Module):
-    """A 3x3 convolution with stride 1, padding 1 and constant weights, differentiable by its input only.
+    """A 3x3 convolution with stride 1, padding 1 and constant weights, differentiable only in its input.
 
     Maps features (B, C, H, W) to channels-last features (B, K, H, W); a channels-last input is fastest.
     :meth:`set_weight` stores the weight transformed, as ``planes`` (16, K, C). In bfloat16 the transformed features are
@@ -53,7 +52,7 @@ class WinogradConv2d(nn.Module):
 
 
 def replace_wide_convolutions(body: fx.GraphModule, skip: set[str], dtype: torch.dtype | None) -> set[str]:
-    """Replace every convolution that becomes faster by a :class:`WinogradConv2d` whose weight is not yet set.
+    """Replace every convolution that this accelerates with a :class:`WinogradConv2d`, whose weight the caller sets.
 
     Returns their paths. Paths in ``skip`` are not replaced.
     """

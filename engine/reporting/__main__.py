@@ -25,11 +25,11 @@ def report(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     out, runs = Path(args.out or Path(args.runs[0]) / "report.html"), read_runs(args.runs)
     if not runs:
-        raise UserError(f"{' '.join(args.runs)}: no run found; name a folder that contains runs, such as tuned_models")
+        raise UserError(f"{' '.join(args.runs)}: no run found; give a folder that contains runs, such as tuned_models")
     try:
         write_text(out, render(runs))
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written to ({error.strerror}); name another file") from error
+        raise UserError(f"--out {out}: cannot be written to ({error.strerror}); choose another file") from error
     logger.info("%s: runs: %d, with problems: %d", out, len(runs), sum(bool(run.problems) for run in runs))
 
 

@@ -25,7 +25,7 @@ from utils.plots import distinct_color, draw_curves
 MAX_IMAGES = 2**26  # bytes of all images; a larger page is slow to open
 HIDDEN = {spec.name for spec in fields(TrainConfig) if not spec.metadata["affects_result"]}  # paths of this machine
 INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # in HTML, even escaped
-INK = "#010203"  # replaced by the text colour of the page
+INK = "#010203"  # replaced by the text color of the page
 STYLE = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
 STYLE |= {"svg.fonttype": "none", "legend.frameon": False}
 TITLE = "title:"  # begins the id of a shape that shows a title under the pointer
@@ -95,15 +95,15 @@ def _draw_points(axes, rows: Sequence[Row], attack: str | None, numbers: dict[Pa
     for row in rows:
         if {CLEAN, attack} <= row.accuracies.keys():
             clean, robust = (row.accuracies[title].percent for title in (CLEAN, attack))
-            look = {"marker": "s", "markersize": 9, "fillstyle": "none"} if row.labels["checkpoint"] == "last" else {}
+            style = {"marker": "s", "markersize": 9, "fillstyle": "none"} if row.labels["checkpoint"] == "last" else {}
             title = f"{TITLE}{row.run.name}, {row.labels['checkpoint']}: clean {clean:.2f}, robust {robust:.2f}"
             color = distinct_color(numbers[row.run.path])
-            axes.plot(clean, robust, color=color, ls="", gid=title, **{"marker": "o"} | look)
+            axes.plot(clean, robust, color=color, ls="", gid=title, **{"marker": "o"} | style)
     axes.set(xlabel="clean accuracy (%); square: last checkpoint, circle: others", xmargin=0.1, ymargin=0.1)
 
 
 def _svg(draw: Callable, *args: object) -> Markup:
-    """Return what ``draw(axes, *args)`` draws as an element of the page, in its colours; empty without a line."""
+    """Return what ``draw(axes, *args)`` draws as an SVG element in the page's colors; empty if it draws no line."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.4), layout="constrained")

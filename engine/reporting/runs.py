@@ -38,8 +38,8 @@ Rows = list[dict[str, float | None]]  # None: an empty cell
 class Evaluation(NamedTuple):
     """Results of one checkpoint under one set of conditions: an entry of eval.json.
 
-    ``checkpoint`` is a file name, ``kind`` best, best clean or PGD-10, last or that name; ``labels`` are the conditions
-    as text. ``results[attack]`` holds ``accuracy`` (percent), ``n``.
+    ``checkpoint`` is a file name; ``kind`` is "best", "best clean", "best PGD-10", "last" or that name; ``labels`` are
+    the conditions as text. ``results[attack]`` has ``accuracy`` (percent) and ``n``.
     """
 
     checkpoint: str
@@ -83,7 +83,7 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     paths = list(map(Path, paths))
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"{path}: no such folder; name folders of runs")
+            raise UserError(f"{path}: no such folder; give folders of runs")
     folders = {folder.resolve(): folder for path in paths for folder in _find_folders(path)}
     base = Path(os.path.commonpath([*(path.resolve() for path in paths), *folders]))
     names = {real: real.name if real == base else str(real.relative_to(base)) for real in folders}
@@ -100,7 +100,7 @@ def _find_folders(root: Path) -> Iterator[Path]:
 
 
 def read_run(folder: Path, name: str = "") -> Run:
-    """Read one run folder; raises nothing."""
+    """Read one run folder; never raises an exception."""
     problems = {}
 
     def read(file: str, parse: Callable[[Path], Any], default: Any) -> Any:
@@ -127,7 +127,7 @@ def read_run(folder: Path, name: str = "") -> Run:
     for sub in evaluated:
         for entry in read(f"{sub}/{EVALUATIONS}", partial(_read_evaluations, config.get("method")), []):
             if digest(folder / entry.checkpoint) not in (None, entry.conditions["sha256"]):
-                problems[entry.checkpoint] = "has changed since its evaluation, which is left out"
+                problems[entry.checkpoint] = "has changed since its evaluation, which is skipped"
             else:
                 evaluations.append(entry)
     files = ["reliability.png", *(f"{sub}/{image}" for sub in evaluated for image in IMAGES)]

@@ -1,4 +1,4 @@
-"""The comparison table: a row per evaluation, then the means of runs that differ only in the seed."""
+"""The comparison table: one row per evaluation, then the means over runs that differ only in the seed."""
 
 import json
 from collections import Counter, defaultdict
@@ -19,7 +19,7 @@ CLEAN = "Clean"
 ALWAYS_SHOWN = {"method", "student", "teacher", "seed", "checkpoint"}
 # Accuracies are compared between rows that agree in these columns: the same attacks on the same images.
 COMPARABLE = ("dataset", "images", "image size", "eps", "judged", "restarts", "steps", "surrogate")
-# Settings in which repetitions of a run may differ: not in start and teacher files, nor in code (desc_str).
+# Settings in which repetitions of a run may differ; not the files of student and teachers, nor desc_str.
 REPEATED = {"seed", *(spec.name for spec in fields(TrainConfig) if not spec.metadata["affects_result"])}
 REPEATED -= {"model_path", "teacher_path", "std_teacher_path", "desc_str"}
 
@@ -44,13 +44,13 @@ class Row(NamedTuple):
 def read_rows(paths: Iterable[str], protocol: str) -> list[Row]:
     """Return a row per evaluation by ``protocol`` in folders of runs, or of checkpoints.
 
-    What is damaged is a warning; a run with a damaged config.json is left out. Raises UserError for a missing path and
-    one without evaluations.
+    Damaged files cause warnings; a run with a damaged config.json is skipped. Raises UserError for a path that does not
+    exist or has no evaluations.
     """
     rows: dict[tuple[Path, str], Row] = {}
     for path in map(Path, paths):
         if not path.exists():
-            raise UserError(f"{path}: no such file or folder; name folders of runs, or checkpoints")
+            raise UserError(f"{path}: no such file or folder; give folders of runs, or checkpoints")
         runs, selected, problems = read_runs([path]) if path.is_dir() else [read_run(path.parent)], {}, []
         for run in runs:
             problems += [f"{run.path / file}: {message}" for file, message in run.problems.items()]
@@ -91,7 +91,7 @@ def teacher_of(config: Mapping) -> str:
 
 
 def _basis(results: Mapping[str, Mapping], title: str) -> tuple:
-    """Return which images an accuracy is over, since attacks may run on a subset, and of the worst case the attacks."""
+    """Return the images that an accuracy covers, since attacks may run on a subset, and the worst case's attacks."""
     attacks = [result for result in results.values() if result.get("bounded")] if title == WORST else [results[title]]
     correct = zip(*(str(result.get("correct", "")) for result in attacks), strict=False)
     left_out = tuple(number for number, marks in enumerate(correct) if NOT_ATTACKED in marks)
@@ -144,7 +144,7 @@ def _label(members: Sequence[Row], title: str) -> str:
 
 
 def mean_and_deviation(values: Sequence[float | None], digits: int = 2) -> str:
-    """Return the mean, and of several values ± the sample standard deviation; a dash if one is missing or all are."""
+    """Return the mean and, for several values, ± the sample standard deviation; a dash if a value is missing."""
     if None in values or not values:
         return NONE
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
@@ -162,7 +162,7 @@ def _best(rows: Sequence[Row], title: str) -> list[int]:
 
 
 def shared_attack(rows: Iterable[Row]) -> str | None:
-    """Return the attack that most rows have beside clean accuracy, of several that of the lowest mean."""
+    """Return the attack that most rows with a clean accuracy have; of several, the one with the lowest mean."""
     percents = defaultdict(list)
     for row in rows:
         for title in row.accuracies.keys() - {CLEAN, WORST} if CLEAN in row.accuracies else ():

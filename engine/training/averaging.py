@@ -1,4 +1,4 @@
-"""Averages of the student's weights over training, which validation, checkpoints and evaluations use in its place."""
+"""Averages of the student's weights during training, which validation, checkpoints and evaluations use instead."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ from engine.fast.precision import PLAIN, Arithmetic
 class WeightAverage:
     """A network whose weights are an average of the student's; ``count`` is the number of averaged states.
 
-    The average, ``network``, is in eval mode and starts as a copy of the student. The device is never waited for.
+    The average, ``network``, is in eval mode and starts as a copy of the student. Updates do not wait for the device.
     """
 
     def __init__(self, student: nn.Module):
@@ -24,10 +24,10 @@ class WeightAverage:
         self._counters, self._counted = ([t for t in each if not t.is_floating_point()] for each in tensors)
 
     def after_step(self) -> None:
-        """Account for a step of the optimizer."""
+        """Update the average after a step of the optimizer."""
 
     def after_epoch(self, epoch: int, images: Iterable[Tensor]) -> None:
-        """Account for the end of an epoch, from 0; calling it again for the same epoch changes nothing."""
+        """Update the average after an epoch, counted from 0; a second call for the same epoch changes nothing."""
 
     @torch.no_grad()
     def _average_in(self, weight: float) -> None:
@@ -40,7 +40,7 @@ class WeightAverage:
 class Ema(WeightAverage):
     """Exponential moving average: ``average = d average + (1 - d) student`` after every step.
 
-    ``d = min(tau, (1 + k) / (10 + k))`` after step k, counted from 1: early weights are soon forgotten.
+    ``d = min(tau, (1 + k) / (10 + k))`` after step k, counted from 1, so that early weights are forgotten quickly.
 
     Source: Rebuffi et al., "Fixing Data Augmentation to Improve Adversarial Robustness" (2021); k from 1 as in the code
     of Wang et al., "Better Diffusion Models Further Improve Adversarial Training" (ICML 2023).
@@ -59,8 +59,8 @@ class Ema(WeightAverage):
 class Swa(WeightAverage):
     """Stochastic weight averaging: the mean of the weights at the ends of the epochs from ``start``, counted from 0.
 
-    Before, it is a copy of the student. ``arithmetic`` is that of the forward passes that estimate BatchNorm's
-    statistics.
+    Before ``start`` it is a copy of the student. ``arithmetic`` is how the forward passes that estimate BatchNorm's
+    statistics compute.
 
     Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization" (UAI 2018).
     """
@@ -75,7 +75,7 @@ class Swa(WeightAverage):
         if number < 1:
             self._average_in(1.0)
             return
-        if self.count < number:  # else a state that was saved later in this epoch was loaded
+        if self.count < number:  # false after resuming from a state saved while the statistics were estimated
             self._average_in(1 / number)
             self.count = number
         estimate_statistics(self.network, images, self.arithmetic)
@@ -83,7 +83,7 @@ class Swa(WeightAverage):
 
 @torch.no_grad()
 def estimate_statistics(network: nn.Module, images: Iterable[Tensor], arithmetic: Arithmetic = PLAIN) -> None:
-    """Set BatchNorm's running statistics to the mean over batches, each weighted by its images; end in eval mode."""
+    """Set BatchNorm's running statistics to their mean over images, batch by batch; leave the network in eval mode."""
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return

@@ -1,6 +1,6 @@
 """TensorBoard and Weights & Biases, which receive every row of results.csv.
 
-A logger never ends or changes a run: its errors are warnings.
+A logger never ends or changes a run: its errors become warnings.
 """
 
 import os
@@ -22,7 +22,7 @@ from utils.log import logger
 Log = Callable[[dict], None]  # receives one row of results.csv
 
 WANDB_PROJECT = "robust-distillation"  # unless the environment variable WANDB_PROJECT names another
-CONNECT_SECONDS, WANDB_INIT_SECONDS = 5, 20  # the package waits for 90 for a server that does not answer
+CONNECT_SECONDS, WANDB_INIT_SECONDS = 5, 20  # wandb itself waits 90 s for a server that does not answer
 WANDB_ID = "wandb_id.txt"
 
 
@@ -44,10 +44,10 @@ def tensorboard(package: ModuleType, folder: Path, config: TrainConfig, rows: Se
 
 
 def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence[dict]) -> Log:
-    """Log to one run of Weights & Biases, which a resumed run continues; offline in ``folder``/wandb without a network.
+    """Log to one run of Weights & Biases, which a resumed run continues; without a network, to ``folder``/wandb.
 
-    The epoch is the step; the package ignores steps that it has already. It finishes the run when the process ends,
-    and respects WANDB_MODE, WANDB_PROJECT and its other environment variables.
+    The epoch is the step; wandb ignores steps that it already has. It finishes the run when the process exits, and
+    respects WANDB_MODE, WANDB_PROJECT and its other environment variables.
     """
     path = folder / WANDB_ID
     continued = path.exists()
@@ -62,8 +62,9 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
             _connect(package.Settings().base_url)
         run = package.init(**options, settings=package.Settings(init_timeout=timeout))
     except Exception as error:  # no network, no login, no answer: different exceptions
-        logger.warning("--wandb: %s; offline in %s: wandb sync uploads it", _first_line(error), folder / "wandb")
-        package.teardown()  # else its service reports that the id is in use
+        message = "--wandb: %s; logging offline to %s; wandb sync uploads it"
+        logger.warning(message, _first_line(error), folder / "wandb")
+        package.teardown()  # otherwise its service reports that the id is in use
         run = package.init(**options, mode="offline")
 
     def log(row: dict) -> None:
@@ -76,11 +77,11 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
 
 def _connect(url: str) -> None:
     """Raise OSError if the server cannot be reached: without a login the package would wait for minutes."""
-    with suppress(HTTPError):  # an answer
+    with suppress(HTTPError):  # the server answers
         urlopen(url, timeout=CONNECT_SECONDS).close()
 
 
-# Field of the config that enables it, which is also the name of its package -> how it starts, and its module.
+# Field of the config, which is also the name of the package -> function that starts the logger, module to import.
 SERVICES = {"tensorboard": (tensorboard, "torch.utils.tensorboard"), "wandb": (wandb, "wandb")}
 
 
@@ -123,7 +124,7 @@ def _import(flag: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(f"--{flag}: needs a package: pip install {flag}") from error
+        raise UserError(f"--{flag}: requires a package: pip install {flag}") from error
     except Exception as error:  # incompatible versions fail in several ways
         raise UserError(f"--{flag}: cannot be imported ({_first_line(error)}): pip install -U {flag}") from error
 

@@ -31,7 +31,7 @@ class TrainingLoop:
         validator: Computes the accuracies that choose the best checkpoints.
         folder: Writes checkpoints and results. Its config holds schedule and seed.
         metadata: What every checkpoint stores besides the weights.
-        processes: Ranks; all of them call the same functions in the same order.
+        processes: The ranks, which all call the same functions in the same order.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TrainingLoop:
         """Train until ``config.epochs`` epochs are done; a resume ``state`` holds the finished epochs and batches.
 
         Signals are deferred to the end of a training step or a validation batch. Raises UserError if a loss or a
-        weight is nan or inf, which is never saved, and if a file cannot be written; Stopped, after saving, on a signal.
+        weight is nan or inf, without saving it, or if a file cannot be written; Stopped, after saving, on a signal.
         """
         self.signals, self.last_save = signals, time.monotonic()
         first, metrics = 0, self._new_metrics()
@@ -65,7 +65,7 @@ class TrainingLoop:
         signals.defer(False)
 
     def _run_epoch(self, epoch: int, metrics: EpochMetrics) -> None:
-        """Train, validate and save one epoch (from 0); ``metrics`` holds its batches of an earlier process, if any."""
+        """Train, validate and save one epoch (from 0); ``metrics`` has the batches that an earlier process trained."""
         start, earlier, count = time.monotonic(), metrics.images, len(self.batches)
         self.trainer.radius_scale = epsilon_scale(epoch, self.config)
         for x, y in self._training_batches(epoch, metrics.batches):
@@ -99,7 +99,7 @@ class TrainingLoop:
         logger.info("epoch %d/%d  %s  (%s)", epoch + 1, self.config.epochs, result, cost)
 
     def _training_batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of an epoch after its first ``done``. Every batch seeds all generators by its number."""
+        """Yield the batches of an epoch after the first ``done``; seed all generators by the number of each batch."""
         seed, title = self.config.seed, f"epoch {epoch + 1}/{self.config.epochs}"
         self.batches.generator.manual_seed(derive_seed(seed, "order", epoch))
         batches = progress(self.batches.skip(done), title, len(self.batches), done)
@@ -109,14 +109,14 @@ class TrainingLoop:
             yield batch
 
     def _training_images(self, epoch: int, metrics: EpochMetrics) -> Iterator[Tensor]:
-        """Images of one pass over the training set, in another order and with another augmentation than the epoch's."""
+        """Yield the images of one pass over the training set, with an order and augmentation of their own seed."""
         self.batches.generator.manual_seed(derive_seed(self.config.seed, "statistics", epoch))
         for x, _ in progress(self.batches, "BatchNorm", len(self.batches)):
             yield x
             self._save_or_stop(epoch, metrics)
 
     def _save_or_stop(self, epoch: int, metrics: EpochMetrics) -> None:
-        """Save a state if it is time to; save and stop after a signal; stop on a bad loss. All ranks decide alike."""
+        """Save a state if it is due; save and stop after a signal; stop at a nan or inf loss. All ranks agree."""
         due = time.monotonic() - self.last_save >= 60 * self.config.save_minutes
         signal, due, bad_step = self.processes.all_reduce_max([self.signals.received, due, metrics.first_nonfinite()])
         if bad_step:

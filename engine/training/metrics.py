@@ -64,7 +64,7 @@ class EpochMetrics:
         state = {"batches": 0, "images": 0, "loss": 0.0, "t_images": 0, **(state or {})}
         self.batches, self.images, self.t_images = state["batches"], state["images"], state["t_images"]
         self.keys = ("loss", "clean", "adv", *(("t_clean", "t_adv", "alpha") if teacher else ()))
-        self.sums = {}  # without those of logits that the method does not return
+        self.sums = {}  # only for logits that the method returns
         for key in self.keys:
             if state.get(key) is not None:
                 sums = torch.tensor(state[key], dtype=torch.float64, device=device)
@@ -73,7 +73,7 @@ class EpochMetrics:
         self._nonfinite_copy, self._copied = None, None
 
     def add(self, result: Step, y: Tensor) -> None:
-        """Add one training step: ``result`` of this rank's share of a batch, and labels of the whole batch.
+        """Add one training step: the ``result`` of this rank's share of a batch, and the labels of the whole batch.
 
         The labels are classes (B,) or probabilities (B, classes), of which the largest counts as the label.
         """
@@ -151,9 +151,9 @@ def _accuracy(logits: Tensor | None, y: Tensor) -> Tensor | None:
 
 
 def _histogram(alpha: Tensor) -> Tensor:
-    """Return the share (ALPHA_BINS,) of values in [0, 1], (B,), in each bin; 1 belongs to the last bin.
+    """Return the share of the values alpha (B,), in [0, 1], in each of ALPHA_BINS bins; 1 belongs to the last bin.
 
-    By comparison instead of torch.histc or bincount, which are not deterministic on a GPU or wait for it.
+    Compares instead of calling torch.histc or torch.bincount, which are not deterministic on a GPU or wait for it.
     """
     bins = (alpha * ALPHA_BINS).long().clamp(0, ALPHA_BINS - 1)
     return (bins[:, None] == torch.arange(ALPHA_BINS, device=alpha.device)).double().mean(0)

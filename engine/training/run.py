@@ -44,7 +44,7 @@ from utils.seed import derive_seed, seed_everything
 def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) -> Path:
     """Train as ``config`` says and return the run's folder; ``given`` maps fields that the user set to their source.
 
-    Raises UserError for mistakes of the user, most of them before anything is written, and Stopped on a signal.
+    Raises UserError for invalid input, in most cases before anything is written, and Stopped on a signal.
     """
     processes = init(TRAINING_TIMEOUT)
     if not processes.is_rank0:
@@ -95,7 +95,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
         return folder.path
     folder.config = config = _with_milestones(config, state)
     found = processes.rank0_first(find_teachers, config)
-    # A state holds the weights: the file that a run started from may be gone.
+    # A resume state contains the weights; the file that initialized them may no longer exist.
     starts = config.model_path and not state
     start = Checkpoint(config.model_path, config.weights, config.normalize) if starts else ""
     splits, images = processes.rank0_first(_read, config, folder)
@@ -114,7 +114,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
         _log_images(config, splits, len(images[0].labels), extra)
         logger.info("%s", compute.description)
         if processes.count > 1:
-            norm = "over the whole batch" if config.sync_bn else "over each process's part"
+            norm = "normalizes over the whole batch" if config.sync_bn else "normalizes over each process's share"
             logger.info("%d processes share each batch of %d; BatchNorm %s", processes.count, config.bs, norm)
         loop.run(state, signals)
         if processes.is_rank0:
@@ -140,9 +140,9 @@ def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
 def _check_processes(config: TrainConfig, processes: Processes) -> None:
     count = processes.count
     if config.bs < count:
-        raise UserError(f"--bs {config.bs}: is shared by {count} processes; use --bs {count} or more")
+        raise UserError(f"--bs {config.bs}: must be at least the number of processes, {count}")
     if count > 1 and config.method in SINGLE_PROCESS_ONLY:
-        raise UserError(f"--method {config.method}: trains in a single process only; start it without torchrun")
+        raise UserError(f"--method {config.method}: supports a single process only; start it without torchrun")
     if count > 1 and config.device.startswith("cuda:"):
         raise UserError(f"--device {config.device}: under torchrun each process uses its own GPU; use --device cuda")
 
@@ -155,17 +155,17 @@ def _with_milestones(config: TrainConfig, state: dict | None) -> TrainConfig:
     milestones = tuple(state["config"]["milestones"]) if state else defaults
     if milestones != defaults:
         old, new = (" ".join(map(str, values)) for values in (milestones, defaults))
-        message = "WARNING: the milestones stay %s, as at the first start; a new run with --epochs %d would use %s"
+        message = "WARNING: the run keeps its milestones %s; a new run with --epochs %d would use %s"
         logger.warning(message, old, config.epochs, new)
     return replace(config, milestones=milestones)
 
 
 def _read(config: TrainConfig, folder: RunFolder) -> tuple[Splits, list[Split]]:
-    """The dataset, and the decoded images to train on and those that choose the best checkpoint."""
+    """Return the dataset, and the decoded images for training and for choosing the best checkpoint."""
     splits = load_configured(config)
     training, validation = splits.train, _test_images(splits, config)
     if config.val_size:
-        # The same for every --seed, so that a teacher trained with --val_size has not seen its student's images.
+        # The same for every --seed, so that a teacher trained with --val_size was not trained on them either.
         training, validation = hold_out(splits.train, config.val_size, TEST_SUBSET_SEED)
     chosen = subset(training, config.limit_train, config.seed), validation
     images = decode_files(*chosen)
@@ -174,7 +174,7 @@ def _read(config: TrainConfig, folder: RunFolder) -> tuple[Splits, list[Split]]:
 
 
 def _test_images(splits: Splits, config: TrainConfig) -> Split:
-    """``--limit_test`` test images: the same for every ``--seed``, so that seeds are compared on the same images."""
+    """Return ``--limit_test`` test images, the same for every ``--seed``, so that seeds are comparable."""
     return subset(splits.test, config.limit_test, TEST_SUBSET_SEED)
 
 
@@ -188,9 +188,9 @@ def _make_loop(
     state: dict | None,
     compute: Compute,
 ) -> TrainingLoop:
-    """The objects of a run, restored from ``state`` if there is one."""
+    """Create the objects of a run and restore them from ``state`` if there is one."""
     config, (training, validation) = folder.config, images
-    # What each checkpoint stores besides weights: names to load it, checksums to resume only the same run.
+    # What each checkpoint stores besides weights: names to load it by, checksums that a resumed run must match.
     metadata = {key: getattr(config, key) for key in ("model", "dataset", "method")}
     metadata |= {"classes": list(splits.classes), "image_size": splits.image_size}
     metadata["images"] = [fingerprint(part) for part in images] + (extra.checksums if extra else [])
@@ -234,7 +234,7 @@ def _make_loop(
         compute.processes.on_all_ranks(folder.require_same_data, state, metadata)
         folder.restore(state)
         trainer.restore(state)
-        for key in ("net", "net_raw", "optimizer", "method_state"):  # as large as the networks
+        for key in ("net", "net_raw", "optimizer", "method_state"):  # frees memory
             state.pop(key, None)
     if extra and config.extra_labels == "teacher":
         predict = torch.no_grad()(lambda x: trainer.teachers[0](x.float() / 255).argmax(1))
@@ -244,7 +244,7 @@ def _make_loop(
 
 
 def _log_images(config: TrainConfig, splits: Splits, n: int, extra: ExtraData | None) -> None:
-    reason = "--no-flip" if splits.flip else "a mirrored image may have another class"
+    reason = "--no-flip" if splits.flip else "mirroring may change the class"
     mirrors = config.flip and splits.flip
     mirrored = "mirrored with probability 1/2 (--no-flip: never)" if mirrors else f"not mirrored ({reason})"
     logger.info("training images are %s; %s", AUGMENTATIONS[config.augment][1], mirrored)
@@ -268,12 +268,12 @@ def _make_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Opti
 
 def _make_validator(network: nn.Module, images: Split, config: TrainConfig, compute: Compute) -> Validator:
     batches = Batches(images, config.eval_bs or config.bs, device=compute.device)
-    seed = derive_seed(config.seed, "judge")  # the results of all runs depend on the name of this stream
+    seed = derive_seed(config.seed, "judge")  # another name would change all results
     return Validator(network, batches, config.epsilon / 255, seed, compute.processes, compute.arithmetic)
 
 
 def _finalize(config: TrainConfig, splits: Splits, folder: RunFolder, compute: Compute) -> None:
-    """Log the best epochs, with ``--val_size`` the test accuracy of the best checkpoint, and draw the curves last."""
+    """Log the best epochs and, with ``--val_size``, the best checkpoint's test accuracy; then draw the curves."""
     for column, title in (("PGD10_acc", "PGD-10"), ("clean_acc", "clean")):
         if row := folder.best(column):
             logger.info("best %s accuracy: %.2f %%, epoch %d", title, row[column], row["epoch"])

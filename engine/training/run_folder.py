@@ -26,22 +26,22 @@ from utils.log import logger
 from utils.plots import save_curves, save_reliability
 from utils.tables import read_csv, write_csv
 
-# One row per epoch, counted from 1. Means over images; accuracies in percent; empty if the method has no such logits.
+# One row per epoch, counted from 1. Means over images, accuracies in percent; empty if the logits are not computed.
 # train_* are of the student in train mode during the epoch; clean_* and PGD10_* of the student after it, on the images
 # that choose the best checkpoint, and empty in epochs without validation.
 METRICS = (
     *("epoch", "lr", "train_loss", "train_clean_acc", "train_adv_acc"),
     *("clean_loss", "clean_acc", "PGD10_loss", "PGD10_acc"),
 )
-# Differ from run to run, so they are in results.csv only, not in resume states, which are the same bytes in every run.
+# They differ from run to run, so they are only in results.csv: resume states have the same bytes in every run.
 MEASUREMENTS = ("images_per_s", "peak_memory_mib")
-# With --log_reliability also a row per epoch: see Reliability; the bins of alpha are named by their lower ends.
+# With --log_reliability, one row per epoch; see Reliability. The bins of alpha are named after their lower bounds.
 RELIABILITY_COLUMNS = ("epoch", "n", "teacher_clean_acc", "teacher_adv_acc")
 ALPHA_COLUMNS = tuple(f"alpha_{number / ALPHA_BINS:.2f}" for number in range(ALPHA_BINS))
 CURVES = "curves.png"
 MAX_NAME_BYTES = 200  # file systems allow 255; the files in the folder need the rest
 STATE_NAME = "{:04d}-{:06d}.pth"  # finished epochs, finished batches of the next
-STATES_KEPT = 2  # a damaged newest state does not end the run
+STATES_KEPT = 2  # the second serves if the newest is damaged
 METRICS_TYPES = {"batches": int, "images": int, "loss": float, "clean": int | None, "adv": int | None}
 STATE_TYPES = {"net": dict, "optimizer": dict, "epochs": int, "metrics": dict, "rows": list, "config": dict}
 STATE_TYPES |= {"reliability": list, "classes": list, "images": list, "teachers": list}
@@ -130,10 +130,10 @@ class RunFolder:
         with self._writing(self.path):
             self._lock()
             if self._states() != self._states_read:
-                raise UserError(f"{self.path}: another process was training this run just now; repeat the command")
+                raise UserError(f"{self.path}: another process has just trained this run; repeat the command")
             for partial in (*self.path.glob(f"{PARTIAL}*"), *(self.path / STATES).glob(f"{PARTIAL}*")):
                 with suppress(OSError):  # of another user
-                    partial.unlink()  # of a process that was killed while it saved
+                    partial.unlink()  # left by a process that was killed while saving
             for newer in self._states():  # could not be read
                 if state is None or _progress(newer) > (state["epochs"], state["metrics"]["batches"]):
                     newer.rename(newer.with_suffix(".bad"))
@@ -151,14 +151,14 @@ class RunFolder:
         states = self.path / STATES
         for path in (states, self.path / ".lock"):
             if path.is_symlink():
-                raise UserError(f"{path}: a link, and the run would write to its target; remove it")
+                raise UserError(f"{path}: is a symbolic link, and the run would write to its target; remove it")
         states.mkdir(parents=True, exist_ok=True)
         try:
             self._file_lock.acquire()
         except Timeout as error:
             raise UserError(f"{self.path}: another run is training there; {OTHER_RUN}") from error
         except (OSError, NotImplementedError) as error:  # for instance a network file system
-            logger.warning("WARNING: %s: cannot be locked (%s); start no second run there", self.path, error)
+            logger.warning("WARNING: %s: cannot be locked (%s); do not start a second run there", self.path, error)
 
     def add_row(self, values: dict, reliability: Reliability | None) -> None:
         """Append one epoch to the tables, with empty cells for missing values, and send it to the loggers."""
@@ -187,7 +187,7 @@ class RunFolder:
         return max((row for row in self.rows if row[column] is not None), key=lambda row: row[column], default=None)
 
     def save(self, name: str, content: dict, *others: str) -> None:
-        """Write one checkpoint, and give the file the names ``others``, too."""
+        """Write a checkpoint, and link the file under the names ``others``."""
         if self.writes:
             with self._writing(self.path / name):
                 save_checkpoint(self.path / name, content)
@@ -216,7 +216,7 @@ class RunFolder:
     def last_good(self) -> str:
         """Return a message that names the newest state."""
         states = self._states()
-        return f"the last good checkpoint is {states[0]}" if states else "no checkpoint was saved before"
+        return f"the last good checkpoint is {states[0]}" if states else "no checkpoint has been saved yet"
 
     def _states(self) -> list[Path]:
         """Resume states, newest first by the numbers in their names, since clocks may be wrong."""
@@ -230,7 +230,7 @@ class RunFolder:
                 state = decode(path.read_bytes(), path)
                 if _is_state(state):
                     return state
-                raise UserError(f"{path}: not a resume state, or of an older version")
+                raise UserError(f"{path}: not a resume state of this version")
             except (UserError, OSError) as error:
                 logger.warning("%s; trying the previous state", error)
         raise UserError(f"{self._states_read[0]}: no state of this run can be read; {OTHER_RUN}")
@@ -241,7 +241,7 @@ class RunFolder:
             yield
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            hint = "free space, then --resume" if getattr(error, "errno", None) in FULL else "--resume"
+            hint = "free disk space, then --resume" if getattr(error, "errno", None) in FULL else "--resume"
             raise UserError(
                 f"{path}: cannot be written ({reason}); {self.last_good()}; {hint} continues the run"
             ) from error
@@ -287,7 +287,7 @@ def _has_types(values: dict, types: dict) -> bool:
 
 
 def _progress(state: Path) -> tuple[int, ...]:
-    """Finished epochs and batches in the name of a state."""
+    """Return the numbers of finished epochs and batches in the name of a state."""
     return tuple(int(number) for number in state.stem.split("-") if number.isdecimal())
 
 

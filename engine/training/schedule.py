@@ -30,9 +30,9 @@ def constant(epoch: int, epochs: int, lr_max: float, milestones: Sequence[int]) 
 
 
 def onecycle(epoch: float, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:
-    """Half a cosine from ``lr_max / 25`` to ``lr_max`` in the first 2.5 % of the epochs, one to ``lr_max / 250000``.
+    """Half a cosine up from ``lr_max / 25`` in the first 2.5 % of the epochs, then one down to ``lr_max / 250000``.
 
-    ``OneCycleLR`` of PyTorch, one step per epoch, as Wang et al. (ICML 2023) use it; but the momentum is constant.
+    PyTorch's ``OneCycleLR`` with one step per epoch, as Wang et al. (ICML 2023) use it, but with constant momentum.
     """
     peak, last = max(0.025 * epochs - 1, 0), max(epochs - 1, 1)
     if epoch < peak:
@@ -43,23 +43,23 @@ def onecycle(epoch: float, epochs: int, lr_max: float, milestones: Sequence[int]
 
 
 def cyclic(epoch: float, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:
-    """A line from 0 to ``lr_max`` at 2/5 of the run, then one to 0 (Rice et al., ICML 2020)."""
+    """Linear from 0 to ``lr_max`` at 2/5 of the run, then linear to 0 (Rice et al., ICML 2020)."""
     peak = 0.4 * epochs
     return lr_max * (epoch / peak if epoch < peak else (epochs - epoch) / (epochs - peak))
 
 
 SCHEDULES = {"piecewise": piecewise, "cosine": cosine, "constant": constant, "onecycle": onecycle, "cyclic": cyclic}
-PER_STEP = {"cyclic"}  # whose rate changes with every step
-WHOLE_RUN = {"cosine", "onecycle", "cyclic"}  # whose rates depend on the number of epochs
+PER_STEP = {"cyclic"}  # the rate changes with every step
+WHOLE_RUN = {"cosine", "onecycle", "cyclic"}  # the rates depend on the number of epochs
 
 
 def epsilon_scale(epoch: int, config: TrainConfig) -> float:
-    """Share of radius and step size in one epoch: ``--epsilon_ramp`` grows it linearly to 1."""
+    """Return the factor of radius and step size in an epoch: ``--epsilon_ramp`` increases it linearly to 1."""
     return min(1.0, (epoch + 1) / max(config.epsilon_ramp, 1))
 
 
 def learning_rate(epoch: int, config: TrainConfig, done: float = 0.0) -> float:
-    """Learning rate of one epoch of a run, or after the part ``done``, in [0, 1], if it changes with every step.
+    """Return the learning rate of an epoch; if it changes with every step, after the fraction ``done`` of the epoch.
 
     ``--warmup_lr`` first increases the rate linearly from 0.001 to ``lr_max``; cosine then decreases over the remaining
     epochs, while milestones keep their epochs. Source: ``lr_decay`` of the official DGAD code.

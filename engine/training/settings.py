@@ -26,7 +26,7 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
     """Return the config with canonical names and its recipe's values, and the source of each value.
 
     ``given`` maps the fields that the user set to "flag" or "config file"; a recipe never changes those. The second
-    result maps each field to one of these, "recipe" or "default".
+    result maps each field to "flag", "config file", "recipe" or "default".
     """
     dataset = dataset_name(config.dataset)
     config = replace(
@@ -62,52 +62,52 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
 
 
 def _check(config: TrainConfig) -> None:
-    """Raise UserError for settings that exclude each other."""
+    """Raise UserError for settings that cannot be combined."""
     if config.method in WITH_TWO_TEACHERS and config.robust_weight + config.std_weight > 1:
         total = f"--robust_weight {config.robust_weight:g} + --std_weight {config.std_weight:g}"
-        raise UserError(f"{total}: is above 1, and 1 minus their sum is the weight of the cross entropy")
+        raise UserError(f"{total}: the sum must be at most 1; the cross entropy has the rest of the weight")
     if config.log_reliability and config.method in WITHOUT_TEACHER:
-        raise UserError(f"--log_reliability: {config.method} has no teacher; leave the flag out")
+        raise UserError(f"--log_reliability: {config.method} has no teacher; remove the flag")
     if config.augment == "cutmix" and config.method not in WITH_SOFT_LABELS:
         known = ", ".join(method for method in METHODS if method in WITH_SOFT_LABELS)
-        raise UserError(f"--augment cutmix: {config.method} needs one class for each image; use it with {known}")
+        raise UserError(f"--augment cutmix: {config.method} requires one class per image; use it with {known}")
     if config.extra_data and config.extra_labels == "teacher" and config.method in WITHOUT_TEACHER:
-        raise UserError(f"--extra_labels teacher: {config.method} has no teacher; leave the flag out")
+        raise UserError(f"--extra_labels teacher: {config.method} has no teacher; remove the flag")
     if config.extra_data and not 1 <= (count := int(config.bs * config.extra_fraction)) < config.bs:
-        message = f"{count} of the {config.bs} images of a batch; both kinds need at least one"
+        message = f"{count} of {config.bs} images per batch; at least one extra and one training image are required"
         raise UserError(f"--extra_fraction {config.extra_fraction:g}: {message}")
     if config.igdm is not None and "igdm" not in fields_read(config.method, config):
-        having = ", ".join(method for method in METHODS if "igdm" in fields_read(method, config))
-        raise UserError(f"--igdm: {config.method} has no such term; leave the flag out, or use it with {having}")
+        others = ", ".join(method for method in METHODS if "igdm" in fields_read(method, config))
+        raise UserError(f"--igdm: {config.method} does not support this term; remove the flag, or use it with {others}")
     if config.ema and config.swa_start:
-        raise UserError("--swa_start: --ema averages the weights already; leave one of them out")
+        raise UserError("--swa_start: cannot be combined with --ema; remove one of them")
     if config.nesterov and config.optim == "SGD" and not config.momentum:
-        raise UserError("--nesterov: needs --momentum above 0")
+        raise UserError("--nesterov: requires --momentum above 0")
     if config.accumulate > config.bs:
-        raise UserError(f"--accumulate {config.accumulate}: a batch of --bs {config.bs} has fewer images than parts")
+        raise UserError(f"--accumulate {config.accumulate}: must be at most --bs {config.bs}")
 
 
 def config_warnings(config: TrainConfig) -> list[str]:
-    """Return one line for each part of the training that the settings prevent."""
+    """Return one line for each setting that has no effect or not its usual effect."""
     warnings = []
     begin = getattr(METHODS[config.method](config), "keywords", {}).get("begin", 0)
     if begin >= config.epochs:
         warnings.append(
-            f"{config.method} starts introspection after epoch {begin}, never in --epochs {config.epochs}: the method "
-            "that it extends is trained; --IAD_begin sets the epoch"
+            f"{config.method} starts introspection after epoch {begin}, but --epochs {config.epochs} ends before: it "
+            "trains like the method that it extends; --IAD_begin sets the epoch"
         )
     for name in ("awp_warmup", "swa_start", "epsilon_ramp"):
         if (getattr(config, name) or 0) > config.epochs:
-            warnings.append(f"--{name} {getattr(config, name)}: the run of --epochs {config.epochs} ends before")
+            warnings.append(f"--{name} {getattr(config, name)}: is not reached in --epochs {config.epochs}")
     distance = config.step_size * config.num_steps
     if config.method not in WITHOUT_ATTACK and distance < config.epsilon:
         warnings.append(
-            f"--num_steps {config.num_steps} of --step_size {config.step_size:g} cover {distance:g} of --epsilon "
+            f"--num_steps {config.num_steps} with --step_size {config.step_size:g} reach {distance:g}, not --epsilon "
             f"{config.epsilon:g}; the papers use a step size of epsilon / 4"
         )
     if config.warmup_lr and config.warmup_lr_epochs >= config.epochs:
         warmup = f"--warmup_lr_epochs {config.warmup_lr_epochs}"
-        warnings.append(f"{warmup}: the run of --epochs {config.epochs} ends below --lr_max")
+        warnings.append(f"{warmup}: --lr_max is not reached in --epochs {config.epochs}")
     if config.warmup_lr and config.lr_max < WARMUP_START:
         warnings.append(f"--warmup_lr starts at {WARMUP_START:g}, above --lr_max {config.lr_max:g}")
     return warnings
@@ -121,7 +121,7 @@ def log_config(
     unused = ignored_fields(config)
     for source in ("flag", "config file", "recipe", "default"):
         specs = [spec for spec in fields(config) if sources[spec.name] == source]
-        if source in ("config file", "default"):  # those of the method are logged below
+        if source in ("config file", "default"):  # the method's parameters are logged below
             specs = [spec for spec in specs if spec.metadata["group"] != METHOD and spec.name not in unused]
         pairs = [(spec, getattr(config, spec.name)) for spec in specs]
         pairs = [(spec, value) for spec, value in pairs if value not in (None, "")]

@@ -34,17 +34,17 @@ class Trainer:
         steps: Number of steps of the inner attack.
         attack_bn: "eval" or "train" overrides the BatchNorm mode that the method requests for its attack.
         generator: Source of the start noise, on the images' device; None uses PyTorch's global generator.
-        arithmetic: Of all forward and backward passes; weights, losses and the optimizer keep their precision.
+        arithmetic: How forward and backward passes compute; weights, losses and the optimizer keep their precision.
         processes: Ranks that share each batch. Each draws the noise of the whole batch, so results do not depend on
             their number; attacks need no communication.
         sync_bn: In train mode, normalize over the whole batch instead of each rank's share.
-        average: Of the student's weights; it is validated and saved in place of them.
-        perturbation: Perturbs the weights at which the gradient is taken; the method is then called twice, and the
-            second call gets the adversarial images of the first.
-        clip_grad: Largest norm of the gradient of all parameters together.
-        parts: Process each batch in parts and add their gradients; BatchNorm normalizes over a part.
-        make_network: Makes another network like the student for a method that trains one; None copies the student.
-        steps_per_epoch: For a method whose schedule is per step.
+        average: An average of the student's weights, which is validated and saved instead of them.
+        perturbation: Perturbs the weights at which the gradient is computed; the method is then called twice, and the
+            second call receives the adversarial images of the first.
+        clip_grad: Maximum norm of the gradient over all parameters.
+        parts: Into how many parts a batch is split; their gradients are added, BatchNorm normalizes over a part.
+        make_network: Creates the second network of a method that trains one; None copies the student.
+        steps_per_epoch: For methods whose schedule advances with every step.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Trainer:
     ):
         self.student, self.method, self.optimizer = student, method, optimizer
         self.processes, self.shard = processes, None
-        self.average, self.network = average, average.network if average else student  # that is validated and saved
+        self.average, self.network = average, average.network if average else student  # the network to validate
         if arithmetic.channels_last:
             for network in {student, self.network}:
                 network.to(memory_format=torch.channels_last)
@@ -94,15 +94,15 @@ class Trainer:
     def step(self, x: Tensor, y: Tensor, epoch: int = 0, start_noise: Tensor | None = None) -> Step:
         """Perform one optimizer step on images (B, C, H, W) and labels (B,); ``epoch`` counts from 0.
 
-        ``start_noise`` (B, C, H, W) replaces the attack's random start. All ranks pass the same batch and process
-        their shares; the result is that of this rank's share, detached.
+        ``start_noise`` (B, C, H, W) replaces the attack's random start. All ranks receive the same batch and process
+        their shares; the result covers this rank's share and is detached.
         """
         self.student.train()
         shards = self.processes.shards(len(y), self.parts)
         noises = (None if start_noise is None else start_noise[shard.rows] for shard in shards)
         attacks = [partial(self.attack, start_noise=noise) for noise in noises]
         batch = x, y, epoch, shards
-        self.optimizer.zero_grad()  # before the forward pass, so that old gradients need no memory beside its features
+        self.optimizer.zero_grad()  # before the forward pass, so that its activations can use the gradients' memory
         perturbation = self.perturbation if self.perturbation and epoch >= self.perturbation.start else None
         if perturbation:
             recordings = [Recording(attack) for attack in attacks]
@@ -120,23 +120,23 @@ class Trainer:
         if perturbation:
             perturbation.restore()
         if self.processes.count > 1 and not self.sync_switch:
-            self.processes.broadcast(self.student.buffers())  # else every rank would attack with its own statistics
+            self.processes.broadcast(self.student.buffers())  # otherwise each rank would attack its own statistics
         getattr(self.method, "after_step", lambda: None)()
         if self.average:
             self.average.after_step()
         return result
 
     def _backward(self, student, attacks: list, x: Tensor, y: Tensor, epoch: int, shards: list[Shard]) -> Step:
-        """Add the gradients of this rank's share of a batch; return its result, detached."""
+        """Accumulate the gradients of this rank's share of a batch; return its result, detached."""
         results = []
         for attack, shard in zip(attacks, shards, strict=True):
             self.shard = shard
             if self.sync_switch:
                 self.sync_switch.on = not shard.replicated
             result = self.method(student, *self.teachers, attack, x[shard.rows], y[shard.rows], epoch)
-            weight = shard.weight * self.processes.count  # DistributedDataParallel takes the plain mean over ranks
+            weight = shard.weight * self.processes.count  # DistributedDataParallel averages over ranks
             (result.loss * weight).backward()
-            # Detached, because logits without a part in the loss would keep their graph in memory until the next step.
+            # Detached: logits that the loss does not use would keep their graph in memory until the next step.
             results.append(Step(*(None if value is None else value.detach() for value in result)))
         self.shard = None
         return concatenate(results, [shard.weight for shard in shards])
@@ -171,7 +171,7 @@ class Trainer:
         return self.pgd(objective(attack_model, *self.teachers), x, start.clamp(0, 1) if clamp else start, **ball)
 
     def after_epoch(self, epoch: int, images: Iterable[Tensor]) -> None:
-        """Account for the end of an epoch, from 0; ``images`` (B, C, H, W) are drawn if an average needs them."""
+        """Finish an epoch, counted from 0; ``images`` yields batches (B, C, H, W), which only some averages read."""
         getattr(self.method, "after_epoch", lambda epoch: None)(epoch)
         if self.average:
             self.average.after_epoch(epoch, images)
@@ -182,14 +182,14 @@ class Trainer:
             group["lr"] = lr
 
     def weights(self) -> dict:
-        """Return what checkpoints hold: ``net``, ``method_state``, and with an average of the weights ``net_raw``."""
+        """Return the weights in a checkpoint: ``net``, ``method_state``, and ``net_raw`` if weights are averaged."""
         weights = {"net": self.network.state_dict()}
         if hasattr(self.method, "state_dict"):
             weights["method_state"] = self.method.state_dict()
         return weights | {"net_raw": self.student.state_dict()} if self.average else weights
 
     def state(self) -> dict:
-        """Return what a resume state holds of the training."""
+        """Return the trainer's part of a resume state."""
         state = self.weights() | {"optimizer": self.optimizer.state_dict()}
         return state | {"averaged": self.average.count} if self.average else state
 
@@ -212,7 +212,7 @@ class Trainer:
             ) from error
 
     def _draw(self, noise: Noise, x: Tensor) -> Tensor:
-        """Start noise of this rank's images x (B, C, H, W): its rows of the noise of the whole batch."""
+        """Return the start noise of this rank's images x (B, C, H, W): its rows of the whole batch's noise."""
         if self.shard is None:
             return noise(x, self.radius_scale * self.epsilon, self.generator)
         batch = x.new_empty(self.shard.batch_size, *x.shape[1:])
@@ -220,9 +220,10 @@ class Trainer:
 
 
 def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
-    """Give every optimizer buffer the memory format of its parameter.
+    """Convert every optimizer buffer to the memory format of its parameter.
 
-    A state has the format of the device and precision that wrote it; fused optimizers pair values by address.
+    A resume state has the memory format of the device and precision that wrote it, and fused optimizers pair elements
+    by their position in memory.
     """
     for parameter, buffers in optimizer.state.items():
         for key, value in buffers.items():
@@ -231,7 +232,7 @@ def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _data_parallel(student: nn.Module) -> nn.Module:
-    # Buffers are not broadcast: that would change what the first of several forward passes saved for backward.
+    # Buffers are not broadcast: this would modify tensors that an earlier forward pass saved for backward.
     with warnings.catch_warnings():  # newer releases of PyTorch rename the option
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(student, broadcast_buffers=False)

@@ -28,10 +28,10 @@ class Validator:
         network: Network to validate, float32.
         batches: Validation images, on the network's device.
         epsilon: Radius of the attack, in [0, 1].
-        seed: Of the random starts, which are drawn again by every call, so that epochs differ by the network only.
+        seed: Seed of the random starts. Every call draws the same starts, so that epochs differ only in the network.
         processes: Ranks that share the images; each draws all starts, so results do not depend on their number.
-        arithmetic: Of the attacked copy; None is float32. It is never compiled: PGD stops early for fooled images, so
-            batch sizes vary, and a compiled copy would take the slow path for all but one of them.
+        arithmetic: How the attacked copy computes; None means float32. The copy is never compiled: PGD stops early for
+            fooled images, so batch sizes vary, and compiled code would serve only one of them.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Validator:
         self.attack_model = FoldedModel(network, arithmetic._replace(compiled=False))
 
     def __call__(self, after_batch: Callable[[], None] = lambda: None) -> tuple[Score, Score]:
-        """Return clean and robust score, and leave the network in eval mode; ``after_batch`` is called per batch.
+        """Return the clean and the robust score; call ``after_batch`` after each batch; leave the network in eval mode.
 
-        Images that are misclassified without an attack are not attacked, and PGD stops for an image once it is fooled:
-        the robust loss is the loss of the images at which the attack stopped.
+        Images that are misclassified without an attack are not attacked, and PGD stops for an image once it fools the
+        network. The robust loss is that of the images at which the attack stopped.
         """
         self.network.eval()
         self.attack_model.refresh()
@@ -70,7 +70,7 @@ class Validator:
         return Score(loss / n, 100 * correct / n, n), Score(robust_loss / n, 100 * robust / n, n)
 
     def _validate_batch(self, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-        """Sum of losses and number of correct images, clean and then under attack."""
+        """Return the sum of the losses and the number of correct images, first clean, then under attack: (4,)."""
         with torch.no_grad():
             clean = self.network(x)
         robust, correct = clean.clone(), clean.argmax(1) == y

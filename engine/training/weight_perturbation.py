@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation (AWP): the gradient of a step is taken at weights that increase its loss."""
+"""Adversarial weight perturbation (AWP): a step's gradient is computed at weights that increase its loss."""
 
 from collections.abc import Callable
 
@@ -12,8 +12,8 @@ TINY = 1e-20  # added to the norm of a gradient that may be 0 (official)
 class WeightPerturbation:
     """Adds ``v = gamma ||w|| g / ||g||`` to the weights w of convolutions and linear layers, g their gradients.
 
-    Norms are of a layer's whole tensor; biases and BatchNorm do not change. The optimizer steps from ``w + v``; then
-    the weights are ``w`` plus its update.
+    Norms are over a layer's whole weight tensor; biases and BatchNorm are not perturbed. The optimizer steps from
+    ``w + v``; its update is then applied to ``w``.
 
     Args:
         student: Network that is trained.
@@ -39,13 +39,13 @@ class WeightPerturbation:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Remove v after the optimizer's step: a weight without an update gets its old bytes, unlike by ``w - v``."""
+        """Remove v after the optimizer's step; a weight without an update gets back exactly its old value."""
         torch._foreach_sub_(self.weights, self._perturbed)
         torch._foreach_add_(self.weights, self._original)
         self._original, self._perturbed = [], []
 
     def untracked(self, network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """Return ``network``, which calls the student, without updates of BatchNorm's running statistics."""
+        """Return a function that calls ``network``, which calls the student, and keeps BatchNorm's statistics."""
         norms = [m for m in self.student.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
         def forward(x: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class WeightPerturbation:
 
 
 class Recording:
-    """The results of an attack, to use them again: :meth:`record` computes, :meth:`replay` returns them in order."""
+    """Results of an attack to be used twice: :meth:`record` computes them, :meth:`replay` returns them in order."""
 
     def __init__(self, attack: Callable[..., Tensor]):
         self.attack, self.results = attack, []

@@ -5,7 +5,7 @@ NAME is one of the following; each has --help:
   evaluation  PGD-20 on robust images
   scale       several processes: torchrun --standalone --nproc_per_node=2 scripts/benchmark scale
 
-A ratio is the median over pairs of (reference, ours), its spread their quartiles.
+A ratio is the median over (reference, ours) pairs; its spread is given by their quartiles.
 """
 
 import json
@@ -36,7 +36,7 @@ BENCHMARKS = {
 def benchmark(argv: list[str]) -> None:
     """Run the benchmark that the first argument names; raises UserError for an unknown name."""
     if not argv:
-        raise UserError(f"name a benchmark ({', '.join(BENCHMARKS)}): python scripts/benchmark NAME [flags]")
+        raise UserError(f"no benchmark given ({', '.join(BENCHMARKS)}): python scripts/benchmark NAME [flags]")
     if argv[0] in ("-h", "--help"):
         print(__doc__, end="")
         return

@@ -1,4 +1,4 @@
-"""Benchmark of an evaluation: with folded networks and attacks that stop for fooled images, and without."""
+"""Benchmark of an evaluation with folded networks and attacks that stop for fooled images against one without them."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +24,14 @@ from utils.log import logger
 
 @dataclass(frozen=True)
 class Evaluation(Timing):
-    """How many images of Digits are attacked."""
+    """How many Digits images are attacked."""
 
     limit_test: int = flag(320, "number of test images", group=WORKLOAD, check=at_least(1))
     bs: int = flag(64, "batch size", group=WORKLOAD, check=at_least(1))
 
 
 def time_evaluation(config: Evaluation) -> dict:
-    """PGD-20 against PGD-20 with every step on every image, at a radius at which half of the images are robust."""
+    """Our PGD-20 against PGD-20 with every step on every image, at a radius where half of the images are robust."""
     device = config.choose_device()
     splits = load("Digits", image_size=16)
     network = _train(splits, device)

@@ -23,7 +23,7 @@ SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product measu
 
 @dataclass(frozen=True)
 class Timing:
-    """Where and how often a benchmark measures."""
+    """On what hardware and how often a benchmark is timed."""
 
     pairs: int = flag(5, "how often each side is timed", group=EXECUTION, check=at_least(1))
     device: str = flag("auto", "auto, cpu, cuda or cuda:N", group=EXECUTION)
@@ -39,7 +39,7 @@ class Timing:
 
 
 def compare(reference: Callable, ours: Callable, images: int, pairs: int, device: torch.device) -> dict:
-    """Time both alternately, after one untimed call of each; log and return images/s and the ratio of the times."""
+    """Time both alternately after one untimed call of each; log and return images/s and the ratio of the times."""
     seconds = {"reference": [], "ours": []}
     for repeat in range(pairs + 1):
         for name, work in (("reference", reference), ("ours", ours)):
@@ -55,7 +55,7 @@ def compare(reference: Callable, ours: Callable, images: int, pairs: int, device
 
 
 def timed(work: Callable, device: torch.device) -> float:
-    """Seconds that ``work`` takes, including the device's."""
+    """Seconds until ``work`` and the kernels that it launches have finished."""
     _synchronize(device)
     start = time.perf_counter()
     work()
@@ -73,9 +73,10 @@ def product_speeds(device: torch.device) -> dict[str, float]:
 
 
 def gflop(work: Callable) -> float:
-    """Multiplications and additions, in 10^9, of the convolutions and matrix products in ``work``.
+    """Count the 10^9 multiplications and additions of the convolutions and matrix products in ``work``.
 
-    PyTorch's formulas; a WinogradConv2d counts with the matrix products that it executes, fewer than by definition.
+    Uses PyTorch's formulas. A WinogradConv2d counts with the matrix products that it executes, which are fewer than
+    those of the convolution's definition.
     """
     with _FlopCounter() as counter:
         work()

@@ -1,6 +1,7 @@
 """The plain reference of the benchmarks: training and PGD structured as in the official codes.
 
-float32, channels-first, eager, BatchNorm not folded, parameters that require gradients during the attack.
+float32, channels-first, eager, BatchNorm not folded, parameters that require gradients during the attack. A training
+step allows TF32, as PyTorch does by default for convolutions on a GPU.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.device import allow_tf32
 from methods.losses import Setup, set_up
 
 
@@ -18,9 +20,9 @@ def pgd_accuracy(
 ) -> float:
     """Accuracy in % of ``model`` under PGD on cross entropy, with every step on every image.
 
-    An image counts as fooled if it is misclassified clean or at any step, as in an attack that stops for fooled images,
-    so both give the same accuracy. ``noise`` has a draw from [-1, 1] for each batch, of its shape; ``epsilon`` and
-    ``step_size`` are in [0, 1].
+    An image counts as fooled if it is misclassified without an attack or at any step, so the accuracy equals that of an
+    attack that stops for fooled images. ``noise`` has one tensor per batch, in its shape, with values in [-1, 1];
+    ``epsilon`` and ``step_size`` are in [0, 1].
     """
     model.eval()
     correct = n = 0
@@ -46,10 +48,10 @@ def _correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 class Trainer:
-    """A training step as the official codes take it; the method and its loss are this project's.
+    """The training step of the official codes, with this project's methods and losses.
 
-    The attack runs the networks themselves, with parameters that require gradients (the student's), and the student in
-    the mode that the method requests. Arguments are those of engine.training.trainer.Trainer.
+    The attack runs the networks themselves: the student in the mode that the method requests, its parameters requiring
+    gradients. Arguments are those of engine.training.trainer.Trainer.
     """
 
     def __init__(self, student, teachers, method, optimizer, *, epsilon: float, step_size: float, steps: int):
@@ -72,10 +74,11 @@ class Trainer:
         return x_adv.detach()
 
     def step(self, x: Tensor, y: Tensor, epoch: int = 0) -> None:
-        """One optimizer step on images (B, C, H, W) and labels (B,)."""
+        """Perform one optimizer step on images (B, C, H, W) and labels (B,)."""
         self.student.train()
-        outcome = self.method(self.student, *self.teachers, self.attack, x, y, epoch)
-        self.optimizer.zero_grad()
-        outcome.loss.backward()
+        with allow_tf32(x.is_cuda):
+            result = self.method(self.student, *self.teachers, self.attack, x, y, epoch)
+            self.optimizer.zero_grad()
+            result.loss.backward()
         self.optimizer.step()
         getattr(self.method, "after_step", lambda: None)()

@@ -35,7 +35,7 @@ PIECES = {
 
 @dataclass(frozen=True)
 class Step(Timing):
-    """What is trained, and how our side computes."""
+    """What is trained, and how this project computes it."""
 
     method: str = flag("DGAD", "training method", group=WORKLOAD)
     model: str = flag("resnet18", "student", group=WORKLOAD)
@@ -44,19 +44,19 @@ class Step(Timing):
     classes: int = flag(10, "number of classes", group=WORKLOAD, check=at_least(2))
     image_size: int = flag(32, "height and width of the images", group=WORKLOAD, check=between(16, 1024))
     epoch: int = flag(100, "epoch of the step, from 0; introspection begins at 60", group=WORKLOAD, check=at_least(0))
-    precision: str = flag("auto", "precision of our side; the reference computes in fp32", group=WORKLOAD)
-    compile: str = flag("auto", "compilation of our side: auto, off, on, graphs", group=WORKLOAD)
+    precision: str = flag("auto", "precision of our step; the reference uses fp32, on a GPU TF32", group=WORKLOAD)
+    compile: str = flag("auto", "compilation of our step: auto, off, on, graphs", group=WORKLOAD)
     piece: Literal["awp", "ema", "cutout", "cutmix", "idbh-weak", "idbh-strong"] | None = flag(
         None, "time our step with this piece of a recipe against our step without it", group=WORKLOAD
     )
-    profile: str = flag("", "write a trace of one step of our side to this file", group=EXECUTION)
+    profile: str = flag("", "write a trace of one of our steps to this file", group=EXECUTION)
 
 
 def time_step(config: Step) -> dict:
     """One training step, from the attack to the optimizer, against a step of the official codes."""
     device = config.choose_device()
     sides = {"reference": (Trainer if config.piece else plain.Trainer, None), "ours": (Trainer, config.piece)}
-    eager, _ = choose_arithmetic(config.precision, "off", device)  # compiled code cannot be counted
+    eager, _ = choose_arithmetic(config.precision, "off", device)  # FLOP are counted in eager mode only
     counts = {name: gflop(make_step(config, device, eager, *side)) / config.bs for name, side in sides.items()}
     arithmetic, description = choose_arithmetic(config.precision, config.compile, device)
     logger.info("%s, %s", machine(device), description)
@@ -78,7 +78,7 @@ def time_step(config: Step) -> dict:
 
 
 def time_scaling(config: Step) -> dict:
-    """A step shared by the processes of torchrun, one core or GPU each, against the same batch in one of them.
+    """A step shared by torchrun's processes, one core or GPU each, against a step on the same batch in one process.
 
     The ratio is at best the number of processes.
     """
@@ -104,9 +104,9 @@ def time_scaling(config: Step) -> dict:
 
 
 def make_step(config: Step, device: torch.device, arithmetic: Arithmetic, kind=Trainer, piece=None, **options):
-    """A function that takes a step of a trainer of this kind on generated images.
+    """Return a function that performs one step of a new ``kind`` of trainer on generated images.
 
-    All such functions have the same weights and images. ``arithmetic`` is not used by the reference.
+    All such functions start from the same weights and images. The reference ignores ``arithmetic``.
     """
     seed_everything(0)
     method = canonical(config.method, METHODS, ALIASES, "--method")

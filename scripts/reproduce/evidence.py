@@ -7,8 +7,8 @@ choice. Averaged and raw weights are evaluated. Flags after -- go to every train
     evidence.py --data_root IMAGES --out DIR --device cuda --jobs 16 --minutes 5 -- --compile graphs
     evidence.py --table DIR                                         write the table and the figure
 
-DIR gets results.json, rewritten after every training and evaluation, then fair.md and fair.png. What results.json has
-is skipped; the same command continues a stopped training.
+Writes results.json to DIR after every training and evaluation, then fair.md and fair.png. Skips what results.json
+contains; the same command continues a stopped training.
 """
 
 import argparse
@@ -142,7 +142,7 @@ class Study:
         return {title: runs for title, runs in rows.items() if runs}
 
     def left(self) -> dict[Run, list[str]]:
-        """The runs known so far that are not done, and what they lack: TRAIN, and of a row of the table WEIGHTS."""
+        """The runs known so far that are not done, with their missing steps: TRAIN, and WEIGHTS for table rows."""
         left = {Run(method, flags, self.seeds[0]): [TRAIN] for method in self.methods for flags in GRID[method]}
         left |= {run: [TRAIN, *WEIGHTS] for runs in self.rows().values() for run in runs}
         for run, parts in left.items():
@@ -151,9 +151,9 @@ class Study:
         return {run: parts for run, parts in left.items() if parts}
 
     def steps(self, work: Path) -> list[tuple[Run, str]]:
-        """What is not done and can start, evaluations first, so that an incomplete table has whole rows.
+        """The steps that are not done and can start; evaluations come first, so that finished runs have full rows.
 
-        An evaluation whose checkpoint is not below ``work`` trains again.
+        A run whose checkpoint is not in ``work`` is trained again before its evaluation.
         """
         steps = []
         for run, parts in self.left().items():
@@ -162,7 +162,7 @@ class Study:
         return sorted(steps, key=lambda step: step[1] == TRAIN)
 
     def accuracies(self, runs: Sequence[Run], weights: str, attack: str) -> list[float]:
-        """Accuracy in percent of each run that was evaluated so."""
+        """Accuracy in percent of each run with this evaluation."""
         results = [self.results.get(run.name, {}).get(weights, {}) for run in runs]
         return [result[attack] for result in results if attack in result]
 
@@ -173,9 +173,9 @@ def find(folder: Path, name: str) -> Path | None:
 
 
 class Runner:
-    """Carries out steps and writes their results.
+    """Runs the steps and writes their results.
 
-    Raises UserError if the folder has results of another scale or other flags after --.
+    Raises UserError if the folder has results of another scale or with other flags after --.
     """
 
     def __init__(self, study: Study, options: argparse.Namespace, flags: list[str]):
@@ -192,7 +192,7 @@ class Runner:
         for key, value in mine.items():
             others = [result[key] for result in study.results.values() if result.get(key, value) != value]
             if others:
-                raise UserError(f"--out {self.out}: has results of other {key} ({others[0]}); name another folder")
+                raise UserError(f"--out {self.out}: has results of other {key} ({others[0]}); choose another folder")
 
     def command(self, run: Run, part: str) -> list[str]:
         """The script and its flags."""
@@ -243,18 +243,18 @@ def read_results(folder: Path) -> dict[str, dict]:
             raise ValueError("not an accuracy")
         return results
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: no results of evidence.py ({error}); name another folder") from error
+        raise UserError(f"{path}: no results of evidence.py ({error}); choose another folder") from error
 
 
 def evidence(arguments: Sequence[str]) -> None:
-    """Carry out the comparison and write its table.
+    """Run the comparison and write its table.
 
-    Raises UserError for a bad request; exits with status 1 if a step failed, and with a signal's after a signal.
+    Raises UserError for invalid flags; exits with status 1 if a step failed, and with its own status after a signal.
     """
     own, flags = split_flags(arguments)
     options = _parser().parse_args(own)
     if not (options.table or options.out):
-        raise UserError("--out: needed; name the folder of the results")
+        raise UserError("--out: required; give a folder for the results")
     if unknown := set(options.methods) - GRID.keys():
         raise UserError(f"--methods {' '.join(sorted(unknown))}: must be of {', '.join(GRID)}")
     if not (options.jobs >= 1 and options.minutes >= 0):
@@ -274,7 +274,7 @@ def evidence(arguments: Sequence[str]) -> None:
 
 
 def carry_out(study: Study, options: argparse.Namespace, flags: list[str]) -> int:
-    """Carry out what the study requires; return the exit status."""
+    """Run the steps of the study; return the exit status."""
     runner = Runner(study, options, flags)
     parse(TrainConfig, runner.command(Run(BASE, GRID[BASE][0], 1), TRAIN)[1:], description="", choices={})
     if options.scale == "full":
@@ -340,7 +340,7 @@ def page(study: Study) -> str:
 
 
 def missing(study: Study) -> str:
-    """The runs that the table lacks, as far as they are known."""
+    """The runs that are missing in the table, as far as they are known."""
     return "; ".join(run.name for run in study.left()) or "none"
 
 
@@ -358,9 +358,9 @@ def draw(study: Study) -> Figure:
         for weights, shift, fill in (("ema", -0.12, "C0"), ("raw", 0.12, "white")):
             for number, runs in enumerate(rows.values()):
                 if values := study.accuracies(runs, weights, attack):
-                    look = {"fmt": "o", "color": "C0", "markerfacecolor": fill, "elinewidth": 0.8, "capsize": 2}
+                    style = {"fmt": "o", "color": "C0", "markerfacecolor": fill, "elinewidth": 0.8, "capsize": 2}
                     error = two_errors(values) if len(values) > 1 else 0
-                    axis.errorbar(mean(values), number + shift, xerr=error, **look)
+                    axis.errorbar(mean(values), number + shift, xerr=error, **style)
         axis.set_xlabel(f"{attack} (%)")
         axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(rows)), rows)

@@ -1,9 +1,9 @@
 """Measure on one GPU within a time limit: python scripts/reproduce/gpu.py --minutes 9 --out DIR --data_root IMAGES
 
 Runs the GPU tests, benchmarks the training steps of the papers, and trains and evaluates the rows of the table GPU: a
-robust teacher, then one student after another with the same schedule. Starts nothing that cannot end in time. DIR gets
-results.json, rewritten after every piece, and the teacher's weights in two files. Pieces that DIR, --work or --done
-already hold are skipped.
+robust teacher, then one student after another with the same schedule. Starts nothing that cannot finish in time. Writes
+results.json to DIR after every measurement, and the teacher's weights as two files. Skips measurements that DIR, --work
+or --done already contain.
 
     gpu.py --table results/gpu                                      print the results as Markdown
     gpu.py --join DIR --to models/pretrained/resnet18_cifar10       join and check the teacher's weights, write its card
@@ -41,15 +41,18 @@ from utils.versions import versions
 
 RESULTS, PARTS = "results.json", ("teacher.1", "teacher.2")
 TEACHER, SECOND, STEP = "teacher", "standard", "step"  # two rows of the table GPU, and a benchmark
+START, EPOCH, EVALUATION, TESTS = "start", "epoch", "evaluation", "tests"
 ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")
-PUBLISHED = "models/pretrained/resnet18_cifar10"
-LEAST_AUTOATTACK = 40.0  # percent, of a teacher that is published
+PUBLISHED, IMAGES = "models/pretrained/resnet18_cifar10", "datasets/cifar10_jpeg"
+MIN_AUTOATTACK = 40.0  # percent; a weaker teacher is not published
 COSTS = {"Natural": 0.2, "AT": 1.0, "AdaAD": 2.2, "AdaIAD": 2.2, "DGAD": 2.2, "DGAD-IAD": 2.2}  # epochs of AT; else 1.4
-MARGIN = 1.1  # of every estimate
-EVALUATION_SECONDS, STEP_SECONDS, START_SECONDS, SECOND_EPOCHS = 50, 30, 15, 10
+MARGIN = 1.1  # factor on every estimate
+SECOND_EPOCHS = 10
 PAIRS = (("AT", "resnet18"), *((method, of) for of in ("wideresnet34_10", "resnet18") for method in ("DGAD", "RSLAD")))
+# "seconds" estimates what is not measured yet: START before the first epoch (decoding and compilation), EPOCH of AT.
 SCALES = {
-    "full": {
+    "full": {  # on an H200
+        "seconds": {TESTS: 150, STEP: 60, START: 40, EPOCH: 8, EVALUATION: 150},
         "tests": ["-n", "4", "tests/test_gpu.py"],
         "steps": [
             f"--method {method} --model resnet18 --teacher_model {teacher} --bs {bs} --compile {mode}"
@@ -59,7 +62,8 @@ SCALES = {
         "rows": ["*"],
         "epochs": 30,
     },
-    "smoke": {  # shows on a CPU that every piece runs
+    "smoke": {  # checks on a CPU that everything runs
+        "seconds": {TESTS: 20, STEP: 30, START: 15, EPOCH: 0, EVALUATION: 50},
         "tests": ["tests/test_schedule.py"],
         "steps": ["--method AT --model small_resnet --bs 4 --pairs 1"],
         "rows": [TEACHER, "DGAD", SECOND, "IAD-II"],
@@ -84,18 +88,18 @@ Images (B, 3, {image_size}, {image_size}) in [0, 1], not normalized; logits (B, 
 
 
 def gpu(arguments: Sequence[str]) -> None:
-    """Measure, print a table or join weights. Raises UserError before anything is measured for a bad request."""
+    """Measure, print a table or join weights. Raises UserError for invalid flags, before anything is measured."""
     parser = parser_for(__doc__)
-    parser.add_argument("--minutes", type=float, default=0, metavar="M", help="time limit of everything")
-    parser.add_argument("--out", metavar="DIR", help="folder of the results: 3 files of at most 16 MiB")
-    parser.add_argument("--data_root", default=".images/cifar10_jpeg", metavar="DIR", help="image folder of CIFAR-10")
-    parser.add_argument("--epochs", type=int, metavar="N", help="of every training; default: 30 at scale full")
-    parser.add_argument("--scale", choices=SCALES, default="full", help="smoke runs on a CPU [default: full]")
-    parser.add_argument("--done", default="results/gpu", metavar="DIR", help="earlier results [default: results/gpu]")
-    parser.add_argument("--work", metavar="DIR", help="folder of checkpoints; default: runs/gpu-SCALE")
-    parser.add_argument("--table", metavar="DIR", help="print the results in DIR as Markdown and end")
-    parser.add_argument("--join", metavar="DIR", help="join the teacher's weights in DIR and end")
-    parser.add_argument("--to", default=PUBLISHED, metavar="DIR", help="folder of the joined weights")
+    parser.add_argument("--minutes", type=float, default=0, metavar="M", help="time limit for everything")
+    parser.add_argument("--out", metavar="DIR", help="folder for the results: 3 files of at most 16 MiB")
+    parser.add_argument("--data_root", default=IMAGES, metavar="DIR", help=f"image folder of CIFAR-10 [{IMAGES}]")
+    parser.add_argument("--epochs", type=int, metavar="N", help="training epochs [30 at scale full]")
+    parser.add_argument("--scale", choices=SCALES, default="full", help="smoke runs on a CPU [full]")
+    parser.add_argument("--done", default="results/gpu", metavar="DIR", help="earlier results [results/gpu]")
+    parser.add_argument("--work", metavar="DIR", help="folder for checkpoints [runs/gpu-SCALE]")
+    parser.add_argument("--table", metavar="DIR", help="print the results in DIR as Markdown and exit")
+    parser.add_argument("--join", metavar="DIR", help="join the teacher's weights in DIR and exit")
+    parser.add_argument("--to", default=PUBLISHED, metavar="DIR", help=f"folder for the joined weights [{PUBLISHED}]")
     options = parser.parse_args(arguments)
     if options.table:
         logger.info("%s", table(Path(options.table)))
@@ -112,20 +116,20 @@ def _check(options: argparse.Namespace) -> None:
     if options.epochs is not None and options.epochs < 1:
         raise UserError(f"--epochs {options.epochs}: must be at least 1")
     if not options.out:
-        raise UserError("--out: required; name the folder of the results")
+        raise UserError("--out: required; give a folder for the results")
     if options.scale == "full":
         for part in ("train", "test"):
             if not any(Path(options.data_root, part).glob("*/*.*")):
-                raise UserError(f"--data_root {options.data_root}: no images in {part}/CLASS/; unpack the archive")
+                raise UserError(f"--data_root {options.data_root}: no images in {part}/CLASS/; give an image folder")
         if not torch.cuda.is_available():
-            raise UserError("--scale full: needs a CUDA device; --scale smoke runs on a CPU")
+            raise UserError("--scale full: requires a CUDA device; --scale smoke runs on a CPU")
 
 
 class Session:
-    """One call: the results so far, the time that is left, and what measures each piece.
+    """One call of the script: the results so far, the remaining time, and the measurements.
 
-    ``pieces`` are those of this machine, ``done`` the successful ones among them and in --done. Raises UserError if
-    --out or --work holds results of another device.
+    ``pieces`` are the measurements on this device by name; ``done`` has the successful ones, including those in --done.
+    Raises UserError if --out or --work contains results of another device.
     """
 
     def __init__(self, options: argparse.Namespace):
@@ -135,8 +139,9 @@ class Session:
         self.out, self.work = Path(options.out), Path(options.work or f"runs/gpu-{options.scale}").absolute()
         data, flags = "Digits", []
         if options.scale == "full":
-            root = Path(options.data_root).absolute()
-            data, flags = root.name, ["--dataset", "Folder", "--data_root", str(root)]
+            root, workers = Path(options.data_root).absolute(), min(os.cpu_count() or 1, 256)
+            data = root.name
+            flags = ["--dataset", "Folder", "--data_root", str(root), "--workers", str(workers)]
         planner = Planner(self.work, options.scale, [], None, flags)
         planned = planner.plan(load_tables()["GPU"], self.scale["rows"])
         self.runs = {row: planner.runs[key] for row, (key,) in planned.items()}
@@ -147,20 +152,21 @@ class Session:
         for folder in (self.out, self.work):
             kept = _read(folder / RESULTS)
             if (card := kept["machine"].get("device", device)) != device:
-                raise UserError(f"{folder}: has results of {card}, this is {device}; name another folder")
+                raise UserError(f"{folder}: has results of {card}, but this is {device}; give another folder")
             self.pieces |= kept["pieces"]
             folder.mkdir(parents=True, exist_ok=True)
         self.done = {key: piece for key, piece in self.pieces.items() if "error" not in piece}
         for kept in map(_read, sorted(self.earlier.rglob("*.json"))):
             same = kept["machine"].get("device") == device
-            for key, piece in kept["pieces"].items():  # the times of another card do not count
+            for key, piece in kept["pieces"].items():  # times measured on another card do not count
                 if "error" not in piece and (same or {"rows", "results"} & piece.keys()):
                     self.done.setdefault(key, piece)
 
     def measure(self) -> None:
-        """Measure all pieces in order of importance."""
-        first = len(PAIRS)  # the papers' batch size, as CUDA graphs; the rest comes after the students
-        self.attempt("tests", 20, lambda: self.command(["-m", "pytest", "-q", *self.scale["tests"]], "tests"))
+        """Measure everything in order of importance."""
+        first = len(PAIRS)  # the papers' batch size, with CUDA graphs; the other steps come after the students
+        tests = ["-m", "pytest", "-q", *self.scale["tests"]]
+        self.attempt(TESTS, self.longest(TESTS), lambda: self.command(tests, TESTS))
         for flags in self.scale["steps"][:first]:
             self.benchmark(flags)
         for row in self.runs:
@@ -170,17 +176,17 @@ class Session:
 
     def benchmark(self, flags: str) -> None:
         """Benchmark a training step against the plain reference."""
-        path, seconds = self.work / "step.json", self.longest(STEP, STEP_SECONDS)
+        path, seconds = self.work / "step.json", self.longest(STEP)
         args = ["scripts/benchmark", "step", *flags.split(), "--json", str(path)]
         self.attempt(f"{STEP} {flags}", seconds, lambda: self.command(args, STEP) | {"benchmark": read_json(path)})
 
     def attempt(self, key: str, seconds: float, measure: Callable[[], dict]) -> None:
-        """Measure one piece if it is not done and fits into the time; write the results at once."""
+        """Call ``measure`` if ``key`` is not done and ``seconds`` remain; write the results immediately."""
         began = time.monotonic()
         if key in self.done:
             return
         if MARGIN * seconds > self.end - began:
-            logger.info("%s: left out, needs about %.0f s of %.0f s", key, MARGIN * seconds, self.end - began)
+            logger.info("%s: skipped, takes about %.0f s; %.0f s remain", key, MARGIN * seconds, self.end - began)
             return
         try:
             piece = self.done[key] = measure()
@@ -195,14 +201,16 @@ class Session:
         for part in filter(Path.exists, (self.work / part for part in PARTS)):
             shutil.copy(part, self.out)
 
-    def longest(self, kind: str, default: float) -> float:
-        """Seconds of the longest piece so far whose name has ``kind``."""
-        return max((piece["seconds"] for key, piece in self.pieces.items() if kind in key), default=default)
+    def longest(self, kind: str) -> float:
+        """Seconds of the longest measurement so far whose name contains ``kind``, or the estimate."""
+        measured = (piece["seconds"] for key, piece in self.pieces.items() if kind in key)
+        return max(measured, default=self.scale["seconds"][kind])
 
     def command(self, args: Sequence[str], name: str, *, epochs: int = 0, results: Path | None = None) -> dict:
-        """Run a command of the project; raises UserError if it fails or does not end in time.
+        """Run a command of the project; raises UserError if it fails or does not finish in time.
 
-        Of a training, ``results`` is its results.csv: it is stopped as soon as its ``epochs`` cannot end in time.
+        For a training, ``results`` is its results.csv; it is stopped as soon as ``epochs`` epochs cannot finish in
+        time.
         """
         began, ends, log = time.monotonic(), [], self.work / f"{name}.txt"
         process = start([sys.executable, *args], log, cwd=ROOT)
@@ -214,7 +222,7 @@ class Session:
                     ends.append(now - began)
                 if now + (epochs - len(ends)) * _per_epoch(ends) > self.end:
                     stopped = f"stopped after {now - began:.0f} s and {len(ends)} epochs"
-                    raise UserError(f"{stopped}: it would not end in time")
+                    raise UserError(f"{stopped}: it would not finish in time")
         finally:
             process.kill()
             process.wait()
@@ -225,7 +233,7 @@ class Session:
         return {"command": shlex.join(["python", *args]), "log": lines[-5:], **timed}
 
     def train_row(self, row: str) -> None:
-        """Train and evaluate one row; a row whose teacher does not exist is left out."""
+        """Train and evaluate one row; skip it if its teacher does not exist."""
         run, evaluation, teacher = self.runs[row], f"{row} evaluation", self.weights()
         exists = teacher if row == TEACHER else run.folder.exists() or evaluation in self.done
         if not exists:  # an earlier call trained it, but its checkpoints are on another machine
@@ -237,22 +245,22 @@ class Session:
         epochs = SECOND_EPOCHS if row == SECOND else first.get("epochs", self.epochs)
         args = [*run.commands[0], "--epochs", str(epochs)]
         args += ["--teacher_path", str(teacher)] if "--teacher_path" in args else []
-        limit = self.longest("evaluation", EVALUATION_SECONDS)
+        limit, estimates = self.longest(EVALUATION), self.scale["seconds"]
         cost = COSTS.get(args[args.index("--method") + 1], 1.4)
-        seconds = START_SECONDS + epochs * cost * first.get("epoch_seconds", 0) + limit
+        seconds = estimates[START] + epochs * cost * first.get("epoch_seconds", estimates[EPOCH]) + limit
         self.attempt(row, seconds, lambda: self.train(row, args, epochs))
         if row in self.done and row != SECOND:
             self.attempt(evaluation, limit, lambda: self.evaluate(row))
 
     def train(self, row: str, args: list[str], epochs: int) -> dict:
-        """Train one row; the result has the rows of results.csv, and that of the teacher what is kept of it."""
+        """Train one row; return the rows of results.csv and, for the teacher, the checksum of its saved weights."""
         folder = self.runs[row].folder
         piece = self.command(args, "training", epochs=epochs, results=folder / "results.csv")
         piece |= {"epochs": epochs, "rows": read_csv(folder / "results.csv")}
         return piece | self.keep_teacher(folder / BEST_PGD10) if row == TEACHER else piece
 
     def evaluate(self, row: str) -> dict:
-        """Evaluate the best checkpoint of a row, and the last if it is another one."""
+        """Evaluate the best checkpoint of a row, and the last one if it differs."""
         run = self.runs[row]
         log = run.folder / "results.csv"
         checkpoints = {"best": self.weights() if row == TEACHER else run.folder / BEST_PGD10}
@@ -266,7 +274,7 @@ class Session:
         return {"evaluation_command": command, "results": results}
 
     def keep_teacher(self, checkpoint: Path) -> dict:
-        """Write the teacher with convolutions and matrices in bfloat16, whole and in two parts."""
+        """Write the teacher with convolutions and matrices in bfloat16, as one file and as two parts."""
         folder, metadata = self.work / TEACHER, Checkpoint(checkpoint).metadata
         network = load_network(metadata["model"], 10, checkpoint, metadata["image_size"])
         for parameter in network.parameters():
@@ -280,7 +288,7 @@ class Session:
         return {"sha256": hashlib.sha256(content).hexdigest(), "config": read_json(folder / CONFIG)}
 
     def weights(self) -> Path | None:
-        """The teacher's file: of this call, joined from the parts of an earlier one, or the published one."""
+        """The teacher's file: written by this call, joined from the parts of an earlier call, or published."""
         path = self.work / TEACHER / WEIGHTS
         if not path.exists() and (parts := sorted(self.earlier.rglob("teacher.[12]"))):
             path.parent.mkdir(exist_ok=True)
@@ -291,7 +299,10 @@ class Session:
 
 
 def join(source: Path, target: Path) -> None:
-    """Join the teacher's weights and write them with configuration and card. Raises UserError for a bad teacher."""
+    """Join the teacher's weights and write them with their configuration and a model card.
+
+    Raises UserError if the parts are missing or damaged, or if the teacher is too weak.
+    """
     kept = _read(source / RESULTS)
     try:
         teacher, evaluation = (kept["pieces"][key] for key in (TEACHER, f"{TEACHER} evaluation"))
@@ -301,9 +312,9 @@ def join(source: Path, target: Path) -> None:
     except (KeyError, OSError) as error:
         raise UserError(f"{source}: has no evaluated teacher ({error})") from error
     if hashlib.sha256(content).hexdigest() != teacher["sha256"]:
-        raise UserError(f"{source}: the teacher's files are damaged, or not those of its results")
-    if robust < LEAST_AUTOATTACK:
-        raise UserError(f"{source}: AutoAttack accuracy {robust:.2f} % is below {LEAST_AUTOATTACK:g} %; not written")
+        raise UserError(f"{source}: the teacher's files are damaged or do not belong to {RESULTS}")
+    if robust < MIN_AUTOATTACK:
+        raise UserError(f"{source}: AutoAttack accuracy {robust:.2f} % is below {MIN_AUTOATTACK:g} %; not written")
     target.mkdir(parents=True, exist_ok=True)
     (target / WEIGHTS).write_bytes(content)
     write_text(target / CONFIG, json.dumps(teacher["config"], indent=2) + "\n")
@@ -316,7 +327,7 @@ def join(source: Path, target: Path) -> None:
 
 
 def table(folder: Path) -> str:
-    """Accuracies and speed of all results below a folder as Markdown. Raises UserError if there are none."""
+    """Return the accuracies and speeds in a folder as Markdown tables. Raises UserError if there are none."""
     accuracies, speeds = [], []
     for kept in map(_read, sorted(folder.rglob("*.json"))):
         device, data = (kept["machine"].get(key, "-") for key in ("device", "data"))
@@ -333,22 +344,22 @@ def table(folder: Path) -> str:
         ("training step", "images/s", "ratio to the reference", "peak memory (MiB)", "hardware"): speeds,
     }
     if not accuracies + speeds:
-        raise UserError(f"{folder}: has no results of gpu.py")
+        raise UserError(f"{folder}: has no results of gpu.py; give the folder that --out wrote")
     return "\n\n".join(markdown_table(header, rows) for header, rows in tables.items() if rows)
 
 
 def _read(path: Path) -> dict[str, dict]:
-    """The results in a file; empty if there is none, or other content. Raises UserError for a damaged file."""
+    """The results in a file; empty if it does not exist or has other content. Raises UserError if it is damaged."""
     try:
         content = read_json(path) if path.exists() else {}
         content = content if "pieces" in content else {"machine": {}, "pieces": {}}
         return {key: dict(content[key]) for key in ("machine", "pieces")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no results of gpu.py ({error})") from error
+        raise UserError(f"{path}: damaged ({error}); delete it or give another folder") from error
 
 
 def _per_epoch(ends: Sequence[float]) -> float:
-    """Seconds of an epoch after the first, which includes the start; 0 while there is none."""
+    """Mean seconds of the epochs after the first, which includes start-up; 0 before the second has ended."""
     return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Train and evaluate the rows of a table, and print our results beside the paper's.
+"""Train and evaluate the rows of a table, and print our results next to the paper's.
 
 python scripts/reproduce/reproduce.py --table IAD-2 --scale short --out runs/iad -- --data_root DIR
 
@@ -110,7 +110,7 @@ class Planner:
         return planned
 
     def _at_scale(self, row: Row) -> Row:
-        """The row without what only its paper's scale has: published teachers, large networks, other datasets."""
+        """Return the row at this scale: smaller ones replace published teachers, smoke also dataset and network."""
         if self.scale != "full" and row.method == PUBLISHED:
             row = row._replace(method="AT", student="resnet18", flags="", file="")
         return row._replace(dataset="Digits", student="small_resnet") if self.scale == "smoke" else row
@@ -131,7 +131,7 @@ class Planner:
             train += ["--root_path", str(folder.parents[2]), "--resume"]
             train += ["--desc_str", row.suffix] if row.suffix else []
             commands = [["main_tiny.py" if tiny else "main.py", *train]]
-            if row.row not in {other.second for other in self.rows.values()}:  # a second teacher is no row of the table
+            if row.row not in {other.second for other in self.rows.values()}:  # second teachers are not evaluated
                 commands.append([evaluate, "--model_path", str(folder / SETTINGS[row.setting]["checkpoint"]), *test])
         key = shlex.join(commands[0])
         self.runs.setdefault(key, Run(f"{row.table}_{row.row}_seed{seed}", commands, folder, needs))
@@ -163,9 +163,9 @@ class Planner:
 
 
 def carry_out(runs: dict[str, Run], out: Path, jobs: int) -> bool:
-    """Carry out the commands that have not succeeded before; return whether all have.
+    """Run the commands that have not succeeded before; return whether all have succeeded.
 
-    ``out``/finished remembers them. A run waits for those that it needs.
+    ``out``/finished records the successful ones. A run waits for the runs in its ``needs``.
     """
 
     def mark(command: list[str]) -> Path:
@@ -200,7 +200,7 @@ def carry_out(runs: dict[str, Run], out: Path, jobs: int) -> bool:
 
 
 def reproduce(arguments: Sequence[str]) -> None:
-    """Carry out a table's runs. Raises UserError for a bad request; exits with status 1 where a run failed."""
+    """Run a table's commands. Raises UserError for invalid flags; exits with status 1 if a run failed."""
     own, data = split_flags(arguments)
     options = _parser().parse_args(own)
     tables = load_tables()
