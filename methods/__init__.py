@@ -6,9 +6,9 @@ networks that the attack uses and returns a function from images to losses (B,).
 folder and one line below.
 
 A method with state is an object with this ``__call__`` and any of: ``setup(setup)``, called once with a
-:class:`~methods.losses.Setup`; ``parameters()`` for the optimizer; ``after_step()``, where its state changes, since a
-step may call the method twice; ``after_epoch(epoch)``; ``state_dict()`` and ``load_state_dict(state)``. Its attribute
-``keywords`` is logged.
+:class:`~methods.losses.Setup`; ``parameters()`` for the optimizer; ``after_step()``, called after the optimizer's step;
+``after_epoch(epoch)``; ``state_dict()`` and ``load_state_dict(state)``, with which a step with AWP undoes the first of
+its two calls. Its attribute ``keywords`` is logged.
 """
 
 from functools import partial

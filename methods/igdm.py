@@ -4,7 +4,7 @@ import torch
 
 from attacks.pgd import gaussian
 from methods.adaad import teacher_student_kl
-from methods.losses import Step, kl
+from methods.losses import Recording, Step, kl
 
 ALPHA = {"CIFAR10": 1.0}  # official; 10 on CIFAR-100 and Tiny-ImageNet
 OTHER_ALPHA = 10.0
@@ -49,17 +49,13 @@ def with_igdm(method, student, teacher, attack, x, y, epoch, *, igdm, epochs, **
 
     The student's forward of ``x - d`` comes last. ``terms`` are the keyword arguments of ``method``.
     """
-    images = []
-
-    def attack_and_keep(*args, **options):
-        images.append(attack(*args, **options))
-        return images[-1]
-
-    result = method(student, teacher, attack_and_keep, x, y, epoch, **terms)
-    x_minus = mirrored(x, images[-1])
+    recording = Recording(attack)
+    result = method(student, teacher, recording.record, x, y, epoch, **terms)
+    (x_adv,) = recording.results
+    x_minus = mirrored(x, x_adv)
     s_minus = student(x_minus)
     with torch.no_grad():
-        t_plus = teacher(images[-1]) if result.t_adv is None else result.t_adv
+        t_plus = teacher(x_adv) if result.t_adv is None else result.t_adv
         t_minus = teacher(x_minus)
     term = igdm_term(result.adv, s_minus, t_plus, t_minus)
     return result._replace(loss=result.loss + ramped(igdm, epoch, epochs) * term, t_adv=t_plus)

@@ -1,4 +1,4 @@
-"""Pieces that several methods share: KL divergence, label swapping, the result of a training step, state."""
+"""Pieces that several methods share: KL divergence, label swapping, the result of a step or of an attack, state."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -47,6 +47,22 @@ def concatenate(results: list[Step], weights: list[float]) -> Step:
     loss = sum(result.loss * weight for result, weight in zip(results, weights, strict=True)) / sum(weights)
     columns = list(zip(*results, strict=True))[1:]
     return Step(loss, *(None if column[0] is None else torch.cat(column) for column in columns))
+
+
+class Recording:
+    """Results of an attack to be used twice: :meth:`record` computes them, :meth:`replay` returns them in order."""
+
+    def __init__(self, attack: Callable[..., Tensor]):
+        self.attack, self.results = attack, []
+
+    def record(self, *args, **options) -> Tensor:
+        """Attack, and keep the adversarial images."""
+        self.results.append(self.attack(*args, **options))
+        return self.results[-1]
+
+    def replay(self, *args, **options) -> Tensor:
+        """Return the images that the attack computed."""
+        return self.results.pop(0)
 
 
 def update_batchnorm(student, x) -> None:

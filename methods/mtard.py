@@ -12,7 +12,7 @@ from attacks.pgd import gaussian
 from methods.losses import Step
 
 KL_WEIGHT = 0.1  # official, as RSLAD's: 1 / classes on CIFAR-10, ten times that on CIFAR-100
-WEIGHT_RATE, TEMP_RATE = 0.025, 0.001  # official; both drop with the learning rate
+WEIGHT_RATE, TEMP_RATE = 0.025, 0.001  # official; both drop at the milestones
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1.0, 10.0  # official
 
 
@@ -37,12 +37,12 @@ class MTARD:
         adv, clean = student(x_adv), student(x)
         with torch.no_grad():
             t_adv, t_nat = teacher(x_adv), std_teacher(x)
-        soft_adv, soft_nat = (t / self.state[key].to(t.dtype) for t, key in ((t_adv, "temp_adv"), (t_nat, "temp_nat")))
-        losses = [kl_weight * divergence(*pair).detach() for pair in ((soft_adv, adv), (soft_nat, clean))]
-        state = rebalance(self.state, *losses, rate=drop * WEIGHT_RATE)
-        weight_nat = state["weight_nat"].to(x.dtype)
-        balance = {"weight_adv": 1 - weight_nat, "weight_nat": weight_nat}
-        loss = mtard_loss(clean, adv, soft_nat, soft_adv, **balance, kl_weight=kl_weight)
+        soft_adv = t_adv / self.state["temp_adv"].to(x.dtype)
+        soft_nat = t_nat / self.state["temp_nat"].to(x.dtype)
+        loss_adv, loss_nat = kl_weight * divergence(soft_adv, adv), kl_weight * divergence(soft_nat, clean)
+        state = rebalance(self.state, loss_adv.detach(), loss_nat.detach(), rate=drop * WEIGHT_RATE)
+        w = state["weight_nat"].to(x.dtype)
+        loss = mtard_loss(clean, adv, soft_nat, soft_adv, weight_adv=1 - w, weight_nat=w, kl_weight=kl_weight)
         self.next = adjust_temperatures(state, soft_adv, soft_nat, rate=drop * temp_rate)
         return Step(loss, clean, adv, t_adv=t_adv)
 

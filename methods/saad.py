@@ -21,7 +21,7 @@ class SAAD:
 
     def __init__(self, *, igdm, beta, gamma, epochs):
         self.keywords = {"igdm": igdm, "beta": beta, "gamma": gamma, "epochs": epochs}
-        self.unweighted = self.pending = torch.zeros((), dtype=torch.int64)
+        self.unweighted = torch.zeros((), dtype=torch.int64)
 
     def __call__(self, student, teacher, attack, x, y, epoch):
         """Forwards of the student: x', x - d, x."""
@@ -34,12 +34,8 @@ class SAAD:
         adv, s_minus, clean = student(x_adv), student(x_minus), student(x)
         alpha = ramped(igdm, epoch, epochs)
         loss = saad_loss(clean, adv, s_minus, t_clean, t_adv, t_minus, alpha=alpha, beta=beta, gamma=gamma)
-        self.pending = (weights(t_adv, gamma).max() == 0).long()
+        self.unweighted = self.unweighted.to(x.device) + (weights(t_adv, gamma).max() == 0)
         return Step(loss, clean, adv, t_clean, t_adv)
-
-    def after_step(self):
-        """Count the batch."""
-        self.unweighted = self.unweighted.to(self.pending.device) + self.pending
 
     def after_epoch(self, epoch):
         """Log the batches of an epoch, from 0, whose weights were all 0."""

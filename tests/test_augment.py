@@ -40,7 +40,7 @@ def test_pixels_and_labels_are_those_of_the_official_codes(path):
         row, x = json.loads(str(file[key + "meta"])), torch.from_numpy(file[key + "x"])
         if row["method"] == "cutmix":
             labels, perm = (torch.from_numpy(file[key + name]) for name in ("y", "perm"))
-            draws = (torch.tensor(row["draws"][name]) for name in ("lam", "centre_row", "centre_col"))
+            draws = (torch.from_numpy(np.asarray(row["draws"][name])) for name in ("lam", "centre_row", "centre_col"))
             images, labels = cutmix(x, F.one_hot(labels, 10).double(), perm, *draws)
             assert np.allclose(labels, file[key + "y_out"], rtol=0, atol=1e-15)
         else:

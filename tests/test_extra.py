@@ -25,7 +25,7 @@ def opened(path, size=16, classes=10, **fields):
 
 
 # Training images, extra images, batch size, fraction -> training images in a batch. The same of the recorded sampler.
-SIZES = [(20, 50, 8, 0.7, 3), (21, 5, 10, 0.5, 5), (17, 9, 8, 0.13, 7), (6, 9, 8, 0.5, 4)]
+SIZES = [(20, 50, 8, 0.7, 3), (21, 5, 10, 0.5, 5), (17, 9, 8, 0.13, 7), (6, 5, 8, 0.5, 4)]
 SAMPLER = ROOT.parent / "shared" / "golden2" / "sampler_DM.json"
 for row in json.loads(SAMPLER.read_text())["rows"] if SAMPLER.exists() else ():
     if row["unsup_fraction"] > 0:

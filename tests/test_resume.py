@@ -150,6 +150,8 @@ def test_other_data_are_refused(train, tmp_path):
     extra_file(tmp_path / "extra.npz", n=80, classes=2)
     train(f"{args} --epochs 2 --resume", error="was trained with other images; --desc_str NAME starts another run")
     extra_file(tmp_path / "extra.npz", classes=2)
+    without = args.removesuffix(" --extra_data extra.npz")
+    train(f"{without} --epochs 2 --resume", error="has other settings .--extra_data extra.npz -> not given.;")
     for path in (root / "train/a/0.png", root / "test/b/1.png"):
         original = path.read_bytes()
         Image.new("RGB", (16, 16), "red").save(path)

@@ -54,6 +54,8 @@ def test_cyclic_increases_for_two_fifths_of_the_run():
     config = TrainConfig(epochs=10, lr_schedule="cyclic", lr_max=0.2)
     result = [learning_rate(int(at), config, at % 1) for at in (0, 1, 3.5, 4, 7, 9.9, 10)]
     assert result == pytest.approx([0, 0.05, 0.175, 0.2, 0.1, 0.2 / 60, 0])
+    config = TrainConfig(epochs=2, lr_schedule="cyclic", lr_max=0.1, **WARMUP)  # a run that is all warm-up
+    assert [learning_rate(1, config, done) for done in (0.5, 1)] == pytest.approx([0.07525, 0.1])
 
 
 def test_epsilon_grows_linearly_to_its_value():

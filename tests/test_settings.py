@@ -90,7 +90,6 @@ def test_the_log_names_flags_that_have_no_effect(caplog, args):
     ("args", "error"),
     [
         ("--ema 0.9 --swa_start 2", "--swa_start: cannot be combined with --ema"),
-        ("--recipe strong --swa_start 2", "--swa_start: cannot be combined with --ema"),
         ("--method AT --igdm 1", "--igdm: AT does not support this .* use it with RSLAD, AdaIAD, DGAD, IGDM, SAAD"),
         ("--nesterov --momentum 0", "--nesterov: requires --momentum above 0"),
         ("--bs 16 --accumulate 17", "--accumulate 17: must be at most --bs 16"),
@@ -114,3 +113,5 @@ def test_the_strong_recipe_fills_in_what_is_not_given():
     config, sources = resolve(*parse(TrainConfig, ["--recipe", "strong", "--awp", "0.01"]))
     assert (config.ema, config.awp, config.augment) == (0.995, 0.01, "idbh-weak")
     assert (sources["ema"], sources["awp"]) == ("recipe", "flag")
+    config, _ = resolve(*parse(TrainConfig, ["--recipe", "strong", "--swa_start", "2"]))  # one average at most
+    assert (config.ema, config.swa_start, config.awp) == (None, 2, 0.005)

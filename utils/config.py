@@ -204,8 +204,8 @@ class TrainConfig(CommonConfig):
     recipe: Literal["fair", "paper", "strong"] = training(
         "fair",
         "values of the flags that are not given; fair: the defaults listed here, the same for all methods;\n"
-        "paper: the method's published training; strong: --ema, --awp, --augment idbh-weak and a cosine schedule,\n"
-        "as in the best published trainings of ResNet-18",
+        "paper: the method's published training; strong: --ema or a given --swa_start, --awp, --augment\n"
+        "idbh-weak and a cosine schedule, as in the best published trainings of ResNet-18",
     )
     epochs: int = training(200, "training epochs (papers)", at_least(1))
     bs: int = training(128, "batch size (papers)", at_least(1))

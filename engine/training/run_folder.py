@@ -293,7 +293,7 @@ def _progress(state: Path) -> tuple[int, ...]:
 
 def _shown(value) -> str:
     """A setting as on the command line."""
-    return "not given" if value is None else shown(tuple(value) if isinstance(value, list) else value)
+    return "not given" if value in (None, "") else shown(tuple(value) if isinstance(value, list) else value)
 
 
 def _cell(value) -> str:

@@ -64,10 +64,10 @@ def learning_rate(epoch: int, config: TrainConfig, done: float = 0.0) -> float:
     ``--warmup_lr`` first increases the rate linearly from 0.001 to ``lr_max``; cosine then decreases over the remaining
     epochs, while milestones keep their epochs. Source: ``lr_decay`` of the official DGAD code.
     """
-    epoch += done if config.lr_schedule in PER_STEP else 0
+    now = epoch + (done if config.lr_schedule in PER_STEP else 0)
     warmup = config.warmup_lr_epochs if config.warmup_lr else 0
     if epoch < warmup:
-        return WARMUP_START + epoch / warmup * (config.lr_max - WARMUP_START)
+        return WARMUP_START + now / warmup * (config.lr_max - WARMUP_START)
     shift = warmup if config.lr_schedule in WHOLE_RUN else 0
     milestones = default_milestones(config.epochs) if config.milestones is None else config.milestones
-    return SCHEDULES[config.lr_schedule](epoch - shift, config.epochs - shift, config.lr_max, milestones)
+    return SCHEDULES[config.lr_schedule](now - shift, config.epochs - shift, config.lr_max, milestones)

@@ -49,6 +49,7 @@ def resolve(config: TrainConfig, given: Mapping[str, str]) -> tuple[TrainConfig,
         # A --recipe on the command line overrides a --config file, which has values for all flags.
         fixed = {key for key, source in given.items() if source == "flag" or given.get("recipe") != "flag"}
         fixed |= {"milestones"} if "epochs" in fixed else set()
+        fixed |= {"ema", "swa_start"} if fixed & {"ema", "swa_start"} else set()  # one average at most
         filled = {key: value for key, value in published.items() if key not in fixed}
         absent = recipe(config.method, "CIFAR10", config.model).keys() - published.keys() - fixed
         if absent and config.recipe == "paper":

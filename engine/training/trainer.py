@@ -16,8 +16,8 @@ from engine.fast.graphs import GraphedPGD
 from engine.fast.precision import PLAIN, Arithmetic
 from engine.sync_batchnorm import convert_sync_batchnorm
 from engine.training.averaging import WeightAverage
-from engine.training.weight_perturbation import Recording, WeightPerturbation
-from methods.losses import Setup, Step, concatenate, set_up
+from engine.training.weight_perturbation import WeightPerturbation
+from methods.losses import Recording, Setup, Step, concatenate, set_up
 from utils.errors import UserError
 
 
@@ -41,7 +41,7 @@ class Trainer:
         average: An average of the student's weights, which is validated and saved instead of them.
         perturbation: Perturbs the weights at which the gradient is computed; the method is then called twice, and the
             second call receives the adversarial images of the first.
-        clip_grad: Maximum norm of the gradient over all parameters.
+        clip_grad: Maximum norm of the gradient over all of the student's parameters.
         parts: Into how many parts a batch is split; their gradients are added, BatchNorm normalizes over a part.
         make_network: Creates the second network of a method that trains one; None copies the student.
         steps_per_epoch: For methods whose schedule advances with every step.

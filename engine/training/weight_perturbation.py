@@ -57,19 +57,3 @@ class WeightPerturbation:
             return logits
 
         return forward
-
-
-class Recording:
-    """Results of an attack to be used twice: :meth:`record` computes them, :meth:`replay` returns them in order."""
-
-    def __init__(self, attack: Callable[..., Tensor]):
-        self.attack, self.results = attack, []
-
-    def record(self, *args, **options) -> Tensor:
-        """Attack, and keep the adversarial images."""
-        self.results.append(self.attack(*args, **options))
-        return self.results[-1]
-
-    def replay(self, *args, **options) -> Tensor:
-        """Return the images that the attack computed."""
-        return self.results.pop(0)
