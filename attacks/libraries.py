@@ -36,8 +36,7 @@ def _stage(name: str, epsilon: float, seed: int):
         else:
             options, batch_size = {}, {"batch_size": len(x)}
         attack = AutoAttack(model, norm="Linf", eps=epsilon, seed=seed, device=x.device, **options)
-        with torch.no_grad():
-            classes = model(x[:1]).shape[1]
+        classes = _count_classes(model, x)
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(TARGET_CLASSES, classes - 1)
         attack.attacks_to_run = [name]
         result = attack.run_standard_evaluation(x, y, **batch_size)
@@ -49,12 +48,16 @@ def _stage(name: str, epsilon: float, seed: int):
 def carlini_wagner_l2(model, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Tensor:
     """C&W L2 of advertorch with the constants of the official DGAD script; it has no epsilon and no randomness."""
     attacks = advertorch_attacks()
-    with torch.no_grad():
-        classes = model(x[:1]).shape[1]
+    classes = _count_classes(model, x)
     attack = attacks.CarliniWagnerL2Attack(
         model, classes, confidence=0.01, max_iterations=1000, binary_search_steps=1, initial_const=0.1
     )
     return attack.perturb(x, y)
+
+
+@torch.no_grad()
+def _count_classes(model, x: Tensor) -> int:
+    return model(x[:1]).shape[1]
 
 
 def advertorch_attacks():

@@ -72,11 +72,6 @@ def pgd_until_fooled(
     return x_adv
 
 
-def zero(x: Tensor, epsilon: float, generator: torch.Generator | None = None) -> Tensor:
-    """No noise: the attack starts at the clean image."""
-    return torch.zeros_like(x)
-
-
 def gaussian(x: Tensor, epsilon: float, generator: torch.Generator | None = None) -> Tensor:
     """Normal noise of standard deviation 0.001 for any epsilon (TRADES, RSLAD, AdaAD, DGAD)."""
     return GAUSSIAN_SCALE * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)

@@ -9,7 +9,8 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from data import cifar, digits, image_folder, tiny_imagenet
 from data.cache import ReadOptions
-from data.decode import decode_files
+from data.decode import limit_pixels
+from data.image_files import decode_files
 from data.loader import Batches
 from data.splits import TEST_SUBSET_SEED, Split, Splits, fingerprint, hold_out, subset, subset_mask, take
 from utils.errors import UserError
@@ -58,7 +59,9 @@ def load(
     root = None if data_root is None else Path(os.path.expanduser(data_root))
     if root and root.is_file():
         raise UserError(f"--data_root {root}: is a file, not a folder; unpack an archive first")
-    return DATASETS[name](root, image_size, ReadOptions(**options))
+    options = ReadOptions(**options)
+    limit_pixels(options.max_pixels)
+    return DATASETS[name](root, image_size, options)
 
 
 def load_configured(config: Any) -> Splits:

@@ -10,11 +10,14 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from data import decode
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -29,7 +33,7 @@ log = logging.getLogger(__name__)
 _VERSION = 3  # increase it when the same files are decoded to other pixels
 _SAMPLE = 4096  # bytes that are compared at the start, in the middle and at the end of a file
 _MANY = 512  # images from which on processes are faster than threads
-_CHUNK = 16  # images that a thread decodes at a time
+_CHUNK = 16  # images that a thread or process handles at a time
 
 
 class ReadOptions(NamedTuple):
@@ -56,52 +60,55 @@ class PixelCache:
         if options.cache_dir:
             location = root.resolve()
             self.folder = Path(os.path.expanduser(options.cache_dir), f"{location.name}-{_hash(os.fsencode(location))}")
-        self.kind = f"{'resized-' * resize}{size}"
+        self.kind = f"resized-{size}" if resize else f"{size}"
         self.name = f"{self.kind}-{_hash(*(os.fsencode(path.relative_to(root)) for path in paths))}.bin"
         self.dtype = np.dtype([("content", "S16"), ("crc32", "<u4"), ("pixels", "u1", (3, size, size))])
         self.damaged: dict[int, str] = {}  # index in ``paths`` -> reason
-        self._ready: dict[int, np.ndarray] = {}  # index -> pixels, mapped
-        self._records: np.ndarray | None = None
+        self._ready: set[int] = set()  # indices whose records are valid
+        self._records: np.ndarray | None = None  # mapped
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Return the pixels of an image that :meth:`add` has decoded."""
-        return self._ready[index]
+        return self._records[index]["pixels"]
 
-    def add(self, indices: Sequence[int], decode: Callable[[Path, int, bool], np.ndarray]) -> None:
-        """Decode the images that are not in the cache; list those for which ``decode`` fails in ``damaged``.
+    def add(self, indices: Sequence[int]) -> None:
+        """Decode the images that are not in the cache; list those that cannot be decoded in ``damaged``.
 
-        ``decode(path, size, resize)`` returns the pixels. Raises UserError if the cache cannot be written.
+        Raises UserError if the cache cannot be written.
         """
-        missing = [index for index in dict.fromkeys(indices) if index not in self._ready and index not in self.damaged]
         if self._records is None:
             with suppress(OSError, ValueError):  # missing, not readable or truncated
                 self._map()
         if self._records is not None:
-            self._in_threads(self._look_up, missing)
-            missing = [index for index in missing if index not in self._ready]
+            with ThreadPoolExecutor(self.options.workers) as pool:
+                for valid in pool.map(self._valid, _chunks(self._missing(indices))):
+                    self._ready.update(valid)
+        missing = self._missing(indices)
         if not missing:
             return
         try:
             self._create(len(missing))
             log.info("decoding %s images in %s", f"{len(missing):,}", self.root)
-            with tqdm(desc="decoding", total=len(missing), unit="image", leave=False, disable=None) as bar:
-                if len(missing) >= _MANY and self.options.workers > 1 and sys.platform == "linux":
-                    missing = self._decode_in_processes(missing, decode, bar)
-                self._in_threads(lambda index: self._decode(index, decode), missing, bar)
+            self._decode(missing)
         except OSError as error:
             raise UserError(
                 f"--cache_dir: decoded images cannot be written to {self.folder} ({error.strerror or error}); name "
                 "another folder, or use --limit_train, --limit_test or a smaller --image_size"
             ) from error
+        except BrokenProcessPool as error:
+            raise UserError("--workers: a process that decodes images was killed; reduce --workers") from error
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Start reading the pixels of images from the disk."""
+        prefetch(self._mapping, [index * self.dtype.itemsize for index in indices], self.dtype.itemsize)
+
+    def _missing(self, indices: Sequence[int]) -> list[int]:
+        return [index for index in dict.fromkeys(indices) if index not in self._ready and index not in self.damaged]
 
     def _map(self) -> None:
         with open(self.folder / self.name, "rb") as file:
             self._mapping = mmap.mmap(file.fileno(), len(self.paths) * self.dtype.itemsize, access=mmap.ACCESS_READ)
         self._records = np.frombuffer(self._mapping, self.dtype)
-
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """Start reading the pixels of images from the disk."""
-        prefetch(self._mapping, [index * self.dtype.itemsize for index in indices], self.dtype.itemsize)
 
     def _create(self, missing: int) -> None:
         """Create the file, if necessary in a temporary folder; raise OSError without space for ``missing`` images."""
@@ -127,87 +134,82 @@ class PixelCache:
                 if time.time() - old.stat().st_mtime > 3600:  # otherwise another process may be writing it
                     old.unlink()
 
-    def _look_up(self, index: int) -> None:
-        record = self._records[index]
-        with suppress(OSError):  # decoding reports it
-            if not record["content"] or record["content"] != _content(self.paths[index]):
-                return
-            if zlib.crc32(record["pixels"]) == record["crc32"]:
-                self._ready[index] = record["pixels"]
-            else:
-                log.warning("%s is damaged: decoding %s again", self.folder / self.name, self.paths[index])
+    def _valid(self, indices: Sequence[int]) -> list[int]:
+        """Return which of ``indices`` have a record that was made from the present file and is not damaged."""
+        valid = []
+        for index in indices:
+            record = self._records[index]
+            with suppress(OSError):  # decoding reports it
+                if not record["content"] or record["content"] != _content(self.paths[index]):
+                    continue
+                if zlib.crc32(record["pixels"]) == record["crc32"]:
+                    valid.append(index)
+                else:
+                    log.warning("%s is damaged: decoding %s again", self.folder / self.name, self.paths[index])
+        return valid
 
-    def _decode_in_processes(self, missing: Sequence[int], decode: Callable, bar: tqdm) -> list[int]:
-        """Decode in processes, because threads hold the global interpreter lock most of the time for small images.
-
-        Returns what is still missing: damaged files and, after an error, all others; threads then report the problem.
-        """
-        context, parent, count = multiprocessing.get_context("fork"), os.getpid(), self.options.workers
-        done = np.frombuffer(mmap.mmap(-1, len(missing)), np.uint8)  # shared
-
-        def work(first: int) -> None:
-            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, signal.SIG_DFL)
-            with suppress(OSError, UserError):
-                for k in range(first, len(missing), count):
-                    if (record := self._record(missing[k], decode)) is not None:
-                        self._write(missing[k], record)
-                        done[k] = 1
-                    if os.getppid() != parent:
-                        return
-
-        workers = [context.Process(target=work, args=(first,), daemon=True) for first in range(count)]
+    def _decode(self, missing: list[int]) -> None:
+        decode_chunk = partial(_decode_chunk, self.folder / self.name, self.dtype, self.size, self.resize)
+        chunks = _chunks([(index, self.paths[index]) for index in missing])
+        pool = self._pool(len(missing))
         try:
-            for worker in workers:
-                worker.start()
-            while any(worker.is_alive() for worker in workers):
-                time.sleep(0.02)
-                bar.update(int(done.sum()) - bar.n)
-        finally:
-            for worker in workers:
-                worker.terminate()
-                worker.join()
-        self._ready |= {index: self._records[index]["pixels"] for index in np.array(missing)[done == 1].tolist()}
-        return np.array(missing)[done == 0].tolist()
-
-    def _in_threads(self, function: Callable[[int], None], indices: Sequence[int], bar: tqdm | None = None) -> None:
-        """Call ``function`` for each index; Pillow releases the global interpreter lock while it decodes."""
-
-        def work(start: int) -> int:
-            chunk = indices[start : start + _CHUNK]
-            for index in chunk:
-                function(index)
-            return len(chunk)
-
-        pool = ThreadPoolExecutor(self.options.workers)
-        try:
-            for done in pool.map(work, range(0, len(indices), _CHUNK)):
-                if bar is not None:
-                    bar.update(done)
+            with tqdm(desc="decoding", total=len(missing), unit="image", leave=False, disable=None) as bar:
+                for chunk, damaged in zip(chunks, pool.map(decode_chunk, chunks), strict=True):
+                    self.damaged |= damaged
+                    self._ready.update(index for index, _ in chunk if index not in damaged)
+                    bar.update(len(chunk))
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _decode(self, index: int, decode: Callable) -> None:
-        if (record := self._record(index, decode)) is not None:
-            self._write(index, record)
-            self._ready[index] = self._records[index]["pixels"]
+    def _pool(self, images: int) -> Executor:
+        """Return threads or, for many images, processes: small images mostly wait for the global interpreter lock."""
+        workers = self.options.workers
+        if images < _MANY or workers == 1 or sys.platform != "linux":
+            return ThreadPoolExecutor(workers)
+        fork = multiprocessing.get_context("fork")
+        return ProcessPoolExecutor(workers, fork, initializer=_follow_parent, initargs=(os.getpid(),))
 
-    def _record(self, index: int, decode: Callable) -> np.ndarray | None:
-        record = np.zeros((), self.dtype)
+
+def _follow_parent(parent: int) -> None:
+    """Leave signals to the parent process, and end with it, also if it is killed."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _chunks(items: Sequence) -> list[Sequence]:
+    return [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+
+
+def _decode_chunk(
+    file: Path, dtype: np.dtype, size: int, resize: bool, images: Sequence[tuple[int, Path]]
+) -> dict[int, str]:
+    """Write the records of ``images``, (index, path) each, into ``file``; return the reasons for damaged ones."""
+    damaged = {}
+    for index, path in images:
+        record = np.zeros((), dtype)
         try:
-            record["content"] = _content(self.paths[index])
-            record["pixels"] = decode(self.paths[index], self.size, self.resize)
+            record["content"] = _content(path)
+            record["pixels"] = decode.open_with_size(path, size, resize)
         except (OSError, ValueError) as error:
-            self.damaged[index] = getattr(error, "strerror", None) or str(error)
-            return None
+            damaged[index] = getattr(error, "strerror", None) or str(error)
+            continue
         record["crc32"] = zlib.crc32(record["pixels"])
-        return record
+        _write(file, index, record)
+    return damaged
 
-    def _write(self, index: int, record: np.ndarray) -> None:
-        with FileIO(self.folder / self.name, "r+") as stream:
-            stream.seek(index * record.nbytes)
-            if stream.write(record) < record.nbytes:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+def _write(file: Path, index: int, record: np.ndarray) -> None:
+    with FileIO(file, "r+") as stream:
+        stream.seek(index * record.nbytes)
+        if stream.write(record) < record.nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def prefetch(mapping: mmap.mmap, starts: Iterable[int], length: int) -> None:

@@ -5,8 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 from data.cache import ReadOptions
-from data.decode import open_image, reason, splits_of_files
+from data.decode import open_image
 from data.files import class_folders, labeled_images
+from data.image_files import splits_of_files
 from data.splits import Splits
 from utils.errors import UserError
 from utils.names import readable
@@ -63,8 +64,8 @@ def _size_of(paths: list[Path]) -> int:
     for path in paths:
         try:
             width, height = open_image(path).size
-        except Exception as error:  # the decoders raise different exceptions for a damaged file
-            damage = reason(path, error)
+        except ValueError as error:
+            damage = error
             continue
         if width != height:
             raise UserError(f"{path}: is {width}x{height}, not square; --image_size N crops every image to NxN")

@@ -79,13 +79,16 @@ class Batches:
             return self._copy(self.images[rows]), self._copy(self.labels[rows])
         is_extra = rows >= len(self.labels)
         own = self._copy(rows[~is_extra], self.images.device)
-        images, labels = self.extra.at(rows[is_extra] - len(self.labels))
+        extra_images, extra_labels = self._read_extra(rows[is_extra] - len(self.labels))
+        images = torch.cat([self._copy(self.images[own]), extra_images])
+        labels = torch.cat([self._copy(self.labels[own]), extra_labels])
+        position = self._copy(is_extra.long().argsort(stable=True).argsort())  # of each row: extra images are last
+        return images[position], labels[position]
+
+    def _read_extra(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = self.extra.at(rows)
         images = self._copy(images)
-        labels = self.extra.predict(images) if labels is None else self._copy(labels)
-        position = self._copy(is_extra.long().argsort(stable=True).argsort())
-        pairs = ((self.images, images), (self.labels, labels))
-        images, labels = (torch.cat([self._copy(source[own]), other])[position] for source, other in pairs)
-        return images, labels
+        return images, self.extra.predict(images) if labels is None else self._copy(labels)
 
     def _copy(self, batch: Tensor, device: torch.device | None = None) -> Tensor:
         device = device or self.device

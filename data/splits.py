@@ -14,7 +14,7 @@ TEST_SUBSET_SEED = 0  # --limit_test selects the same images for every --seed
 class Split(NamedTuple):
     """Images and their labels: ``images`` (N, C, H, W) uint8 in 0..255, ``labels`` (N,) int64.
 
-    ``images`` may be ImageFiles (data/decode.py), which are indexed like a Tensor but stay on the disk.
+    ``images`` may be ImageFiles (data/image_files.py), which are indexed like a Tensor but stay on the disk.
     """
 
     images: Tensor

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from data.cache import ReadOptions
-from data.decode import splits_of_files
 from data.files import labeled_images
+from data.image_files import splits_of_files
 from data.splits import Splits, check_image_size
 from utils.errors import UserError
 
@@ -16,8 +16,9 @@ log = logging.getLogger(__name__)
 _FOLDER = "tiny-imagenet-200"
 _URL = f"http://cs231n.stanford.edu/{_FOLDER}.zip"
 _UNPACK = f"unpack {_URL} again"
-# Where scripts move the validation images of a class.
-_SORTED = ("val/{wnid}/images", "val/{wnid}", "val/images/{wnid}", "val", "test/{wnid}/images", "test/{wnid}")
+# Folders of validation images: as published, and where scripts move those of a class.
+_FOLDERS = ("val/images", "val/{wnid}/images", "val/{wnid}", "val/images/{wnid}", "val")
+_FOLDERS += ("test/{wnid}/images", "test/{wnid}")
 
 
 def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Splits:
@@ -56,21 +57,26 @@ def _read_text(path: Path) -> str:
 
 def _test_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
     """Return the annotated images, wherever they are; without annotations, those of the class folders."""
-    annotations, folder = root / "val" / "val_annotations.txt", root / "val" / "images"
-    if not annotations.is_file():
-        part = next((part for part in ("val", "val/images", "test") if (root / part / classes[0]).is_dir()), "val")
-        hint = f"there is no {annotations} either; {_UNPACK}"
-        pairs = labeled_images("val", [[root / part / wnid] for wnid in classes], Counter(), hint)
-        return sorted(pairs, key=lambda pair: int(re.sub(r"\D", "", pair[0].stem) or 0))  # val_0, val_1, ...
-    label_of, pairs = {wnid: label for label, wnid in enumerate(classes)}, []
+    annotations = root / "val" / "val_annotations.txt"
+    if annotations.is_file():
+        return _annotated_images(root, annotations, {wnid: label for label, wnid in enumerate(classes)})
+    part = next((part for part in ("val", "val/images", "test") if (root / part / classes[0]).is_dir()), "val")
+    hint = f"there is no {annotations} either; {_UNPACK}"
+    pairs = labeled_images("val", [[root / part / wnid] for wnid in classes], Counter(), hint)
+    return sorted(pairs, key=lambda pair: int(re.sub(r"\D", "", pair[0].stem) or 0))  # val_0, val_1, ...
+
+
+def _annotated_images(root: Path, annotations: Path, label_of: dict[str, int]) -> list[tuple[Path, int]]:
+    """Return the images of the lines ``<file name> <wnid> <bounding box>``."""
+    pairs = []
     for number, line in enumerate(_read_text(annotations).rstrip().splitlines(), 1):
-        name, wnid, *_ = *line.split(), "", ""  # then a bounding box
+        name, wnid, *_ = *line.split(), "", ""
         if wnid not in label_of:
             raise UserError(f"{annotations}: line {number}: {wnid!r} is not in wnids.txt; {_UNPACK}")
-        folders = [folder, *(root / pattern.format(wnid=wnid) for pattern in _SORTED)]
-        path = next((each / name for each in folders if (each / name).is_file()), None)
+        paths = [root / folder.format(wnid=wnid) / name for folder in _FOLDERS]
+        path = next((path for path in paths if path.is_file()), None)
         if path is None or name != Path(name).name:
-            raise UserError(f"{annotations}: line {number}: no file {folder / name}; {_UNPACK}")
+            raise UserError(f"{annotations}: line {number}: no file {paths[0]}; {_UNPACK}")
         pairs.append((path, label_of[wnid]))
     if not pairs:
         raise UserError(f"{annotations}: no images; {_UNPACK}")

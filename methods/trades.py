@@ -3,14 +3,20 @@
 import torch
 import torch.nn.functional as F
 
+from attacks.objectives import cross_entropy
 from attacks.pgd import gaussian
 from methods.losses import Step, kl, update_batchnorm
 
 
 def trades(student, attack, x, y, epoch, *, beta, temp, label_smoothing=0.0):
-    """Minimize the clean cross entropy and the KL divergence to the images that maximize it (at temperature 1)."""
+    """Minimize the clean cross entropy and the KL divergence to the images that maximize it (at temperature 1).
+
+    With mixed labels (B, C) the attack maximizes the cross entropy with them, as Rebuffi et al. and Wang et al. do.
+    """
 
     def divergence(s):
+        if y.is_floating_point():
+            return lambda z: cross_entropy(s(z), y)
         with torch.no_grad():
             target = s(x)  # does not depend on x': computed once per attack, not once per step
         return lambda z: kl(target, s(z))

@@ -1,5 +1,7 @@
 """Input normalization as part of a network."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,16 @@ CONSTANTS = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+# Keys of a mean and a std of images, such as normalize.mean, mu, pixel_std.
+STATISTIC = re.compile(
+    r"(?:.*\.)?(?:(?:new|image|img|pixel|data|input)?_)?(?:(?P<mean>means?|mu)|(?P<std>stds?|sds|sigma))"
+)
+
+
+def statistic(key: str) -> str | None:
+    """Return "mean" or "std" for a key of that name, None for another key."""
+    match = STATISTIC.fullmatch(key)
+    return match and match.lastgroup
 
 
 def constants(text: str) -> tuple[Tensor, Tensor]:
@@ -18,9 +30,11 @@ def constants(text: str) -> tuple[Tensor, Tensor]:
 
     Raises UserError that names ``--normalize`` for another text.
     """
+    if text.lower() in CONSTANTS:
+        mean, std = torch.tensor(CONSTANTS[text.lower()])
+        return mean, std
     try:
-        mean, std = CONSTANTS.get(text.lower()) or torch.tensor([float(part) for part in text.split(",")]).view(2, 3)
-        mean, std = torch.as_tensor(mean), torch.as_tensor(std)
+        mean, std = torch.tensor([float(part) for part in text.split(",")]).view(2, 3)
         if not ((mean >= 0) & (mean <= 1) & (std > 0) & (std <= 1)).all():
             raise ValueError
     except (ValueError, RuntimeError) as error:

@@ -79,12 +79,11 @@ def candidate_paths(name: str, dataset: str) -> list[Path]:
     First the official path, teacher_models/ and RobustBench's cache, relative to the working directory, then the
     included weights.
     """
-    key = name, dataset
-    paths = [Path(OFFICIAL_PATHS[key])] if key in OFFICIAL_PATHS else []
-    paths.append(Path("teacher_models", dataset, name, "robust_teacher.pth"))
+    paths = [OFFICIAL_PATHS.get((name, dataset)), Path("teacher_models", dataset, name, "robust_teacher.pth")]
     if dataset in robustbench.DATASETS:
         paths.append(robustbench.cache_path(name, dataset))
-    return [*paths, INCLUDED[key]] if key in INCLUDED else paths
+    paths.append(INCLUDED.get((name, dataset)))
+    return [Path(path) for path in paths if path]
 
 
 def find_teacher(
@@ -145,16 +144,15 @@ def load_teacher(
 
 def _table() -> str:
     header, rows = ("teacher", "dataset", "network", "clean", "AutoAttack", "source", "file"), []
-    for teacher in TEACHERS:
-        candidates = candidate_paths(teacher.name, teacher.dataset)
+    for name, dataset, source, clean, autoattack in TEACHERS:
+        candidates = candidate_paths(name, dataset)
         file = next((path for path in candidates if path.exists()), f"missing ({candidates[0]})")
-        accuracies = teacher.clean, teacher.autoattack
-        rows.append((*teacher[:2], architecture_of(teacher.name), *accuracies, teacher.source, file))
+        rows.append((name, dataset, architecture_of(name), clean, autoattack, source, file))
     zoo = robustbench.published_accuracies()
-    for name, dataset, clean, robust in zoo:
+    for name, dataset, clean, autoattack in zoo:
         file = robustbench.cache_path(name, dataset)
         file = file if file.exists() else "downloaded on first use"
-        rows.append((f"{robustbench.PREFIX}{name}", dataset, "RobustBench's", clean, robust, "RobustBench", file))
+        rows.append((f"{robustbench.PREFIX}{name}", dataset, "RobustBench's", clean, autoattack, "RobustBench", file))
     table = tabulate(rows, header, floatfmt=".2f", missingval="-")
     return table if zoo else f"{table}\n\n{robustbench.INSTALL} adds RobustBench's networks to this list"
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from conftest import ROOT
 from PIL import Image
+from tiny import make_trainer, tiny_problem
 from torchvision.transforms import RandomErasing
 
 from attacks.objectives import cross_entropy
@@ -153,6 +154,17 @@ def test_soft_labels_enter_loss_attack_and_accuracy():
     metrics = EpochMetrics("cpu")
     metrics.add(Step(torch.tensor(1.0), clean=y, adv=-y), y)
     assert metrics.means().clean_acc == 100 and metrics.means().adv_acc == 0
+
+
+def test_trades_attacks_away_from_a_mixed_label():
+    student, _, x, _ = tiny_problem()
+    y, noise = torch.rand(6, 10, dtype=x.dtype).softmax(1), torch.zeros_like(x)
+    trainer = make_trainer("TRADES", student, [])
+    expected = trainer.attack(lambda s: lambda z: cross_entropy(s(z), y), x, start_noise=noise)
+    recorded = []
+    trainer.pgd = lambda *args, pgd=trainer.pgd, **kwargs: recorded.append(pgd(*args, **kwargs)) or recorded[-1]
+    trainer.step(x, y, start_noise=noise)
+    torch.testing.assert_close(recorded[0], expected, rtol=0, atol=0)  # the same operations
 
 
 @pytest.mark.parametrize("method", METHODS)

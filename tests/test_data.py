@@ -309,7 +309,7 @@ def test_a_cache_that_cannot_be_written_is_in_a_temporary_folder_or_in_cache_dir
 
 def test_a_full_disk_is_one_line(folder, monkeypatch):
     with monkeypatch.context() as patch:
-        fail_at(patch, cache.PixelCache, "_write", 1, OSError(errno.ENOSPC, "No space left on device"))
+        fail_at(patch, cache, "_write", 1, OSError(errno.ENOSPC, "No space left on device"))
         refuse("cannot be written to.*No space left", "Folder", folder)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2000))
     refuse("--cache_dir.*0 MiB required, 0 MiB free.*--limit_train", "Folder", folder)
@@ -333,16 +333,16 @@ def test_decoding_in_parallel_continues_after_an_interruption(folder, decoded_fi
     shutil.rmtree(folder / ".decoded")
     monkeypatch.setattr(cache, "_MANY", 1 if processes else 100)
     monkeypatch.setattr(cache, "_CHUNK", 1)
-    write, written = cache.PixelCache._write, []
+    write, written = cache._write, []
 
-    def interrupted(self, index, record):
+    def interrupted(file, index, record):
         if index >= 6:
             raise UserError("interrupted")
-        write(self, index, record)
+        write(file, index, record)
 
-    monkeypatch.setattr(cache.PixelCache, "_write", interrupted)
+    monkeypatch.setattr(cache, "_write", interrupted)
     refuse("interrupted", "Folder", folder, workers=2)
-    monkeypatch.setattr(cache.PixelCache, "_write", lambda *args: written.append(args[1]) or write(*args))
+    monkeypatch.setattr(cache, "_write", lambda *args: written.append(args[1]) or write(*args))
     monkeypatch.setattr(cache, "_MANY", 100)
     assert torch.equal(images_of(folder, workers=2), expected)
     assert written and set(written) <= set(range(4, 10))

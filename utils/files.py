@@ -13,6 +13,8 @@ from typing import Any
 
 from utils.log import logger
 
+LFS_POINTER = b"version https://git-lfs"  # the start of a file whose content git-lfs has not downloaded
+LFS_HINT = "a git-lfs pointer: run git lfs pull in its repository"
 PARTIAL = ".partial-"  # prefix of the names of incomplete files
 _warn_once = cache(logger.warning)
 FULL = (errno.ENOSPC, errno.EDQUOT)
