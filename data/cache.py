@@ -92,8 +92,8 @@ class PixelCache:
             self._decode(missing)
         except OSError as error:
             raise UserError(
-                f"--cache_dir: decoded images cannot be written to {self.folder} ({error.strerror or error}); name "
-                "another folder, or use --limit_train, --limit_test or a smaller --image_size"
+                f"--cache_dir: decoded images cannot be written to {self.folder} ({error.strerror or error}); "
+                "choose another folder, or use --limit_train, --limit_test or a smaller --image_size"
             ) from error
         except BrokenProcessPool as error:
             raise UserError("--workers: a process that decodes images was killed; reduce --workers") from error

@@ -24,7 +24,7 @@ def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Spl
     Raises UserError for a missing folder or class.
     """
     if root is None:
-        raise UserError(f"--data_root: --dataset Folder needs a folder with {_LAYOUT}")
+        raise UserError(f"--data_root: required by --dataset Folder; give a folder with {_LAYOUT}")
     train, classes = _list_images(root / "train")
     test, test_classes = _list_images(_test_folder(root, classes))
     if classes != test_classes:

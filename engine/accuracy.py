@@ -15,8 +15,8 @@ from utils.log import logger
 
 MAX_SCALE = 1.75  # a normalization by mean and std 0.5 gives 2
 CAUSES_OF_CHANCE_LEVEL = (
-    "untrained, or trained on other classes, another order of classes, or images normalized outside the network "
-    "(--normalize adds it)"
+    "the network is untrained, or was trained on other classes, another order of classes, or images normalized outside "
+    "the network (--normalize adds the normalization)"
 )
 
 

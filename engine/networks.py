@@ -137,7 +137,7 @@ def _check(teacher: nn.Module, flag: str, name: str, splits: Splits, config: Tra
     predicted, n = predict(teacher, batches, f"{flag} {name}"), len(images.labels)
     accuracy = 100 * float((predicted == images.labels).double().mean())
     kind = "standard" if flag.startswith("--std") else "robust"
-    logger.info("%s teacher %s: %.2f %% of %d clean test images", kind, name, accuracy, n)
+    logger.info("%s teacher %s: clean accuracy %.2f %% on %d test images", kind, name, accuracy, n)
     warn_of_input_scale(teacher, next(iter(batches))[0], f"{kind} teacher {name}")
     if config.no_teacher_check:
         return

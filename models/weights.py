@@ -111,7 +111,7 @@ def _choose(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Candidate
     best, *copies = _best(checkpoint, networks[used])
     beside = networks[other][:1]
     if beside:
-        message = "%s: uses the %s (%s), not the %s (%s); --weights %s uses those"
+        message = "%s: using the %s (%s), not the %s (%s); --weights %s selects the latter"
         values = KINDS[used], best.name, KINDS[other], beside[0].name, other
         checkpoint.log_once(INFO, message, checkpoint.path, *values)
     ignored = {key.removeprefix(best.prefix).split(".")[0] for key in best.outside if not statistic(key)}

@@ -3,9 +3,9 @@
 
 Finished runs are skipped, interrupted runs continue, and a failed run does not stop the others. The output of each run
 is in DIR/logs/. SIGINT and SIGTERM reach the runs as SIGTERM, SIGUSR1 as itself; the sweep waits until they have saved
-and starts no others. A student waits for earlier runs that train its teachers. PYTHON names the interpreter [the
-activated environment's, except conda's base; else .venv's; else python]. Names, flags, data and teachers of all runs
-and the attacks of --eval are checked before the first run starts. Evaluations repeat the runs' flags of data files,
+and starts no others. A student waits for earlier runs that train its teachers. The variable PYTHON sets the interpreter
+[that of the activated environment, except conda's base; else .venv's; else python]. Names, flags, data and teachers of
+all runs and the attacks of --eval are checked before the first run starts. Evaluations use the runs' flags for data,
 device and threads.
 
 Exit status: 0 all runs are finished, 1 a run failed, 2 bad input. If runs are left and none failed: 130 after SIGINT,

@@ -166,7 +166,7 @@ BAD = {
     ("main.py", f"{DGAD} --teacher_path other.pth"): "other.pth: ",
     ("main.py", f"{SMALL} --method AKD2 --no_teacher_check {TEACHER}"): "--std_teacher_path: AKD2",
     ("main.py", f"{DGAD} --teacher_path net2.pth"): "net2.pth: has 2 classes",
-    ("main.py", f"{SMALL} --root_path net.pth/below"): "--root_path net.pth/below: cannot write there",
+    ("main.py", f"{SMALL} --root_path net.pth/below"): "--root_path net.pth/below: cannot be written to",
     ("main.py", f"{SMALL} --device cuda:99"): "--device cuda:99: not available",
     ("main.py", f"{SMALL} --device tpu"): "--device tpu: not a device",
     ("main.py", "--dataset Folder --model small_resnet --data_root images"): "1 of 8 images cannot be read: images/",

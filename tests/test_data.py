@@ -218,7 +218,7 @@ def test_damaged_files_are_an_error_with_the_path(request, name, damage, message
 
 INVALID = [
     ("--dataset CIFAR1: unknown name; nearest: CIFAR10", ["CIFAR1"], {}),
-    ("--data_root: --dataset Folder needs a folder with", ["Folder"], {}),
+    ("--data_root: required by --dataset Folder; give a folder with", ["Folder"], {}),
     (f"--data_root {__file__}: is a file, not a folder", ["CIFAR10", __file__], {}),
     ("--image_size 64: CIFAR10 has 32x32 images", ["CIFAR10"], {"image_size": 64}),
     ("--image_size 32: Tiny_Image has 64x64 images", ["Tiny_Image"], {"image_size": 32}),

@@ -526,9 +526,9 @@ def test_flags_that_no_chosen_attack_uses_are_reported(evaluate, tmp_path):
     out = evaluate(f"{DIGITS} --model_path both.pth --attacks clean,fgsm --limit_test 10 {flags}").out
     names = "--limit_aa, --surrogate_path, --natural_path, --steps, --restarts"
     assert f"WARNING: the attacks clean,fgsm ignore {names}" in out
-    assert out.count("both.pth: uses the average") == 2  # as the network, and as the natural one
+    assert out.count("both.pth: using the average") == 2  # as the network, and as the natural one
     used = evaluate(f"{DIGITS} --model_path both.pth --attacks pgd --limit_test 10 --steps 1 --restarts 2").out
-    assert "ignored" not in used and used.count("uses the average") == 1
+    assert "ignore" not in used and used.count("using the average") == 1
 
 
 BAD = {

@@ -99,7 +99,7 @@ def test_an_incomplete_study_has_a_table_that_names_what_is_missing(results, tmp
 
 BAD = {
     "": "--out: required",
-    "--out OUT --methods ADA": "--methods ADA: must be of AT, ",
+    "--out OUT --methods ADA": "--methods ADA: must be among AT, ",
     "--out OUT --jobs 0": "--jobs 0",
     "--out OUT --minutes nan": "--minutes nan",
     "--table OUT": "has no results",

@@ -226,7 +226,7 @@ def test_files_that_cannot_be_exported(network, out, tmp_path):
         "zoo": ({"net": other, "model": "robustbench:Doe2020"}, "zoo.pth: contains robustbench:Doe2020", {}),
         "classes": (state, "--dataset CIFAR100: has 100 classes", {"dataset": "CIFAR100"}),
         "nan": (state | {"bn1.weight": torch.full((24,), float("nan"))}, "nan.pth: its logits are nan or inf", {}),
-        "evil": ({"net": state, "dataset": "../../evil"}, "evil.pth: names the unknown dataset", {}),
+        "evil": ({"net": state, "dataset": "../../evil"}, "evil.pth: states the unknown dataset", {}),
     }
     for name, (content, message, flags) in cases.items():
         torch.save(content, tmp_path / f"{name}.pth")

@@ -1,4 +1,4 @@
-"""The tables of published results: their commands fit together, finished ones are skipped, ours are beside theirs."""
+"""The tables of published results: commands fit together, finished ones are skipped, ours appear next to theirs."""
 
 import json
 from pathlib import Path

@@ -36,7 +36,7 @@ def test_a_field_is_unused_if_another_value_changes_nothing_of_the_method(method
 
 
 WARNINGS = {
-    "--method IAD-I --epochs 60": "IAD-I starts introspection after epoch 60, but --epochs 60 ends before",
+    "--method IAD-I --epochs 60": "IAD-I starts introspection after epoch 60, so --epochs 60 has none",
     "--method IAD-II --epochs 6": "IAD-II starts introspection after epoch 40",
     "--method DGAD-IAD --epochs 6 --IAD_begin 5": None,
     "--method AdaIAD --epochs 61": None,

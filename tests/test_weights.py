@@ -149,7 +149,7 @@ def test_weights_chooses_between_average_and_raw_and_the_log_names_what_is_used(
         caplog.clear()
         loaded = load_weights(build("small_resnet", 10), Checkpoint(path, weights))
         assert torch.equal(loaded.linear.weight, network.linear.weight + (weights == "raw"))
-        assert f"uses the {used} (" in caplog.text and f"--weights {other} uses those" in caplog.text
+        assert f"using the {used} (" in caplog.text and f"--weights {other} selects the latter" in caplog.text
     for weights, absent in (("ema", "bare"), ("raw", "weight average")):
         path = write(LAYOUTS[absent](network.state_dict()), tmp_path / "one.pth")
         with user_error(f"--weights {weights}: .* has no "):

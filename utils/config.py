@@ -38,7 +38,7 @@ class CommonConfig:
     cache_dir: str | None = data_files(None, "folder of the decoded images; default: .decoded/ in --data_root")
     skip_damaged: bool = data_files(False, "skip image files that cannot be read")
     max_pixels: int | None = data_files(
-        None, "refuse image files of more than N pixels; default: Pillow's limit, 178956970", at_least(1)
+        None, "reject image files of more than N pixels; default: Pillow's limit, 178956970", at_least(1)
     )
 
     weights: Literal["raw", "ema"] | None = network_files(
@@ -157,8 +157,8 @@ class TrainConfig(CommonConfig):
 
     igdm: float | None = loss(
         None,
-        "RSLAD, AdaIAD, DGAD: add the term of IGDM, with a weight that increases linearly to X in the last epoch;\n"
-        "IGDM, SAAD: this X (official defaults: 1 on CIFAR10, 10 elsewhere)",
+        "weight of the term of IGDM, which increases linearly to X in the last epoch;\n"
+        "IGDM, SAAD (official defaults: 1 on CIFAR10, 10 elsewhere); RSLAD, AdaIAD, DGAD (default: no such term)",
         at_least(0),
     )
     saad_beta: float = loss(0.0, "SAAD: weight of the clean term (official)", at_least(0))
@@ -346,8 +346,8 @@ class EvalConfig(CommonConfig):
         "precision of the attacks' copy of the network; predictions are always verified in fp32;\n"
         "auto: TF32 on a GPU, PyTorch's default for convolutions, else fp32",
     )
-    state: str = run("", "folder for finished parts of this evaluation; the same command continues from them")
-    out: str = run("", "folder for results and plots; default: beside each checkpoint")
+    state: str = run("", "folder for finished parts of this evaluation, from which the same command continues")
+    out: str = run("", "folder for results and plots; default: next to each checkpoint")
     pictures: bool = run(True, "draw attacks.png, examples.png and confusion.png if pgd is among the attacks")
 
 

@@ -75,7 +75,7 @@ def read(config: ExportConfig) -> Published:
     metadata, identified = file.metadata, identify(file)
     stated, given = metadata.get("dataset"), config.dataset and dataset_name(config.dataset)
     if stated and stated not in DATASETS:  # it becomes the name of a folder
-        raise UserError(f"{path}: names the unknown dataset {stated!r}: the file is damaged")
+        raise UserError(f"{path}: states the unknown dataset {stated!r}: the file is damaged")
     if stated and given not in (None, stated):
         raise UserError(f"--dataset {given}: {path} was trained on {stated}; remove the flag")
     dataset = given or stated or "CIFAR10"

@@ -78,7 +78,8 @@ class RunFolder:
         try:
             require_writable(self.path)
         except OSError as error:
-            raise UserError(f"--root_path {self.config.root_path}: cannot write there ({error.strerror})") from error
+            problem = f"cannot be written to ({error.strerror}); choose another folder"
+            raise UserError(f"--root_path {self.config.root_path}: {problem}") from error
         self._states_read = self._states()
         if not self._states_read and not (self.path / LAST).exists():
             return None

@@ -94,8 +94,8 @@ def config_warnings(config: TrainConfig) -> list[str]:
     begin = getattr(METHODS[config.method](config), "keywords", {}).get("begin", 0)
     if begin >= config.epochs:
         warnings.append(
-            f"{config.method} starts introspection after epoch {begin}, but --epochs {config.epochs} ends before: it "
-            "trains like the method that it extends; --IAD_begin sets the epoch"
+            f"{config.method} starts introspection after epoch {begin}, so --epochs {config.epochs} has none; "
+            "--IAD_begin sets the epoch"
         )
     for name in ("awp_warmup", "swa_start", "epsilon_ramp"):
         if (getattr(config, name) or 0) > config.epochs:
@@ -129,7 +129,8 @@ def log_config(
         # Switches that are off by default have no flag to turn them off.
         _log_settings(source, {spelling(spec): value for spec, value in pairs if value or spec.default is not False})
     # All parameters of the method, including those whose default depends on it.
-    _log_settings("method", getattr(METHODS[config.method](config), "keywords", {}))
+    keywords = getattr(METHODS[config.method](config), "keywords", {})
+    _log_settings("method", {name: value for name, value in keywords.items() if value is not None})
     given = [spec for spec in fields(config) if spec.name in unused and sources[spec.name] == "flag"]
     for reason in dict.fromkeys(unused[spec.name] for spec in given):
         flags = ", ".join(spelling(spec) for spec in given if unused[spec.name] == reason)

@@ -122,7 +122,7 @@ class Study:
         return [Run(method, f"{max(scores, key=scores.get)} {piece}".strip(), seed) for seed in self.seeds]
 
     def best_distillation(self) -> str | None:
-        """The method with the included teacher of the highest mean held-out accuracy; None before all are trained."""
+        """The distillation with the highest mean held-out accuracy; None before all are trained."""
         scores = {}
         for method in filter(WITH_TEACHER.__contains__, self.methods):
             values = [self.held_out(run) for run in self.runs(method)]
@@ -256,7 +256,7 @@ def evidence(arguments: Sequence[str]) -> None:
     if not (options.table or options.out):
         raise UserError("--out: required; give a folder for the results")
     if unknown := set(options.methods) - GRID.keys():
-        raise UserError(f"--methods {' '.join(sorted(unknown))}: must be of {', '.join(GRID)}")
+        raise UserError(f"--methods {' '.join(sorted(unknown))}: must be among {', '.join(GRID)}")
     if not (options.jobs >= 1 and options.minutes >= 0):
         raise UserError(f"--jobs {options.jobs} --minutes {options.minutes:g}: must be at least 1 and 0")
     folder, seeds = Path(options.table or options.out), options.seeds or SEEDS[options.scale]

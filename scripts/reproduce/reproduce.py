@@ -91,7 +91,7 @@ class Run(NamedTuple):
 
 
 class Planner:
-    """Turns rows into runs; the runs of several tables that have the same commands are one."""
+    """Turns rows into runs; runs with the same commands, also of several tables, become one."""
 
     def __init__(self, out: Path, scale: str, seeds: Sequence[int], teacher: str | None, data: Sequence[str]):
         self.out, self.scale, self.seeds, self.teacher, self.data = out, scale, seeds, teacher, list(data)
@@ -183,7 +183,7 @@ def carry_out(runs: dict[str, Run], out: Path, jobs: int) -> bool:
             if left(run) and not any(left(runs[need]) for need in run.needs):
                 command = left(run)[0]
                 name, args = Path(command[0]).stem, [sys.executable, f"{ROOT}/{command[0]}", *command[1:]]
-                if name.startswith("main_eval"):  # unfinished evaluations continue only under the code that began them
+                if name.startswith("main_eval"):  # only the same code continues an unfinished evaluation
                     args += ["--state", str(out / "state" / (versions()["git"] or "unknown"))]
                 log = out / "logs" / f"{run.name}_{name}.txt"
                 yield Task(f"{run.name} {name}", args, log, partial(ended, command))
