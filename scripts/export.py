@@ -19,7 +19,7 @@ from engine.export.formats import export_hub, export_robustbench
 from engine.export.robustbench import RESULTS, ExportConfig, read
 from utils.cli import run_command
 from utils.errors import UserError
-from utils.files import PARTIAL
+from utils.files import PARTIAL, require_writable
 from utils.flags import parse
 from utils.log import logger
 from utils.seed import seed_everything
@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 
 
 def export(config: ExportConfig) -> None:
-    """Write the checkpoint in both formats; a network that is not loaded back equal changes no file of ``--out``.
+    """Write the checkpoint in both formats; a failure before :func:`_move` changes no file of ``--out``.
 
     Raises UserError for bad input and RuntimeError if a format returns other logits.
     """
@@ -54,11 +54,7 @@ def export(config: ExportConfig) -> None:
                     difference = (write(published, config, Path(folder))(images) - expected).abs().max()
                 if not difference <= TOLERANCE * expected.abs().max():
                     raise RuntimeError(f"{write.__name__}: returns other logits; nothing was written")
-            for file in sorted(filter(Path.is_file, Path(folder).rglob("*"))):
-                target = out / file.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(target)
-                logger.info("%s", target)
+            _move(Path(folder), out)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
@@ -70,6 +66,19 @@ def export(config: ExportConfig) -> None:
         command = f"python main_eval.py --dataset {published.dataset}{flags} --model_path {config.model_path}"
         message = "no result for %s; evaluate, then export again: %s --attacks clean,aa"
         logger.info(message, " and ".join(missing), command)
+
+
+def _move(folder: Path, out: Path) -> None:
+    """Move all files of ``folder`` into ``out``, one by one; raises OSError, before the first for a blocked path."""
+    targets = {file: out / file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()}
+    for target in targets.values():
+        require_writable(target.parent)
+        if target.is_dir():
+            raise UserError(f"--out {out}: {target} is a folder, not a file; choose another folder")
+    for file, target in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+        logger.info("%s", target)
 
 
 if __name__ == "__main__":

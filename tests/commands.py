@@ -1,15 +1,30 @@
-"""Run an entry script as a user does, in this process or in a new one."""
+"""Run an entry script as a user does, in this process."""
 
-import os
 import runpy
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 
 from conftest import ROOT
 
 SMALL = "--dataset Digits --image_size 16 --model small_resnet --limit_train 48 --limit_test 40 --bs 16 --num_steps 2"
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL does: nothing handles it."""
+
+
+def fail_at(monkeypatch, owner, name, nth, error=Killed):
+    """Make the ``nth`` call of a function raise an error."""
+    function, calls = getattr(owner, name), []
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == nth:
+            raise error
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, failing)
 
 
 @dataclass
@@ -32,11 +47,3 @@ def run_in_process(monkeypatch, capsys, script: str, args: str) -> Outcome:
         status = ended.code
     captured = capsys.readouterr()
     return Outcome(status, captured.out, captured.err)
-
-
-def run_in_subprocess(script: str, args: str, folder) -> Outcome:
-    """Run a script in a new interpreter in ``folder``."""
-    command = [sys.executable, str(ROOT / script), *args.split()]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    return Outcome(ended.returncode, ended.stdout, ended.stderr)

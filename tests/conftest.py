@@ -1,5 +1,6 @@
 """Fixtures that many test files share; the reader of the values recorded from the official codes."""
 
+import contextlib
 import functools
 import gc
 import json
@@ -31,6 +32,16 @@ def golden_arrays(row: dict) -> dict[str, torch.Tensor]:
             for key in file.files
             if key.startswith(prefix) and file[key].dtype.kind in "fiu"
         }
+
+
+@contextlib.contextmanager
+def user_error(pattern: str):
+    """Expect a UserError of one line that matches the pattern."""
+    from utils.errors import UserError
+
+    with pytest.raises(UserError, match=pattern) as raised:
+        yield
+    assert "\n" not in str(raised.value)
 
 
 def pytest_collection_finish():
@@ -84,7 +95,6 @@ def train(monkeypatch, tmp_path, caplog, fast_runs):
     """
     import engine.training.run
     from utils.config import TrainConfig
-    from utils.errors import UserError
     from utils.flags import parse
 
     monkeypatch.chdir(tmp_path)
@@ -93,26 +103,53 @@ def train(monkeypatch, tmp_path, caplog, fast_runs):
     def start(args: str, error: str | None = None) -> str:
         caplog.clear()
         parsed = parse(TrainConfig, shlex.split(args), description="", choices={})
-        if error is None:
+        with user_error(error) if error else contextlib.nullcontext():
             engine.training.run.train(*parsed)
-        else:
-            with pytest.raises(UserError, match=error) as raised:
-                engine.training.run.train(*parsed)
-            assert "\n" not in str(raised.value)
         return "\n".join(caplog.messages)
 
     return start
 
 
 @pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """``run(script, args)`` does what ``python SCRIPT ARGS`` does, in an empty folder, and checks the exit status.
+
+    A run of status 2 must end with a single error line.
+    """
+    from commands import run_in_process
+
+    monkeypatch.chdir(tmp_path)
+
+    def start(script: str, args: str, status: int = 0):
+        ended = run_in_process(monkeypatch, capsys, script, args)
+        assert ended.status == status, ended.err
+        assert status != 2 or (ended.err.startswith("error: ") and ended.err.count("\n") == 1), ended.err
+        return ended
+
+    return start
+
+
+@pytest.fixture
+def refused(run):
+    """``refused(script, args, text)``: the script ends with one error line that contains the text; no file changes."""
+    from run_files import contents
+
+    def check(script: str, args: str, text: str):
+        before = contents(".")
+        error = run(script, args, status=2).err
+        assert text in error and error.strip().isprintable(), error
+        assert contents(".") == before
+
+    return check
+
+
+@pytest.fixture
 def distill(train, tmp_path):
     """``distill(method, args)`` trains a small network by a method, with small teachers of random weights."""
     from commands import SMALL
+    from small_sets import save_network
 
-    from models import build
-
-    path = tmp_path / "teacher.pth"
-    torch.save({"net": build("small_resnet", 10, 16).state_dict()}, path)
+    path = save_network(tmp_path / "teacher.pth")
     flags = f"{SMALL} --lr_schedule constant --device cpu --threads 1 --no_teacher_check --teacher_model small_resnet "
     flags += f"--teacher_path {path} --std_teacher_model small_resnet --std_teacher_path {path}"
     return lambda method, args="", error=None: train(f"{flags} --method {method} {args}", error=error)

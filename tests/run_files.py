@@ -27,6 +27,12 @@ def state_of(root: Path) -> dict:
     return torch.load(max((folder_of(root) / "resume").glob("*.pth")), weights_only=True)
 
 
+def contents(folder) -> dict[str, bytes | None]:
+    """Every file's bytes and every folder, without the cache of decoded images."""
+    paths = [path for path in Path(folder).rglob("*") if ".decoded" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
+
+
 def files_of(root: Path) -> dict[str, bytes]:
     """Name and content of all files but logs; results.csv without the measurements, which no two runs share."""
     paths = (path for path in root.rglob("*") if path.is_file() and path.name not in ("log.txt", "output.txt", ".lock"))

@@ -1,4 +1,4 @@
-"""Small generated datasets in the layouts of the published ones, and objects whose unpickling executes code."""
+"""Small networks, datasets in the layouts of the published ones, and objects whose unpickling executes code."""
 
 import hashlib
 import pickle
@@ -6,8 +6,11 @@ import sys
 from itertools import product
 
 import numpy as np
+import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
+
+from models import build
 
 MARKER = "code-was-executed"
 
@@ -17,6 +20,14 @@ class Bomb:
 
     def __reduce__(self):
         return open, (MARKER, "x")
+
+
+def save_network(path, seed=0, num_classes=10, size=16, **content):
+    """Save a small network of random weights, with other content of its checkpoint; return the path."""
+    torch.manual_seed(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"net": build("small_resnet", num_classes, size).state_dict(), **content}, path)
+    return path
 
 
 def cifar_files(root, dataset, monkeypatch, names=("plane", "car", "bird"), labels=(2, 0, 1)):

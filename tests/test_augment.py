@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
-from commands import SMALL
 from conftest import ROOT
 from PIL import Image
 from tiny import make_trainer, tiny_problem
@@ -176,12 +175,6 @@ def test_cutmix_is_for_methods_of_soft_labels(method):
     else:
         with pytest.raises(UserError, match=f"--augment cutmix: {method} requires one class"):
             resolve(config, {})
-
-
-def test_the_log_says_what_is_done_to_training_images(train):
-    fast = f"{SMALL} --method AT --epochs 1 --limit_train 16"
-    assert "zeros and cropped; not mirrored (mirroring may change the class)" in train(fast)
-    assert "cropped, mixed by CutMix; not mirrored" in train(f"{fast} --desc_str a --augment cutmix")
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Training by several processes of torchrun equals training by one, and ends when a process is killed."""
+"""Training and evaluation by several processes of torchrun equal those by one; a killed process ends the run."""
 
 import os
 import re
@@ -9,13 +9,13 @@ import time
 
 import pytest
 import torch
-from commands import run_in_subprocess
 from conftest import ROOT
 from run_files import rows_of
 from shared_steps import ten_steps
-from small_sets import extra_file
+from small_sets import extra_file, save_network
 
 from engine.distributed import SINGLE_PROCESS, Processes
+from engine.evaluation.records import read_evaluations, results_path
 from engine.training.results import MEASUREMENTS
 
 METHODS = ("AT", "TRADES", "IAD-II", "DGAD", "ADR", "IGDM")
@@ -85,7 +85,7 @@ def net_of(folder):
 
 @pytest.mark.dist
 @pytest.mark.slow
-def test_a_killed_process_ends_the_run_which_another_number_of_processes_resumes(tmp_path):
+def test_a_killed_process_ends_the_run_which_another_number_of_processes_resumes(train, tmp_path):
     run = torchrun(2, "main.py", f"{TRAIN} --epochs 500 --save_minutes 0", tmp_path)
     deadline = time.monotonic() + 120
     while not any(tmp_path.rglob("resume/0001-*.pth")):
@@ -97,23 +97,20 @@ def test_a_killed_process_ends_the_run_which_another_number_of_processes_resumes
     assert run.returncode != 0
     assert "error: torchrun: another process of this run has ended; --resume continues the run" in err
     epochs = int(max(path.name for path in tmp_path.rglob("resume/*.pth"))[:4])
-    ended = run_in_subprocess("main.py", f"{TRAIN} --epochs {epochs + 1} --resume", tmp_path)
-    assert ended.status == 0, ended.err
+    train(f"{TRAIN} --epochs {epochs + 1} --resume")
     assert len(results_of(tmp_path)) == epochs + 1
     finish(torchrun(3, "main.py", f"{TRAIN} --epochs {epochs + 2} --resume", tmp_path))
     assert len(results_of(tmp_path)) == epochs + 2
 
 
 @pytest.mark.dist
-def test_a_run_of_two_processes_equals_a_run_of_one(tmp_path):
+def test_a_run_of_two_processes_equals_a_run_of_one(train, tmp_path):
     extra_file(tmp_path / "extra.npz")
     options = f"{TRAIN.replace('AT', 'Natural')} --epochs 2 --val_size 20 --augment idbh-weak"
     options += f" --extra_data {tmp_path}/extra.npz"  # an attack's signs would amplify rounding
+    train(f"{options} --root_path one")
+    out = finish(torchrun(2, "main.py", f"{options} --root_path two", tmp_path))
     one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
-    assert run_in_subprocess("main.py", options, one).status == 0
-    out = finish(torchrun(2, "main.py", options, two))
     assert len(re.findall("epoch 1/2", out)) == 1, "only rank 0 logs"
     assert "2 processes share each batch of 12; BatchNorm normalizes over the whole batch" in out
     for got, expected in zip(results_of(two), results_of(one), strict=True):
@@ -123,3 +120,16 @@ def test_a_run_of_two_processes_equals_a_run_of_one(tmp_path):
     for key, value in net_of(one).items():
         # Ten steps double a difference of 1e-7 some ten times; unsynchronized processes would differ by a tenth.
         assert (state[key] - value).abs().max() <= 1e-3 * value.abs().max() + 1e-4, key
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_processes_share_the_images_of_an_evaluation_and_one_of_them_writes(run, tmp_path):
+    flags = "--dataset Digits --image_size 16 --no-pictures --limit_test 50 --bs 10 --eps 0.02"
+    flags += " --attacks clean,pgd,aa --limit_aa 12 --model_path"
+    paths = [save_network(tmp_path / name / "net.pth") for name in ("single", "shared")]
+    run("main_eval.py", f"{flags} {paths[0]}")
+    assert finish(torchrun(2, "main_eval.py", f"{flags} {paths[1]}", tmp_path), 300).count("PGD-20  ") == 1
+    single, shared = (read_evaluations(results_path(path))[0]["figures"] for path in paths)
+    for title, result in single.items():
+        assert (shared[title]["accuracy"], shared[title].get("correct")) == (result["accuracy"], result.get("correct"))

@@ -5,19 +5,18 @@ A shell block that no test can run is preceded by a line <!-- not run: reason --
 
 import re
 import shlex
+import shutil
 import subprocess
 from importlib.util import module_from_spec, spec_from_file_location
 from typing import NamedTuple
 
 import pytest
-import torch
-from commands import run_in_process
 from conftest import ROOT
-from small_sets import image_folder
+from small_sets import image_folder, save_network
 
 import methods
+from engine.checkpoint import BEST_PGD10, LAST
 from engine.training.settings import resolve
-from models import build
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
 from utils.flags import parse
 
@@ -110,15 +109,12 @@ def test_every_command_parses_and_is_run_or_says_why_not(name, meankd):
 def folder(tmp_path, monkeypatch):
     """A working directory with the files that the documents' commands name."""
     monkeypatch.chdir(tmp_path)
-    for number, name in enumerate("ab"):
-        torch.manual_seed(number)
-        metadata = {"model": "small_resnet", "dataset": "Digits", "method": "AT", "image_size": 16}
-        content = {"net": build("small_resnet", 10, 16).state_dict(), **metadata, "classes": list("0123456789")}
-        torch.save(content, f"{name}.pth")
-        for run in ("tuned_models/Digits/DGAD/RUN", "tuned_models/..."):
-            (tmp_path / run).mkdir(parents=True, exist_ok=True)
-            for kind in ("best_PGD10_acc_model.pth", "last_epoch_model.pth"):
-                torch.save(content, tmp_path / run / kind)
+    metadata = {"model": "small_resnet", "dataset": "Digits", "method": "AT", "classes": list("0123456789")}
+    save_network(tmp_path / "a.pth", image_size=16, **metadata)
+    for run in ("tuned_models/Digits/DGAD/RUN", "tuned_models/..."):
+        for kind in (BEST_PGD10, LAST):
+            save_network(tmp_path / run / kind, seed=1, image_size=16, **metadata)
+    shutil.copy(tmp_path / run / kind, "b.pth")
     image_folder(tmp_path / "DIR")
     return tmp_path
 
@@ -140,23 +136,20 @@ def shortened(args):
 
 
 @pytest.mark.slow
-def test_commands_that_need_only_the_readers_files_run(folder, monkeypatch, capsys):
+def test_commands_that_need_only_the_readers_files_run(run, folder):
     done = set()
-    for name in DOCUMENTS:
-        for command in commands_of(name):
-            line = " ".join(command.args[1:])
-            if is_runnable(command) and "MeanKD" not in line and line not in done:
-                done.add(line)
-                ended = run_in_process(monkeypatch, capsys, command.args[1], shortened(command.args))
-                assert ended.status == 0, f"{name}: {line}\n{ended.err}"
+    for command in (command for name in DOCUMENTS for command in commands_of(name)):
+        line = " ".join(command.args[1:])
+        if is_runnable(command) and "MeanKD" not in line and line not in done:
+            done.add(line)
+            run(command.args[1], shortened(command.args))
     assert len(done) > 8
 
 
-def test_the_example_of_a_method_trains(example, meankd, folder, monkeypatch, capsys):
+def test_the_example_of_a_method_trains(run, example, meankd, folder):
     assert len([line for line in example[0].splitlines() if line]) <= 20
     (command,) = (command for command in commands_of("README.md") if "MeanKD" in command.args)
-    ended = run_in_process(monkeypatch, capsys, "main.py", shortened(command.args))
-    assert ended.status == 0, ended.err
+    run("main.py", shortened(command.args))
     assert (folder / "tuned_models/Digits/MeanKD").is_dir()
 
 

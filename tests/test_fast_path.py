@@ -1,18 +1,18 @@
 """Training and validation on the fast path against the plain reference: the same images, losses and gradients."""
 
+import gc
 import shutil
 import weakref
 from copy import deepcopy
 
 import pytest
 import torch
-from tiny import TinyNet, make_trainer, tiny_problem, trained_on_stripes
+from tiny import make_trainer, tiny_problem, trained_on_stripes
 
 from attacks.objectives import cross_entropy
 from attacks.pgd import gaussian, pgd
 from data import Split
 from data.loader import Batches
-from engine.accuracy import evaluate
 from engine.device import full_precision
 from engine.fast.frozen import FoldedModel
 from engine.fast.precision import PLAIN, Arithmetic, choose_arithmetic
@@ -35,9 +35,6 @@ OBJECTIVES = {
     "RSLAD": lambda s, t, x, y: lambda z: kl(t(x).detach(), s(z)),
     "TRADES": lambda s, t, x, y: lambda z: kl(s(x).detach(), s(z)),
 }
-# Of a float32 gradient, relative. At temperatures 30 and 5 probabilities are nearly equal, and SAAD's weights are
-# differences of nearly equal entropies: subtraction loses digits.
-TOLERANCES = {"ARD": 3e-5, "AdaIAD": 3e-5, "PeerAiD": 1e-4, "SAAD": 5e-4}
 
 
 def trainer_of(kind, name, student, teachers, **options):
@@ -61,45 +58,28 @@ def step(trainer, x, y, seed):
     return trainer.x_adv, [parameter.grad.clone() for parameter in trainer.student.parameters()]
 
 
-def twenty_steps(name, dtype, make=TinyNet, size=8):
+def steps_of_both(name, size=16):
     """Yield, for each step, the results of the reference and of the fast path from the same weights."""
     torch.manual_seed(0)
-    student, *teachers = (make().to(dtype) for _ in range(3))
-    x = torch.rand(6, 3, size, size, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    student, *teachers = (build("small_resnet", 10, size).double() for _ in range(3))
+    x = torch.rand(6, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
     y = teachers[0](x).argmax(1)
     y[::3] = (y[::3] + 1) % 10
     reference = trainer_of(plain.Trainer, name, deepcopy(student), teachers)
     fast = trainer_of(Trainer, name, deepcopy(student), teachers, arithmetic=Arithmetic(channels_last=True))
-    for seed in range(20):
+    for seed in range(3):
         fast.student.load_state_dict(reference.student.state_dict())  # rounding errors grow from step to step
         yield step(reference, x, y, seed), step(fast, x, y, seed), (reference.student, fast.student)
 
 
-RESIDUAL = [pytest.param(("residual", name), marks=pytest.mark.slow) for name in ("DGAD", "TRADES", "IAD-II")]
-
-
-@pytest.mark.parametrize("name", [*METHODS, *RESIDUAL], ids=str)
-def test_twenty_steps_in_float64(name):
-    name, *network = (name[1], lambda: build("small_resnet", 10, 16), 16) if isinstance(name, tuple) else (name,)
-    for (x_adv, gradients), (fast_x_adv, fast_gradients), students in twenty_steps(name, torch.float64, *network):
+@pytest.mark.parametrize("name", ["DGAD", "TRADES", "IAD-II"])
+def test_steps_of_a_residual_network_equal_those_of_the_plain_loop(name):
+    for (x_adv, gradients), (fast_x_adv, fast_gradients), students in steps_of_both(name):
         assert torch.equal(fast_x_adv, x_adv)
         # Sums in another order; float64 rounds at 1e-16, which grows in some twenty layers and passes.
         torch.testing.assert_close(fast_gradients, gradients, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(*(student.state_dict() for student in students), rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_twenty_steps_in_float32(name):
-    different, pixels = 0, 0
-    for (x_adv, gradients), (fast_x_adv, fast_gradients), _ in twenty_steps(name, torch.float32):
-        differs = (fast_x_adv - x_adv).abs() > 1e-6
-        different, pixels = different + int(differs.sum()), pixels + x_adv.numel()
-        if not differs.any():  # different images have different gradients
-            expected, actual = (torch.cat([g.flatten() for g in values]) for values in (gradients, fast_gradients))
-            assert (actual - expected).norm() <= TOLERANCES.get(name, 1e-5) * expected.norm()
-    # A pixel whose gradient is zero up to rounding may step in the other direction.
-    assert different < 1e-3 * pixels
 
 
 @pytest.fixture(scope="module")
@@ -147,27 +127,36 @@ def test_in_bfloat16_weights_losses_and_logits_stay_float32():
     assert torch.equal(logits[0].detach().bfloat16().float(), logits[0].detach())  # computed in bfloat16
 
 
-def test_training_keeps_no_teacher_besides_its_folded_model():
-    student, teacher, x, y = tiny_problem()
-    optimizer, reference = torch.optim.SGD(student.parameters(), lr=0.1), weakref.ref(teacher.conv1.weight)
-    trainer = Trainer(student, [teacher], METHODS["RSLAD"](TrainConfig()), optimizer, **BALL)
+@pytest.mark.parametrize("winograd", [False, True])
+def test_training_keeps_no_teacher_besides_its_folded_model(winograd):
+    student, teacher = build("vgg16", 10), build("vgg16", 10).eval().requires_grad_(False)
+    references = [weakref.ref(module) for module in teacher.modules()]
+    optimizer, arithmetic = torch.optim.SGD(student.parameters(), lr=0.1), Arithmetic(None, True, winograd=winograd)
+    trainer = Trainer(student, [teacher], METHODS["RSLAD"](TrainConfig()), optimizer, **BALL, arithmetic=arithmetic)
     del teacher
-    assert reference() is None
-    trainer.step(x, y)
+    gc.collect()
+    assert not any(reference() for reference in references)
+    trainer.step(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
 
 
 def test_validation_counts_images_that_pgd10_misclassifies_at_any_step():
     net, x, y = trained_on_stripes()
     batches = Batches(Split((255 * x).round().byte(), y), 128, device="cpu")
-    clean, robust = Validator(net, batches, EPSILON, seed=1)()
-    assert clean == pytest.approx(evaluate(net, batches))
+    before = deepcopy(net.state_dict())
+    clean, robust = Validator(net.train(), batches, EPSILON, seed=1)()
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+    assert clean.accuracy == pytest.approx(100 * float((net.eval()(x).argmax(1) == y).float().mean()), abs=100 / len(y))
     generator = torch.Generator().manual_seed(1)
     noise = [2 * torch.rand(z.shape, generator=generator) - 1 for z, _ in batches]
     expected = plain.pgd_accuracy(net, batches, noise=noise, epsilon=EPSILON, step_size=EPSILON / 4, steps=10)
     # The folded model sums in another order: one image near the decision boundary may be classified differently.
     assert robust.accuracy == pytest.approx(expected, abs=100 / len(y))
     assert 20 < robust.accuracy < clean.accuracy and robust.loss > clean.loss
-    assert Validator(net, batches, EPSILON, seed=1)() == (clean, robust)
+    fp32 = Arithmetic(channels_last=True)  # what --precision fp32 chooses on a CPU
+    assert Validator(net, batches, EPSILON, seed=1, arithmetic=fp32)() == (clean, robust)
+    in_bf16 = Validator(net, batches, EPSILON, seed=1, arithmetic=BF16)()
+    assert in_bf16[0] == clean  # without attack: the float32 network
+    assert in_bf16[1].accuracy == pytest.approx(robust.accuracy, abs=200 / len(y))
 
 
 @pytest.fixture

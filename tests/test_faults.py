@@ -5,16 +5,18 @@ import itertools
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
 from commands import SMALL, run_in_process
 from conftest import ROOT
+from filelock import FileLock
 from run_files import files_of, folder_of
 
 import methods
@@ -109,13 +111,8 @@ def test_a_run_stopped_by_signals_exits_with_their_status_and_ends_with_the_same
 
 def test_a_signal_while_a_file_is_read_is_not_reported_as_damage(train, tmp_path, monkeypatch):
     train(f"{RUN} --epochs 1")
-    files, load = files_of(tmp_path), torch.load
-
-    def interrupted(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return load(*args, **kwargs)
-
-    monkeypatch.setattr(torch, "load", interrupted)
+    files = files_of(tmp_path)
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped, match="stopped by SIGTERM: --resume continues from the last saved state") as stop:
         train(f"{RUN} --epochs 2 --resume")
     assert stop.value.status == 143 and files_of(tmp_path) == files
@@ -163,6 +160,54 @@ def test_a_file_that_is_no_state_of_this_run_is_refused(train, tmp_path):
         assert files_of(tmp_path) == files, what
 
 
+# Disks.
+
+
+def failing(number):
+    return Mock(side_effect=OSError(number, os.strerror(number)))
+
+
+def test_a_full_disk_ends_the_run_without_incomplete_files(train, tmp_path, monkeypatch):
+    train(f"{RUN} --epochs 1 --root_path parts")
+    saved = {name: data for name, data in files_of(tmp_path).items() if name.endswith(".pth")}
+    saved_in = "the last good checkpoint is .*/0001-000000.pth; .*--resume continues the run"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # less than a checkpoint
+    try:
+        train(f"{RUN} --epochs 2 --root_path parts --resume", error=rf"\.pth: cannot be written \(.*\); {saved_in}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for number in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", failing(number))
+            error = rf"cannot be written \({os.strerror(number)}.*{saved_in}"
+            train(f"{RUN} --epochs 2 --root_path parts --resume", error=error)
+    files = files_of(tmp_path)
+    assert {name: data for name, data in files.items() if name.endswith(".pth")} == saved
+    assert not [name for name in files if ".partial-" in name]
+    train(f"{RUN} --epochs 2 --root_path parts --resume")
+    train(f"{RUN} --epochs 2 --root_path whole")
+    assert same_checkpoints(tmp_path)
+
+
+def test_a_file_system_without_locks_flushing_or_links_is_enough(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(FileLock, "acquire", failing(errno.ENOLCK))
+    monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))
+    monkeypatch.setattr(os, "link", failing(errno.EPERM))
+    assert train(f"{RUN} --epochs 2").count("cannot be locked") == 1
+    train(f"{RUN} --epochs 2 --desc_str again")
+    first, second = (files_of(path.parent) for path in sorted(tmp_path.rglob("config.json")))
+    assert all(second[name] == data for name, data in first.items() if name != "config.json")
+
+
+def test_an_output_folder_that_disappears_ends_the_run(train, tmp_path, monkeypatch):
+    step = Trainer.step
+    removed = lambda *args, **options: shutil.rmtree("tuned_models", ignore_errors=True) or step(*args, **options)  # noqa: E731
+    monkeypatch.setattr(Trainer, "step", removed)
+    train(f"{RUN} --epochs 1", error=r"cannot be written \(No such file or directory\)")
+    assert not (tmp_path / "tuned_models").exists()
+
+
 def test_states_of_more_than_ten_thousand_epochs_keep_their_order(tmp_path):
     folder = RunFolder(TrainConfig(root_path=str(tmp_path), method="Natural"), teacher=None)
     folder.last_state()
@@ -172,100 +217,28 @@ def test_states_of_more_than_ten_thousand_epochs_keep_their_order(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*.pth")) == ["10000-000000.pth", "10001-000000.pth"]
 
 
-# Disks and clocks.
-
-
-def test_a_full_disk_ends_the_run_without_incomplete_files(train, tmp_path):
-    train(f"{RUN} --epochs 1 --root_path parts")
-    saved = {name: data for name, data in files_of(tmp_path).items() if name.endswith(".pth")}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # less than a checkpoint
-    error = r"\.pth: cannot be written \(.*\); .*--resume continues the run"
-    try:
-        train(f"{RUN} --epochs 2 --root_path parts --resume", error=error)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    files = files_of(tmp_path)
-    assert {name: data for name, data in files.items() if name.endswith(".pth")} == saved
-    assert not [name for name in files if ".partial-" in name]
-    train(f"{RUN} --epochs 2 --root_path parts --resume")
-    train(f"{RUN} --epochs 2 --root_path whole")
-    assert same_checkpoints(tmp_path)
-
-
-def fail(number):
-    def failing(*args, **kwargs):
-        raise OSError(number, os.strerror(number))
-
-    return failing
-
-
-def test_a_file_system_without_flushing_or_hard_links_is_enough(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", fail(errno.EINVAL))
-    monkeypatch.setattr(os, "link", fail(errno.EPERM))
-    train(f"{RUN} --epochs 2")
-    train(f"{RUN} --epochs 2 --desc_str again")
-    first, second = (files_of(path.parent) for path in sorted(tmp_path.rglob("config.json")))
-    assert all(second[name] == data for name, data in first.items() if name != "config.json")
-
-
-def test_a_file_that_cannot_be_written_names_what_is_saved_and_how_to_continue(train, monkeypatch):
-    train(f"{RUN} --epochs 1")
-    for number in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
-        monkeypatch.setattr(os, "fsync", fail(number))
-        error = rf"cannot be written \({os.strerror(number)}.*the last good checkpoint is .*/0001-000000.pth; "
-        train(f"{RUN} --epochs 2 --resume", error=f"{error}.*--resume continues the run")
-
-
-def test_a_full_disk_in_an_evaluation_is_one_line(train, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_in_an_evaluation_is_one_line(train, run, tmp_path, monkeypatch):
     train(f"{RUN} --epochs 1")
     assert len({path.stat().st_ino for path in folder_of(tmp_path).glob("*.pth")}) == 1, "best and last are one file"
     args = f"--model_path {folder_of(tmp_path)}/last_epoch_model.pth --limit_test 20 --no-pictures --attacks"
-    assert run_in_process(monkeypatch, capsys, "main_eval.py", f"{args} clean").status == 0
+    run("main_eval.py", f"{args} clean")
     before = files_of(tmp_path)
-    monkeypatch.setattr(os, "fsync", fail(errno.ENOSPC))
-    ended = run_in_process(monkeypatch, capsys, "main_eval.py", f"{args} clean,fgsm")
-    assert ended.status == 2 and ended.err.count("\n") == 1 and "eval.json has the finished attacks" in ended.err
-    assert "No space left on device" in ended.err and files_of(tmp_path) == before
-
-
-def test_a_folder_that_cannot_be_written_is_reported_before_training(train):
-    train(f"{RUN} --root_path /proc/nowhere", error="--root_path /proc/nowhere: cannot be written to")
-
-
-def test_an_output_folder_that_disappears_ends_the_run(train, tmp_path):
-    def move():
-        wait_until(lambda: any(tmp_path.rglob("resume/0001-*.pth")))
-        (tmp_path / "tuned_models").rename(tmp_path / "elsewhere")
-
-    thread = threading.Thread(target=move)
-    thread.start()
-    train(f"{RUN} --epochs 200", error=r"cannot be written \(No such file or directory\)")
-    thread.join()
-    assert not (tmp_path / "tuned_models").exists()
-
-
-def test_a_clock_that_jumps_changes_nothing(train, tmp_path, monkeypatch):
-    train(f"{RUN} --epochs 2 --root_path whole")
-    randomness = random.Random(0)
-    monkeypatch.setattr(time, "time", lambda: randomness.uniform(0, 2e9))
-    train(f"{RUN} --epochs 2 --root_path parts")
-    assert same_checkpoints(tmp_path)
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    error = run("main_eval.py", f"{args} clean,fgsm", status=2).err
+    assert "eval.json has the finished attacks" in error and "No space left on device" in error
+    assert files_of(tmp_path) == before
 
 
 # Losses and memory.
 
 
 def replace_method(monkeypatch, name, change):
-    """Make a method return ``change(its result, images)``."""
+    """Make a method return ``change(its result)``."""
 
-    def make(config):
-        def step(student, *rest):
-            return change(methods.natural.natural(student, *rest[-4:]), rest[-3])
+    def step(student, *rest):
+        return change(methods.natural.natural(student, *rest[-4:]))
 
-        return step
-
-    monkeypatch.setitem(methods.METHODS, name, make)
+    monkeypatch.setitem(methods.METHODS, name, lambda config: step)
 
 
 def test_diverging_weights_are_never_saved(train, tmp_path):
@@ -279,26 +252,18 @@ def test_diverging_weights_are_never_saved(train, tmp_path):
 def test_a_bad_loss_names_the_epoch_and_the_last_good_checkpoint(train, monkeypatch):
     train(f"{RUN} --epochs 1")
     steps = iter(range(1, 100))
-    bad = lambda result, _: result._replace(loss=result.loss * (float("nan") if next(steps) == 2 else 1))  # noqa: E731
+    bad = lambda result: result._replace(loss=result.loss * (float("nan") if next(steps) == 2 else 1))  # noqa: E731
     replace_method(monkeypatch, "AT", bad)
     error = "a loss or a weight is nan or inf in epoch 2 at learning rate 0.1; the last good checkpoint is .*0001-"
     train(f"{RUN} --epochs 2 --resume", error=error)
 
 
-def out_of_memory(*_, **__):
-    raise torch.OutOfMemoryError("CUDA out of memory")  # as torch does; there may be no GPU here
-
-
-@pytest.mark.parametrize(
-    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError()]
-)
-def test_exhausted_memory_is_one_line(capsys, error):
-    with pytest.raises(SystemExit, match="2"):
-        run_command(lambda: (_ for _ in ()).throw(error))
-    assert capsys.readouterr().err == "error: out of memory; reduce --bs\n"
-
-
-def test_cuda_out_of_memory_is_one_line(train, tmp_path, monkeypatch, capsys):
+def test_exhausted_memory_is_one_line_that_names_the_flags_to_reduce(train, run, tmp_path, monkeypatch, capsys):
+    for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError()):
+        with pytest.raises(SystemExit, match="2"):
+            run_command(Mock(side_effect=error))
+        assert capsys.readouterr().err == "error: out of memory; reduce --bs\n"
+    out_of_memory = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))  # there may be no GPU here
     args = f"{SMALL} --method Natural --epochs"
     train(f"{args} 1")
     replace_method(monkeypatch, "Natural", out_of_memory)
@@ -306,8 +271,7 @@ def test_cuda_out_of_memory_is_one_line(train, tmp_path, monkeypatch, capsys):
     train(f"{args} 1 --seed 1 --eval_bs 8", error="^CUDA out of memory; reduce --bs 16 or --eval_bs 8$")
     monkeypatch.setattr("engine.evaluation.evaluate.run_attack", out_of_memory)
     path = folder_of(tmp_path / "tuned_models/Digits/Natural/small_resnet_seed42")
-    ended = run_in_process(monkeypatch, capsys, "main_eval.py", f"--model_path {path} --attacks pgd --bs 7")
-    assert ended.status == 2 and "--bs 7" in ended.err and ended.err.count("\n") == 1
+    assert "--bs 7" in run("main_eval.py", f"--model_path {path} --attacks pgd --bs 7", status=2).err
 
 
 # Ranks of torchrun.
@@ -318,26 +282,23 @@ def test_cuda_out_of_memory_is_one_line(train, tmp_path, monkeypatch, capsys):
     [(["a", None], [0]), ([None, "b"], [1]), (["a", "b"], [0, 1]), (["a", "a"], [0]), (["a", "a", None], [0, 1])],
 )
 def test_every_rank_prints_its_own_error_and_rank_0_that_of_all(monkeypatch, errors, printed):
-    def function():
-        if error:
-            raise UserError(error)
-
     monkeypatch.setattr(torch.distributed, "all_gather_object", lambda all_, own: all_.__setitem__(slice(None), errors))
     for rank, error in enumerate(errors):
+        function = Mock(side_effect=UserError(error) if error else None)
         with pytest.raises(UserError, match=error or next(filter(None, errors))) as raised:
             Processes(rank, len(errors)).on_all_ranks(function)
         assert raised.value.printed == (rank in printed)
 
 
 def test_the_rank_is_printed_under_torchrun_and_ignored_without_it(monkeypatch, capsys):
+    def error_of_a_run() -> str:
+        return run_in_process(monkeypatch, capsys, "main.py", "--epochs 0").err
+
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "3")
-    assert local_gpu(0) == 0
-    ended = run_in_process(monkeypatch, capsys, "main.py", "--epochs 0")
-    assert (ended.status, ended.err[:18]) == (2, "error: --epochs 0:")
+    assert local_gpu(0) == 0 and error_of_a_run().startswith("error: --epochs 0:")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert local_gpu(5) == 0
-    assert run_in_process(monkeypatch, capsys, "main.py", "--epochs 0").err.startswith("[rank 3] error: --epochs 0:")
+    assert local_gpu(5) == 0 and error_of_a_run().startswith("[rank 3] error: --epochs 0:")
     monkeypatch.delenv("RANK")
-    assert run_in_process(monkeypatch, capsys, "main.py", "--epochs 0").err.startswith("error: --epochs 0:")
+    assert error_of_a_run().startswith("error: --epochs 0:")

@@ -1,21 +1,26 @@
-"""The networks of an attack compute what the network computes, and the network itself does not change."""
+"""The networks of an attack, with Winograd's algorithm too, compute what the network computes; it does not change."""
 
-import gc
 import logging
-import weakref
-from copy import deepcopy
+import sys
+from functools import partial
+from importlib.metadata import distributions
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.fast import winograd
 from engine.fast.folding import Affine
-from engine.fast.frozen import FoldedModel, FrozenModel
+from engine.fast.frozen import ROUNDING as ALLOWED
+from engine.fast.frozen import FoldedModel
 from engine.fast.precision import Arithmetic
+from engine.fast.winograd import WinogradConv2d
 from engine.sync_batchnorm import CudaSyncedBatchNorm2d, SyncSwitch
 from models import MODELS, build
 from models.normalized import Normalized
+from models.robustbench import build as build_zoo
+from models.robustbench import zoo
 
 CLASSES = 5
 # BatchNorms after an addition or after a convolution with a second reader; all others are folded.
@@ -159,23 +164,6 @@ def test_batchnorm_is_folded_if_a_convolution_feeds_only_it(name, affines):
     assert (count(folded, Affine), count(folded, nn.BatchNorm2d)) == (affines, unfolded)
 
 
-@pytest.mark.parametrize("name", ["small_resnet", "Gated"])
-def test_the_network_does_not_change(name):
-    network, (x, y) = make(name), batch()
-    train_a_step(network)
-    state, gradients = deepcopy(network.state_dict()), [p.grad.clone() for p in network.parameters()]
-    random_state = torch.get_rng_state()
-    folded = FoldedModel(network)
-    F.cross_entropy(folded.train()(x.requires_grad_()), y).backward()
-    folded.refresh()
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert all(module.training for module in network.modules())
-    assert all(parameter.requires_grad for parameter in network.parameters())
-    torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0)
-    torch.testing.assert_close([p.grad for p in network.parameters()], gradients, rtol=0, atol=0)
-    assert not any(value.requires_grad or value.grad is not None for value in folded.parameters())
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_bfloat16(channels_last):
     network, (x, y) = make("small_resnet", torch.float32), batch(torch.float32)
@@ -203,32 +191,6 @@ def test_a_network_with_control_flow_or_hooks_is_copied_and_the_log_says_so(capl
     assert gated.startswith("Gated: attacks use a copy without folded BatchNorm (") and "\n" not in gated
 
 
-@pytest.mark.parametrize("winograd", [False, True])
-def test_detach_source_frees_the_network(winograd):
-    network, (x, _) = make("vgg16"), batch()
-    folded = FoldedModel(network.eval(), Arithmetic(channels_last=True, winograd=winograd)).detach_source()
-    before, references = folded(x), [weakref.ref(module) for module in network.modules()]
-    folded.refresh()
-    del network
-    gc.collect()
-    assert not any(reference() for reference in references)
-    assert torch.equal(folded(x), before)
-
-
-@pytest.mark.parametrize("name", ["small_resnet", "mobilenetV2"])
-@pytest.mark.parametrize("training", [True, False])
-def test_a_frozen_model_is_a_plain_forward_with_constant_parameters(name, training):
-    network, twin = make(name).train(training), make(name).train(training)
-    x, y = batch()
-    for _ in range(2):  # the second forward uses the statistics that the first one changed
-        assert_same(logits_and_gradient(FrozenModel(network), x, y), logits_and_gradient(twin, x, y), 0)
-    torch.testing.assert_close(network.state_dict(), twin.state_dict(), rtol=0, atol=0)
-    assert torch.equal(network.bn1.running_mean, make(name).bn1.running_mean) != training
-    F.cross_entropy(FrozenModel(network)(x.requires_grad_()), y).backward()
-    assert x.grad is not None
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
-
-
 def test_batchnorm_of_several_gpus_is_folded_and_uses_replicated_batches_as_they_are():
     network, twin, (x, y) = make("small_resnet"), make("small_resnet"), batch()
     switch = SyncSwitch()
@@ -241,3 +203,122 @@ def test_batchnorm_of_several_gpus_is_folded_and_uses_replicated_batches_as_they
     switch.on = False
     assert_same(logits_and_gradient(network.train(), x, y), logits_and_gradient(twin.train(), x, y), 0)
     torch.testing.assert_close(network.state_dict(), twin.state_dict(), rtol=0, atol=0)
+
+
+# Winograd's algorithm: outputs and gradients equal those of nn.Conv2d.
+
+CHANNELS = winograd.MIN_CHANNELS
+WINOGRAD = Arithmetic(channels_last=True, winograd=True)
+
+
+class Wide(nn.Module):
+    """Wide convolutions with and without BatchNorm and bias, and some that Winograd's algorithm does not support."""
+
+    def __init__(self):
+        super().__init__()
+        conv = partial(nn.Conv2d, CHANNELS, CHANNELS, 3, padding=1)
+        self.stem = nn.Conv2d(3, CHANNELS, 3, padding=1)
+        self.norm, self.folded_norm = nn.BatchNorm2d(CHANNELS), nn.BatchNorm2d(CHANNELS)
+        self.folded, self.biased, self.unbiased = conv(bias=False), conv(), conv(bias=False)
+        self.strided, self.grouped = conv(stride=2), conv(groups=2)
+        self.narrow = nn.Conv2d(CHANNELS, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        x = x + self.unbiased(F.relu(self.biased(F.relu(self.folded_norm(self.folded(x))))))
+        return self.narrow(self.grouped(self.strided(x))).mean((2, 3))
+
+
+def outputs_and_gradients(shape, kernels, dtype, bias=True, low_precision=None):
+    """Return output and input gradient of a convolution, and those of Winograd's algorithm in ``low_precision``."""
+    conv = nn.Conv2d(shape[1], kernels, 3, padding=1, bias=bias).to(dtype).requires_grad_(False)
+    x = torch.randn(shape, dtype=dtype)
+    weight = conv.weight.clone()
+    fast = WinogradConv2d(conv.to(low_precision or dtype))
+    fast.set_weight(weight)
+    reference = partial(F.conv2d, weight=weight, bias=conv.bias.to(dtype) if bias else None, padding=1)
+    upstream = torch.randn(reference(x).shape, dtype=dtype)
+    for forward, kind in ((reference, dtype), (fast, low_precision or dtype)):
+        images = x.to(kind, memory_format=torch.channels_last).requires_grad_()
+        output = forward(images)
+        yield output.detach(), torch.autograd.grad(output, images, upstream.to(kind))[0]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, 5, 8, 8), (1, 4, 5, 7), (2, 3, 1, 1), (5, 3, 4, 3)])
+@pytest.mark.parametrize("chunk", [winograd.CHUNK, 1], ids=["one chunk", "chunks of one image"])
+def test_in_float64_it_equals_the_convolution(monkeypatch, shape, bias, chunk):
+    monkeypatch.setattr(winograd, "CHUNK", chunk)
+    reference, fast = outputs_and_gradients(shape, 7, torch.float64, bias)
+    torch.testing.assert_close(fast, reference, rtol=0, atol=1e-13)  # up to 70 terms of about 1, in another order
+    assert fast[0].stride(1) == 1  # channels-last; outputs of odd sides are slices
+
+
+@pytest.mark.parametrize("size", [4, 7])
+def test_in_bfloat16_rounding_errors_are_bounded(size):
+    shape = (4, CHANNELS, size, size)
+    exact, fast = outputs_and_gradients(shape, CHANNELS, torch.float32, low_precision=torch.bfloat16)
+    # Images, both steps of their transform, weight, products and result are rounded, by 2**-9 at most, in terms whose
+    # norm is up to twice the result's. Six errors of random signs: 2 * sqrt(6) = 4.9.
+    for expected, rounded in zip(exact, fast, strict=True):
+        assert rounded.dtype == torch.bfloat16
+        assert (rounded.float() - expected).norm() < 5 * 2**-9 * expected.norm()
+
+
+def test_a_folded_model_uses_it_for_wide_convolutions_and_refreshes_it_in_place():
+    network = Wide().double().eval()
+    x, y = torch.rand(2, 3, 7, 7, dtype=torch.float64), torch.tensor([3, 1])
+    folded = FoldedModel(network, WINOGRAD)
+    replaced = {path for path, module in folded.body.named_modules() if isinstance(module, WinogradConv2d)}
+    assert replaced == {"folded", "biased", "unbiased"}
+    addresses = {key: value.data_ptr() for key, value in folded.state_dict().items()}
+    optimizer = torch.optim.SGD(network.train().parameters(), lr=0.1)
+    F.cross_entropy(network(x), y).backward()
+    optimizer.step()
+    network.eval()
+    folded.refresh()
+    assert addresses == {key: value.data_ptr() for key, value in folded.state_dict().items()}
+    x.requires_grad_()
+    logits, expected = folded(x), network(x)
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(F.cross_entropy(z, y), x)[0] for z in (logits, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-13)
+    plain = FoldedModel(network, Arithmetic(channels_last=True))
+    assert not any(isinstance(module, WinogradConv2d) for module in plain.modules())
+
+
+# RobustBench's CIFAR L-infinity networks: the folded copy of each architecture computes the same logits.
+
+INSTALLED = any(each.name == "robustbench" for each in distributions())  # torchattacks has an old copy of its modules
+LARGEST = 60e6  # parameters; larger networks have the architectures of smaller ones
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not INSTALLED, reason="pip install -r requirements-zoo.txt")
+@pytest.mark.parametrize("dataset", ["CIFAR10", "CIFAR100"])
+def test_folded_copies_of_the_zoo_compute_its_logits(dataset, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "robustbench"]:  # stand-ins of other tests
+        monkeypatch.delitem(sys.modules, name)
+    seen, checked = set(), []
+    for name in sorted(zoo(dataset)):
+        torch.manual_seed(0)
+        try:
+            network = build_zoo(name, dataset).eval()
+        except RuntimeError as error:
+            if "NVIDIA" in str(error):  # some networks move to a GPU when they are built
+                continue
+            raise
+        key = tuple((key, tuple(value.shape)) for key, value in network.state_dict().items())
+        if key in seen or sum(value.numel() for value in network.parameters()) > LARGEST:
+            continue
+        seen.add(key)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):  # otherwise folding would multiply by one
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+        x = torch.rand(2, 3, 32, 32)
+        with torch.no_grad():
+            expected, logits = network(x), FoldedModel(network)(x)
+        assert (logits - expected).abs().max() <= ALLOWED * expected.abs().max(), name
+        checked.append(name)
+    assert len(checked) >= 5

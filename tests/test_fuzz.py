@@ -24,14 +24,13 @@ import pytest
 import torch
 from commands import SMALL, run_in_process
 from PIL import Image
-from small_sets import extra_file, image_folder, tiny_imagenet_files
+from small_sets import extra_file, image_folder, save_network, tiny_imagenet_files
 from torchvision.datasets import CIFAR10, CIFAR100
 
 import attacks.libraries
 import attacks.suite
 import engine.evaluation.figures
 from methods import ALIASES, METHODS
-from models import build
 from utils.config import EvalConfig, TrainConfig
 from utils.fields import spelling
 from utils.log import log_to_terminal, logger
@@ -89,14 +88,12 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     for name in ("ünï cödé", "folder", "kept"):
         (folder / name).mkdir()
-    torch.manual_seed(0)
     metadata = {"model": "small_resnet", "dataset": "Digits", "classes": list("0123456789"), "image_size": 16}
-    content = {"net": build("small_resnet", 10, 16).state_dict(), **metadata}
     for name in ("net.pth", "ünï cödé/net é.pth", "$a$b$.pth"):
-        torch.save(content, folder / name)
-    torch.save({"net": build("small_resnet", 7).state_dict()}, folder / "seven.pth")
-    torch.save({"net": build("small_resnet", 4).state_dict(), "dataset": "Tiny_Image"}, folder / "tiny.pth")
-    torch.save(content | {"dataset": "CIFAR100", "model": "resnet18"}, folder / "other.pth")
+        save_network(folder / name, **metadata)
+    save_network(folder / "seven.pth", num_classes=7, size=32)
+    save_network(folder / "tiny.pth", num_classes=4, size=32, dataset="Tiny_Image")
+    save_network(folder / "other.pth", **metadata | {"dataset": "CIFAR100", "model": "resnet18"})
     (folder / "garbage.pth").write_bytes(bytes(range(256)) * 9)
     (folder / "page.safetensors").write_text("<html>")
     (folder / "file.txt").write_text("a file\n")

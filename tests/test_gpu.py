@@ -9,15 +9,10 @@ from tiny import make_trainer, tiny_problem, trained_on_stripes
 from engine import evaluate
 from engine.fast.frozen import FoldedModel
 from engine.fast.precision import Arithmetic, choose_arithmetic
-from engine.training.trainer import Trainer
 from methods import METHODS
 from models import build
-from scripts.benchmark import plain
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 def trainer_of(name, device, dtype=torch.float64, **options):
@@ -74,23 +69,6 @@ def test_training_in_bfloat16_reduces_the_loss(name, compile):
     _, _, x, y = tiny_problem(n=16, dtype=torch.float32)
     losses = [trainer.step(x.cuda(), y.cuda()).loss.item() for _ in range(30)]
     assert sum(losses[-3:]) < sum(losses[:3])
-
-
-def test_a_step_needs_no_more_memory_than_the_reference():
-    peaks = {}
-    for kind in (plain.Trainer, Trainer):
-        torch.manual_seed(0)
-        student, teacher = (build("resnet18", 10).cuda() for _ in range(2))
-        options = {"arithmetic": Arithmetic(torch.bfloat16, channels_last=True)} if kind is Trainer else {}
-        trainer = make_trainer("DGAD", student, [teacher.eval().requires_grad_(False)], kind=kind, lr=0.01, **options)
-        x, y = torch.rand(128, 3, 32, 32, device="cuda"), torch.randint(10, (128,), device="cuda")
-        torch.cuda.reset_peak_memory_stats()
-        for _ in range(3):
-            trainer.step(x, y)
-        peaks[kind] = torch.cuda.max_memory_allocated()
-        del trainer, student, teacher
-        torch.cuda.empty_cache()
-    assert peaks[Trainer] <= peaks[plain.Trainer]
 
 
 def test_the_python_api_evaluates_on_the_gpu():

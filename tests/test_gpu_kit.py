@@ -6,9 +6,10 @@ import json
 
 import pytest
 import torch
+from conftest import user_error
 from safetensors.torch import load_file
+from small_sets import save_network
 
-from models import build
 from models.hub import WEIGHTS
 from scripts.reproduce.gpu import Session, gpu
 from scripts.reproduce.gpu_results import ATTACKS, PARTS, RESULTS
@@ -48,19 +49,19 @@ def test_everything_runs_at_smoke_scale(tmp_path, caplog):
     assert all(cells in caplog.text for cells in ("| DGAD | best |", "| teacher | best |", "| --method AT"))
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--minutes 0 --out OUT", "--minutes 0: must be"),
-        ("--minutes 1", "--out: required"),
-        ("--minutes 1 --out OUT --epochs 0", "--epochs 0: must be"),
-        ("--minutes 1 --out OUT --data_root OUT", "no images in train/CLASS/"),
-        ("--table OUT", "has no results"),
-        ("--join OUT --to OUT/to", "has no evaluated teacher"),
-    ],
-)
-def test_a_bad_request_is_one_line(tmp_path, flags, message):
-    with pytest.raises(UserError, match=message):
+BAD = {
+    "--minutes 0 --out OUT": "--minutes 0: must be",
+    "--minutes 1": "--out: required",
+    "--minutes 1 --out OUT --epochs 0": "--epochs 0: must be",
+    "--minutes 1 --out OUT --data_root OUT": "no images in train/CLASS/",
+    "--table OUT": "has no results",
+    "--join OUT --to OUT/to": "has no evaluated teacher",
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_a_bad_request_is_one_line(tmp_path, flags):
+    with user_error(BAD[flags]):
         gpu(flags.replace("OUT", str(tmp_path / "out")).split())
     assert not any(tmp_path.iterdir())
 
@@ -108,27 +109,25 @@ def test_a_command_that_cannot_finish_in_time_is_stopped(session, tmp_path):
 
 @pytest.fixture
 def teacher(session, tmp_path):
-    """A teacher as gpu.py writes it to DIR."""
+    """A teacher as gpu.py writes it to DIR; its weights."""
 
     def make(autoattack):
-        network = build("small_resnet", 10, 16)
-        content = {"net": network.state_dict(), "model": "small_resnet", "dataset": "Digits", "image_size": 16}
-        torch.save(content | {"method": "AT", "classes": list("0123456789")}, tmp_path / "best.pth")
-        one = session()
-        kept = one.keep_teacher(tmp_path / "best.pth")
+        content = {"model": "small_resnet", "dataset": "Digits", "image_size": 16, "method": "AT"}
+        path, one = save_network(tmp_path / "best.pth", **content, classes=list("0123456789")), session()
+        kept = one.keep_teacher(path)
         results = {attack: {"accuracy": autoattack, "n": 1000} for attack in ATTACKS}
         one.attempt("teacher", 0, lambda: kept | {"epochs": 30, "command": "python main.py"})
         one.attempt("teacher evaluation", 0, lambda: {"results": {"best": results}})
-        return network
+        return torch.load(path, weights_only=True)["net"]
 
     return make
 
 
 def test_a_good_teacher_is_joined_with_its_card(teacher, tmp_path):
-    network, target = teacher(autoattack=41.0), tmp_path / "joined"
+    state, target = teacher(autoattack=41.0), tmp_path / "joined"
     gpu(["--join", str(tmp_path / "out"), "--to", str(target)])
     weights = load_file(target / WEIGHTS)
-    for key, value in network.state_dict().items():
+    for key, value in state.items():
         kept = weights[f"model.{key}"]
         assert kept.dtype == (torch.bfloat16 if value.ndim > 1 else value.dtype)
         torch.testing.assert_close(kept.to(value.dtype), value, rtol=2**-8, atol=0)

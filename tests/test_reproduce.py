@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import run_in_process
+from conftest import user_error
 
 from engine.training.run_folder import RunFolder
 from engine.training.settings import resolve
 from methods import WITHOUT_TEACHER
 from scripts.reproduce.reproduce import Planner, Run, _table, carry_out, load_tables, reproduce, show
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
-from utils.errors import UserError
 from utils.flags import parse
 
 TABLES = load_tables()
@@ -60,12 +59,11 @@ def test_seeds_data_and_rows_are_those_of_the_command_line(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["IAD", "RSLAD", "DGAD", "CPU", "precision", "GPU"])
-def test_every_table_is_made_at_smoke_scale(group, tmp_path, monkeypatch, capsys):
+def test_every_table_is_made_at_smoke_scale(group, tmp_path, run):
     planner, tables = planned(tmp_path, "smoke", [name for name in TABLES if name.startswith(group)], [1])
-    for run in planner.runs.values():
-        for script, *flags in run.commands:
-            ended = run_in_process(monkeypatch, capsys, script, " ".join(flags))
-            assert ended.status == 0, f"{run.name}\n{ended.err}"
+    for each in planner.runs.values():
+        for script, *flags in each.commands:
+            run(script, " ".join(flags))
     for name, rows in tables.items():
         show(name, {row: [planner.runs[key].folder for key in keys] for row, keys in rows.items()}, tmp_path, "smoke")
         text = (tmp_path / f"{name}.md").read_text()
@@ -74,26 +72,24 @@ def test_every_table_is_made_at_smoke_scale(group, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
-def test_the_program_makes_a_table_and_then_skips_it(tmp_path, monkeypatch, capsys):
-    flags = f"--table rslad-2 --scale smoke --out {tmp_path}"
-    first, second = (run_in_process(monkeypatch, capsys, SCRIPT, flags) for _ in range(2))
-    assert first.status == second.status == 0, first.err
+def test_the_program_makes_a_table_and_then_skips_it(tmp_path, run):
+    first, second = (run(SCRIPT, f"--table rslad-2 --scale smoke --out {tmp_path}") for _ in range(2))
     assert first.out.count(" main: finished") == 1 and "started" not in second.out
     assert second.out.count("ours, best (1)") == 2  # on CIFAR-10 and CIFAR-100, which are one run at this scale
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--table", "must be one of IAD-2-CIFAR10, "),
-        ("--table IAD-14", "must be one of"),
-        ("--table IAD-4 --rows ADR", "no such row in IAD-4"),
-        ("--table IAD-4 --jobs 0", "--jobs 0: must be at least 1"),
-        ("--table RSLAD-2", "models/model_cifar_wrn.pt: no such teacher"),
-    ],
-)
-def test_a_bad_request_is_one_line(tmp_path, flags, message):
-    with pytest.raises(UserError, match=message):
+BAD = {
+    "--table": "must be one of IAD-2-CIFAR10, ",
+    "--table IAD-14": "must be one of",
+    "--table IAD-4 --rows ADR": "no such row in IAD-4",
+    "--table IAD-4 --jobs 0": "--jobs 0: must be at least 1",
+    "--table RSLAD-2": "models/model_cifar_wrn.pt: no such teacher",
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_a_bad_request_is_one_line(tmp_path, flags):
+    with user_error(BAD[flags]):
         reproduce([*flags.split(), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

@@ -1,60 +1,51 @@
 """A run that was interrupted ends with the same bytes as one that was not, and only the same run is resumed."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
-from commands import SMALL
+from commands import SMALL, Killed, fail_at
 from filelock import FileLock
 from PIL import Image
 from run_files import files_of, folder_of, rows_of
-from small_sets import image_folder
+from small_sets import extra_file, image_folder, save_network
 
 from engine.checkpoint import save_checkpoint
 from engine.training.results import MEASUREMENTS
 from engine.training.run_folder import RunFolder
 from engine.training.trainer import Trainer
-from models import build
 
 RUN = f"{SMALL} --method AT --lr_schedule constant"
 NATURAL = f"{SMALL} --method Natural"
 
 
-class Killed(BaseException):
-    """Ends a run as SIGKILL does: nothing handles it."""
+# Settings -> the function, and its call, that ends the run, again and again.
+STEP = [(Trainer, "step", 5)]  # in the middle of an epoch
+SAVE = [(torch, "save", nth) for nth in (2, 5, 11, 12)]  # in a step, in a validation, in SWA's BatchNorm, at the end
+KILLS = {
+    # In the middle of an epoch, while a checkpoint is written, after the epoch's row and before its state.
+    "AT --epochs 3 --eval_every 2": [(Trainer, "step", 3), (torch, "save", 6), (RunFolder, "save", 1)],
+    "AT --epochs 3 --ema 0.9 --awp 0.01 --accumulate 2 --clip_grad 1 --epsilon_ramp 2 --lr_schedule cyclic": SAVE,
+    "AT --epochs 3 --swa_start 2": SAVE,
+    "AT --epochs 2 --extra_data EXTRA --augment cutmix": STEP,
+    **{f"{method} --epochs 2": STEP for method in ("PeerAiD", "ADR", "B-MTARD")},  # they have a state
+}
 
 
-def kill_at(monkeypatch, owner, name, nth):
-    """Make the ``nth`` call of a function raise Killed."""
-    function, calls = getattr(owner, name), []
-
-    def killing(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == nth:
-            raise Killed
-        return function(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, killing)
-
-
-def test_a_run_killed_at_three_points_ends_with_the_same_bytes(train, tmp_path, monkeypatch):
-    args = f"{RUN} --epochs 3 --save_minutes 0 --eval_every 2 --resume"
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "parts").mkdir()
-    monkeypatch.chdir(tmp_path / "whole")
-    train(args)
-    monkeypatch.chdir(tmp_path / "parts")
-    for owner, name, nth in (
-        (Trainer, "step", 3),  # in the middle of an epoch
-        (torch, "save", 6),  # while a checkpoint is written
-        (RunFolder, "save", 1),  # after the epoch's row, before its state
-    ):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            kill_at(patch, owner, name, nth)
-            train(args)
-    assert "resuming after epoch" in train(args)
+@pytest.mark.parametrize("args", KILLS)
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(distill, tmp_path, monkeypatch, args):
+    extra_file(tmp_path / "extra.npz")
+    for folder, kills in (("whole", []), ("parts", KILLS[args])):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        start = partial(distill, args.replace("EXTRA", f"{tmp_path}/extra.npz"), "--save_minutes 0 --resume")
+        for owner, name, nth in kills:
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                fail_at(patch, owner, name, nth)
+                start()
+        assert ("resuming after epoch" in start()) == bool(kills)
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
-    assert [row["PGD10_acc"] != "" for row in rows_of(tmp_path / "parts")] == [False, True, True]
 
 
 def test_two_epochs_and_two_more_are_four(train, tmp_path):
@@ -84,21 +75,16 @@ def test_results_csv_is_written_again_from_the_state(train, tmp_path, damaged):
 
 
 def test_resume_starts_a_new_run_and_leaves_a_finished_one(train, tmp_path):
-    train(f"{NATURAL} --epochs 2 --resume")
+    train(f"{RUN} --epochs 2 --val_size 8 --resume")
     files = files_of(tmp_path)
     for epochs in (2, 1):
-        assert "all 2 epochs are done" in train(f"{NATURAL} --epochs {epochs} --resume")
+        assert "all 2 epochs are done" in train(f"{RUN} --epochs {epochs} --val_size 8 --resume")
     assert files_of(tmp_path) == files
-    train(f"{NATURAL} --epochs 2", error="already contains a run; --resume continues it")
-    train(f"{NATURAL} --epochs 1 --desc_str again")
-
-
-def test_a_run_stopped_while_it_drew_the_curves_draws_them_when_it_is_resumed(train, tmp_path):
-    train(f"{RUN} --epochs 1 --val_size 8")
-    files = files_of(tmp_path)
-    (folder_of(tmp_path) / "curves.png").unlink()
-    assert "on the test images: clean" in train(f"{RUN} --epochs 1 --val_size 8 --resume")
+    (folder_of(tmp_path) / "curves.png").unlink()  # the run was stopped while it drew them
+    assert "on the test images: clean" in train(f"{RUN} --epochs 2 --val_size 8 --resume")
     assert files_of(tmp_path) == files
+    train(f"{RUN} --epochs 2", error="already contains a run; --resume continues it")
+    train(f"{RUN} --epochs 1 --desc_str again")
 
 
 def test_two_runs_never_share_a_folder(train, tmp_path):
@@ -110,30 +96,19 @@ def test_two_runs_never_share_a_folder(train, tmp_path):
     train(f"{NATURAL} --epochs 2 --resume")
 
 
-def test_a_file_system_without_locks_is_one_warning(train, monkeypatch):
-    def acquire(self):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(FileLock, "acquire", acquire)
-    assert train(f"{NATURAL} --epochs 1").count("cannot be locked") == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "shown"),
-    [("--weight_decay 0.001", "0.0005 -> 0.001"), ("--eval_every 2", "1 -> 2"), ("--ema 0.9", "not given -> 0.9")],
-)
-def test_other_settings_are_refused(train, change, shown):
+def test_other_settings_are_refused_but_for_those_that_the_method_does_not_use(train):
     train(f"{NATURAL} --epochs 1")
-    train(f"{NATURAL} --epochs 2 --resume {change}", error=f"{change.split()[0]} {shown}")
-
-
-def test_settings_that_the_method_does_not_use_may_differ(train):
-    train(f"{RUN} --epochs 1")
-    assert "all 1 epochs" in train(f"{RUN} --epochs 1 --resume --teacher_model small_resnet --trades_beta 3")
+    for change, shown in (
+        ("--weight_decay 0.001", "0.0005 -> 0.001"),
+        ("--eval_every 2", "1 -> 2"),
+        ("--ema 0.9", "not given -> 0.9"),
+    ):
+        train(f"{NATURAL} --epochs 2 --resume {change}", error=f"{change.split()[0]} {shown}")
+    assert "all 1 epochs" in train(f"{NATURAL} --epochs 1 --resume --teacher_model small_resnet --trades_beta 3")
 
 
 def test_a_state_from_before_a_flag_existed_and_a_start_file_that_has_moved_are_no_obstacle(train, tmp_path):
-    save_network(tmp_path / "start.pth", 0)
+    save_network(tmp_path / "start.pth")
     train(f"{RUN} --epochs 1 --model_path start.pth")
     (tmp_path / "start.pth").unlink()
     (path,) = tmp_path.rglob("resume/*.pth")
@@ -165,32 +140,28 @@ def test_more_epochs_keep_the_milestones_of_the_first_start(train, tmp_path):
     assert json.loads((folder_of(tmp_path) / "config.json").read_text())["milestones"] == [1, 2]
 
 
-def rename_class(root):
+def test_other_data_are_refused(train, tmp_path):
+    root = tmp_path / "images"
+    image_folder(root, "ab", size=(16, 16))
+    extra_file(tmp_path / "extra.npz", classes=2)
+    args = "--dataset Folder --data_root images --model small_resnet --method AT --num_steps 1 --bs 4"
+    args += " --extra_data extra.npz"
+    train(f"{args} --epochs 1")
+    files = files_of(folder_of(tmp_path))
+    extra_file(tmp_path / "extra.npz", n=80, classes=2)
+    train(f"{args} --epochs 2 --resume", error="was trained with other images; --desc_str NAME starts another run")
+    extra_file(tmp_path / "extra.npz", classes=2)
+    without = args.removesuffix(" --extra_data extra.npz")
+    train(f"{without} --epochs 2 --resume", error="has other settings .--extra_data extra.npz -> not given.;")
+    for path in (root / "train/a/0.png", root / "test/b/1.png"):
+        original = path.read_bytes()
+        Image.new("RGB", (16, 16), "red").save(path)
+        train(f"{args} --epochs 2 --resume", error="was trained with other images; --desc_str NAME starts another run")
+        path.write_bytes(original)
     for part in ("train", "test"):
         (root / part / "b").rename(root / part / "c")
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda root: Image.new("RGB", (16, 16), "red").save(root / "train" / "a" / "0.png"), "images"),
-        (lambda root: Image.new("RGB", (16, 16), "red").save(root / "test" / "b" / "1.png"), "images"),
-        (rename_class, "classes"),
-    ],
-)
-def test_other_data_are_refused(train, tmp_path, change, what):
-    image_folder(tmp_path / "images", "ab", size=(16, 16))
-    args = "--dataset Folder --data_root images --model small_resnet --method Natural --bs 4"
-    train(f"{args} --epochs 1")
-    change(tmp_path / "images")
-    files = files_of(folder_of(tmp_path))
-    train(f"{args} --epochs 2 --resume", error=f"was trained with other {what}; --desc_str NAME starts another run")
+    train(f"{args} --epochs 2 --resume", error="was trained with other classes; --desc_str NAME starts another run")
     assert files_of(folder_of(tmp_path)) == files
-
-
-def save_network(path, seed):
-    torch.manual_seed(seed)
-    save_checkpoint(path, {"net": build("small_resnet", 10, 16).state_dict()})
 
 
 def test_other_teachers_are_refused_and_the_same_at_other_paths_are_not(train, tmp_path):

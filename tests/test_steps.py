@@ -7,9 +7,12 @@ import plain_steps as plain
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
+from test_trainer import HostReads, copy_of, same
 from torch import nn
 
-from methods import count_teachers
+from engine.training.weight_perturbation import WeightPerturbation
+from methods import METHODS, count_teachers
 
 CLASSES = 7  # not 10, where a mean over classes and a factor of 0.1 are the same
 
@@ -27,15 +30,11 @@ CASES = [
     *(case(name) for name in plain.METHODS),
     *(case(name, attack_bn="train") for name in ("AT", "TRADES", "MART", "RSLAD", "AdaAD", "DGAD")),
     *(case(name, attack_bn="eval") for name in ("ARD", "IAD-I", "AKD2", "IAD-II")),
-    case("TRADES", trades_beta=2.5),
     case("MART", mart_beta=3.0),
-    case("ARD", iad_alpha=0.9, temp=5.0),
     case("ARD", iad_alpha=0.6, temp=1.0, kl_weight=1.0),
     case("RSLAD", kl_weight=1.0),
-    case("AdaAD", adaad_alpha=0.8),
     case("AdaAD", adaad_alpha=0.8, dataset="CIFAR100"),
     case("AdaAD", adaad_alpha=0.5, kl_weight=0.3),
-    case("AKD2", robust_weight=0.6, std_weight=0.1, temp=2.0),
     # Introspection starts when the epoch, counted from 0, is 60; for IAD-II 40.
     *(case(name, epoch) for name in ("IAD-I", "AdaIAD", "DGAD-IAD") for epoch in (59, 60)),
     *(case("IAD-II", epoch) for epoch in (39, 40)),
@@ -49,11 +48,9 @@ CASES = [
         for epoch in (2, 3)
     ),
     # The appendix of IAD: tables 7 to 10, and 12.
-    case("AKD2", akd2_partial=True, temp=2.0),
-    case("AKD2", akd2_partial=True, iad_beta=0.5, robust_weight=0.6, std_weight=0.1),
+    *(case("AKD2", akd2_partial=p, iad_beta=0.5, robust_weight=0.6, std_weight=0.1, temp=2.0) for p in (True, False)),
     *(case("IAD-I", epoch, iad_begin=3, iad_down=True, iad_beta=0.5, temp=2.0) for epoch in (2, 3)),
     *(case(name, 3, iad_begin=3, iad_coefficient=2.0) for name in ("IAD-I", "IAD-II")),
-    case("IAD-I", 3, iad_begin=3, iad_coefficient=0.0, iad_alpha=0.8),
     case("TRADES", temp=20.0, trades_beta=2.5),
     case("ARD", temp=1.0, kl_weight=1.0, label_weight=1.0, self_weight=6.0, teacher_weight=0.5),
     case("ARD", iad_alpha=0.9, label_weight=2.0),
@@ -206,3 +203,102 @@ def test_the_teacher_is_correct_fooled_and_wrong_in_every_batch():
         x_adv = plain.adaad_attack(student, teacher, x, start_noise("DGAD", normal), "eval")
         clean, robust = teacher(x).argmax(1) == y, teacher(x_adv).argmax(1) == y
         assert (clean & robust).any() and (clean & ~robust).any() and (~clean).any()
+
+
+# Adversarial weight perturbation: whole steps against a plain transcription, and what it leaves unchanged.
+
+
+def at_loss(net, x, x_adv, y):
+    return F.cross_entropy(net(x_adv), y)
+
+
+def trades_loss(net, x, x_adv, y):
+    clean, adv = net(x), net(x_adv)
+    with torch.no_grad():
+        net(x)
+    target = clean.softmax(1)
+    return F.cross_entropy(clean, y) + 6 * (target * (target.log() - adv.log_softmax(1))).sum(1).mean()
+
+
+def trades_attack(net, x, y, start, attack_bn):
+    target = plain.no_grad(net.eval(), x)
+    return plain.pgd(net, x, start, lambda images: map(plain.kl, target, net(images)), attack_bn)
+
+
+# The official codes: attack, loss, learning rate of the proxy, which has no effect, and gamma.
+OFFICIAL = {"AT": (plain.label_attack, at_loss, 0.01, 0.01), "TRADES": (trades_attack, trades_loss, 0.1, 0.005)}
+
+
+def plain_awp_step(net, optimizer, name, attack_bn, x, y, noise):
+    attack, loss_of, lr, gamma = OFFICIAL[name]
+    start = (x + noise).clamp(0, 1) if name == "AT" else x + noise
+    x_adv = attack(net, x, y, start, attack_bn)
+    proxy = deepcopy(net).train()
+    gradients = torch.autograd.grad(-loss_of(proxy, x, x_adv, y), list(proxy.parameters()))
+    perturbations = {}
+    with torch.no_grad():
+        for (key, w), gradient in zip(net.named_parameters(), gradients, strict=True):
+            if "weight" in key and w.ndim > 1:
+                difference = (w - lr * gradient) - w
+                perturbations[w] = gamma * w.norm() / (difference.norm() + 1e-20) * difference
+        for w, v in perturbations.items():
+            w += v
+    optimizer.zero_grad()
+    loss = loss_of(net.train(), x, x_adv, y)
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        for w, v in perturbations.items():
+            w -= v
+    return loss.detach()
+
+
+def trainer_with(name, student, teachers, gamma, attack_bn=None, lr=plain.LEARNING_RATE, **options):
+    options |= {"perturbation": WeightPerturbation(student, gamma)} if gamma else {}
+    return tiny.make_trainer(name, student, teachers, lr=lr, weight_decay=5e-2, attack_bn=attack_bn, **options)
+
+
+@pytest.mark.parametrize(("name", "attack_bn"), [("AT", "eval"), ("AT", "train"), ("TRADES", "eval")])
+def test_steps_equal_the_plain_transcription_of_the_official_codes(name, attack_bn):
+    student, _, batches = problem()
+    expected = deepcopy(student)
+    rates = {"lr": plain.LEARNING_RATE, "momentum": plain.MOMENTUM, "weight_decay": 5e-2}
+    optimizer = torch.optim.SGD(expected.parameters(), **rates)
+    trainer = trainer_with(name, student, [], gamma=OFFICIAL[name][3], attack_bn=attack_bn)
+    for x, y, normal in batches:
+        noise = start_noise(name, normal)
+        loss = trainer.step(x, y, start_noise=noise).loss
+        torch.testing.assert_close(loss, plain_awp_step(expected, optimizer, name, attack_bn, x, y, noise), **EXACT)
+        for (key, parameter), other in zip(student.named_parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(parameter, other, **EXACT, msg=key)
+            torch.testing.assert_close(parameter.grad, other.grad, **EXACT, msg=key)
+        torch.testing.assert_close(dict(student.named_buffers()), dict(expected.named_buffers()), **EXACT)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_with_a_vanishing_perturbation_every_method_takes_its_usual_step(name):
+    results = []
+    for gamma in (None, 1e-13):
+        student, teachers, [(x, y, normal), _] = problem()
+        trainer = trainer_with(name, student, teachers, gamma)
+        trainer.step(x, y, epoch=60, start_noise=start_noise(name, normal))
+        results.append([copy_of(student), trainer.weights().get("method_state")])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)  # BatchNorm's statistics and counters too
+
+
+def test_a_step_of_rate_0_leaves_the_bytes_of_the_weights_and_warm_up_epochs_are_usual():
+    student, _, [(x, y, _), _] = problem()
+    student.float()
+    before = [parameter.clone() for parameter in student.parameters()]
+    trainer = trainer_with("AT", student, [], 0.01, lr=0.0, clip_grad=1.0, parts=2)
+    with HostReads() as reads:
+        trainer.step(x.float(), y)
+    assert reads.recorded == []
+    assert all(map(torch.equal, student.parameters(), before))
+    students = deepcopy(student), deepcopy(student)
+    for each, gamma in zip(students, (None, 0.01), strict=True):
+        trainer = trainer_with("AT", each, [], gamma, generator=torch.Generator().manual_seed(0))
+        if gamma:
+            trainer.perturbation.start = 4
+        trainer.step(x.float(), y, epoch=3)
+    assert same(*map(copy_of, students))

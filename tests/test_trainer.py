@@ -1,17 +1,23 @@
 """The training step: what it changes and what not, its forward passes, and that it never waits for the device."""
 
+import numpy as np
 import pytest
 import torch
-from tiny import make_trainer, tiny_problem, trained_on_stripes
+from commands import SMALL
+from conftest import ROOT
+from run_files import folder_of, rows_of, state_of
+from tiny import make_trainer, part, tiny_from, tiny_problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data import Split
+from data import TEST_SUBSET_SEED, load, subset
 from data.loader import Batches
 from engine.accuracy import evaluate
+from engine.checkpoint import LAST
 from engine.fast.precision import Arithmetic
+from engine.training.averaging import Ema, Swa
 from engine.training.metrics import EpochMetrics
-from engine.training.validation import Validator
 from methods import METHODS
+from models import build
 
 
 def trainer_of(name, student, teacher, *, lr=0.1, seed=0, **options):
@@ -90,36 +96,6 @@ def test_a_step_and_its_metrics_never_wait_for_the_device(name, epoch, monkeypat
     assert reads.recorded == ["aten.index.Tensor", "aten._local_scalar_dense.default", "tolist"]
 
 
-def test_epoch_means_weigh_all_images_equally():
-    student, _, x, y = tiny_problem(n=5)
-    trainer, metrics = trainer_of("Natural", student, None, lr=0.0), EpochMetrics("cpu")
-    batches = [(x[:4], y[:4]), (x[4:].repeat(2, 1, 1, 1), y[4:].repeat(2))]
-    student.train()
-    logits = [student(images).detach() for images, _ in batches]
-    pairs = [(z, labels) for z, (_, labels) in zip(logits, batches, strict=True)]
-    loss = sum(torch.nn.functional.cross_entropy(z, labels, reduction="sum").item() for z, labels in pairs)
-    correct = sum((z.argmax(1) == labels).sum().item() for z, labels in pairs)
-    for images, labels in batches:
-        metrics.add(trainer.step(images, labels), labels)
-    assert metrics.batches == 2
-    assert metrics.means() == (pytest.approx(loss / 6), pytest.approx(100 * correct / 6), None)
-
-
-def test_evaluation_attacks_every_batch_counts_images_and_does_not_change_the_network():
-    student, _, x, y = tiny_problem(n=7)
-    before, calls = copy_of(student), []
-
-    def perturb(model, images, labels, noise):
-        calls.append((model.training, len(images)))
-        return 1 - images
-
-    with torch.no_grad():
-        correct = (student.eval()(1 - x).argmax(1) == y).sum().item()
-    score = evaluate(student.train(), [(x[:4], y[:4]), (x[4:], y[4:])], perturb)
-    assert (score.accuracy, score.n) == (pytest.approx(100 * correct / 7), 7)
-    assert calls == [(False, 4), (False, 3)] and same(before, student.state_dict())
-
-
 def test_parts_of_a_batch_without_batchnorm_are_the_batch():
     results = []
     for parts in (1, 3):
@@ -134,17 +110,86 @@ def test_parts_of_a_batch_without_batchnorm_are_the_batch():
     torch.testing.assert_close(*results)
 
 
-# Validation.
+# The average of the weights: its values, and what a run does with it.
+
+RUN = f"{SMALL} --method AT --lr_schedule constant"
 
 
-def test_validation_in_bfloat16_counts_what_float32_counts():
-    net, x, y = trained_on_stripes()
-    batches = Batches(Split((255 * x).round().byte(), y), 128, device="cpu")
-    expected, result = (
-        Validator(net, batches, 8 / 255, seed=1, arithmetic=arithmetic)()
-        for arithmetic in (None, Arithmetic(torch.bfloat16, channels_last=True))
-    )
-    assert result[0] == expected[0]  # without attack: the float32 network
-    assert result[1].accuracy == pytest.approx(expected[1].accuracy, abs=200 / len(y))
-    fp32 = Arithmetic(channels_last=True)  # what --precision fp32 chooses on a CPU
-    assert Validator(net, batches, 8 / 255, seed=1, arithmetic=fp32)() == expected
+@pytest.mark.recorded
+def test_the_average_of_recorded_weights():
+    with np.load(ROOT / "tests" / "recorded" / "ema_DM.npz") as file:
+        steps, weights, averages = (torch.from_numpy(file[key]) for key in ("steps", "weights", "averages"))
+    student = torch.nn.Linear(16, 4, bias=False).double()
+    student.weight.data.copy_(averages[0])
+    average = Ema(student, tau=0.995)
+    for step, weight, expected in zip(steps, weights, averages[1:], strict=True):
+        student.weight.data.copy_(weight)
+        average.count = int(step) - 1
+        average.after_step()
+        torch.testing.assert_close(average.network.weight.data, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_parameters_and_batchnorm_statistics_are_averaged_after_every_step():
+    student, teacher, x, y = tiny_problem()
+    average = Ema(student, tau=0.15)
+    trainer = trainer_of("DGAD", student, teacher, average=average)
+    expected = copy_of(student)
+    for k in (1, 2):
+        with HostReads() as reads:
+            trainer.step(x, y)
+        assert reads.recorded == []
+        decay = min(0.15, (1 + k) / (10 + k))
+        for key, value in copy_of(student).items():
+            expected[key] = decay * expected[key] + (1 - decay) * value if value.is_floating_point() else value
+    torch.testing.assert_close(average.network.state_dict(), expected)
+    assert not average.network.training and not any(p.requires_grad for p in average.network.parameters())
+
+
+@pytest.mark.recorded
+def test_the_mean_of_recorded_weights_and_its_batchnorm_statistics():
+    path = ROOT.parent / "shared" / "golden2" / "swa.npz"
+    if not path.exists():
+        pytest.skip("the recorded networks are not in this folder")
+    with np.load(path) as file:  # c00: statistics weighted by images
+        keys = [key for key in file.files if key.startswith("c00.") and key != "c00.meta"]
+        arrays = {key.removeprefix("c00."): torch.from_numpy(np.asarray(file[key])) for key in keys}
+    student = tiny_from(part(arrays, "model0"))
+    average = Swa(student, start=0)
+    for epoch in range(3):
+        student.load_state_dict(part(arrays, f"model{epoch + 1}"))
+        for _ in range(2):  # the second time is that of a resumed run
+            average.after_epoch(epoch, [arrays[f"loader_x{k}"] for k in range(3)])
+        expected, got = part(arrays, f"swa{epoch + 1}"), average.network.state_dict()
+        for key in expected.keys() - {"bn1.num_batches_tracked", "bn2.num_batches_tracked"}:
+            torch.testing.assert_close(got[key], expected[key], rtol=1e-12, atol=1e-14)
+
+
+def test_the_mean_of_the_weights_from_an_epoch_on(train, tmp_path):
+    raw = {}
+    for epoch in (1, 2, 3):
+        train(f"{RUN} --swa_start 2 --epochs {epoch} --resume")
+        state = state_of(tmp_path)
+        raw[epoch] = state["net_raw"]
+        averaged = range(2, epoch + 1) if epoch > 1 else [1]
+        mean = {key: sum(raw[e][key] for e in averaged) / len(averaged) for key in raw[1]}
+        for key in raw[1]:
+            if epoch == 1 or not key.endswith(("running_mean", "running_var", "num_batches_tracked")):
+                torch.testing.assert_close(state["net"][key], mean[key], check_dtype=False)
+    key = next(key for key in raw[1] if key.endswith("running_mean"))
+    assert not torch.allclose(state["net"][key], state["net_raw"][key])
+
+
+def test_validation_and_checkpoints_use_the_average_and_keep_the_raw_network(train, tmp_path):
+    train(f"{RUN} --ema 0.9 --epochs 2")
+    checkpoint = torch.load(folder_of(tmp_path) / LAST, weights_only=True)
+    state = state_of(tmp_path)
+    assert same(state["net"], checkpoint["net"]) and same(state["net_raw"], checkpoint["net_raw"])
+    assert state["averaged"] == 2 * 3
+    images = subset(load("Digits", None, image_size=16).test, 40, TEST_SUBSET_SEED)
+    losses = {}
+    for key in ("net", "net_raw"):
+        network = build("small_resnet", 10, 16)
+        network.load_state_dict(checkpoint[key])
+        losses[key] = evaluate(network, Batches(images, 16, device="cpu")).loss
+    assert float(rows_of(tmp_path)[-1]["clean_loss"]) == pytest.approx(losses["net"], rel=2e-5)
+    assert losses["net"] != pytest.approx(losses["net_raw"], rel=2e-4)

@@ -98,6 +98,8 @@ def parser_for(description: str) -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         for arg in sys.argv[1:] if args is None else args:
+            if arg.startswith("--") and arg.endswith("=--"):  # argparse would read an empty list
+                raise UserError(f"{arg}: -- is not a value; give one")
             if "\0" in arg or any("\ud800" <= char <= "\udfff" for char in arg):  # a log or a table could not hold it
                 raise UserError(f"{arg!a}: has bytes that are not UTF-8; rename the file")
         return super().parse_known_args(args, namespace)
@@ -105,7 +107,10 @@ class _Parser(argparse.ArgumentParser):
     def _get_value(self, action, arg_string):
         """Convert one value; the shell does not expand ``~`` in --flag=~/x."""
         value = super()._get_value(action, arg_string)
-        return os.path.expanduser(value) if isinstance(value, str) and action.metavar in PATHS else value
+        path = os.path.expanduser(value) if isinstance(value, str) and action.metavar in PATHS else ""
+        if path.startswith("~") and not os.path.exists(path):
+            raise UserError(f"{action.option_strings[0]} {path}: there is no such user; write the full path")
+        return path or value
 
     def error(self, message):
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]

@@ -26,7 +26,7 @@ class Record:
     def __init__(self, folder: Path, conditions: dict):
         self.path, self.conditions = folder / "eval.json", conditions
         if self.path.exists():
-            read_evaluations(self.path)  # never overwrite a damaged file
+            read_evaluations(self.path, complete=True)  # never overwrite a damaged file
         try:
             require_writable(folder)  # checked before the evaluation, which may take hours
         except OSError as error:
@@ -105,8 +105,11 @@ def results_folder(checkpoint: str | Path) -> Path:
     return path.with_name(f"{path.stem if path.suffix == '.pth' else path.name}_eval")
 
 
-def read_evaluations(path: Path) -> list[dict]:
-    """Return all evaluations in a file, the newest last. Raises UserError if it is missing, empty or damaged."""
+def read_evaluations(path: Path, *, complete: bool = False) -> list[dict]:
+    """Return all evaluations in a file, the newest last. Raises UserError if it is missing, empty or damaged.
+
+    With ``complete``, also if a further evaluation could not use an entry, for instance because it was edited.
+    """
     try:
         evaluations = read_json(path)["evaluations"]
         if not isinstance(evaluations, list) or not evaluations:
@@ -114,6 +117,13 @@ def read_evaluations(path: Path) -> list[dict]:
         for entry in evaluations:
             _validate(entry["conditions"], entry["figures"])
             entry["conditions"].setdefault("precision", "fp32")  # older files do not have it
+            if complete:
+                _rows(**entry)
+                results = {title: result for title, result in entry["figures"].items() if title != WORST}
+                worst_case(results)
+                marks = [(result["n"], result.get("correct", "")) for result in results.values()]
+                if any(text and len(text.replace(NOT_ATTACKED, "")) != n for n, text in marks):
+                    raise ValueError("marks of other images")
         return evaluations
     except FileNotFoundError as error:
         raise UserError(f"{path}: no results; evaluate the checkpoint with main_eval.py first") from error

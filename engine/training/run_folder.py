@@ -24,6 +24,7 @@ from utils.files import FULL, PARTIAL, link, require_writable, write_text
 from utils.flags import SKIPPED, read_config
 from utils.log import logger
 
+MAX_NAME_BYTES = 200  # file systems allow 255; the files in the folder need the rest
 STATE_NAME = "{:04d}-{:06d}.pth"  # finished epochs, finished batches of the next
 STATES_KEPT = 2  # the second serves if the newest is damaged
 STATE_KEYS = {"net", "optimizer", "epochs", "metrics", "rows", "reliability", "config", "classes", "images", "teachers"}
@@ -42,6 +43,8 @@ class RunFolder:
         parts = [config.model, teacher and f"from_{teacher}", config.method != "Natural" and f"eps{config.epsilon:g}"]
         name = "_".join(filter(None, [*parts, f"seed{config.seed}", config.desc_str]))
         name = name.replace(os.sep, "-").replace(":", "-")
+        if len(name.encode()) > MAX_NAME_BYTES:
+            raise UserError(f"--desc_str {config.desc_str[:20]}...: makes the folder's name too long; shorten it")
         self.path = Path(config.root_path) / config.dataset / config.method / name
         self.results = Results(self.path)
         self.loggers = Loggers(config)
