@@ -348,7 +348,7 @@ UNSUITABLE = [
     (build("presnet18", 10).state_dict(), "contains presnet18; use --model presnet18"),
     *(
         (STATE | {"linear.weight": value}, r"linear.weight is torch\..*save it as float32 on the CPU")
-        for value in (torch.ones(10, 96).char(), torch.ones(10, 96).to_sparse(), torch.empty(10, 96, device="meta"))
+        for value in (torch.ones(10, 72).char(), torch.ones(10, 72).to_sparse(), torch.empty(10, 72, device="meta"))
     ),
 ]
 
