@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _VERSION = 3  # increase it when the same files are decoded to other pixels
 _SAMPLE = 4096  # bytes that are compared at the start, in the middle and at the end of a file
 _MANY = 512  # images from which on processes are faster than threads
-_CHUNK = 16  # images that a thread or process handles at a time
+_CHUNK = 64  # images that a thread or process handles at a time
 
 
 class ReadOptions(NamedTuple):
