@@ -7,11 +7,15 @@ import json
 import logging
 import os
 import shlex
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+# Shells ignore it for background jobs, and a sweep then ignores it too; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", ROOT / "tests" / "recorded"))
