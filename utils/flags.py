@@ -108,6 +108,8 @@ class _Parser(argparse.ArgumentParser):
         """Convert one value; the shell does not expand ``~`` in --flag=~/x."""
         value = super()._get_value(action, arg_string)
         path = os.path.expanduser(value) if isinstance(value, str) and action.metavar in PATHS else ""
+        if path.isspace():
+            raise UserError(f"{action.option_strings[0]}: is empty; give a path")
         if path.startswith("~") and not os.path.exists(path):
             raise UserError(f"{action.option_strings[0]} {path}: there is no such user; write the full path")
         return path or value
