@@ -546,6 +546,7 @@ BAD = {
     "named.pth --model vgg16": "--model vgg16: named.pth contains a small_resnet",
     "net.pth --protocol blackbox": "--surrogate_path: required by transfer_pgd, transfer_cw",
     "net.pth --protocol blackbox --surrogate_path net7.pth": "net7.pth: has 7 classes, not 10",
+    "net.pth --natural_path ' '": "--natural_path: is empty",
     "net.pth --natural_path net7.pth": "net7.pth: has 7 classes, not 10",
     "net.pth --out /proc/none": "/proc/none/net_eval: cannot be written to",
     "net.pth --out net.pth": "net.pth/net_eval: cannot be written to",

@@ -72,7 +72,6 @@ WRONG = {
     "--batch_size 8": "--batch_size 8 (--help lists the flags)",
     "--model": "--model",
     "--data_root=--": "--data_root=--: -- is not a value",
-    "--cache_dir=\ ": "--cache_dir: is empty",
     "--cache_dir=~no-user/x": "--cache_dir ~no-user/x: there is no such user",
     "--temp 1e300": "--temp 1e+300: must be",
     "--IAD_coefficient -1": "--IAD_coefficient -1.0: must be a number of at least 0",
