@@ -72,7 +72,7 @@ METHODS = WITHOUT_TEACHER | WITH_TEACHER | WITH_TWO_TEACHERS
 WITHOUT_ATTACK = {"Natural"}
 
 # Accept labels as probabilities y (B, classes), of CutMix, besides classes (B,).
-WITH_SOFT_LABELS = {"AT", "TRADES", "ADR", "RSLAD", "AdaAD", "IGDM", "SAAD"}
+WITH_SOFT_LABELS = WITHOUT_TEACHER.keys() - {"MART"} | {"ARD", "RSLAD", "AdaAD", "IGDM", "SAAD", "MTARD", "B-MTARD"}
 
 # Not with torchrun: their weights depend on the whole batch, or they train a second network.
 SINGLE_PROCESS_ONLY = {"SAAD", "MTARD", "B-MTARD", "PeerAiD"}

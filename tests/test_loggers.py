@@ -111,8 +111,12 @@ def test_a_logger_that_fails_changes_nothing_of_the_run(wandb, train, tmp_path, 
     assert log.count("--tensorboard: [Errno 28] No space left on device; the run continues without it") == 1
     assert log.count("--wandb: api.example: no route to host; the run continues without it") == 1
     plain, logged = (files_of(folder_of(tmp_path / name)) for name in ("plain", "logged"))
-    assert logged.keys() - plain.keys() == {"wandb_id.txt"}
+    assert logged.keys() == plain.keys()
     assert all(logged[name] == data for name, data in plain.items() if name != "config.json")
+    wandb.failing = False
+    train(f"{RUN} --epochs 3 --root_path logged --wandb --resume")  # the epochs before the failure too
+    (steps,) = wandb.steps.values()
+    assert list(steps) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("flag", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])

@@ -124,6 +124,18 @@ def test_saad_trains_nothing_if_all_weights_are_0_and_the_log_says_so(case, capl
     assert line.startswith("SAAD: epoch 3 had 1 batches of weight 0")
 
 
+def test_the_balance_of_mtard_is_the_mean_over_the_parts_of_a_batch():
+    def state_after(rows, parts=1):
+        student, teacher, x, y = tiny_problem()
+        noise = 0.1 * torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(0))
+        trainer = trainer_of("B-MTARD", student, teacher, steps=0, parts=parts)
+        trainer.step(x[rows], y[rows], start_noise=noise[rows])
+        return trainer.method.state_dict()
+
+    first, second, whole = state_after(slice(0, 3)), state_after(slice(3, 6)), state_after(slice(0, 6), parts=2)
+    torch.testing.assert_close(whole, {key: (first[key] + second[key]) / 2 for key in whole})
+
+
 # Runs.
 
 

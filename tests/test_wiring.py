@@ -1,11 +1,12 @@
 """Flags reach the code that uses them: in training, in the named attacks, in an evaluation."""
 
+import gc
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from commands import SMALL
+from commands import SMALL, Killed
 from run_files import folder_of, rows_of, state_of
 from small_sets import save_network
 from tiny import tiny_problem
@@ -22,7 +23,7 @@ from engine.training.loop import TrainingLoop
 from engine.training.validation import Validator
 from methods import METHODS
 from models import build
-from models.weights import load_network
+from models.weights import Checkpoint, load_network
 from utils.config import TrainConfig
 
 DIGITS = "--dataset Digits --image_size 16 --no-pictures"
@@ -186,6 +187,19 @@ def test_a_method_of_two_teachers_receives_the_robust_one_first(train, tmp_path,
         x, network = calls[0].x, load_network("small_resnet", 10, path)
         # float32 with folded BatchNorm sums in another order; the logits of the two networks differ in the first digit.
         torch.testing.assert_close(teacher(x), network.eval().to(x.device)(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_frees_the_files_of_its_networks(distill, tmp_path, monkeypatch):
+    kept = []
+
+    def run(*_):
+        kept.extend(value for value in gc.get_objects() if isinstance(value, Checkpoint))
+        raise Killed
+
+    monkeypatch.setattr(TrainingLoop, "run", run)
+    with pytest.raises(Killed):
+        distill("ARD", f"--epochs 1 --model_path {save_network(tmp_path / 'start.pth')}")
+    assert kept == []
 
 
 SWITCHES = (torch.backends.cudnn, torch.backends.cuda.matmul)

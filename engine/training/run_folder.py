@@ -38,7 +38,7 @@ class RunFolder:
     written; the constructor does if the package of a logger is missing.
     """
 
-    def __init__(self, config: TrainConfig, *, teacher: str | None, writes: bool = True):
+    def __init__(self, config: TrainConfig, teacher: str | None, writes: bool = True):
         self.config, self.writes, self.skipped_images = config, writes, 0
         parts = [config.model, teacher and f"from_{teacher}", config.method != "Natural" and f"eps{config.epsilon:g}"]
         name = "_".join(filter(None, [*parts, f"seed{config.seed}", config.desc_str]))

@@ -36,7 +36,7 @@ class Trainer:
         generator: Source of the start noise, on the images' device; None uses PyTorch's global generator.
         arithmetic: How forward and backward passes compute; weights, losses and the optimizer keep their precision.
         processes: Ranks that share each batch. Each draws the noise of the whole batch, so results do not depend on
-            their number; attacks need no communication.
+            their number.
         sync_bn: In train mode, normalize over the whole batch instead of each rank's share.
         average: An average of the student's weights, which is validated and saved instead of them.
         perturbation: Perturbs the weights at which the gradient is computed; the method is then called twice, and the
@@ -204,6 +204,8 @@ class Trainer:
                 self.method.load_state_dict(state["method_state"])
             self.optimizer.load_state_dict(state["optimizer"])
             _match_memory_format(self.optimizer)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
