@@ -3,7 +3,6 @@
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from commands import SMALL
 from PIL import Image
 from run_files import files_of, folder_of, rows_of
 from test_trainer import trainer_of
@@ -144,11 +143,6 @@ def test_the_flag_changes_nothing_else_of_a_run_and_may_change_on_resuming(disti
     distill("DGAD", "--epochs 4 --root_path whole --log_reliability")
     whole, parts = (rows_of(tmp_path / name, "reliability.csv") for name in ("whole", "logged"))
     assert parts == [whole[0], whole[1], whole[3]]
-
-
-def test_a_method_without_a_teacher_is_an_error(train, tmp_path):
-    train(f"{SMALL} --method AT --log_reliability", error="^--log_reliability: AT has no teacher; remove the flag$")
-    assert not (tmp_path / "tuned_models").exists()
 
 
 def test_the_figure_of_alpha_shows_shares_of_each_epoch(tmp_path, recwarn):

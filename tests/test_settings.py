@@ -92,6 +92,7 @@ def test_the_log_names_flags_that_have_no_effect(caplog, args):
     [
         ("--ema 0.9 --swa_start 2", "--swa_start: cannot be combined with --ema"),
         ("--method AT --igdm 1", "--igdm: AT does not support this .* use it with RSLAD, AdaIAD, DGAD, IGDM, SAAD"),
+        ("--method AT --log_reliability", "^--log_reliability: AT has no teacher; remove the flag$"),
         ("--nesterov --momentum 0", "--nesterov: requires --momentum above 0"),
         ("--bs 16 --accumulate 17", "--accumulate 17: must be at most --bs 16"),
         ("--method AKD2 --robust_weight 0.9 --std_weight 0.9", "0.9 .* 0.9: the sum must be at most 1"),
