@@ -221,8 +221,7 @@ def trades_loss(net, x, x_adv, y):
 
 
 def trades_attack(net, x, y, start, attack_bn):
-    target = plain.no_grad(net.eval(), x)
-    return plain.pgd(net, x, start, lambda images: map(plain.kl, target, net(images)), attack_bn)
+    return plain.trades_attack(net, x, start - x, attack_bn)
 
 
 # The official codes: attack, loss, learning rate of the proxy, which has no effect, and gamma.

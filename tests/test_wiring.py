@@ -14,6 +14,7 @@ from tiny import tiny_problem
 import data
 import engine.training.build
 from attacks import suite
+from attacks.objectives import cross_entropy, margin
 from attacks.pgd import uniform
 from data import Split, Splits
 from data.loader import Batches
@@ -237,16 +238,6 @@ def test_validation_is_in_full_precision():
 
 
 # The named attacks.
-
-
-def cross_entropy(logits, y):
-    return logits.logsumexp(1) - logits[torch.arange(len(y)), y]
-
-
-def margin(logits, y):
-    other = logits.clone()
-    other[torch.arange(len(y)), y] = -torch.inf
-    return other.amax(1) - logits[torch.arange(len(y)), y] - 50
 
 
 # Protocol and attack -> its objective, its step size as a function of epsilon, its number of steps.
