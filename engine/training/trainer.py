@@ -72,13 +72,13 @@ class Trainer:
         self.student, self.method, self.optimizer = student, method, optimizer
         self.processes, self.shard = processes, None
         self.average, self.network = average, average.network if average else student  # the network to validate
-        if arithmetic.channels_last:
-            for network in {student, self.network}:
-                network.to(memory_format=torch.channels_last)
+        layout = torch.channels_last if arithmetic.channels_last else torch.preserve_format
+        for network in {student, self.network}:
+            network.to(memory_format=layout)
         make_network = make_network or partial(deepcopy, student)
-        layout = {"memory_format": torch.channels_last} if arithmetic.channels_last else {}
         forward = partial(AutocastModel, arithmetic=arithmetic)
-        set_up(method, optimizer, Setup(student, lambda: make_network().to(**layout), forward, steps_per_epoch))
+        setup = Setup(student, lambda: make_network().to(memory_format=layout), forward, steps_per_epoch)
+        set_up(method, optimizer, setup)
         distributed = processes.count > 1
         self.sync_switch = convert_sync_batchnorm(student) if distributed and sync_bn else None
         self.autocast_student = AutocastModel(_data_parallel(student) if distributed else student, arithmetic)
