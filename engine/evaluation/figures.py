@@ -67,7 +67,7 @@ def draw_examples(
     fooled = ((before == y) & (after != y)).nonzero()[: EXAMPLES // 2, 0]
     chosen = torch.cat([(after == y).nonzero()[: EXAMPLES - len(fooled), 0], fooled])
     chosen = chosen if len(chosen) else torch.arange(min(EXAMPLES, len(y)), device=x.device)
-    perturbation, n = (x_adv - x) / (2 * epsilon) + 0.5, len(chosen)
+    perturbation, n = (x_adv - x) / (2 * epsilon or 1) + 0.5, len(chosen)
     captions = [[classes[label] for label in predicted[chosen].tolist()] for predicted in (before, after)]
     rows = ("clean", x, captions[0]), ("perturbation", perturbation, [""] * n), ("adversarial", x_adv, captions[1])
     figure, axes = plt.subplots(3, n, figsize=(1.5 * n, 5), squeeze=False, layout="constrained")

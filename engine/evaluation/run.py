@@ -103,7 +103,7 @@ class Evaluation:
         if config.out:  # the checkpoint's whole path, since checkpoints may have the same name
             folder = Path(config.out, *[part for part in folder.parts if part not in ("..", folder.anchor)])
         self.record = Record(folder, conditions)
-        name = (conditions["sha256"] or target.path.name)[:12]
+        name = conditions["sha256"][:12] if target.checkpoint else target.path.name
         # The file may be renamed, and no result depends on the batch size.
         content = {key: value for key, value in conditions.items() if key not in ("checkpoint", "bs")}
         self.state = State(Path(config.state, name), content | versions()) if config.state else None
@@ -202,10 +202,10 @@ def comparison(results: dict[Path, dict[str, dict]]) -> str:
 
 def warn_of_unused(config: EvalConfig, keys: list[str]) -> None:
     """Log the flags that have no effect with the chosen attacks."""
-    transfer = config.protocol == "blackbox"
+    transfer, attacks = config.protocol == "blackbox", PROTOCOLS[config.protocol](Setting(config.eps, config.seed))
     used = {"limit_aa": "aa" in keys, "surrogate_path": transfer, "surrogate_model": transfer}
     used |= {"natural_path": "pgd" in keys and config.pictures, "steps": {"pgd", "transfer_pgd"} & {*keys}}
-    used |= {"restarts": {*keys} - {"clean", "fgsm", "aa", "square"}}
+    used |= {"restarts": any("restarts" in attacks[key].parameters for key in keys)}
     given = [f"--{name}" for name in used if not used[name] and getattr(config, name) != getattr(EvalConfig, name)]
     if given:
         logger.warning("WARNING: the attacks %s ignore %s", ",".join(keys), ", ".join(given))

@@ -23,16 +23,17 @@ MAX_ROBUST = 5.0  # accuracy in % above which the attack at LARGE_EPSILON has fa
 MIN_LOSS_RATIO = 1.01  # of the losses at LARGE_EPSILON and epsilon; without masking the loss grows several times
 MIN_LEAD = 0.5  # percentage points by which a weaker attack may be ahead at random
 GRADIENT_ATTACKS = ("PGD-", "C&W-inf-")  # titles of gradient-based attacks in the ball
-SAME = ("sha256", "model", "dataset", "images", "eps", "restarts", "seed")  # conditions of comparable results
+# Conditions of comparable results.
+SAME = ("sha256", "model", "weights", "normalize", "dataset", "images", "eps", "restarts", "seed")
 
 
 def is_constant(predicted: Tensor, labels: Tensor, classes: Sequence[str]) -> bool:
-    """Return whether the network predicts one class for all images, which no attack can change.
+    """Return whether the network predicts one class for images of several, which no attack can change.
 
     Logs a warning for this and for a clean accuracy close to chance level.
     """
     accuracy = 100 * float((predicted == labels).double().mean())
-    if constant := len(predicted) > 1 and len(predicted.unique()) == 1:
+    if constant := len(predicted.unique()) == 1 < len(labels.unique()):
         message = "WARNING: predicts class %r for every image; the network is untrained or collapsed"
         logger.warning(message, classes[predicted[0]])
     elif accuracy < minimum_accuracy(len(classes)):
@@ -55,7 +56,7 @@ def _pgd20_without_start(epsilon: float) -> Perturb:
 
 def warn_of_masking(record: Record, epsilon: float, check: tuple[Score, Score] | None) -> list[str]:
     """Return, and log, one line per sign of gradient masking in the results on disk and in the sanity check."""
-    wanted = [record.conditions[key] for key in SAME]  # in results of all protocols
+    wanted = [record.conditions.get(key) for key in SAME]  # in results of all protocols
     same = (entry for entry in record.evaluations if [entry["conditions"].get(key) for key in SAME] == wanted)
     warnings = _weaker_attacks_that_win({title: result for entry in same for title, result in entry["figures"].items()})
     if check:
