@@ -146,20 +146,22 @@ def read(config: ExportConfig) -> Published:
     network = load_network(name, num_classes, file, image_size).eval()
     if "init_conv.weight" in network.state_dict():
         name = DEEPMIND_LAYOUTS.get(name, name)
-    eps, results = _find_results(file, dataset, image_size)
+    eps, results = _find_results(file, dataset)
     return Published(network, name, dataset, num_classes, file.metadata.get("classes", ()), image_size, eps, results)
 
 
-def _find_results(file: Checkpoint, dataset: str, image_size: int) -> tuple[str, dict[str, dict]]:
+def _find_results(file: Checkpoint, dataset: str) -> tuple[str, dict[str, dict]]:
     """Return eps and results of the newest evaluation of the exported network that has most of RESULTS."""
     path, eps, best = results_path(file.path), "8/255", {}  # RobustBench's eps for CIFAR and L-infinity
-    wanted = {"sha256": file.sha256, "dataset": dataset, "image_size": image_size, "weights": None, "normalize": None}
+    usual = {"weights": None, "normalize": None}  # conditions that may be absent
+    if "image_size" in file.metadata:
+        usual["image_size"] = file.metadata["image_size"]
+    wanted = {"sha256": file.sha256, "dataset": dataset} | usual
     for evaluation in read_evaluations(path) if path.exists() else ():  # the newest is the last
-        conditions = {"image_size": image_size} | evaluation["conditions"]  # older files do not have it
+        conditions = usual | evaluation["conditions"]
         results = {title: result for title, result in evaluation["figures"].items() if title in RESULTS}
-        same = all(conditions.get(key) == value for key, value in wanted.items())
-        if same and results and len(results) >= len(best):
-            eps, best = f"{255 * conditions['eps']:.4g}/255", results
+        if wanted.items() <= conditions.items() and results and len(results) >= len(best):
+            eps, best = f"{255 * conditions.get('eps', 8 / 255):.4g}/255", results
     return eps, best
 
 
