@@ -225,7 +225,9 @@ def test_columns_are_shown_where_rows_differ(tmp_path):
     make_evaluation(tmp_path / "equal/a", weights="raw", normalize="cifar10")
     assert [(row["weights"], row["normalization"]) for row in table("equal/a")] == [("-", "-"), ("raw", "cifar10")]
     make_evaluation(tmp_path / "some", checkpoint="net.pth")  # without settings
+    make_evaluation(tmp_path / "some", checkpoint="net.pt")
     assert cells(table("some"))[0][:5] == ["some/net.pth", "small_resnet", "-", "-", "net"]
+    assert [row["checkpoint"] for row in table("some")] == ["net", "net.pt"]
 
 
 def test_of_equal_evaluations_only_the_newest_of_the_present_checkpoint_is_a_row(tmp_path, caplog, monkeypatch):

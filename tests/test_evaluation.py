@@ -510,12 +510,13 @@ def test_an_image_fooled_at_one_radius_is_fooled_at_every_larger_one(monkeypatch
     assert curve[:4] == [80.0] * 4 and curve[4:] == [0.0] * len(curve[4:])  # 80 % are correct without attack
 
 
-def test_an_unperturbed_image_has_a_grey_perturbation_at_epsilon_0(monkeypatch, tmp_path):
-    drawn = []
+def test_examples_need_the_memory_of_a_batch_and_an_unperturbed_image_has_a_grey_perturbation(monkeypatch, tmp_path):
+    drawn, sizes = [], []
+    net = Function(lambda x: sizes.append(len(x)) or FirstPixel()(x))
     monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda self, pixels, **_: drawn.append(pixels))
     attack = Attack("any", {"epsilon": 0.0}, {"": recording([])})
-    draw_examples(FirstPixel(), attack, some_images(), list("abcdefghij"), 0, "cpu", tmp_path / "examples.png")
-    assert len(drawn) == 24 and all((pixels == 0.5).all() for pixels in drawn[8:16])
+    draw_examples(net, attack, some_images(), list("abcdefghij"), 8, 0, "cpu", tmp_path / "examples.png")
+    assert max(sizes) == 8 and len(drawn) == 24 and all((pixels == 0.5).all() for pixels in drawn[8:16])
 
 
 def test_blackbox_protocol(evaluate, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from data import TEST_SUBSET_SEED, Split, subset
 from data.loader import Batches
 from engine.accuracy import predict
 from engine.evaluation.attack import run_attack
+from engine.evaluation.evaluate import InParts
 from engine.fast.frozen import make_attack_model
 from utils.plots import plt, save_figure
 from utils.tables import write_csv
@@ -53,7 +54,14 @@ def radius_curve(network: nn.Module, images: Split, batch_size: int, seed: int, 
 
 
 def draw_examples(
-    network: nn.Module, attack: Attack, images: Split, classes: Sequence[str], seed: int, device, path: Path
+    network: nn.Module,
+    attack: Attack,
+    images: Split,
+    classes: Sequence[str],
+    batch_size: int,
+    seed: int,
+    device,
+    path: Path,
 ) -> None:
     """Plot images, perturbations (-epsilon black, 0 grey, epsilon white) and adversarial images, with predictions.
 
@@ -61,6 +69,7 @@ def draw_examples(
     """
     ((x, y),) = Batches(subset(images, CANDIDATES, TEST_SUBSET_SEED), CANDIDATES, device=device)
     perturb, epsilon = next(iter(attack.stages.values())), attack.parameters["epsilon"]
+    network = InParts(network, batch_size).eval()
     x_adv = perturb(network, x, y, uniform(x, 1, torch.Generator(device).manual_seed(seed)))
     with torch.no_grad():
         before, after = (network(batch).argmax(1) for batch in (x, x_adv))

@@ -162,7 +162,7 @@ class Evaluation:
         if pgd and config.pictures:
             networks = {"/".join(self.target.path.parts[-2:]): network} | ({"natural": natural} if natural else {})
             draw_radii(networks, images, config.bs, config.seed, device, folder / "attacks.png")
-            draw_examples(network, pgd, images, classes, config.seed, device, folder / "examples.png")
+            draw_examples(network, pgd, images, classes, config.bs, config.seed, device, folder / "examples.png")
             draw_confusions({"clean": predicted["clean"], pgd.title: predicted["pgd"]}, images.labels, classes, folder)
 
 

@@ -170,7 +170,7 @@ def _read_evaluations(method: str | None, path: Path) -> list[Evaluation]:
         values = {title: conditions.get(key) for title, key in CONDITIONS.items()}
         labels = {t: NONE if value in (None, "") else FORMATS.get(t, str)(value) for t, value in values.items()}
         name = conditions["checkpoint"]
-        evaluations.append(Evaluation(name, kinds.get(name, Path(name).stem), conditions, labels, results))
+        evaluations.append(Evaluation(name, kinds.get(name, name.removesuffix(".pth")), conditions, labels, results))
     return evaluations
 
 
