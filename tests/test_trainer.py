@@ -188,6 +188,6 @@ def test_validation_and_checkpoints_use_the_average_and_keep_the_raw_network(tra
     for key in ("net", "net_raw"):
         network = build("small_resnet", 10, 16)
         network.load_state_dict(checkpoint[key])
-        losses[key] = float(torch.nn.functional.cross_entropy(network.eval()(images.images / 255), images.labels))
+        losses[key] = torch.nn.functional.cross_entropy(network.eval()(images.images / 255), images.labels).item()
     assert float(rows_of(tmp_path)[-1]["clean_loss"]) == pytest.approx(losses["net"], rel=2e-5)
     assert losses["net"] != pytest.approx(losses["net_raw"], rel=2e-4)
