@@ -515,7 +515,8 @@ def test_examples_need_the_memory_of_a_batch_and_an_unperturbed_image_has_a_grey
     net = Function(lambda x: sizes.append(len(x)) or FirstPixel()(x))
     monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda self, pixels, **_: drawn.append(pixels))
     attack = Attack("any", {"epsilon": 0.0}, {"": recording([])})
-    draw_examples(net, attack, some_images(), list("abcdefghij"), 8, 0, "cpu", tmp_path / "examples.png")
+    batches = Batches(some_images(), 8, device="cpu")
+    draw_examples(net, attack, batches, list("abcdefghij"), 0, tmp_path / "examples.png")
     assert max(sizes) == 8 and len(drawn) == 24 and all((pixels == 0.5).all() for pixels in drawn[8:16])
 
 

@@ -12,7 +12,6 @@ from data import TEST_SUBSET_SEED, Split, subset
 from data.loader import Batches
 from engine.accuracy import predict
 from engine.evaluation.attack import run_attack
-from engine.evaluation.evaluate import InParts
 from engine.fast.frozen import make_attack_model
 from utils.plots import plt, save_figure
 from utils.tables import write_csv
@@ -54,25 +53,20 @@ def radius_curve(network: nn.Module, images: Split, batch_size: int, seed: int, 
 
 
 def draw_examples(
-    network: nn.Module,
-    attack: Attack,
-    images: Split,
-    classes: Sequence[str],
-    batch_size: int,
-    seed: int,
-    device,
-    path: Path,
+    network: nn.Module, attack: Attack, batches: Batches, classes: Sequence[str], seed: int, path: Path
 ) -> None:
     """Plot images, perturbations (-epsilon black, 0 grey, epsilon white) and adversarial images, with predictions.
 
     The attack is the first stage of ``attack``; up to half of the images are fooled by it, the others are robust.
     """
-    ((x, y),) = Batches(subset(images, CANDIDATES, TEST_SUBSET_SEED), CANDIDATES, device=device)
     perturb, epsilon = next(iter(attack.stages.values())), attack.parameters["epsilon"]
-    network = InParts(network, batch_size).eval()
-    x_adv = perturb(network, x, y, uniform(x, 1, torch.Generator(device).manual_seed(seed)))
-    with torch.no_grad():
-        before, after = (network(batch).argmax(1) for batch in (x, x_adv))
+    generator = torch.Generator(batches.device).manual_seed(seed)
+    parts = []
+    for x, y in batches:
+        x_adv = perturb(network, x, y, uniform(x, 1, generator))
+        with torch.no_grad():
+            parts.append((x, y, x_adv, network(x).argmax(1), network(x_adv).argmax(1)))
+    x, y, x_adv, before, after = map(torch.cat, zip(*parts, strict=True))
     fooled = ((before == y) & (after != y)).nonzero()[: EXAMPLES // 2, 0]
     chosen = torch.cat([(after == y).nonzero()[: EXAMPLES - len(fooled), 0], fooled])
     chosen = chosen if len(chosen) else torch.arange(min(EXAMPLES, len(y)), device=x.device)

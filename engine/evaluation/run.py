@@ -15,7 +15,7 @@ from engine.accuracy import predict, warn_of_input_scale
 from engine.device import choose_device, use_full_precision
 from engine.distributed import EVALUATION_TIMEOUT, Processes, destroy, init, local_gpu
 from engine.evaluation.evaluate import choose_attacks, choose_precision, run_attacks
-from engine.evaluation.figures import draw_confusions, draw_examples, draw_radii
+from engine.evaluation.figures import CANDIDATES, draw_confusions, draw_examples, draw_radii
 from engine.evaluation.records import Record, results_folder, sha256, worst_case
 from engine.evaluation.sanity import is_constant, sanity_check, warn_of_masking
 from engine.evaluation.state import State
@@ -162,7 +162,8 @@ class Evaluation:
         if pgd and config.pictures:
             networks = {"/".join(self.target.path.parts[-2:]): network} | ({"natural": natural} if natural else {})
             draw_radii(networks, images, config.bs, config.seed, device, folder / "attacks.png")
-            draw_examples(network, pgd, images, classes, config.bs, config.seed, device, folder / "examples.png")
+            candidates = Batches(subset(images, CANDIDATES, TEST_SUBSET_SEED), config.bs, device=device)
+            draw_examples(network, pgd, candidates, classes, config.seed, folder / "examples.png")
             draw_confusions({"clean": predicted["clean"], pgd.title: predicted["pgd"]}, images.labels, classes, folder)
 
 

@@ -153,14 +153,15 @@ def read(config: ExportConfig) -> Published:
 def _find_results(file: Checkpoint, dataset: str) -> tuple[str, dict[str, dict]]:
     """Return eps and results of the newest evaluation of the exported network that has most of RESULTS."""
     path, eps, best = results_path(file.path), "8/255", {}  # RobustBench's eps for CIFAR and L-infinity
-    usual = {"weights": None, "normalize": None}  # conditions that may be absent
+    usual = {"normalize": None}  # conditions that may be absent
     if "image_size" in file.metadata:
         usual["image_size"] = file.metadata["image_size"]
     wanted = {"sha256": file.sha256, "dataset": dataset} | usual
     for evaluation in read_evaluations(path) if path.exists() else ():  # the newest is the last
         conditions = usual | evaluation["conditions"]
         results = {title: result for title, result in evaluation["figures"].items() if title in RESULTS}
-        if wanted.items() <= conditions.items() and results and len(results) >= len(best):
+        same = wanted.items() <= conditions.items() and conditions.get("weights") != "raw"
+        if same and results and len(results) >= len(best):
             eps, best = f"{255 * conditions.get('eps', 8 / 255):.4g}/255", results
     return eps, best
 
