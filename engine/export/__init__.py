@@ -122,10 +122,8 @@ def export(config: ExportConfig) -> None:
         raise UserError(f"--out {out}: cannot be written to ({reason}); choose another folder") from error
     logger.info("loaded back with the logits of %s", config.model_path)
     if missing := [title for title in RESULTS if title not in published.results]:
-        flags = " --data_root DIR" * (published.dataset == "Folder") + f" --model {config.model}" * bool(config.model)
-        command = f"python main_eval.py --dataset {published.dataset}{flags} --model_path {config.model_path}"
-        message = "no result for %s; evaluate, then export again: %s --attacks clean,aa"
-        logger.info(message, " and ".join(missing), command)
+        command = f"main_eval.py --dataset {published.dataset} --model_path {config.model_path} --attacks clean,aa"
+        logger.info("no result for %s; evaluate, then export again: python %s", " and ".join(missing), command)
 
 
 def read(config: ExportConfig) -> Published:
