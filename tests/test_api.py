@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 
 import numpy as np
@@ -103,6 +104,19 @@ def linear(classes):
 
 
 X, Y = torch.rand(4, 3, 8, 8), torch.arange(4)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_model_that_cannot_be_copied_is_attacked_itself():
+    model, locked = linear(10), linear(10)
+    locked.load_state_dict(model.state_dict())
+    locked.lock = threading.Lock()
+    y = model(X).argmax(1)
+    expected = evaluate(model, X, y, eps=0.02, attacks="pgd").to_dict()["PGD-20"]["correct"]
+    for other in (locked, torch.jit.script(model)):
+        assert evaluate(other, X, y, eps=0.02, attacks="pgd")["PGD-20"].correct == expected and other.training
+
+
 REFUSED = {
     "images: must be in [0, 1], not in [0, 255]": {"images": torch.tensor([0.0, 255.0]).expand(4, 3, 8, 2)},
     "images: must be float32, not torch.uint8": {"images": X.byte()},
