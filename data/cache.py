@@ -67,9 +67,10 @@ class PixelCache:
         self._ready: set[int] = set()  # indices whose records are valid
         self._records: np.ndarray | None = None  # mapped
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Return the pixels of an image that :meth:`add` has decoded."""
-        return self._records[index]["pixels"]
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """Return a copy of the pixels of images that :meth:`add` has decoded, (N, 3, ``size``, ``size``)."""
+        prefetch(self._mapping, [index * self.dtype.itemsize for index in indices], self.dtype.itemsize)
+        return self._records["pixels"][indices]
 
     def add(self, indices: Sequence[int]) -> None:
         """Decode the images that are not in the cache; list those that cannot be decoded in ``damaged``.
@@ -98,10 +99,6 @@ class PixelCache:
         except BrokenProcessPool as error:
             raise UserError("--workers: a process that decodes images was killed; reduce --workers") from error
 
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """Start reading the pixels of images from the disk."""
-        prefetch(self._mapping, [index * self.dtype.itemsize for index in indices], self.dtype.itemsize)
-
     def _missing(self, indices: Sequence[int]) -> list[int]:
         return [index for index in dict.fromkeys(indices) if index not in self._ready and index not in self.damaged]
 
@@ -119,8 +116,12 @@ class PixelCache:
             message = "%s: cannot cache decoded images there (%s); they are in %s until this run ends; see --cache_dir"
             log.warning(message, self.folder, error.strerror or error, self._temporary.name)
             self.folder = Path(self._temporary.name)
-            self._create_file(missing)
+            self._create_file(missing + len(self._ready))
+        old = self._records
         self._map()
+        for index in self._ready:
+            if not self._records[index]["content"]:  # the file is new: another folder, or the old one was deleted
+                _write(self.folder / self.name, index, old[index : index + 1])
 
     def _create_file(self, missing: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

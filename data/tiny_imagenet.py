@@ -33,7 +33,9 @@ def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Spl
     classes = sorted({*_read_text(root / "wnids.txt").split()})
     if not classes or any(wnid != Path(wnid).name for wnid in classes):
         raise UserError(f"{root / 'wnids.txt'}: not a list of class names; {_UNPACK}")
-    train = labeled_images("train", [[root / "train" / wnid] for wnid in classes], Counter(), _UNPACK)
+    train = []  # evaluation needs none
+    if (root / "train").is_dir():
+        train = labeled_images("train", [[root / "train" / wnid] for wnid in classes], Counter(), _UNPACK)
     return splits_of_files(root, train, _test_images(root, classes), classes, 64, options)
 
 

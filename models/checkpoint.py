@@ -57,7 +57,7 @@ class Checkpoint:
         if not self.state_dicts:
             raise UserError(f"{path}: no weights; give a checkpoint")
         # An expanded view of one number could fill the memory when it is converted.
-        if max(map(_count_values, self.state_dicts.values())) > len(data):
+        if any(value.numel() > len(data) for state in self.state_dicts.values() for value in state.values()):
             raise UserError(f"{path}: damaged, it declares more values than it has bytes; copy or download it again")
 
     @classmethod
@@ -116,7 +116,3 @@ def _without_inserted(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors by their keys without INSERTED parts, unless two keys become equal."""
     clean = {".".join(part for part in key.split(".") if part not in INSERTED): value for key, value in tensors.items()}
     return clean if len(clean) == len(tensors) else tensors
-
-
-def _count_values(tensors: dict[str, Tensor]) -> int:
-    return sum(value.numel() for value in tensors.values() if is_dense(value))

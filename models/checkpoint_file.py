@@ -49,7 +49,7 @@ def decode(data: bytes, path: object) -> object:
     if problem := _other_file(data):
         raise UserError(f"{path}: {problem}")
     try:
-        if data[8:9] == b"{" or str(path).endswith(".safetensors"):
+        if data[8:9] == b"{" or (str(path).endswith(".safetensors") and not data.startswith((b"PK", b"\x80"))):
             return load_safetensors(data)
         with warnings.catch_warnings(), torch.serialization.safe_globals(PLAIN):
             warnings.simplefilter("ignore")  # the file is either loaded or refused with our message

@@ -9,6 +9,7 @@ import struct
 import zipfile
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before PyTorch 1.6
+MAX_BYTES = 2**30  # of a pickle that is rewritten: a repeated string could fill the memory
 LEGACY_PICKLES = 5  # of that format: magic number, version, system, content, keys of the tensors that follow
 CODE = {opcode.name: opcode.code.encode("latin1") for opcode in pickletools.opcodes}
 PROTOCOL_2 = CODE["PROTO"] + b"\x02"
@@ -88,6 +89,8 @@ def _rewrite(file: io.BytesIO) -> bytes:
         else:
             opcode = REPLACED.get(name, opcode)
         written.append(opcode)
+    if sum(map(len, written)) > MAX_BYTES:
+        raise ValueError("too large")
     return b"".join(written)
 
 

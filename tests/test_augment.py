@@ -92,6 +92,15 @@ def test_every_operation_has_the_pixels_of_pil(size):
         assert np.array_equal(ours.permute(1, 2, 0).numpy(), np.asarray(expected)), (kind, amount)
 
 
+def test_every_crop_of_the_padded_image_and_its_mirror_image_is_that_of_torchvision():
+    image = torch.randint(256, (3, 24, 32), dtype=torch.uint8)
+    padded, corners = TF.pad(image, 4), torch.cartesian_prod(torch.arange(9), torch.arange(9))
+    crops = augment.random_crop(image.expand(81, -1, -1, -1), corners)
+    assert torch.equal(crops, torch.stack([TF.crop(padded, *corner, 24, 32) for corner in corners.tolist()]))
+    mirrored = augment.mirror(crops[:2], torch.tensor([True, False]))
+    assert torch.equal(mirrored, torch.stack([TF.hflip(crops[0]), crops[1]]))
+
+
 def test_draws_have_the_published_ranges_and_distributions():
     """Counts of 40,000 draws are within 5 standard deviations."""
     n, generator = 40_000, torch.Generator().manual_seed(0)
@@ -99,6 +108,9 @@ def test_draws_have_the_published_ranges_and_distributions():
     def near(counts, share):
         return (torch.as_tensor(counts) - n * share).abs().max() < 5 * (n * share) ** 0.5
 
+    row, column = augment.draw_corners(n, 32, generator).T
+    assert near((9 * row + column).bincount(), 1 / 81)
+    assert near(augment.draw_mirrored(n, 32, generator).long().bincount(), 1 / 2)
     operation, value = augment.draw_operations(n, 32, generator).T
     counts = operation.long().bincount()
     assert near(counts[:SHEAR], 1 / 8) and near(counts[ROTATE], 1 / 8) and near(counts[[SHEAR, SHEAR_Y]], 1 / 16)

@@ -12,7 +12,7 @@ import torch
 from commands import SMALL, run_in_process
 from conftest import ROOT, user_error
 from PIL import Image
-from small_sets import MARKER, Bomb, cifar_files, image_folder, tiny_imagenet_files
+from small_sets import MARKER, Bomb, cifar_files, tiny_imagenet_files
 from torchvision.datasets import CIFAR10
 
 import data
@@ -26,7 +26,6 @@ TRAIN = f"{SMALL} --method Natural --epochs 1 --root_path runs"
 BEST = RUN / "best_PGD10_acc_model.pth"
 RESULTS = results_path(BEST)
 EVALUATE = f"--model_path {BEST} --limit_test 10 --attacks clean,fgsm --no-pictures"
-FOLDER = "--dataset Folder --data_root images --model small_resnet --method Natural --epochs 1 --num_steps 1"
 
 
 def plant(path):
@@ -40,7 +39,7 @@ def plant(path):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A folder with a run of one epoch, its evaluation and the state of that, a network, and images."""
+    """A folder with a run of one epoch, its evaluation and the state of that, and a network."""
     folder = tmp_path_factory.mktemp("prepared")
     capture = SimpleNamespace(readouterr=lambda: SimpleNamespace(out="", err=""))  # capsys has function scope
     with pytest.MonkeyPatch.context() as patch:
@@ -48,7 +47,6 @@ def prepared(tmp_path_factory):
         for script, flags in (("main.py", TRAIN), ("main_eval.py", f"{EVALUATE} --state state")):
             assert run_in_process(patch, capture, script, flags).status == 0
     shutil.copy(folder / BEST, folder / "net.pth")
-    image_folder(folder / "images", "ab", size=(16, 16))
     return folder
 
 
@@ -108,15 +106,6 @@ def test_files_with_code_are_refused_on_resume(refused):
 def test_a_cifar_pickle_with_another_checksum_is_not_opened(refused, monkeypatch, name):
     plant(cifar_files(Path("cifar"), CIFAR10, monkeypatch) / name)
     refused("main.py", "--dataset CIFAR10 --model small_resnet --epochs 1 --data_root cifar", "cifar")
-
-
-def test_a_cache_of_decoded_images_with_code_is_rebuilt(run):
-    run("main.py", f"{FOLDER} --root_path first")
-    (cache,) = Path("images").glob(".decoded/*.bin")
-    content = cache.read_bytes()
-    plant(cache)
-    run("main.py", f"{FOLDER} --root_path second")
-    assert cache.read_bytes() == content
 
 
 # ---- no path leaves its folder ----
@@ -202,12 +191,17 @@ def test_an_invalid_evaluation_state_is_refused_or_rebuilt(run, refused, text):
 
 CYCLIC = {}
 CYCLIC["net"] = CYCLIC
-STRANGE = [CYCLIC, {"net": {"conv1.weight": torch.zeros(1).half().expand(10**6, 10**6)}}]
+STRANGE = {
+    "cyclic": (CYCLIC, 2),
+    "expanded view": ({"net": {"conv1.weight": torch.zeros(1).half().expand(10**6, 10**6)}}, 2),
+    "repeated string": ({"weight": torch.zeros(1), "names": ["x" * 10**6] * 2_000}, 4),
+}
 
 
-@pytest.mark.parametrize("content", STRANGE, ids=["cyclic", "expanded view"])
-def test_a_strange_checkpoint_is_an_error_of_one_line(content):
-    torch.save(content, "strange.pth")
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_strange_checkpoint_is_an_error_of_one_line(kind):
+    content, protocol = STRANGE[kind]
+    torch.save(content, "strange.pth", pickle_protocol=protocol)
     with user_error("^strange.pth: "):
         Checkpoint("strange.pth")
 
@@ -217,14 +211,6 @@ def test_impossible_metadata_is_ignored(metadata):
     torch.save(torch.load("net.pth", weights_only=True) | metadata, "other.pth")
     expected = {key: value for key, value in Checkpoint("net.pth").metadata.items() if key not in metadata}
     assert Checkpoint("other.pth").metadata == expected
-
-
-def test_a_file_that_is_no_image_starts_no_program(monkeypatch):
-    path = Path("images/train/a/0.png")
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n")
-    monkeypatch.setattr("subprocess.Popen", lambda *a, **k: pytest.fail("a program was started"))
-    with user_error(f"{path}"):
-        data.decode_files(*data.load("Folder", "images")[:2])
 
 
 def test_an_error_contains_no_control_characters(refused):

@@ -74,6 +74,8 @@ LAYOUTS = {
     "first known key": lambda state: {"net": state, "peer": changed(state)},
     "weight average": lambda state: {"n_averaged": torch.tensor(3), **prefixed("module.", state)},
     "PyTorch 0.4.0": lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
+    "scalars of one dimension": lambda state: {k: v if v.ndim else v.view(1) for k, v in state.items()},
+    "copies that share their values": lambda s: {f"{copy}.{k}": v for copy in "abcdefgh" for k, v in s.items()},
     "criterion and metrics": lambda state: {
         "state_dict": prefixed("net.model.", state)
         | {"criterion.weight": torch.ones(10), "train_acc.total": torch.tensor(5), "val_metric.mean": torch.ones(1)}
@@ -120,7 +122,8 @@ CASES = [*((layout, "zip") for layout in LAYOUTS), *(("bare", kind) for kind in 
 
 @pytest.mark.parametrize(("layout", "file_format"), CASES)
 def test_every_layout_is_loaded(network, layout, file_format, tmp_path):
-    path = write(LAYOUTS[layout](network.state_dict()), tmp_path / f"checkpoint.{file_format}", file_format)
+    suffix = "pth" if file_format == "safetensors" else "safetensors"  # the content decides
+    path = write(LAYOUTS[layout](network.state_dict()), tmp_path / f"checkpoint.{suffix}", file_format)
     assert same(load_weights(build("small_resnet", 10), path), network)
     assert identify(path) == ("small_resnet", 10)
 
