@@ -191,17 +191,12 @@ def test_an_invalid_evaluation_state_is_refused_or_rebuilt(run, refused, text):
 
 CYCLIC = {}
 CYCLIC["net"] = CYCLIC
-STRANGE = {
-    "cyclic": (CYCLIC, 2),
-    "expanded view": ({"net": {"conv1.weight": torch.zeros(1).half().expand(10**6, 10**6)}}, 2),
-    "repeated string": ({"weight": torch.zeros(1), "names": ["x" * 10**6] * 2_000}, 4),
-}
+STRANGE = [CYCLIC, {"net": {"conv1.weight": torch.zeros(1).half().expand(10**6, 10**6)}}]
 
 
-@pytest.mark.parametrize("kind", STRANGE)
-def test_a_strange_checkpoint_is_an_error_of_one_line(kind):
-    content, protocol = STRANGE[kind]
-    torch.save(content, "strange.pth", pickle_protocol=protocol)
+@pytest.mark.parametrize("content", STRANGE, ids=["cyclic", "expanded view"])
+def test_a_strange_checkpoint_is_an_error_of_one_line(content):
+    torch.save(content, "strange.pth")
     with user_error("^strange.pth: "):
         Checkpoint("strange.pth")
 

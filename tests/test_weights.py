@@ -23,6 +23,7 @@ from torch import nn
 from models import MODELS, build, robustbench, teachers
 from models.checkpoint_file import decode
 from models.deepmind_wide_resnet import DeepMindWideResNet
+from models.pickle_protocol import in_protocol_2
 from models.teachers import load_teacher
 from models.weights import Checkpoint, identify, load_network, load_weights
 from models.wide_resnet import WideResNet
@@ -140,6 +141,14 @@ def test_plain_values_of_training_codes_are_loaded_in_every_protocol(network, pr
     for key in values.keys() - {"rng", "history"} - ({"sets"} if protocol > 3 else set()):  # lists in protocol 4
         assert read[key] == PLAIN_VALUES[key], key
     assert read["history"].tolist() == [0, 1, 2] and read["rng"]["python"] == (3, (1, 2, 3), None)
+
+
+def test_a_pickle_of_protocol_4_may_be_in_frames_and_repeat_a_long_string(tmp_path):
+    path = write({"args": argparse.Namespace(lr=0.1)}, tmp_path / "some.pth", "legacy", protocol=4)
+    framed = path.read_bytes().replace(b"\x94", b"\x95" + bytes(8) + b"\x94")  # before each opcode of the memo
+    assert decode(framed, "some.pth") == {"args": argparse.Namespace(lr=0.1)}
+    data = write({"names": ["x" * 10**5] * 99}, tmp_path / "some.pth", protocol=4).read_bytes()
+    assert len(in_protocol_2(data)) < 2 * len(data) and decode(data, "some.pth")["names"][98] == "x" * 10**5
 
 
 @pytest.mark.parametrize(
