@@ -34,7 +34,10 @@ def in_protocol_2(data: bytes) -> bytes:
 
 def _zip_in_protocol_2(data: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as source:
-        _verify_checksums(source)
+        for member in source.infolist():
+            member.CRC = member.CRC or None  # 0 if PyTorch was set to write no checksums
+        if damaged := source.testzip():
+            raise zipfile.BadZipFile(damaged)
         (pickled,) = (name for name in source.namelist() if name.endswith("data.pkl"))
         if source.read(pickled).startswith(PROTOCOL_2):
             return data
@@ -44,13 +47,6 @@ def _zip_in_protocol_2(data: bytes) -> bytes:
                 content = source.read(name)
                 target.writestr(name, _rewrite(io.BytesIO(content)) if name == pickled else content)
     return copy.getvalue()
-
-
-def _verify_checksums(archive: zipfile.ZipFile) -> None:
-    for member in archive.infolist():
-        member.CRC = member.CRC or None  # 0 if PyTorch was set to write no checksums
-    if damaged := archive.testzip():
-        raise zipfile.BadZipFile(damaged)
 
 
 def _rewrite(file: io.BytesIO) -> bytes:
