@@ -65,11 +65,11 @@ class PixelCache:
         self.dtype = np.dtype([("content", "S16"), ("crc32", "<u4"), ("pixels", "u1", (3, size, size))])
         self.damaged: dict[int, str] = {}  # index in ``paths`` -> reason
         self._ready: set[int] = set()  # indices whose records are valid
-        self._records: np.ndarray | None = None  # mapped
+        self._records: np.memmap | None = None
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """Return a copy of the pixels of images that :meth:`add` has decoded, (N, 3, ``size``, ``size``)."""
-        prefetch(self._mapping, [index * self.dtype.itemsize for index in indices], self.dtype.itemsize)
+        prefetch(self._records, indices)
         return self._records["pixels"][indices]
 
     def add(self, indices: Sequence[int]) -> None:
@@ -103,9 +103,7 @@ class PixelCache:
         return [index for index in dict.fromkeys(indices) if index not in self._ready and index not in self.damaged]
 
     def _map(self) -> None:
-        with open(self.folder / self.name, "rb") as file:
-            self._mapping = mmap.mmap(file.fileno(), len(self.paths) * self.dtype.itemsize, access=mmap.ACCESS_READ)
-        self._records = np.frombuffer(self._mapping, self.dtype)
+        self._records = np.memmap(self.folder / self.name, self.dtype, "r", shape=(len(self.paths),))
 
     def _create(self, missing: int) -> None:
         """Create the file, if necessary in a temporary folder; raise OSError without space for ``missing`` images."""
@@ -213,15 +211,16 @@ def _write(file: Path, index: int, record: np.ndarray) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def prefetch(mapping: mmap.mmap, starts: Iterable[int], length: int) -> None:
-    """Start reading ``length`` bytes from each of ``starts``, all at once.
+def prefetch(array: np.memmap, rows: Iterable[int]) -> None:
+    """Start reading the ``rows`` of an array from the disk, all at once.
 
     Otherwise they would be read page by page, each access waiting for the disk.
     """
+    begin, size = array.offset % mmap.ALLOCATIONGRANULARITY, array[0].nbytes  # the mapping begins before the array
     with suppress(OSError, AttributeError):  # only a hint; Windows has none
-        for start in starts:
+        for start in (begin + row * size for row in rows):
             page = start // mmap.PAGESIZE * mmap.PAGESIZE
-            mapping.madvise(mmap.MADV_WILLNEED, page, start + length - page)
+            array.base.madvise(mmap.MADV_WILLNEED, page, start + size - page)
 
 
 def _content(path: Path) -> bytes:

@@ -1,6 +1,5 @@
 """Additional training images in one .npz file, such as images of a generative model, memory-mapped."""
 
-import mmap
 import os
 import struct
 import zipfile
@@ -53,9 +52,7 @@ class ExtraData(NamedTuple):
 
     def at(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Read images (B, 3, H, W) uint8 and labels (B,) int64."""
-        size = self.images[0].nbytes
-        first = self.images.offset % mmap.ALLOCATIONGRANULARITY  # where NumPy's mapping begins
-        prefetch(self.images.base, [first + row * size for row in rows.tolist()], size)
+        prefetch(self.images, rows.tolist())
         images = torch.from_numpy(self.images[rows.numpy()]).permute(0, 3, 1, 2).contiguous()
         return images, None if self.predict else torch.from_numpy(self.labels[rows.numpy()].astype(np.int64))
 

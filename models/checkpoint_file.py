@@ -65,7 +65,7 @@ def _other_file(data: bytes) -> str | None:
     if not head:
         return "the file is empty; copy or download it again"
     if data.startswith(b"PK"):
-        with suppress(zipfile.BadZipFile):
+        with suppress(Exception):  # damaged; zipfile raises various exceptions
             names = zipfile.ZipFile(io.BytesIO(data)).namelist()
             return None if any(name.endswith("data.pkl") for name in names) else ARCHIVE
     if data[257:262] == b"ustar":  # tar begins with the name of a file

@@ -298,6 +298,8 @@ def test_code_in_a_file_is_refused_by_name_and_not_executed(content, name, legac
 
 NOISE, ZIP = bytes(range(7, 250)) * 9, io.BytesIO()
 np.savez(ZIP, weights=np.ones(3))
+CHANGED_ZIP = bytearray(ZIP.getvalue())
+CHANGED_ZIP[CHANGED_ZIP.rindex(b"PK\x01\x02") + 6] = 255  # the version that it requires
 
 
 OTHER_FILES = {
@@ -311,6 +313,7 @@ OTHER_FILES = {
     "weights.pth.tar": (bytes(257) + b"ustar" + NOISE, "an archive"),
     "state.pkl": (pickle.dumps({"net": {}}), "a pickle that torch.save did not write"),
     "torn.zip": (ZIP.getvalue().replace(b"PK\x01", b"PKx"), "damaged"),
+    "version.zip": (CHANGED_ZIP, "damaged"),
     "noise.safetensors": (NOISE, "damaged"),
     "pipe.pth": (None, "not a file"),
     "missing.pth": (None, "No such file"),
