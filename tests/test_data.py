@@ -300,20 +300,14 @@ def test_a_cache_that_cannot_be_written_is_in_a_temporary_folder_or_in_cache_dir
     assert len(list((tmp_path / "a" / "b").glob("*/16-*.bin"))) == 1 and caplog.text.count("cannot cache") == 2
 
 
-def test_images_decoded_before_the_disk_was_full_are_kept(folder, monkeypatch):
-    expected = images_of(folder)
-    shutil.rmtree(folder / ".decoded")
-    decode_files(data.subset(data.load("Folder", folder).train, 2, seed=0))
-    usage = shutil.disk_usage
-    free = lambda path: usage(path)._replace(free=0) if path == folder / ".decoded" else usage(path)  # noqa: E731
-    monkeypatch.setattr(cache.shutil, "disk_usage", free)
-    assert torch.equal(images_of(folder), expected)
-
-
-def test_a_full_disk_is_one_line(folder, monkeypatch):
+def test_a_full_disk_is_one_line_and_loses_no_decoded_image(folder, monkeypatch):
     with monkeypatch.context() as patch:
         fail_at(patch, cache, "_write", 1, OSError(errno.ENOSPC, "No space left on device"))
         refuse("cannot be written to.*No space left", "Folder", folder)
+    decode_files(data.subset(data.load("Folder", folder).train, 2, seed=0))
+    free = {folder / ".decoded": 0}  # and 1 MB in the temporary folder
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free.get(path, 10**6)))
+    assert torch.equal(images_of(folder), images_of(folder, cache_dir=str(folder / "other")))
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2000))
     refuse("--cache_dir.*0 MiB required, 0 MiB free.*--limit_train", "Folder", folder)
 

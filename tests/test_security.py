@@ -69,7 +69,6 @@ def inside(run, prepared, outside, monkeypatch):
 # ---- no code is executed ----
 
 
-# Path of the bomb, script, flags; more cases are in READERS.
 DISTILL = f"{SMALL} --no_teacher_check --teacher_model small_resnet --epochs 1"
 TWO_TEACHERS = f"{DISTILL} --method AKD2 --teacher_path net.pth --std_teacher_model small_resnet --std_teacher_path"
 EXPORT = "--name Doe2026Bomb --out out --model_path"
@@ -82,9 +81,6 @@ REFUSED = [
     ("bomb.pth", "main_eval.py", "--model_path net.pth --protocol blackbox --surrogate_path bomb.pth"),
     ("bomb.pth", "main_eval.py", "--model_path net.pth --attacks clean,pgd --natural_path bomb.pth"),
     ("bomb.pth", "scripts/export.py", f"{EXPORT} bomb.pth"),
-    # JSON files that are pickles.
-    *((RESULTS, *reader) for reader in (("main_eval.py", EVALUATE), ("scripts/export.py", f"{EXPORT} {BEST}"))),
-    *((path, "scripts/compare.py", "runs") for path in (RESULTS, RUN / "config.json")),
 ]
 
 

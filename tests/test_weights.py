@@ -27,7 +27,6 @@ from models.pickle_protocol import in_protocol_2
 from models.teachers import load_teacher
 from models.weights import Checkpoint, identify, load_network, load_weights
 from models.wide_resnet import WideResNet
-from utils.errors import UserError
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -260,7 +259,7 @@ def test_a_lost_normalization_is_reported_and_normalize_adds_it(network, tmp_pat
     loaded = load_weights(build("small_resnet", 10), Checkpoint(path, normalize="CIFAR10"))
     assert torch.allclose(loaded.mean.flatten(), torch.tensor([0.4914, 0.4822, 0.4465]))
     for value in ("mnist", "0.5,0.5", "0,0,0,1,1,0", "125,123,114,63,62,67", "nan,0,0,1,1,1"):
-        with pytest.raises(UserError, match=f"--normalize {value}: "):
+        with user_error(f"--normalize {value}: "):
             Checkpoint(path, normalize=value)
 
 
@@ -387,7 +386,7 @@ def test_teacher_is_found_and_frozen(network, path, monkeypatch, tmp_path):
     teacher = load_teacher("small_resnet", "CIFAR10", 10, path)
     assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
     assert torch.equal(teacher(IMAGES), network(IMAGES))
-    with pytest.raises(UserError, match=r"--teacher_model small_resent: .*nearest: small_resnet"):
+    with user_error(r"--teacher_model small_resent: .*nearest: small_resnet"):
         load_teacher("small_resent", "CIFAR10", 10)
 
 
@@ -432,13 +431,11 @@ def package(tmp_path, monkeypatch):
 
 
 def test_the_zoo_needs_only_packages_of_pypi_and_names_what_is_missing(package, network, tmp_path):
-    with pytest.raises(UserError, match=r"robustbench: Some206Network: unknown name; nearest: Some2026Network"):
+    with user_error(r"robustbench: Some206Network: unknown name; nearest: Some2026Network"):
         robustbench.find("robustbench:Some206Network", "CIFAR10")
     assert robustbench.find("robustbench:some2026network", "CIFAR10") == "robustbench:Some2026Network"
     assert "autoattack" not in sys.modules
-    with pytest.raises(
-        UserError, match=r"save https://drive\.google\.com/uc\?id=abc as models/cifar10/Linf/Some2026Network"
-    ):
+    with user_error(r"save https://drive\.google\.com/uc\?id=abc as models/cifar10/Linf/Some2026Network"):
         load_teacher("robustbench:Some2026Network", "CIFAR10", 10)
     write(network.state_dict(), tmp_path / "own.pth")
     assert same(load_teacher("robustbench:Some2026Network", "CIFAR10", 10, "own.pth"), network)
@@ -458,32 +455,18 @@ def test_a_missing_piece_of_the_zoo_is_named_with_the_command_that_installs_it(p
     (package / "__init__.py").write_text(f"import {module}")
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     monkeypatch.setattr(robustbench, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=re.escape(f"pip install {command} (no module {module})")):
+    with user_error(re.escape(f"pip install {command} (no module {module})")):
         robustbench.find("robustbench:Some2026Network", "CIFAR10")
 
 
-# ---- the included teacher ----
-
-INCLUDED_FILE = teachers.INCLUDED["small_resnet", "CIFAR10"]
-
-
-def test_only_its_dataset_needs_no_path(tmp_path, monkeypatch):
+def test_the_included_teacher_needs_a_path_for_other_datasets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert teachers.find_teacher("small_resnet", "CIFAR10") == INCLUDED_FILE
-    with pytest.raises(UserError, match="--teacher_path FILE, or train one"):
+    included = teachers.INCLUDED["small_resnet", "CIFAR10"]
+    assert teachers.find_teacher("small_resnet", "CIFAR10") == included
+    with user_error("--teacher_path FILE, or train one"):
         load_teacher("small_resnet", "Folder", 10)
-    with pytest.raises(UserError, match="is a folder; give a checkpoint"):
-        load_teacher("small_resnet", "Folder", 10, INCLUDED_FILE.parent)
-    teacher = load_teacher("small_resnet", "Folder", 10, INCLUDED_FILE)
+    with user_error("is a folder; give a checkpoint"):
+        load_teacher("small_resnet", "Folder", 10, included.parent)
+    teacher = load_teacher("small_resnet", "Folder", 10, included)
     logits = teacher(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(logits[0, :3], torch.tensor([0.0062, -0.7039, 0.1685]), rtol=0, atol=1e-3)
-
-
-def test_each_is_small_and_its_readme_has_the_accuracies_of_the_table():
-    assert {path.parent for path in teachers.INCLUDED.values()} == set(teachers.PRETRAINED.iterdir())
-    for (name, dataset), path in teachers.INCLUDED.items():
-        assert path.stat().st_size <= 5e6
-        (teacher,) = (row for row in teachers.TEACHERS if (row.name, row.dataset) == (name, dataset))
-        readme = (path.parent / "README.md").read_text()
-        for title, accuracy in (("Clean", teacher.clean), ("AutoAttack", teacher.autoattack)):
-            assert re.search(rf"\| {title} \| {accuracy:.2f} \|", readme), title
