@@ -114,6 +114,8 @@ def test_tiny_imagenet_has_sorted_classes_annotated_labels_and_rgb_images(tiny):
     gray = splits.train.images[0]
     assert torch.equal(gray[0], gray[1]) and torch.equal(gray, pixels(first))
     assert torch.equal(splits.test.images[2], pixels(tiny / "val/images/val_2.JPEG"))
+    shutil.rmtree(tiny / "train")
+    assert torch.equal(data.load("TinyImageNet", tiny).test.images[:], splits.test.images[:])
 
 
 # ---- Digits and Folder ----
