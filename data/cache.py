@@ -126,6 +126,8 @@ class PixelCache:
         need, free = missing * self.dtype.itemsize, shutil.disk_usage(self.folder).free
         if need > free:
             raise OSError(f"{need / 2**20:,.0f} MiB required, {free / 2**20:,.0f} MiB free")
+        if (self.folder / self.name).is_symlink():  # in a folder from elsewhere, it could point at any file
+            raise OSError("a symbolic link")
         with open(self.folder / self.name, "ab") as file:
             file.truncate(len(self.paths) * self.dtype.itemsize)
         for old in {*self.folder.glob(f"{self.kind}-*.bin")} - {self.folder / self.name}:  # of other files

@@ -46,7 +46,7 @@ def image_files(folder: Path, outside: Collection[Path], skipped: Counter[str]) 
             skipped["folders linked twice"] += 1
             continue
         seen.add(real)
-        for path, is_folder, is_file in entries(current, skipped):
+        for path, is_folder, is_file in _entries(current, skipped):
             if is_folder:
                 folders.append(path)
             elif not is_file and path.exists():  # opening a pipe would wait forever
@@ -87,7 +87,7 @@ def class_folders(folder: Path, skipped: Counter[str]) -> dict[str, list[Path]]:
     of operating systems, and files next to class folders are counted in ``skipped``; a broken link raises UserError.
     """
     classes: dict[str, list[Path]] = {}
-    for path, is_folder, _ in entries(folder, skipped):
+    for path, is_folder, _ in _entries(folder, skipped):
         if is_folder:
             classes.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
         elif path.is_symlink() and not path.exists():
@@ -97,7 +97,12 @@ def class_folders(folder: Path, skipped: Counter[str]) -> dict[str, list[Path]]:
     return dict(sorted(classes.items()))
 
 
-def entries(folder: Path, skipped: Counter[str]) -> Iterator[tuple[Path, bool, bool]]:
+def _summary(skipped: Counter[str]) -> str:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common())
+    return f"; skipped: {kinds}" if kinds else ""
+
+
+def _entries(folder: Path, skipped: Counter[str]) -> Iterator[tuple[Path, bool, bool]]:
     """Yield each path in ``folder`` but those of operating systems, and whether it is a folder and a regular file."""
     try:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -113,11 +118,6 @@ def entries(folder: Path, skipped: Counter[str]) -> Iterator[tuple[Path, bool, b
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise UserError(f"{error.filename or folder}: {reason}; it must be readable") from error
-
-
-def _summary(skipped: Counter[str]) -> str:
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common())
-    return f"; skipped: {kinds}" if kinds else ""
 
 
 def _has_signature(path: Path) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.cache import ReadOptions
 from data.decode import open_image
-from data.files import class_folders, entries, labeled_images
+from data.files import class_folders, labeled_images
 from data.image_files import splits_of_files
 from data.splits import Splits
 from utils.errors import UserError
@@ -15,9 +15,6 @@ from utils.names import readable
 log = logging.getLogger(__name__)
 
 _LAYOUT = "train/<class>/ and test/<class>/ (or val/<class>/) with images"
-# Name of a folder, in lower case -> its part of the dataset.
-_PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-_PARTS |= {"val": "val", "valid": "val", "validation": "val"}
 
 
 def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Splits:
@@ -28,9 +25,11 @@ def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Spl
     """
     if root is None:
         raise UserError(f"--data_root: required by --dataset Folder; give a folder with {_LAYOUT}")
-    folders = _find_folders(root)
-    train, train_classes = _list_images(folders["train"]) if "train" in folders else ([], None)
-    test, classes = _list_images(_test_folder(folders))
+    if not root.is_dir():
+        raise UserError(f"--data_root {root}: no such folder; it needs {_LAYOUT}")
+    train_folder = _find_folder(root, "train", "training")
+    train, train_classes = _list_images(train_folder) if train_folder else ([], None)
+    test, classes = _list_images(_find_test_folder(root, train_classes))
     if train_classes not in (None, classes):
         odd = readable(sorted(set(train_classes) ^ set(classes)))
         names = ", ".join(map(repr, odd[:5])) + ", ..." * (len(odd) > 5)
@@ -41,32 +40,25 @@ def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Spl
     return splits_of_files(root, train, test, readable(classes), size, options, resize=image_size is not None)
 
 
-def _find_folders(root: Path) -> dict[str, Path]:
-    """Return the folders of _PARTS, whose names may be in any case; "test" or "val" is among them."""
-    if not root.is_dir():
-        raise UserError(f"--data_root {root}: no such folder; it needs {_LAYOUT}")
-    found: dict[str, Path] = {}
-    for path in (path for path, is_folder, _ in entries(root, Counter()) if is_folder):
-        part = _PARTS.get(path.name.lower(), path.name)
-        if part in found:
-            both = f"{found[part].name}/ and {path.name}/"
-            raise UserError(f"--data_root {root}: has {both}; rename or remove one of them")
-        found[part] = path
-    if not found.keys() & {"test", "val"}:
-        raise UserError(f"--data_root {root}: no folder test/; it needs {_LAYOUT}")
-    return found
+def _find_folder(root: Path, *names: str) -> Path | None:
+    """Return the folder in ``root`` with one of ``names`` in any case; None if there is none, UserError for several."""
+    found = [path for path in sorted(root.iterdir()) if path.name.lower() in names and path.is_dir()]
+    if len(found) > 1:
+        both = f"{found[0].name}/ and {found[1].name}/"
+        raise UserError(f"--data_root {root}: has {both}; rename or remove one of them")
+    return found[0] if found else None
 
 
-def _test_folder(folders: dict[str, Path]) -> Path:
+def _find_test_folder(root: Path, classes: list[str] | None) -> Path:
     """Return ``test/``, or ``val/`` if there is no ``test/`` or its images are not sorted by class."""
-    if not {"test", "val"} <= folders.keys():
-        return folders.get("test") or folders["val"]
-    test, val = folders["test"], folders["val"]
-    classes = class_folders(folders.get("train", val), Counter())
-    labeled = class_folders(test, Counter()).keys() & classes
-    reason = "" if labeled else f", since {test.name}/ has no class folders"
-    chosen = test if labeled else val
-    log.info("%s has %s/ and %s/: using %s/%s", test.parent, test.name, val.name, chosen.name, reason)
+    test, val = _find_folder(root, "test", "testing"), _find_folder(root, "val", "valid", "validation")
+    if not test and not val:
+        raise UserError(f"--data_root {root}: no folder test/; it needs {_LAYOUT}")
+    if not test or not val:
+        return test or val
+    labeled = set(class_folders(test, Counter())).intersection(classes or class_folders(val, Counter()))
+    chosen, reason = (test, "") if labeled else (val, f", since {test.name}/ has no class folders")
+    log.info("%s has %s/ and %s/: using %s/%s", root, test.name, val.name, chosen.name, reason)
     return chosen
 
 

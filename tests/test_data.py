@@ -299,7 +299,13 @@ def test_a_cache_that_cannot_be_written_is_in_a_temporary_folder_or_in_cache_dir
     assert torch.equal(images_of(folder, cache_dir="x" * 300), expected)  # cannot be searched either
     assert caplog.text.count("cannot cache") == 2 and "--cache_dir" in caplog.text
     assert torch.equal(images_of(folder, cache_dir=str(tmp_path / "a" / "b")), expected)
-    assert len(list((tmp_path / "a" / "b").glob("*/16-*.bin"))) == 1 and caplog.text.count("cannot cache") == 2
+    (cached,) = (tmp_path / "a" / "b").glob("*/16-*.bin")
+    assert caplog.text.count("cannot cache") == 2
+    cached.unlink()
+    cached.symlink_to(tmp_path / "precious")  # as in a folder from elsewhere
+    (tmp_path / "precious").write_text("unchanged")
+    assert torch.equal(images_of(folder, cache_dir=str(tmp_path / "a" / "b")), expected)
+    assert (tmp_path / "precious").read_text() == "unchanged" and "a symbolic link" in caplog.text
 
 
 def test_a_full_disk_is_one_line_and_loses_no_decoded_image(folder, monkeypatch):
