@@ -33,7 +33,7 @@ class Checkpoint:
     """The weights and metadata of a file, whose bytes are read once; ``sha256`` is their hash.
 
     ``state_dicts`` has each dict of the file that has weights, by its path of keys ("" for the file's own dict);
-    ``tensors`` are those beside them in the file's own dict.
+    ``tensors`` are those beside them in the file's own dict, and in a dict in it that is named after normalization.
 
     Args:
         path: A file of torch.save or safetensors.
@@ -51,7 +51,8 @@ class Checkpoint:
         content = decode(data, path)
         items = content if isinstance(content, Mapping) else {}
         self.metadata = {key: items[key] for key, is_valid in METADATA.items() if key in items and is_valid(items[key])}
-        self.tensors = _tensors(items)
+        normalization = [value for key, value in items.items() if "normal" in str(key) and isinstance(value, Mapping)]
+        self.tensors = {key: value for each in (*normalization, items) for key, value in _tensors(each).items()}
         self.state_dicts = _state_dicts(content)
         self.log_once = functools.cache(logger.log)  # a network is loaded to check it, and again to use it
         if not self.state_dicts:

@@ -210,6 +210,7 @@ NORMALIZED = {
     "mu and sigma": lambda s: {**s, "mu": MEAN.view(1, 3, 1, 1), "sigma": STD.view(1, 3, 1, 1)},
     "pixel mean of images in [0, 255]": lambda s: {**s, "pixel_mean": 255 * MEAN, "pixel_std": 255 * STD},
     "lists beside the weights": lambda s: {"net": s, "mean": MEAN.tolist(), "std": tuple(STD.tolist())},
+    "dict beside the weights": lambda s: {"net": s, "normalizer": {"mean": MEAN.tolist(), "std": STD.tolist()}},
     "mean and std of a wrapper": lambda s: {"mean": MEAN, "std": STD, **prefixed("model.", s)},
     "normalize of a wrapper": lambda s: {"normalize.mean": MEAN, "normalize.std": STD, **prefixed("model.", s)},
     "normalize": lambda s: {"normalize.mean": MEAN, "normalize.std": STD, **s},
