@@ -107,16 +107,19 @@ class _Parser(argparse.ArgumentParser):
     def _get_value(self, action, arg_string):
         """Convert one value; the shell does not expand ``~`` in --flag=~/x."""
         value = super()._get_value(action, arg_string)
-        path = os.path.expanduser(value) if isinstance(value, str) and action.metavar in PATHS else ""
+        if action.metavar not in PATHS:
+            return value
+        name, path = (action.option_strings or [action.metavar])[0], os.path.expanduser(value)
         if path.isspace():
-            raise UserError(f"{action.option_strings[0]}: is empty; give a path")
+            raise UserError(f"{name}: is empty; give a path")
         if path.startswith("~") and not os.path.exists(path):
-            raise UserError(f"{action.option_strings[0]} {path}: there is no such user; write the full path")
-        return path or value
+            raise UserError(f"{name} {path}: there is no such user; write the full path")
+        return path
 
     def error(self, message):
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        unknown = [part for part in message.split() if part.startswith("--") and part.rstrip(":") not in known]
+        flags = [part.partition("=")[0].rstrip(":") for part in message.split() if part.startswith("--")]
+        unknown = [flag for flag in flags if flag != "--" and flag not in known]
         raise UserError(f"{message.removeprefix('argument ')} ({_hint(unknown, known)})")
 
 
@@ -180,7 +183,7 @@ def _metavar(name: str) -> str:
     """Return DIR or FILE for a field whose name says that it is a path."""
     if name.endswith(("_root", "_dir")) or name in ("root_path", "state", "out"):
         return "DIR"
-    if name.endswith("_path") or name == "extra_data":
+    if name.endswith("_path") or name in ("extra_data", "json", "profile"):
         return "FILE"
     return "DEVICE" if name == "device" else "NAME"
 

@@ -9,6 +9,7 @@ same command again continues: finished commands are skipped, interrupted trainin
 import hashlib
 import shlex
 import sys
+from collections import namedtuple
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from functools import partial
@@ -17,15 +18,17 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
+from data import dataset_name
 from engine.checkpoint import best_checkpoint
 from engine.evaluation.records import read_evaluations
 from engine.reporting.runs import NONE
 from engine.reporting.tables import mean_and_deviation
 from scripts.tasks import STATUS, Pool, Task, split_flags
 from utils.cli import ROOT, run_command
+from utils.config import EvalConfig, TrainConfig
 from utils.errors import UserError
 from utils.files import write_text
-from utils.flags import parser_for
+from utils.flags import parse, parser_for
 from utils.log import logger
 from utils.tables import markdown_table, read_csv, text_table
 from utils.versions import versions
@@ -46,26 +49,13 @@ SETTINGS = {line["name"]: line for line in _table("settings")}
 SCALES = ("full", "short", "smoke")
 
 
-class Row(NamedTuple):
+class Row(namedtuple("Row", "table row scale setting dataset student method teacher second flags file note")):
     """One line of tables.csv.
 
     ``teacher`` and ``second`` name rows of the same table; ``scale`` is empty for a row of every scale. A published
     teacher has its name as ``student``, the flags of its evaluation as ``flags``, and the source of its ``file`` as
     ``note``.
     """
-
-    table: str
-    row: str
-    scale: str
-    setting: str
-    dataset: str
-    student: str
-    method: str
-    teacher: str
-    second: str
-    flags: str
-    file: str
-    note: str
 
     @property
     def suffix(self) -> str:
@@ -91,10 +81,16 @@ class Run(NamedTuple):
 
 
 class Planner:
-    """Turns rows into runs; runs with the same commands, also of several tables, become one."""
+    """Turns rows into runs; runs with the same commands, also of several tables, become one.
+
+    ``data`` are flags of every training and evaluation; raises UserError for one that either does not have.
+    """
 
     def __init__(self, out: Path, scale: str, seeds: Sequence[int], teacher: str | None, data: Sequence[str]):
         self.out, self.scale, self.seeds, self.teacher, self.data = out, scale, seeds, teacher, list(data)
+        config, given = parse(TrainConfig, data)
+        parse(EvalConfig, data)
+        self.dataset = dataset_name(config.dataset) if "dataset" in given else None  # replaces that of the rows
         self.runs: dict[str, Run] = {}
         self.rows: dict[str, Row] = {}  # of the present table
 
@@ -150,10 +146,9 @@ class Planner:
         """Where a run's folder is (engine/training/run_folder.py), or the evaluation of a published teacher."""
         if row.method == PUBLISHED:
             return self.out / PUBLISHED / row.student
-        dataset = self.data[self.data.index("--dataset") + 1] if "--dataset" in self.data else row.dataset
         parts = [row.student, f"from_{self.rows[row.teacher].student}" if row.teacher else ""]
         parts += ["" if row.method == "Natural" else "eps8", f"seed{seed}", row.suffix]
-        return self.out / row.setting / dataset / row.method / "_".join(filter(None, parts))
+        return self.out / row.setting / (self.dataset or row.dataset) / row.method / "_".join(filter(None, parts))
 
     def checkpoint(self, teacher: Row) -> str:
         """Path of a teacher's weights."""
@@ -218,11 +213,11 @@ def reproduce(arguments: Sequence[str]) -> None:
     if options.list:
         for run in planner.runs.values():
             for command in run.commands:
-                print(shlex.join(["python", *command]))
+                logger.info("%s", shlex.join(["python", *command]))
         return
-    for row in [row for name in names for row in tables[name] if row.method == PUBLISHED]:
-        path = planner.checkpoint(row)
-        if options.scale == "full" and not Path(path).exists():
+    published = [row for name in names for row in tables[name] if row.method == PUBLISHED and options.scale == "full"]
+    for path, row in ((planner.checkpoint(row), row) for row in published):
+        if not Path(path).exists():
             raise UserError(f"{path}: no such teacher; put it there or give --teacher FILE: {row.note}")
     succeeded = carry_out(planner.runs, out, options.jobs)
     for name, rows in planned.items():
