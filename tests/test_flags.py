@@ -2,16 +2,18 @@
 
 import json
 import re
+import subprocess
 from dataclasses import asdict, fields, replace
 
 import pytest
 from conftest import user_error
 
+import utils.versions
 from engine.training.settings import resolve
+from scripts.compare import compare
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
 from utils.fields import spelling
 from utils.flags import parse
-from utils.versions import project_version
 
 # Official flag -> its official default in main.py of DGAD; --method is Plain_Madry there, which is AT here.
 OFFICIAL_DEFAULTS = {
@@ -67,7 +69,8 @@ WRONG = {
     "--epochs two": "--epochs: 'two' is not a whole number (--help lists the flags)",
     "--lr_schedule linear": "--lr_schedule: invalid choice: 'linear' (choose from",
     "--milestones 7 3": "--milestones 7 3: must be positive and increasing",
-    "--epsil 8": "--epsil 8 (did you mean --epsilon?)",
+    "--epsil=8.25/255": "--epsil=8.25/255 (did you mean --epsilon?)",
+    "-- 8": "-- 8 (--help lists the flags)",
     "--iad_begin 8": "--iad_begin 8 (did you mean --IAD_begin?)",
     "--batch_size 8": "--batch_size 8 (--help lists the flags)",
     "--model": "--model",
@@ -93,6 +96,19 @@ def test_the_home_folder_is_expanded_in_every_path_flag(monkeypatch, tmp_path):
     assert (config.teacher_path, config.model_path) == ("/home/me/t.pth", "/home/me/m.pth")
     assert read("--model_path=~/a.pth --out=~/o --state=~/s", EvalConfig).model_path == ("/home/me/a.pth",)
     assert read("--desc_str=~").desc_str == "~"
+    with user_error("RUNS ~no-user/x: there is no such user"):
+        compare(["~no-user/x"])
+
+
+def test_the_version_of_a_copy_in_another_repository_is_unknown(monkeypatch, tmp_path):
+    for command in ("init", "-c user.name=x -c user.email=x commit --allow-empty -m x"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "copy").mkdir()
+    found = []
+    for root in (tmp_path, tmp_path / "copy"):
+        monkeypatch.setattr(utils.versions, "ROOT", root)
+        found.append(utils.versions._revision())
+    assert len(found[0]) == 40 and found[1] is None
 
 
 def test_help_groups_the_flags_and_gives_each_default(capsys):
@@ -102,7 +118,7 @@ def test_help_groups_the_flags_and_gives_each_default(capsys):
     text = capsys.readouterr().out
     for part in ("networks:", "training:", "[default: 0.1]", "one of: AT, DGAD", "--ALP_beta", "--config FILE"):
         assert part in text
-    assert text.endswith(f"\n{project_version()}\n")
+    assert text.endswith(f"\n{utils.versions.project_version()}\n")
 
 
 RUN = TrainConfig(method="MART", epochs=7, milestones=(3, 5), temp=None, map=False, root_path="a", resume=True)

@@ -47,7 +47,7 @@ def test_the_commands_of_a_table_fit_together(tmp_path, table, scale):
 
 
 def test_seeds_data_and_rows_are_those_of_the_command_line(tmp_path):
-    planner, rows = planned(tmp_path, "full", ["CPU-methods"], [4, 5], ["--dataset", "Folder", "--data_root", "d"])
+    planner, rows = planned(tmp_path, "full", ["CPU-methods"], [4, 5], ["--dataset=folder", "--data_root", "d"])
     folders = [planner.runs[key].folder for key in rows["CPU-methods"]["RSLAD"]]
     names = [f"small_resnet_from_small_resnet_eps8_seed{seed}" for seed in (4, 5)]
     assert folders == [tmp_path / "cpu" / "Folder" / "RSLAD" / name for name in names]
@@ -83,6 +83,7 @@ BAD = {
     "--table IAD-14": "must be one of",
     "--table IAD-4 --rows ADR": "no such row in IAD-4",
     "--table IAD-4 --jobs 0": "--jobs 0: must be at least 1",
+    "--table IAD-4 -- --epochs 3": "unrecognized arguments: --epochs 3",
     "--table RSLAD-2": "models/model_cifar_wrn.pt: no such teacher",
 }
 
@@ -90,13 +91,14 @@ BAD = {
 @pytest.mark.parametrize("flags", BAD)
 def test_a_bad_request_is_one_line(tmp_path, flags):
     with user_error(BAD[flags]):
-        reproduce([*flags.split(), "--out", str(tmp_path / "out")])
+        reproduce(["--out", str(tmp_path / "out"), *flags.split()])
     assert not (tmp_path / "out").exists()
 
 
-def test_the_program_lists_commands(capsys):
+def test_the_program_lists_commands(caplog):
+    caplog.set_level("INFO")
     reproduce(["--table", "RSLAD-3-CIFAR10", "--rows", "RSLAD", "--scale", "full", "--list"])
-    scripts = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    scripts = [line.split()[1] for line in caplog.messages]
     assert scripts == ["main_eval.py", "main.py", "main_eval.py"]
 
 
