@@ -86,13 +86,13 @@ def read_options(argv: list[str]) -> Namespace:
         if argv[k - 1] == "--eval":  # its value looks like a flag
             argv[k - 1 : k + 1] = [f"--eval={argv[k]}"]
     parser = parser_for(__doc__)
-    parser.add_argument("--datasets", default="CIFAR10", help="names; Tiny_Image uses main_tiny.py [CIFAR10]")
-    parser.add_argument("--methods", default="AT", help='names separated by spaces, "AT DGAD" [AT]')
-    parser.add_argument("--models", default="resnet18", help="names of students [resnet18]")
-    parser.add_argument("--seeds", default="42", help='numbers separated by spaces, "1 2" [42]')
+    parser.add_argument("--datasets", default="CIFAR10", help="datasets; Tiny_Image uses main_tiny.py [CIFAR10]")
+    parser.add_argument("--methods", default="AT", help='methods, separated by spaces: "AT DGAD" [AT]')
+    parser.add_argument("--models", default="resnet18", help="students [resnet18]")
+    parser.add_argument("--seeds", default="42", help='random seeds: "1 2" [42]')
     parser.add_argument("--root_path", default="tuned_models", metavar="DIR", help="folder of all runs [tuned_models]")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time; they share the cores [1, or all --gpus]")
-    parser.add_argument("--gpus", default="", help='"0 1": each run uses one of these GPUs, as --gpu_id')
+    parser.add_argument("--gpus", default="", help='run on one of these GPUs each, as --gpu_id: "0 1"')
     parser.add_argument("--eval", default="", metavar="FLAGS", help="evaluate each finished run with these flags")
     parser.add_argument("--list", action="store_true", help="print every run as one command, then exit")
     parser.add_argument("--only", type=int, metavar="I", help="only run I of that list, counted from 0")
