@@ -249,7 +249,8 @@ def show(table: str, rows: dict[str, list[Path]], out: Path, scale: str) -> None
             lines.append([row, published[row]["source"], *(published[row][attack] or NONE for attack in ATTACKS)])
         results: dict[str, list[dict]] = {}
         for path in (path for folder in rows.get(row, ()) for path in sorted(folder.rglob("eval.json"))):
-            results.setdefault(KINDS.get(path.parent.name, "its weights"), []).append(read_evaluations(path)[-1]["figures"])
+            kind = KINDS.get(path.parent.name, PUBLISHED)
+            results.setdefault(kind, []).append(read_evaluations(path)[-1]["figures"])
         for kind, group in results.items():
             accuracies = ([one[attack]["accuracy"] for one in group if attack in one] for attack in ATTACKS)
             lines.append([row, f"ours, {kind} ({len(group)})", *map(mean_and_deviation, accuracies)])
