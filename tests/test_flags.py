@@ -112,7 +112,14 @@ def test_help_groups_the_flags_and_gives_each_default(capsys):
         with pytest.raises(SystemExit, match="0"):
             parse(TrainConfig, [flag], description="Train.", choices={"method": "one of: AT, DGAD"})
     text = capsys.readouterr().out
-    for part in ("networks:", "training:", "[default: 0.1]", "one of: AT, DGAD", "--ALP_beta", "--config FILE"):
+    for part in (
+        "networks:",
+        "training:",
+        "[default: 0.1]",
+        "cuda use [default: 0]",
+        "one of: AT, DGAD",
+        "--config FILE",
+    ):
         assert part in text
     assert text.endswith(f"\n{utils.versions.project_version()}\n")
 

@@ -80,7 +80,7 @@ class TrainConfig(CommonConfig):
     model_path: str = network_files("", "initialize the student from this checkpoint")
     teacher_model: str = network("wideresnet34_10", "teacher (official CIFAR-10 command)")
     teacher_path: str | None = network_files(None, "checkpoint of the teacher; default: in teacher_models/ (official)")
-    no_teacher_check: bool = network_files(False, "accept a teacher whose clean accuracy is below twice chance level")
+    no_teacher_check: bool = network_files(False, "accept a teacher of other classes or below twice chance level")
     std_teacher_model: str = network(
         "resnet18", "naturally trained second teacher of AKD2, IAD-II, MTARD, B-MTARD (IAD code: always resnet18)"
     )
@@ -313,7 +313,9 @@ class EvalConfig(CommonConfig):
         None, "run AutoAttack, the slowest attack, on N of the test images; default: all", at_least(1)
     )
     eps: float = evaluation(8 / 255, "radius of the L-infinity ball in [0, 1], such as 8/255 or 0.031", unit_interval)
-    steps: int | None = evaluation(None, "steps of the attack pgd; default: 20, protocol official 10", at_least(1))
+    steps: int | None = evaluation(
+        None, "steps of pgd and transfer_pgd; default: 20, protocol official 10", at_least(1)
+    )
     judge: Literal["every", "last"] = evaluation(
         "every",
         "when an image counts as fooled; every: if any PGD step fools the network, as AutoAttack counts;\n"

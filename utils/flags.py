@@ -138,8 +138,8 @@ def _parser_of(config_class: type, description: str = "", choices: Mapping[str, 
         title = spec.metadata["group"]
         group = groups[title] = groups.get(title) or parser.add_argument_group(title)
         names = [name for name in (spec.metadata["short"], spelling(spec)) if name]
-        default = "" if spec.default in (None, "", False, ()) else shown(spec.default).removesuffix(".0")
-        text = spec.metadata["help"] + f" [default: {default}]" * bool(default)
+        default = "" if spec.default is False else shown("" if spec.default is None else spec.default)
+        text = spec.metadata["help"] + f" [default: {default.removesuffix('.0')}]" * bool(default)
         text = "\n".join(filter(None, [text, (choices or {}).get(spec.name)])).replace("%", "%%")
         options = _options(spec, hints[spec.name])
         group.add_argument(*names, dest=spec.name, default=argparse.SUPPRESS, help=text, **options)
