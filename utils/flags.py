@@ -17,7 +17,7 @@ from utils.fields import shown, spelling
 from utils.files import read_json
 from utils.versions import project_version
 
-PATHS = ("PATH", "FILE", "DIR", "RUNS", "FOLDER")  # metavars of paths, in which ~ is expanded
+PATHS = ("FILE", "DIR", "RUNS", "FOLDER")  # metavars of paths, in which ~ is expanded
 SKIPPED = "skipped_images"  # in a run's config.json: the number of images that --skip_damaged skipped
 NOT_READ = {SKIPPED, "resume"}  # keys of config.json that --config does not read
 
