@@ -48,7 +48,7 @@ def test_the_commands_of_a_table_fit_together(tmp_path, table, scale):
 
 def test_seeds_data_and_rows_are_those_of_the_command_line(tmp_path):
     planner, rows = planned(tmp_path, "full", ["CPU-methods"], [4, 5], ["--dataset=folder", "--data_root", "d"])
-    folders = [planner.runs[key].folder for key in rows["CPU-methods"]["RSLAD"]]
+    folders = [run.folder for run in rows["CPU-methods"]["RSLAD"]]
     names = [f"small_resnet_from_small_resnet_eps8_seed{seed}" for seed in (4, 5)]
     assert folders == [tmp_path / "cpu" / "Folder" / "RSLAD" / name for name in names]
     planner = Planner(tmp_path, "full", [], "/there.pt", [])
@@ -65,9 +65,9 @@ def test_every_table_is_made_at_smoke_scale(group, tmp_path, run):
         for script, *flags in each.commands:
             run(script, " ".join(flags))
     for name, rows in tables.items():
-        show(name, {row: [planner.runs[key].folder for key in keys] for row, keys in rows.items()}, tmp_path, "smoke")
+        show(name, {row: [run.folder for run in runs] for row, runs in rows.items()}, tmp_path, "smoke")
         text = (tmp_path / f"{name}.md").read_text()
-        evaluated = [row for row, (key,) in rows.items() if len(planner.runs[key].commands) > 1]
+        evaluated = [row for row, (run_of_row,) in rows.items() if len(run_of_row.commands) > 1]
         assert evaluated and all(f"| {row} | ours, " in text for row in evaluated)
 
 
@@ -115,8 +115,8 @@ def test_a_failure_stops_only_the_runs_that_need_it_and_finished_commands_are_sk
     def run(name, *args, needs=()):
         return Run(name, [["main.py", name], *args], tmp_path, list(needs))
 
-    runs = {"d": run("d", needs=["b"]), "b": run("b", ["main_tiny.py", "c"]), "e": run("e", needs=["a"])}
-    runs["a"] = run("a", ["main_eval.py", "x"])
+    a, b = run("a", ["main_eval.py", "x"]), run("b", ["main_tiny.py", "c"])
+    runs = [run("d", needs=[b]), b, run("e", needs=[a]), a]
     assert carry_out(runs, tmp_path / "out", 2) is False
     assert sorted((tmp_path / "log").read_text()) == ["a", "b", "e"]
     assert "d: skipped" in caplog.text and caplog.text.count("b main: failed (status 1)") == 1

@@ -125,9 +125,8 @@ class Session:
             root, workers = Path(options.data_root).absolute(), min(os.cpu_count() or 1, 256)
             data = root.name
             flags = ["--dataset", "Folder", "--data_root", str(root), "--workers", str(workers)]
-        planner = Planner(self.work, options.scale, [], None, flags)
-        planned = planner.plan(load_tables()["GPU"], self.scale["rows"])
-        self.runs = {row: planner.runs[key] for row, (key,) in planned.items()}
+        planned = Planner(self.work, options.scale, [], None, flags).plan(load_tables()["GPU"], self.scale["rows"])
+        self.runs = {row: run for row, (run,) in planned.items()}
         device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {platform.machine()}"
         self.machine = {"device": device, "cores": os.cpu_count(), "cuda": torch.version.cuda, **versions()}
         self.machine["data"] = "CIFAR-10 (JPEG copy)" if "jpeg" in data else data

@@ -10,7 +10,7 @@ import hashlib
 import shlex
 import sys
 from collections import namedtuple
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -72,12 +72,12 @@ def load_tables() -> dict[str, list[Row]]:
 
 
 class Run(NamedTuple):
-    """The commands of one row and seed, the folder of its evaluations, and the keys of the runs that come first."""
+    """The commands of one row and seed, the folder of its evaluations, and the runs that come first."""
 
     name: str
     commands: list[list[str]]
     folder: Path
-    needs: list[str]
+    needs: list["Run"]
 
 
 class Planner:
@@ -91,11 +91,11 @@ class Planner:
         config, given = parse(TrainConfig, data)
         parse(EvalConfig, data)
         self.dataset = dataset_name(config.dataset) if "dataset" in given else None  # replaces that of the rows
-        self.runs: dict[str, Run] = {}
+        self.runs: dict[str, Run] = {}  # by their first command
         self.rows: dict[str, Row] = {}  # of the present table
 
-    def plan(self, rows: Sequence[Row], patterns: Sequence[str]) -> dict[str, list[str]]:
-        """Add the runs of one table; return the keys of each row's runs. Teachers are added as they are needed."""
+    def plan(self, rows: Sequence[Row], patterns: Sequence[str]) -> dict[str, list[Run]]:
+        """Add the runs of one table; return those of each row. Teachers are added as they are needed."""
         self.rows = {row.row: self._at_scale(row) for row in rows if row.scale in ("", self.scale)}
         teachers = {name for row in self.rows.values() for name in (row.teacher, row.second)}
         planned = {}
@@ -111,7 +111,7 @@ class Planner:
             row = row._replace(method="AT", student="resnet18", flags="", file="")
         return row._replace(dataset="Digits", student="small_resnet") if self.scale == "smoke" else row
 
-    def _add(self, row: Row, seed: int | str) -> str:
+    def _add(self, row: Row, seed: int | str) -> Run:
         teachers = [self.rows[name] for name in (row.teacher, row.second) if name]
         needs = [self._add(teacher, DEFAULT_SEED) for teacher in teachers]
         train, test = self._flags(row)
@@ -129,9 +129,8 @@ class Planner:
             commands = [["main_tiny.py" if tiny else "main.py", *train]]
             if row.row not in {other.second for other in self.rows.values()}:  # second teachers are not evaluated
                 commands.append([evaluate, "--model_path", str(folder / SETTINGS[row.setting]["checkpoint"]), *test])
-        key = shlex.join(commands[0])
-        self.runs.setdefault(key, Run(f"{row.table}_{row.row}_seed{seed}", commands, folder, needs))
-        return key
+        run = Run(f"{row.table}_{row.row}_seed{seed}", commands, folder, needs)
+        return self.runs.setdefault(shlex.join(commands[0]), run)
 
     def _flags(self, row: Row) -> tuple[list[str], list[str]]:
         """Flags of a row's training and evaluation that the other rows of its setting share."""
@@ -157,7 +156,7 @@ class Planner:
         return str(self._folder(teacher, DEFAULT_SEED) / best_checkpoint(teacher.method))
 
 
-def carry_out(runs: dict[str, Run], out: Path, jobs: int) -> bool:
+def carry_out(runs: Collection[Run], out: Path, jobs: int) -> bool:
     """Run the commands that have not succeeded before; return whether all have succeeded.
 
     ``out``/finished records the successful ones. A run waits for the runs in its ``needs``.
@@ -174,8 +173,8 @@ def carry_out(runs: dict[str, Run], out: Path, jobs: int) -> bool:
             write_text(mark(command), shlex.join(command) + "\n")
 
     def waiting() -> Iterator[Task]:
-        for run in runs.values():
-            if left(run) and not any(left(runs[need]) for need in run.needs):
+        for run in runs:
+            if left(run) and not any(map(left, run.needs)):
                 command = left(run)[0]
                 name, args = Path(command[0]).stem, [sys.executable, f"{ROOT}/{command[0]}", *command[1:]]
                 if name.startswith("main_eval"):  # only the same code continues an unfinished evaluation
@@ -188,10 +187,10 @@ def carry_out(runs: dict[str, Run], out: Path, jobs: int) -> bool:
     pool.run(waiting)
     if pool.received:
         sys.exit(STATUS[pool.received])
-    for run in runs.values():
-        if any(left(runs[need]) for need in run.needs):
+    for run in runs:
+        if any(map(left, run.needs)):
             logger.error("%s: skipped, because its teacher failed", run.name)
-    return not any(map(left, runs.values()))
+    return not any(map(left, runs))
 
 
 def reproduce(arguments: Sequence[str]) -> None:
@@ -219,9 +218,9 @@ def reproduce(arguments: Sequence[str]) -> None:
     for path, row in ((planner.checkpoint(row), row) for row in published):
         if not Path(path).exists():
             raise UserError(f"{path}: no such teacher; put it there or give --teacher FILE: {row.note}")
-    succeeded = carry_out(planner.runs, out, options.jobs)
+    succeeded = carry_out(planner.runs.values(), out, options.jobs)
     for name, rows in planned.items():
-        show(name, {row: [planner.runs[key].folder for key in keys] for row, keys in rows.items()}, out, options.scale)
+        show(name, {row: [run.folder for run in runs] for row, runs in rows.items()}, out, options.scale)
     if not succeeded:
         logger.error("some commands failed (see above); the same command continues")
         sys.exit(1)
