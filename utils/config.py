@@ -120,18 +120,14 @@ class TrainConfig(CommonConfig):
     )
     iad_down: bool = loss(False, "IAD-I: weight the teacher's term by its reliability (paper: IAD-I-Down)")
     akd2_partial: bool = loss(False, "AKD2: weight the robust term by the teacher's reliability (IAD)")
-    label_weight: float | None = loss(
-        None, "ARD, IAD-I: weight of the cross entropy; default: 1 - --IAD_alpha", at_least(0)
-    )
+    label_weight: float | None = loss(None, "ARD, IAD-I: cross entropy's weight; default: 1 - --IAD_alpha", at_least(0))
     self_weight: float | None = loss(
         None,
         "ARD, IAD-I: weight of the KL divergence between the student's predictions on clean and adversarial images;\n"
         "default: 0 for ARD, --IAD_alpha for IAD-I",
         at_least(0),
     )
-    teacher_weight: float | None = loss(
-        None, "ARD, IAD-I: weight of the teacher's term; default: --IAD_alpha", at_least(0)
-    )
+    teacher_weight: float | None = loss(None, "ARD, IAD-I: teacher term's weight; default: --IAD_alpha", at_least(0))
     robust_weight: float = loss(0.5, "AKD2, IAD-II: weight of the robust teacher (IAD code)", between(0, 1))
     std_weight: float = loss(0.25, "AKD2, IAD-II: weight of the standard teacher (IAD code)", between(0, 1))
     trades_beta: float = loss(6.0, "TRADES: weight of the robust term (paper)", at_least(0))
