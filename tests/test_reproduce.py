@@ -107,7 +107,7 @@ def test_a_failure_stops_only_the_runs_that_need_it_and_finished_commands_are_sk
     fails = "sys.argv[1] == 'b' and not os.path.exists('may')"
     for name in ("main.py", "main_tiny.py"):
         (tmp_path / name).write_text(f"import os, sys; open('log', 'a').write(sys.argv[1]); sys.exit({fails})")
-    (tmp_path / "main_eval.py").write_text("import sys; print(sys.argv[2:])")
+    (tmp_path / "main_eval.py").write_text("import os, sys; print(sys.argv[2:]); sys.exit(not os.path.exists('may'))")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("scripts.reproduce.reproduce.ROOT", tmp_path)
     monkeypatch.setattr("scripts.reproduce.reproduce.versions", lambda: {"git": "abc"})
@@ -117,14 +117,14 @@ def test_a_failure_stops_only_the_runs_that_need_it_and_finished_commands_are_sk
 
     a, b = run("a", ["main_eval.py", "x"]), run("b", ["main_tiny.py", "c"])
     runs = [run("d", needs=[b]), b, run("e", needs=[a]), a]
-    assert carry_out(runs, tmp_path / "out", 2) is False
+    assert carry_out(runs, tmp_path / "out", 2) is False  # e needs only the training of a
     assert sorted((tmp_path / "log").read_text()) == ["a", "b", "e"]
     assert "d: skipped" in caplog.text and caplog.text.count("b main: failed (status 1)") == 1
     (tmp_path / "may").touch()
     assert carry_out(runs, tmp_path / "out", 1) is True
-    assert (tmp_path / "log").read_text()[3:] == "bcd"
+    assert (tmp_path / "log").read_text()[3:] == "bdc"
     state = str(["--state", str(tmp_path / "out/state/abc")])  # unfinished evaluations are kept apart by revision
-    assert (tmp_path / "out/logs/a_main_eval.txt").read_text().count(state) == 1
+    assert (tmp_path / "out/logs/a_main_eval.txt").read_text().count(state) == 2
 
 
 def write_evaluation(folder, **accuracies):

@@ -159,7 +159,7 @@ class Planner:
 def carry_out(runs: Collection[Run], out: Path, jobs: int) -> bool:
     """Run the commands that have not succeeded before; return whether all have succeeded.
 
-    ``out``/finished records the successful ones. A run waits for the runs in its ``needs``.
+    ``out``/finished records the successful ones. A run waits for the first command of the runs in its ``needs``.
     """
 
     def mark(command: list[str]) -> Path:
@@ -168,13 +168,16 @@ def carry_out(runs: Collection[Run], out: Path, jobs: int) -> bool:
     def left(run: Run) -> list[list[str]]:
         return [command for command in run.commands if not mark(command).exists()]
 
+    def can_start(run: Run) -> bool:
+        return all(mark(need.commands[0]).exists() for need in run.needs)
+
     def ended(command: list[str], problem: str, _seconds: float) -> None:
         if not problem:
             write_text(mark(command), shlex.join(command) + "\n")
 
     def waiting() -> Iterator[Task]:
         for run in runs:
-            if left(run) and not any(map(left, run.needs)):
+            if left(run) and can_start(run):
                 command = left(run)[0]
                 name, args = Path(command[0]).stem, [sys.executable, f"{ROOT}/{command[0]}", *command[1:]]
                 if name.startswith("main_eval"):  # only the same code continues an unfinished evaluation
@@ -188,7 +191,7 @@ def carry_out(runs: Collection[Run], out: Path, jobs: int) -> bool:
     if pool.received:
         sys.exit(STATUS[pool.received])
     for run in runs:
-        if any(map(left, run.needs)):
+        if not can_start(run):
             logger.error("%s: skipped, because its teacher failed", run.name)
     return not any(map(left, runs))
 
