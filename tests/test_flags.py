@@ -78,6 +78,12 @@ WRONG = {
 }
 
 
+def test_a_config_made_in_python_is_checked_too():
+    for values, message in (({"precision": "fp16"}, "--precision fp16: must be one of auto,"), ({"bs": 0}, "--bs 0")):
+        with user_error(message):
+            TrainConfig(**values)
+
+
 @pytest.mark.parametrize("args", WRONG)
 def test_a_wrong_value_is_one_line_that_names_its_flag(args):
     with user_error(re.escape(WRONG[args])):

@@ -87,6 +87,8 @@ def test_a_piece_that_does_not_fit_is_not_started_and_each_result_is_written_at_
     short.attempt("first", 1, lambda: pytest.fail("done already"))
     again = session()
     assert again.pieces["tests"]["error"] == "status 3: the reason" and again.done.keys() == {"first"}
+    (tmp_path / "out" / PARTS[0]).touch()
+    session(work=str(tmp_path / "out")).attempt("second", 1, dict)  # one folder for everything
     assert again.longest("tests") == again.scale["seconds"]["tests"]  # a failure does not say how long it takes
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from utils.errors import UserError, torchrun_rank
-from utils.fields import shown, spelling
+from utils.fields import literals, shown, spelling
 from utils.files import read_json
 from utils.versions import project_version
 
@@ -168,9 +168,8 @@ def _options(spec: Field, hint: Any) -> dict[str, Any]:
         hint = typing.get_args(hint)[0]
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction if spec.default else "store_true"}
-    if typing.get_origin(hint) is Literal:
-        allowed = {choice.lower(): choice for choice in typing.get_args(hint)}
-        names = [*allowed.values()]
+    if names := literals(hint):
+        allowed = {name.lower(): name for name in names}
         return {"type": lambda text: allowed.get(text.lower(), text), "choices": names, "metavar": "|".join(names)}
     several = {}
     if typing.get_origin(hint) is tuple:

@@ -119,7 +119,9 @@ class Session:
         self.end = time.monotonic() + 60 * options.minutes - 5
         self.scale, self.earlier = SCALES[options.scale], Path(options.done)
         self.epochs = options.epochs or self.scale["epochs"]
-        self.out, self.work = Path(options.out), Path(options.work or f"runs/gpu-{options.scale}").absolute()
+        self.out, self.work = (
+            Path(name).absolute() for name in (options.out, options.work or f"runs/gpu-{options.scale}")
+        )
         data, flags = "Digits", []
         if options.scale == "full":
             root, workers = Path(options.data_root).absolute(), min(os.cpu_count() or 1, 256)
@@ -180,8 +182,9 @@ class Session:
         for folder in (self.work, self.out):
             text = json.dumps({"machine": self.machine, "pieces": self.pieces}, indent=1)
             write_text(folder / RESULTS, text + "\n")
-        for part in filter(Path.exists, (self.work / part for part in PARTS)):
-            shutil.copy(part, self.out)
+        for part in PARTS:
+            if (self.work / part).exists() and self.work != self.out:
+                shutil.copy(self.work / part, self.out)
 
     def longest(self, kind: str) -> float:
         """Seconds of the longest successful measurement so far whose name contains ``kind``, or the estimate."""
