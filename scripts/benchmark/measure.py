@@ -13,7 +13,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from engine.device import choose_device
 from utils.fields import at_least, between, check_values, flag
 from utils.log import logger
 
@@ -32,10 +31,6 @@ class Timing:
 
     def __post_init__(self):
         check_values(self)
-
-    def choose_device(self) -> torch.device:
-        """The device, with the threads set."""
-        return choose_device(self.device, 0, self.threads)
 
 
 def compare(reference: Callable, ours: Callable, images: int, pairs: int, device: torch.device) -> dict:

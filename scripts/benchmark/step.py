@@ -56,7 +56,7 @@ class Step(Timing):
 
 def time_step(config: Step) -> dict:
     """One training step, from the attack to the optimizer, against a step of the official codes."""
-    device = config.choose_device()
+    device = choose_device(config.device, 0, config.threads)
     sides = {"reference": (Trainer if config.piece else plain.Trainer, None), "ours": (Trainer, config.piece)}
     eager, _ = choose_arithmetic(config.precision, "off", device)  # FLOP are counted in eager mode only
     counts = {name: gflop(make_step(config, device, eager, *side)) / config.bs for name, side in sides.items()}

@@ -65,10 +65,8 @@ class Row(namedtuple("Row", "table row scale setting dataset student method teac
 
 def load_tables() -> dict[str, list[Row]]:
     """The rows of tables.csv by the name of their table."""
-    tables: dict[str, list[Row]] = {}
-    for line in _table("tables"):
-        tables.setdefault(line["table"], []).append(Row(**line))
-    return tables
+    rows = [Row(**line) for line in _table("tables")]
+    return {name: [row for row in rows if row.table == name] for name in dict.fromkeys(row.table for row in rows)}
 
 
 class Run(NamedTuple):
