@@ -20,11 +20,6 @@ def autoattack_stages(epsilon: float, seed: int) -> dict:
     return {title: _stage(name, epsilon, seed) for title, name in STANDARD.items()}
 
 
-def square_stage(epsilon: float, seed: int) -> dict:
-    """Square only (Andriushchenko et al., ECCV 2020): score-based, 5,000 queries per image, no gradient."""
-    return {"Square": _stage(STANDARD["Square"], epsilon, seed)}
-
-
 def _stage(name: str, epsilon: float, seed: int):
     def perturb(model, x, y, noise):
         try:

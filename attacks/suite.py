@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from attacks.libraries import STANDARD, autoattack_stages, carlini_wagner_l2, square_stage
+from attacks.libraries import STANDARD, autoattack_stages, carlini_wagner_l2
 from attacks.objectives import cross_entropy, margin
 from attacks.pgd import pgd, pgd_until_fooled
 
@@ -14,7 +14,7 @@ from attacks.pgd import pgd, pgd_until_fooled
 Perturb = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 TRADES_STEP = 0.003  # step size in the evaluations of RSLAD and TRADES, for any epsilon
-BLACK_BOX_QUERIES = 5000
+BLACK_BOX_QUERIES = 5000  # of Square (Andriushchenko et al., ECCV 2020), which uses no gradient
 
 
 class Attack(NamedTuple):
@@ -127,7 +127,7 @@ def blackbox_protocol(setting: Setting) -> dict[str, Attack]:
         "clean": Attack("Clean", {}, {}),
         "transfer_pgd": transferred("PGD", cross_entropy, setting.steps or 20),
         "transfer_cw": transferred("C&W-inf", margin, 30),
-        "square": Attack("Square", square, square_stage(epsilon, setting.seed)),
+        "square": Attack("Square", square, {"Square": autoattack_stages(epsilon, setting.seed)["Square"]}),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -81,7 +81,7 @@ def evaluate(
     images: Tensor,
     labels: Tensor,
     eps: float = 8 / 255,
-    attacks: str = "clean,pgd,aa",
+    attacks: str | Sequence[str] = "clean,pgd,aa",
     *,
     steps: int | None = None,
     restarts: int = 1,
@@ -93,11 +93,12 @@ def evaluate(
     """Evaluate a network under attack, as ``main_eval.py`` does with the flags of the same names.
 
     Args:
-        model: Maps images to logits (B, classes). Its mode, device and ``requires_grad`` are restored afterwards.
+        model: Maps images to logits (B, classes). Its mode, device and ``requires_grad``, and the state of PyTorch's
+            random generators, are restored afterwards.
         images: (N, C, H, W) float32 in [0, 1].
         labels: (N,) integers from 0.
         eps: Radius of the L-infinity ball, in [0, 1].
-        attacks: Keys of protocol paper, separated by commas: clean fgsm pgd pgd_trades cw aa; all if empty.
+        attacks: Keys of protocol paper, a list or separated by commas: clean fgsm pgd pgd_trades cw aa; all if empty.
         steps: Steps of the attack ``pgd``; default: 20.
         restarts: Random restarts of PGD and C&W-inf.
         batch_size: Images per batch.
@@ -121,6 +122,8 @@ def evaluate(
     _require(0 <= eps <= 1, f"eps: must be in [0, 1], not {eps:g}; divide by 255")
     for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
         _require(value is None or value >= 1, f"{name}: must be at least 1, not {value}")
+    precisions = "auto", "fp32", "tf32", "bf16"
+    _require(precision in precisions, f"precision: must be one of {', '.join(precisions)}, not {precision}")
     _require_images(images, labels)
     device = torch.device(device or next(model.parameters(), images).device)
     split = Split(images.to(device), labels.to(device, torch.int64))
@@ -129,13 +132,17 @@ def evaluate(
         return list(zip(part.images.split(size), part.labels.split(size), strict=True))
 
     try:
+        names = attacks if isinstance(attacks, str) else ",".join(attacks)
         precision = choose_precision(precision, device)
         with _frozen(model, device), full_precision(), torch.no_grad():
-            classes = model(split.images[:1]).shape[1]
+            logits = model(split.images[:1])
+            is_matrix = isinstance(logits, torch.Tensor) and logits.ndim == 2
+            _require(is_matrix, "model: must return one tensor of logits, of shape (N, classes)")
+            classes = logits.shape[1]
             allowed = 0 <= int(labels.min()) <= int(labels.max()) < classes
             _require(allowed, f"labels: must be between 0 and {classes - 1}; the model has {classes} classes")
-            protocol = PROTOCOLS["paper"](Setting(eps, seed, steps, restarts))
-            chosen = {key: protocol[key] for key in choose_attacks(attacks, "paper", classes, "attacks")}
+            protocol = PROTOCOLS["paper"](Setting(float(eps), seed, steps, restarts))
+            chosen = {key: protocol[key] for key in choose_attacks(names, "paper", classes, "attacks")}
             clean = predict(model, batches(split, batch_size), "model")
             options = {"batches": batches, "batch_size": batch_size, "precision": precision, "seed": seed}
             outcomes = run_attacks(model, chosen, split, clean, classes=list(map(str, range(classes))), **options)
@@ -166,9 +173,11 @@ def _require(condition: bool, message: str) -> None:
 def _require_images(images: Tensor, labels: Tensor) -> None:
     import torch
 
+    for name, value in (("images", images), ("labels", labels)):
+        _require(isinstance(value, torch.Tensor), f"{name}: must be a tensor, not a {type(value).__name__}")
     shape = tuple(images.shape)
     _require(images.dtype == torch.float32, f"images: must be float32, not {images.dtype}")
-    _require(len(shape) == 4 and shape[0] > 0, f"images: must have shape (N, C, H, W) with N > 0, not {shape}")
+    _require(len(shape) == 4 and 0 not in shape, f"images: must have shape (N, C, H, W) with N > 0, not {shape}")
     low, high = float(images.min()), float(images.max())
     _require(0 <= low <= high <= 1, f"images: must be in [0, 1], not in [{low:.9g}, {high:.9g}]")
     integers = not (labels.is_floating_point() or labels.is_complex())
@@ -177,7 +186,7 @@ def _require_images(images: Tensor, labels: Tensor) -> None:
 
 @contextmanager
 def _frozen(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Keep a model on ``device``, in eval mode with constant parameters; restore all three afterwards."""
+    """Keep a model on ``device``, in eval mode with constant parameters; restore it and the random state afterwards."""
     import torch
 
     modes = [(module, module.training) for module in model.modules()]
@@ -186,7 +195,8 @@ def _frozen(model: nn.Module, device: torch.device) -> Iterator[None]:
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        random_state = torch.random.fork_rng([device] if device.type == "cuda" else [])  # AutoAttack sets a seed
+        with random_state, torch.inference_mode(False), torch.autocast(device.type, enabled=False):
             yield model.to(device).eval()
     finally:
         model.to(origin)

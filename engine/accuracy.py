@@ -1,13 +1,11 @@
-"""Accuracy of a network: correctly classified images, clean and under attack."""
+"""Accuracy of a network: predictions for clean images, verified predictions under attack."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attacks.pgd import uniform
 from attacks.suite import Perturb
 from engine.device import allow_tf32
 from utils.errors import UserError
@@ -21,7 +19,7 @@ CAUSES_OF_CHANCE_LEVEL = (
 
 
 class Score(NamedTuple):
-    """Mean cross entropy and accuracy (percent) over ``n`` images."""
+    """Mean cross entropy and accuracy (percent) over ``n`` images, clean or adversarial."""
 
     loss: float
     accuracy: float
@@ -31,24 +29,6 @@ class Score(NamedTuple):
 def minimum_accuracy(classes: int) -> float:
     """Return the clean accuracy in % below which a network with this many classes probably does not fit the data."""
     return min(200 / classes, 50 + 50 / classes)  # with two classes, twice the chance level is 100 %
-
-
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], perturb: Perturb | None = None) -> Score:
-    """Score ``model`` in eval mode on clean images, or on adversarial images made by ``perturb``.
-
-    Means are over images, not over batches, so a smaller last batch has a smaller weight.
-    """
-    model.eval()
-    loss = correct = 0
-    n = 0
-    for x, y in batches:
-        x = perturb(model, x, y, uniform(x, 1)) if perturb else x
-        with torch.no_grad():
-            logits = model(x)
-            loss = loss + F.cross_entropy(logits, y, reduction="sum").double()
-            correct = correct + (logits.argmax(1) == y).sum()
-        n += len(y)
-    return Score(float(loss) / n, 100 * int(correct) / n, n)
 
 
 def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], name: str = "--model_path") -> Tensor:

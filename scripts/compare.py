@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run from its folder
 
 from attacks.suite import PROTOCOLS
-from engine.reporting.tables import CLEAN, Row, comparison_table, read_rows, shared_attack, shown_columns
+from engine.reporting.tables import CLEAN, COMPARABLE, Row, comparison_table, read_rows, shared_attack, shown_columns
 from utils.cli import run_command
 from utils.errors import UserError
 from utils.files import write_text
@@ -80,11 +80,16 @@ def draw(rows: Sequence[Row], shown: Sequence[str]) -> plt.Figure | None:
 
 
 def _name(row: Row, rows: Sequence[Row], shown: Sequence[str]) -> str:
-    """Return the method, and where rows of the method differ, the ends of the labels: paths differ at the end."""
-    alike = [other.labels for other in rows if other.labels["method"] == row.labels["method"]]
-    differing = [title for title in shown if len({labels[title] for labels in alike}) > 1]
-    titles = ["method", *(title for title in differing if title not in ("seed", "checkpoint"))]
-    return ", ".join(row.labels[title][-40:] for title in titles)
+    """Return the method, and the ends of the labels that differ, since paths differ at the end.
+
+    Settings of the training are compared within the method, what makes accuracies comparable with all rows.
+    """
+    titles = ["method"]
+    for title in shown:
+        others = [other for other in rows if title in COMPARABLE or other.labels["method"] == row.labels["method"]]
+        if title not in ("seed", "checkpoint") and any(other.labels[title] != row.labels[title] for other in others):
+            titles.append(title)
+    return ", ".join(row.labels[title][-40:] for title in titles).lstrip("_")  # matplotlib hides names with _
 
 
 def _n(rows: Sequence[Row], title: str) -> str:

@@ -1,10 +1,13 @@
 """The Python API: what it loads, that it evaluates as the command line does, what it refuses, its page's snippets."""
 
+import json
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, user_error
@@ -78,13 +81,17 @@ def test_it_gives_the_accuracies_of_the_command_line(tmp_path, run):
     assert re.search(r"^PGD-20 +\d+\.\d\d %  \(n 40; epsilon 5.1/255, 20 steps, ", str(report), re.M)
 
 
-def test_the_model_is_restored():
+def test_the_model_and_the_random_state_are_restored_and_the_result_is_plain(monkeypatch):
+    monkeypatch.setattr("attacks.libraries.STANDARD", {"APGD-CE": "apgd-ce"})  # the others are slow
     net, x, y = trained_on_stripes(n=40)
     net.train().requires_grad_(True).zero_grad()
     net.bn1.eval()
     net.conv1.weight.requires_grad_(False)
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    report = evaluate(net, x, y, attacks="clean,pgd", steps=3, restarts=2)
+    random_state = torch.get_rng_state()
+    report = evaluate(net, x, y, eps=np.float32(0.02), attacks=["clean", "pgd", "aa"], steps=3, restarts=2)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
     assert report["PGD-3"].n == 40 and "2 restarts" in report["PGD-3"].settings
     assert net.training and net.bn2.training and not net.bn1.training
     assert [name for name, parameter in net.named_parameters() if not parameter.requires_grad] == ["conv1.weight"]
@@ -97,18 +104,39 @@ def linear(classes):
 
 
 X, Y = torch.rand(4, 3, 8, 8), torch.arange(4)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_model_that_cannot_be_copied_is_attacked_itself():
+    model, locked = linear(10), linear(10)
+    locked.load_state_dict(model.state_dict())
+    locked.lock = threading.Lock()
+    y = model(X).argmax(1)
+    expected = evaluate(model, X, y, eps=0.02, attacks="pgd").to_dict()["PGD-20"]["correct"]
+    for other in (locked, torch.jit.script(model)):
+        assert evaluate(other, X, y, eps=0.02, attacks="pgd")["PGD-20"].correct == expected and other.training
+
+
 REFUSED = {
     "images: must be in [0, 1], not in [0, 255]": {"images": torch.tensor([0.0, 255.0]).expand(4, 3, 8, 2)},
     "images: must be float32, not torch.uint8": {"images": X.byte()},
+    "images: must be a tensor, not a ndarray": {"images": X.numpy()},
     "images: must have shape (N, C, H, W) with N > 0, not (3, 8, 8)": {"images": X[0]},
+    "images: must have shape (N, C, H, W) with N > 0, not (4, 3, 0, 8)": {"images": X[:, :, :0]},
     "images: must be in [0, 1], not in [nan, nan]": {"images": X * torch.nan},
+    "labels: must be a tensor, not a list": {"labels": Y.tolist()},
     "labels: must be an integer tensor of shape (4,)": {"labels": Y[:3]},
     "labels: must be between 0 and 9; the model has 10 classes": {"labels": Y + 7},
     "eps: must be in [0, 1], not 8; divide by 255": {"eps": 8},
     "restarts: must be at least 1, not 0": {"restarts": 0},
     "attacks pgdd: unknown name; nearest: pgd": {"attacks": "pgdd"},
     "model: the network's logits are nan or inf": {"model": nn.Sequential(linear(10), nn.Threshold(9, torch.nan))},
+    "model: must return one tensor of logits": {"model": nn.Sequential(nn.Flatten(), nn.LSTM(192, 10))},
+    "model: must return one tensor of logits, of shape (N, classes)": {
+        "model": nn.Sequential(linear(1), nn.Flatten(0))
+    },
     "--precision tf32: requires a GPU": {"precision": "tf32"},
+    "precision: must be one of auto, fp32, tf32, bf16, not half": {"precision": "half"},
     "attacks: AutoAttack requires at least 4 classes, not 2": {"model": linear(2), "labels": Y % 2},
 }
 

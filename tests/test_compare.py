@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import matplotlib.pyplot as plt
 import pytest
@@ -221,11 +222,15 @@ def test_columns_are_shown_where_rows_differ(tmp_path):
     for name, beta in (("a", 1.0), ("b", 5.0)):  # otherwise equal rows show their folder
         make_evaluation(make_run(tmp_path / "equal" / name, "AT", alp_beta=beta))
     assert [row["run"] for row in table("equal")] == ["equal/a", "equal/b"]
+    make_evaluation(tmp_path / "equal/a", weights="raw", normalize="cifar10")
+    assert [(row["weights"], row["normalization"]) for row in table("equal/a")] == [("-", "-"), ("raw", "cifar10")]
     make_evaluation(tmp_path / "some", checkpoint="net.pth")  # without settings
+    make_evaluation(tmp_path / "some", checkpoint="net.pt")
     assert cells(table("some"))[0][:5] == ["some/net.pth", "small_resnet", "-", "-", "net"]
+    assert [row["checkpoint"] for row in table("some")] == ["net", "net.pt"]
 
 
-def test_of_equal_evaluations_only_the_newest_of_the_present_checkpoint_is_a_row(tmp_path, caplog):
+def test_of_equal_evaluations_only_the_newest_of_the_present_checkpoint_is_a_row(tmp_path, caplog, monkeypatch):
     one = make_run(tmp_path / "runs/a", "AT")
     (one / BEST).write_bytes(b"weights")
     for accuracy in (80, 90):
@@ -235,6 +240,9 @@ def test_of_equal_evaluations_only_the_newest_of_the_present_checkpoint_is_a_row
     (one / BEST).write_bytes(b"another network")
     assert [row["Clean (n=20)"] for row in table("runs")] == ["70.00"]
     assert f"runs/a/{BEST}: has changed since its evaluation" in caplog.text
+    monkeypatch.setattr("engine.reporting.runs.sha256", Mock(side_effect=PermissionError(13, "Permission denied")))
+    assert [row["Clean (n=20)"] for row in table("runs")] == ["90.00", "70.00"]
+    assert f"runs/a/{BEST}: cannot be read (Permission denied)" in caplog.text
 
 
 def test_the_best_checkpoint_of_natural_training_is_chosen_by_clean_accuracy(tmp_path):
@@ -266,6 +274,13 @@ def test_the_figure_shows_the_strongest_attack_that_most_rows_have(tmp_path):
     assert axes.get_ylabel() == "accuracy under PGD-20 (%), n=20 to 30"
     assert [line.get_label() for line in axes.lines] == ["AT, best", "DGAD, best", "DGAD, last"]
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[90, 50]], [[91, 51], [91, 52]], [[92, 53]]]
+    make_evaluation(make_run(tmp_path / "eps" / "a", "AT"), eps=4 / 255)
+    make_evaluation(make_run(tmp_path / "eps" / "b", "DGAD"))
+    make_evaluation(tmp_path / "eps" / ("_" * 99), checkpoint="net.pth")  # matplotlib hides labels with _
+    rows = read_rows([str(tmp_path / "eps")], "paper")
+    figure = draw(rows, shown_columns(rows))
+    names = ["/net.pth, 8/255, net", "AT, 4/255, best", "DGAD, 8/255, best"]
+    assert sorted(text.get_text() for text in figure.legends[0].texts) == names
     plt.close("all")
 
 

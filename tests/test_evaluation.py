@@ -26,10 +26,11 @@ from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
 from engine.distributed import EVALUATION_TIMEOUT, Processes, init
 from engine.evaluation.attack import AttackResult, make_noise, run_attack
 from engine.evaluation.evaluate import InParts, make_result
-from engine.evaluation.figures import confusion, radius_curve
+from engine.evaluation.figures import confusion, draw_examples, radius_curve
 from engine.evaluation.records import CONDITIONS, Record, read_evaluations, results_folder, results_path, worst_case
-from engine.evaluation.run import make_conditions
+from engine.evaluation.run import Evaluation, make_conditions, warn_of_unused
 from engine.evaluation.sanity import is_constant, sanity_check, warn_of_masking
+from engine.evaluation.state import State
 from engine.evaluation.targets import EvalTarget, load_other_network
 from engine.fast.frozen import FoldedModel, make_attack_model
 from models import build
@@ -275,6 +276,12 @@ def test_a_state_is_of_one_evaluation_and_checkpoint_under_any_name(evaluate, tm
     for change, message in (("--eps 0.1", "eps 8/255 -> 0.1"), ("--precision bf16", "precision fp32 -> bf16")):
         ended = evaluate(f"{flags} net.pth {change}", status=2)
         assert f"belongs to another evaluation ({message}" in ended.err and ended.err.count("\n") == 1
+    State(tmp_path / "raw", {"weights": "raw", "eps": 0.1}).save("FGSM", 1, 0, *torch.zeros(2, 1).long())
+    with user_error("weights raw -> None"):
+        State(tmp_path / "raw", {"eps": 0.1})
+    zoo = (EvalTarget(Path(name), name) for name in ("robustbench-Doe2020A", "robustbench-Doe2020B"))
+    states = {Evaluation(target, {}, None, some_images(), EvalConfig(state="zoo")).state.folder for target in zoo}
+    assert len(states) == 2
     (stage,) = Path("state").rglob("FGSM*")
     stage.write_text("{")
     (tmp_path / "net.pth").rename(tmp_path / "moved.pth")
@@ -282,7 +289,7 @@ def test_a_state_is_of_one_evaluation_and_checkpoint_under_any_name(evaluate, tm
     assert results_in(results_path("moved.pth")) == before and len(stage.read_text()) > 1
 
 
-EDITED = {"conditions": dict.fromkeys((*CONDITIONS, "eps"), ""), "figures": {"FGSM": {"accuracy": 1, "n": 1}}}
+EDITED = {"conditions": dict.fromkeys(CONDITIONS, "") | {"eps": 0.1}, "figures": {"FGSM": {"accuracy": 1, "n": 1}}}
 
 
 NESTED = "[" * 300 + "]" * 300
@@ -403,7 +410,8 @@ def test_a_constant_prediction_is_reported_as_untrained_and_not_as_masking(evalu
 
 def test_an_accuracy_near_chance_level_is_reported_with_its_causes(caplog):
     labels, classes = torch.arange(100) % 10, list("abcdefghij")
-    assert not is_constant(labels, labels, classes) and not caplog.text
+    assert not is_constant(labels, labels, classes)
+    assert not is_constant(labels * 0, labels * 0, classes) and not caplog.text  # of a test set of one class
     assert not is_constant((labels + 1) % 10, labels, classes)
     assert "near chance level (10.0 %)" in caplog.text and "another order of classes" in caplog.text
 
@@ -450,8 +458,8 @@ def test_a_weaker_attack_that_wins_is_reported(tmp_path, results, line):
 
 def test_attacks_of_different_protocols_on_the_same_images_are_compared(tmp_path):
     record_of(tmp_path, {"PGD-20": {"accuracy": 40.0}}, protocol="paper")
-    for images, warnings in ((1, 1), (2, 0)):
-        record = record_of(tmp_path, {"Square": {"accuracy": 30.0}}, protocol="blackbox", images=images)
+    for other, warnings in (({}, 1), ({"images": 2}, 0), ({"weights": "raw"}, 0), ({"normalize": "cifar10"}, 0)):
+        record = record_of(tmp_path, {"Square": {"accuracy": 30.0}}, protocol="blackbox", **other)
         assert len(warn_of_masking(record, 8 / 255, None)) == warnings
     for loss, warnings in ((1.005, 1), (2.0, 0)):
         assert len(warn_of_masking(record, 8 / 255, (Score(1.0, 0.0, 9), Score(loss, 0.0, 9)))) == warnings
@@ -483,6 +491,7 @@ def test_reports_contain_all_that_a_result_depends_on(evaluate, tmp_path, monkey
     with open(folder / "eval.csv", newline="") as file:
         rows = {row["attack"]: row for row in csv.DictReader(file)}
     assert float(rows["PGD-20"]["accuracy"]) == result["accuracy"] and rows["PGD-20"]["restarts"] == "2"
+    assert (rows["PGD-20"]["precision"], rows["PGD-20"]["weights"]) == ("fp32", "")
     for name in ("attacks.png", "examples.png", "confusion.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     with open(folder / "confusion_PGD-20.csv", newline="") as file:
@@ -499,6 +508,16 @@ def test_an_image_fooled_at_one_radius_is_fooled_at_every_larger_one(monkeypatch
     monkeypatch.setattr("engine.evaluation.figures.pgd20", only_at_four)
     curve = radius_curve(FirstPixel(), some_images(), 30, 0, "cpu")
     assert curve[:4] == [80.0] * 4 and curve[4:] == [0.0] * len(curve[4:])  # 80 % are correct without attack
+
+
+def test_examples_need_the_memory_of_a_batch_and_an_unperturbed_image_has_a_grey_perturbation(monkeypatch, tmp_path):
+    drawn, sizes = [], []
+    net = Function(lambda x: sizes.append(len(x)) or FirstPixel()(x))
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda self, pixels, **_: drawn.append(pixels))
+    attack = Attack("any", {"epsilon": 0.0}, {"": recording([])})
+    batches = Batches(some_images(), 8, device="cpu")
+    draw_examples(net, attack, batches, list("abcdefghij"), 0, tmp_path / "examples.png")
+    assert max(sizes) == 8 and len(drawn) == 24 and all((pixels == 0.5).all() for pixels in drawn[8:16])
 
 
 def test_blackbox_protocol(evaluate, tmp_path, monkeypatch):
@@ -520,7 +539,9 @@ def test_blackbox_protocol(evaluate, tmp_path, monkeypatch):
 # Bad input.
 
 
-def test_flags_that_no_chosen_attack_uses_are_reported(evaluate, tmp_path):
+def test_flags_that_no_chosen_attack_uses_are_reported(evaluate, tmp_path, caplog):
+    warn_of_unused(EvalConfig(protocol="official", restarts=2), ["cw"])
+    assert "the attacks cw ignore --restarts" in caplog.text
     save_network(tmp_path / "both.pth", net_raw=build("small_resnet", 10, 16).state_dict())
     flags = "--limit_aa 3 --surrogate_path both.pth --natural_path both.pth --steps 5 --restarts 2"
     out = evaluate(f"{DIGITS} --model_path both.pth --attacks clean,fgsm --limit_test 10 {flags}").out

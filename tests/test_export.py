@@ -8,7 +8,7 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -17,17 +17,16 @@ from conftest import user_error
 from run_files import contents
 from safetensors.torch import load_model
 
-import engine.export.formats
+import engine.export
 from engine.evaluation.records import results_path
-from engine.export.robustbench import ARCHITECTURES, ExportConfig
+from engine.export import ARCHITECTURES, ExportConfig, export
 from models import MODELS, build
-from models.hub import load_folder, save_folder
+from models.hub import load_folder
 from models.weights import load_network
-from scripts.export import export
 
 NAME = "Doe2026Distil"
-HUB = ("hub/config.json", "hub/model.safetensors", "hub/README.md")
-FILES = {f"{NAME}.pt", f"model_info/cifar10/Linf/{NAME}.json", *HUB}
+FILES = {f"{NAME}.pt", f"model_info/cifar10/Linf/{NAME}.json"}
+FILES |= {"hub/config.json", "hub/model.safetensors", "hub/README.md"}
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
 CLASSES = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -88,8 +87,8 @@ def test_both_formats_return_the_checkpoints_logits(network, checkpoint, out, ca
         assert torch.equal(model(IMAGES), network(IMAGES)), name
 
 
-class Mixin:
-    """What huggingface_hub's PyTorchModelHubMixin does with a folder."""
+class PyTorchModelHubMixin:
+    """What that of huggingface_hub does with a folder."""
 
     @classmethod
     def from_pretrained(cls, folder):
@@ -100,14 +99,12 @@ class Mixin:
 
 def test_the_model_card_loads_its_folder_with_huggingface_hub(network, checkpoint, out, monkeypatch):
     folder = run(checkpoint, out) / "hub"
-    library = ModuleType("huggingface_hub")
-    library.PyTorchModelHubMixin = Mixin
+    library = SimpleNamespace(PyTorchModelHubMixin=PyTorchModelHubMixin)
     monkeypatch.setitem(sys.modules, "huggingface_hub", library)
     card = (folder / "README.md").read_text()
     code = re.search("```python\n(.*?)```", card, re.DOTALL)[1]
     variables = {}
     exec(code.replace(f"USER/{NAME}", str(folder)), variables)
-    assert variables["logits"].shape == (1, 10)
     assert torch.equal(variables["network"](IMAGES), network(IMAGES))
     assert ", ".join(CLASSES) in card and "None" not in card
 
@@ -118,15 +115,12 @@ def shrunk(name):
     return partial(make.func, **make.keywords | {"depth": 10, "width": 1}) if name.startswith("wide") else make
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_network_loads_from_its_folder(name, monkeypatch, tmp_path):
-    monkeypatch.setitem(MODELS, name, shrunk(name))
-    torch.manual_seed(2)
-    size = 64 if name == "presnet18" else 32
-    saved, images = build(name, 3, size).eval(), torch.rand(2, 3, size, size)
-    save_folder(saved, tmp_path / "hub", name, 3, size)
-    assert torch.equal(load_folder(tmp_path / "hub")(images), saved(images))
+def test_every_network_has_its_public_name_and_size(out, tmp_path):
     assert ARCHITECTURES.keys() == MODELS.keys()
+    saved, images = build("presnet18", 200, 64).eval(), torch.rand(2, 3, 64, 64)
+    torch.save(saved.state_dict(), tmp_path / "net.pt")
+    assert torch.equal(load_folder(run(tmp_path / "net.pt", out, dataset="Tiny_Image") / "hub")(images), saved(images))
+    assert model_info(out, "tiny_image")["architecture"] == "PreActResNet-18"
 
 
 @pytest.mark.parametrize("name", ["small_resnet", "wideresnet70_16_deepmind"])
@@ -150,7 +144,7 @@ def test_deepminds_layout_under_the_common_name(out, monkeypatch, tmp_path):
 
 CLEAN, ROBUST = {"accuracy": 46.5, "n": 500}, {"accuracy": 21.0, "n": 100}
 BOTH = {"Clean": CLEAN, "AutoAttack": ROBUST}
-FOOTNOTE = "Clean accuracy on 500 test images, AutoAttack on 100 test images."
+FOOTNOTE = "Clean on 500 test images, AutoAttack on 100 test images"
 
 
 def test_model_info_has_the_fields_and_types_of_published_entries(checkpoint, out, caplog):
@@ -170,9 +164,9 @@ RESULTS = {
     "newest": ([({}, BOTH | {"Clean": ROBUST}), ({}, BOTH)], ("46.50", "21.00", "8/255", FOOTNOTE)),
     "with AutoAttack": ([({"eps": 4 / 255}, BOTH), ({}, {"Clean": CLEAN})], ("46.50", "21.00", "4/255", FOOTNOTE)),
     "only clean": ([({}, {"Clean": {"accuracy": 46.5, "n": 10_000}, "PGD-20": ROBUST})], ("46.50", "", "8/255", "")),
-    "another file": ([({"sha256": "0" * 64}, BOTH)], ("", "", "8/255", "")),
-    "another dataset": ([({"dataset": "Digits"}, BOTH)], ("", "", "8/255", "")),
 }
+OTHER = {"sha256": "0" * 64, "dataset": "Digits", "image_size": 16, "weights": "raw", "normalize": "cifar10"}
+RESULTS |= {f"another {key}": ([({key: value}, BOTH)], ("", "", "8/255", "")) for key, value in OTHER.items()}
 
 
 @pytest.mark.parametrize("kind", RESULTS)
@@ -202,7 +196,7 @@ def test_networks_are_identified_by_their_keys(content, network, out, tmp_path):
 FLAGS = {
     "--model resnet18: .* contains a small_resnet": {"model": "resnet18"},
     "--model resnet81: unknown name; nearest: resnet18": {"model": "resnet81"},
-    "--dataset CIFAR100: .* was trained on CIFAR10": {"dataset": "CIFAR100"},
+    "--dataset CIFAR100: .*best.pth was trained on CIFAR10": {"dataset": "CIFAR100"},
     "--name: required": {"name": ""},
 }
 FLAGS |= {f"--name {re.escape(n)}: .*Name2026Word": {"name": n} for n in ("a/b", "../a", "..", ".a", "a\\b", "x" * 300)}
@@ -213,8 +207,9 @@ def test_invalid_flags_are_refused(message, checkpoint, out):
     refused(message, checkpoint, out, **FLAGS[message])
 
 
-def test_damaged_results_are_an_error(checkpoint, out):
-    evaluate(checkpoint, ({}, {"Clean": {"accuracy": "half", "n": 500}}))
+@pytest.mark.parametrize("evaluation", [({"eps": "8"}, BOTH), ({}, {"Clean": {"accuracy": "half", "n": 500}})])
+def test_damaged_results_are_an_error(evaluation, checkpoint, out):
+    evaluate(checkpoint, evaluation)
     refused("eval.json: damaged", checkpoint, out)
 
 
@@ -224,7 +219,7 @@ def test_files_that_cannot_be_exported(network, out, tmp_path):
         "unknown": ({"net": other}, "--model: ", {}),
         "named": ({"net": other}, "another network", {"model": "small_resnet", "dataset": "Folder"}),
         "zoo": ({"net": other, "model": "robustbench:Doe2020"}, "zoo.pth: contains robustbench:Doe2020", {}),
-        "classes": (state, "--dataset CIFAR100: has 100 classes", {"dataset": "CIFAR100"}),
+        "classes": (state, "classes.pth: has 10 classes, not 100", {"dataset": "CIFAR100"}),
         "nan": (state | {"bn1.weight": torch.full((24,), float("nan"))}, "nan.pth: its logits are nan or inf", {}),
         "evil": ({"net": state, "dataset": "../../evil"}, "evil.pth: states the unknown dataset", {}),
     }
@@ -235,7 +230,6 @@ def test_files_that_cannot_be_exported(network, out, tmp_path):
 
 BLOCKED = [(file, "Not a directory") for file in ("x", "model_info/cifar10/x")]
 BLOCKED += [(f"{NAME}.pt", "is a folder"), ("hub/README.md", "is a folder"), ("hub/old", "No space left on device")]
-BLOCKED += [(file, "is a folder") for file in (f"{NAME}.pt", "hub/README.md")]
 
 
 @pytest.mark.parametrize(("path", "message"), BLOCKED)
@@ -255,7 +249,7 @@ def test_a_blocked_path_or_a_full_disk_is_an_error_and_nothing_is_written(path, 
 
 
 def test_nothing_is_written_if_a_format_returns_other_logits(checkpoint, out, monkeypatch):
-    monkeypatch.setattr(engine.export.formats, "load_folder", lambda folder: build("small_resnet", 10).eval())
-    with pytest.raises(RuntimeError, match=r"export_hub: returns other logits"):
+    monkeypatch.setattr(engine.export, "load_folder", lambda folder: build("small_resnet", 10).eval())
+    with pytest.raises(RuntimeError, match=r"hub: the file returns other logits"):
         run(checkpoint, out)
     assert not out.exists() or not contents(out)

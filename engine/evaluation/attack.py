@@ -58,7 +58,7 @@ def run_attack(
     """
     predicted, fooled_at = torch.zeros_like(clean), torch.zeros_like(clean)  # the processes' results are summed
     robust_stage = len(attack.stages) + 1
-    start = n = robust = 0
+    start = n = 0
     mine = range(processes.rank, len(batches), processes.count)
     with progress_bar(len(mine) * len(attack.stages), attack.title) as bar:
         for k, (x, y) in enumerate(batches):
@@ -77,10 +77,9 @@ def run_attack(
                     result = _run_stage(verified, attack, number, (x, y, noise), result)
                     if state:
                         state.save(*key, *result)
-                so_far = robust + int((result.fooled_at == robust_stage).sum())
-                bar.set_postfix_str(f"robust {100 * so_far / n:.2f} %", refresh=False)
+                fooled_at[part] = result.fooled_at
+                bar.set_postfix_str(f"robust {100 * int((fooled_at == robust_stage).sum()) / n:.2f} %", refresh=False)
                 bar.update()
-            robust += int((result.fooled_at == robust_stage).sum())
             predicted[part], fooled_at[part] = result
     return AttackResult(processes.all_reduce_sum(predicted), processes.all_reduce_sum(fooled_at))
 

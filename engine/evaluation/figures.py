@@ -53,21 +53,24 @@ def radius_curve(network: nn.Module, images: Split, batch_size: int, seed: int, 
 
 
 def draw_examples(
-    network: nn.Module, attack: Attack, images: Split, classes: Sequence[str], seed: int, device, path: Path
+    network: nn.Module, attack: Attack, batches: Batches, classes: Sequence[str], seed: int, path: Path
 ) -> None:
     """Plot images, perturbations (-epsilon black, 0 grey, epsilon white) and adversarial images, with predictions.
 
     The attack is the first stage of ``attack``; up to half of the images are fooled by it, the others are robust.
     """
-    ((x, y),) = Batches(subset(images, CANDIDATES, TEST_SUBSET_SEED), CANDIDATES, device=device)
     perturb, epsilon = next(iter(attack.stages.values())), attack.parameters["epsilon"]
-    x_adv = perturb(network, x, y, uniform(x, 1, torch.Generator(device).manual_seed(seed)))
-    with torch.no_grad():
-        before, after = (network(batch).argmax(1) for batch in (x, x_adv))
+    generator = torch.Generator(batches.device).manual_seed(seed)
+    parts = []
+    for x, y in batches:
+        x_adv = perturb(network, x, y, uniform(x, 1, generator))
+        with torch.no_grad():
+            parts.append((x, y, x_adv, network(x).argmax(1), network(x_adv).argmax(1)))
+    x, y, x_adv, before, after = map(torch.cat, zip(*parts, strict=True))
     fooled = ((before == y) & (after != y)).nonzero()[: EXAMPLES // 2, 0]
     chosen = torch.cat([(after == y).nonzero()[: EXAMPLES - len(fooled), 0], fooled])
     chosen = chosen if len(chosen) else torch.arange(min(EXAMPLES, len(y)), device=x.device)
-    perturbation, n = (x_adv - x) / (2 * epsilon) + 0.5, len(chosen)
+    perturbation, n = (x_adv - x) / (2 * epsilon or 1) + 0.5, len(chosen)
     captions = [[classes[label] for label in predicted[chosen].tolist()] for predicted in (before, after)]
     rows = ("clean", x, captions[0]), ("perturbation", perturbation, [""] * n), ("adversarial", x_adv, captions[1])
     figure, axes = plt.subplots(3, n, figsize=(1.5 * n, 5), squeeze=False, layout="constrained")

@@ -15,6 +15,7 @@ CORRECT, WRONG, NOT_ATTACKED = "10-"  # characters of ``correct``, one per image
 # Columns of eval.csv that identify an evaluation, and those with parameters of an attack.
 CONDITIONS = ("checkpoint", "sha256", "protocol", "dataset", "limit_test", "model", "seed", "bs", "judge", "surrogate")
 PARAMETERS = ("step_size", "steps", "restarts")
+LATER_CONDITIONS = ("precision", "weights", "normalize")  # at the end, where older files have no column
 
 
 class Record:
@@ -63,7 +64,7 @@ class Record:
 
     def write_table(self) -> None:
         """Write eval.csv with one row per attack."""
-        header = [*CONDITIONS, "attack", "accuracy", "n", "eps", *PARAMETERS, "settings", "precision"]
+        header = [*CONDITIONS, "attack", "accuracy", "n", "eps", *PARAMETERS, "settings", *LATER_CONDITIONS]
         rows = [row for entry in self.evaluations for row in _rows(**entry)]
         write_csv(self.path.with_name("eval.csv"), header, rows)
 
@@ -74,7 +75,7 @@ def _rows(conditions: dict, figures: dict) -> list[list]:
         parameters = {} if title == WORST else result["parameters"]
         values = [title, result["accuracy"], result["n"], conditions["eps"]]
         values += [*(parameters.get(key, "") for key in PARAMETERS), result["settings"]]
-        rows.append([*identity, *values, conditions["precision"]])
+        rows.append([*identity, *values, *(conditions.get(key, "") for key in LATER_CONDITIONS)])
     return rows
 
 
@@ -140,6 +141,7 @@ def _validate(conditions: dict, results: dict) -> None:
     """
     name = conditions.get("checkpoint", "")
     valid = all(map(is_plain, conditions.values())) and name == PurePath(name).name != ".."
+    valid &= isinstance(conditions.get("eps", 0.0), int | float)
     for result in results.values():
         valid &= math.isfinite(result["accuracy"]) and type(result["n"]) is int and result["n"] > 0
         for value in result.values():

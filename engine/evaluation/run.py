@@ -15,7 +15,7 @@ from engine.accuracy import predict, warn_of_input_scale
 from engine.device import choose_device, use_full_precision
 from engine.distributed import EVALUATION_TIMEOUT, Processes, destroy, init, local_gpu
 from engine.evaluation.evaluate import choose_attacks, choose_precision, run_attacks
-from engine.evaluation.figures import draw_confusions, draw_examples, draw_radii
+from engine.evaluation.figures import CANDIDATES, draw_confusions, draw_examples, draw_radii
 from engine.evaluation.records import Record, results_folder, sha256, worst_case
 from engine.evaluation.sanity import is_constant, sanity_check, warn_of_masking
 from engine.evaluation.state import State
@@ -103,7 +103,7 @@ class Evaluation:
         if config.out:  # the checkpoint's whole path, since checkpoints may have the same name
             folder = Path(config.out, *[part for part in folder.parts if part not in ("..", folder.anchor)])
         self.record = Record(folder, conditions)
-        name = (conditions["sha256"] or target.path.name)[:12]
+        name = conditions["sha256"][:12] if target.checkpoint else target.path.name
         # The file may be renamed, and no result depends on the batch size.
         content = {key: value for key, value in conditions.items() if key not in ("checkpoint", "bs")}
         self.state = State(Path(config.state, name), content | versions()) if config.state else None
@@ -162,7 +162,8 @@ class Evaluation:
         if pgd and config.pictures:
             networks = {"/".join(self.target.path.parts[-2:]): network} | ({"natural": natural} if natural else {})
             draw_radii(networks, images, config.bs, config.seed, device, folder / "attacks.png")
-            draw_examples(network, pgd, images, classes, config.seed, device, folder / "examples.png")
+            candidates = Batches(subset(images, CANDIDATES, TEST_SUBSET_SEED), config.bs, device=device)
+            draw_examples(network, pgd, candidates, classes, config.seed, folder / "examples.png")
             draw_confusions({"clean": predicted["clean"], pgd.title: predicted["pgd"]}, images.labels, classes, folder)
 
 
@@ -202,10 +203,10 @@ def comparison(results: dict[Path, dict[str, dict]]) -> str:
 
 def warn_of_unused(config: EvalConfig, keys: list[str]) -> None:
     """Log the flags that have no effect with the chosen attacks."""
-    transfer = config.protocol == "blackbox"
+    transfer, attacks = config.protocol == "blackbox", PROTOCOLS[config.protocol](Setting(config.eps, config.seed))
     used = {"limit_aa": "aa" in keys, "surrogate_path": transfer, "surrogate_model": transfer}
     used |= {"natural_path": "pgd" in keys and config.pictures, "steps": {"pgd", "transfer_pgd"} & {*keys}}
-    used |= {"restarts": {*keys} - {"clean", "fgsm", "aa", "square"}}
+    used |= {"restarts": any("restarts" in attacks[key].parameters for key in keys)}
     given = [f"--{name}" for name in used if not used[name] and getattr(config, name) != getattr(EvalConfig, name)]
     if given:
         logger.warning("WARNING: the attacks %s ignore %s", ",".join(keys), ", ".join(given))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks.objectives import cross_entropy
-from attacks.suite import Perturb, linf
+from attacks.suite import linf
 from data import TEST_SUBSET_SEED, Split, subset
 from data.loader import Batches
-from engine.accuracy import CAUSES_OF_CHANCE_LEVEL, Score, evaluate, minimum_accuracy
+from engine.accuracy import CAUSES_OF_CHANCE_LEVEL, Score, minimum_accuracy
 from engine.evaluation.records import Record
 from utils.log import logger
 
@@ -23,16 +23,17 @@ MAX_ROBUST = 5.0  # accuracy in % above which the attack at LARGE_EPSILON has fa
 MIN_LOSS_RATIO = 1.01  # of the losses at LARGE_EPSILON and epsilon; without masking the loss grows several times
 MIN_LEAD = 0.5  # percentage points by which a weaker attack may be ahead at random
 GRADIENT_ATTACKS = ("PGD-", "C&W-inf-")  # titles of gradient-based attacks in the ball
-SAME = ("sha256", "model", "dataset", "images", "eps", "restarts", "seed")  # conditions of comparable results
+# Conditions of comparable results.
+SAME = ("sha256", "model", "weights", "normalize", "dataset", "images", "eps", "restarts", "seed")
 
 
 def is_constant(predicted: Tensor, labels: Tensor, classes: Sequence[str]) -> bool:
-    """Return whether the network predicts one class for all images, which no attack can change.
+    """Return whether the network predicts one class for images of several, which no attack can change.
 
     Logs a warning for this and for a clean accuracy close to chance level.
     """
     accuracy = 100 * float((predicted == labels).double().mean())
-    if constant := len(predicted) > 1 and len(predicted.unique()) == 1:
+    if constant := len(predicted.unique()) == 1 < len(labels.unique()):
         message = "WARNING: predicts class %r for every image; the network is untrained or collapsed"
         logger.warning(message, classes[predicted[0]])
     elif accuracy < minimum_accuracy(len(classes)):
@@ -42,20 +43,29 @@ def is_constant(predicted: Tensor, labels: Tensor, classes: Sequence[str]) -> bo
 
 
 def sanity_check(network: nn.Module, images: Split, epsilon: float, device, *, batch_size: int) -> tuple[Score, Score]:
-    """Run PGD-20 on some of the images at ``epsilon``, in [0, 1], and at LARGE_EPSILON."""
+    """Run PGD-20 on some of the images at ``epsilon``, in [0, 1], and at LARGE_EPSILON.
+
+    PGD starts from the image: at LARGE_EPSILON a random start fools the network without any gradient.
+    """
     batches = Batches(subset(images, CHECKED_IMAGES, TEST_SUBSET_SEED), batch_size, device=device)
-    return tuple(evaluate(network, batches, _pgd20_without_start(radius)) for radius in (epsilon, LARGE_EPSILON))
+    return _score_pgd20(network, batches, epsilon), _score_pgd20(network, batches, LARGE_EPSILON)
 
 
-def _pgd20_without_start(epsilon: float) -> Perturb:
+def _score_pgd20(network: nn.Module, batches: Batches, epsilon: float) -> Score:
     attack = linf(cross_entropy, epsilon, epsilon / 4, 20)
-    # At LARGE_EPSILON a random start fools the network without any gradient.
-    return lambda model, x, y, noise: attack(model, x, y, torch.zeros_like(noise))
+    loss = correct = 0.0
+    for x, y in batches:
+        with torch.no_grad():
+            logits = network(attack(network, x, y, torch.zeros_like(x)))
+        loss += float(cross_entropy(logits, y).sum())
+        correct += int((logits.argmax(1) == y).sum())
+    n = len(batches.labels)
+    return Score(loss / n, 100 * correct / n, n)
 
 
 def warn_of_masking(record: Record, epsilon: float, check: tuple[Score, Score] | None) -> list[str]:
     """Return, and log, one line per sign of gradient masking in the results on disk and in the sanity check."""
-    wanted = [record.conditions[key] for key in SAME]  # in results of all protocols
+    wanted = [record.conditions.get(key) for key in SAME]  # in results of all protocols
     same = (entry for entry in record.evaluations if [entry["conditions"].get(key) for key in SAME] == wanted)
     warnings = _weaker_attacks_that_win({title: result for entry in same for title, result in entry["figures"].items()})
     if check:

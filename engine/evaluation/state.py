@@ -31,9 +31,9 @@ class State:
         except (OSError, ValueError, TypeError) as error:
             reason = getattr(error, "strerror", None) or f"{CONDITIONS} is damaged"
             raise UserError(f"--state {folder}: cannot be used ({reason}); choose another folder") from error
-        changed = [key for key, new in conditions.items() if stored.get(key) != new]
+        changed = [key for key in stored | conditions if stored.get(key) != conditions.get(key)]
         if changed:
-            changes = ", ".join(f"{key} {shown(stored.get(key))} -> {shown(conditions[key])}" for key in changed)
+            changes = ", ".join(f"{key} {shown(stored.get(key))} -> {shown(conditions.get(key))}" for key in changed)
             raise UserError(f"--state {folder}: belongs to another evaluation ({changes}); choose another folder")
 
     def load(self, attack: str, stage: int, start: int, size: int) -> tuple[Tensor, Tensor] | None:

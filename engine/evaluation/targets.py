@@ -67,38 +67,30 @@ def find_targets(config: EvalConfig) -> list[EvalTarget]:
 
 
 def infer_dataset(config: EvalConfig, targets: list[EvalTarget]) -> EvalConfig:
-    """Fill in dataset and image size from the metadata of our checkpoints; warn if those differ from the flags."""
-    dataset = config.dataset or _dataset_of(target.metadata.get("dataset") for target in targets)
-    sizes = set()
-    for path, metadata in ((target.path, target.metadata) for target in targets):
-        trained_on = metadata.get("dataset", dataset)
-        if trained_on != dataset:
-            message = "%s was trained on %s, not on %s; its accuracy is valid only if the classes and their order agree"
-            logger.warning(message, path, trained_on, dataset)
-        elif dataset in ("Folder", "Digits") and "image_size" in metadata:
-            sizes.add(metadata["image_size"])
-    return replace(config, dataset=dataset, image_size=_image_size(config.image_size, sizes))
+    """Fill in dataset and image size from the metadata of our checkpoints; warn if those differ from the flags.
 
-
-def _dataset_of(named: Iterable[str | None]) -> str:
-    """Return the dataset that checkpoints name; CIFAR10 if none does. Raises UserError if they name several."""
-    datasets = sorted(set(filter(None, named))) or ["CIFAR10"]
-    if len(datasets) > 1:
-        raise UserError(f"--dataset: required; the checkpoints were trained on {', '.join(datasets)}")
-    return datasets[0]
-
-
-def _image_size(given: int | None, sizes: set[int]) -> int | None:
-    """Return ``--image_size``, or the one of ``sizes`` at which the checkpoints were trained; None if neither is known.
-
-    Raises UserError for several sizes.
+    Raises UserError if there is no flag and the checkpoints were trained on several datasets or at several sizes.
     """
-    trained = ", ".join(map(str, sorted(sizes)))
-    if given is None and len(sizes) > 1:
-        raise UserError(f"--image_size: required; the checkpoints were trained at {trained}")
-    if given and sizes - {given}:
-        logger.warning("--image_size %d: the checkpoints were trained at %s", given, trained)
-    return given or next(iter(sizes), None)
+    trained_on = {target.path: target.metadata["dataset"] for target in targets if target.metadata.get("dataset")}
+    dataset = config.dataset or _only_one("--dataset", "on", trained_on.values()) or "CIFAR10"
+    for path, other in trained_on.items():
+        if other != dataset:
+            message = "%s was trained on %s, not on %s; its accuracy is valid only if the classes and their order agree"
+            logger.warning(message, path, other, dataset)
+    same = (target.metadata for target in targets if trained_on.get(target.path, dataset) == dataset)
+    sizes = {each["image_size"] for each in same if "image_size" in each and dataset in ("Folder", "Digits")}
+    if config.image_size and sizes - {config.image_size}:
+        trained = ", ".join(map(str, sorted(sizes)))
+        logger.warning("--image_size %d: the checkpoints were trained at %s", config.image_size, trained)
+    return replace(config, dataset=dataset, image_size=config.image_size or _only_one("--image_size", "at", sizes))
+
+
+def _only_one(flag: str, preposition: str, trained: Iterable) -> str | int | None:
+    """Return the dataset or size of all checkpoints, None if unknown; raise UserError for several."""
+    values = sorted(set(trained))
+    if len(values) > 1:
+        raise UserError(f"{flag}: required; the checkpoints were trained {preposition} {', '.join(map(str, values))}")
+    return values[0] if values else None
 
 
 def warn_of_epsilon(targets: Iterable[EvalTarget], eps: float) -> None:

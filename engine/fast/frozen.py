@@ -138,10 +138,15 @@ def make_attack_model(network: nn.Module, x: Tensor, dtype: torch.dtype | None =
     """Return the copy of a frozen network that the attacks of an evaluation use: a FoldedModel in ``dtype``.
 
     The folding is verified in float32 on images x (B, C, H, W). If the logits differ from the network's by more than
-    rounding, which unusual code can cause, the network itself is returned and a warning is logged.
+    rounding, which unusual code can cause, the network itself is returned and a warning is logged; it is also returned
+    if it cannot be copied: a TorchScript program, or a module that holds a lock or a file.
     """
-    arithmetic = Arithmetic(channels_last=x.device.type == "cpu")
-    folded = FoldedModel(network, arithmetic)
+    if isinstance(network, torch.jit.ScriptModule):
+        return network
+    try:
+        folded = FoldedModel(network, Arithmetic(channels_last=x.device.type == "cpu"))
+    except TypeError:
+        return network
     with torch.no_grad():
         expected, logits = network(x), folded(x)
     if not (logits - expected).abs().max() <= ROUNDING * expected.abs().max():

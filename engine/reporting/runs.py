@@ -28,6 +28,7 @@ COSTS = {"images/s": ("images_per_s", median), "peak memory (MiB)": ("peak_memor
 CONDITIONS = {"dataset": "dataset", "student": "model", "protocol": "protocol", "eps": "eps", "evaluation seed": "seed"}
 CONDITIONS |= {"image size": "image_size", "steps": "steps", "restarts": "restarts", "judged": "judge", "batch": "bs"}
 CONDITIONS |= {"attack precision": "precision", "surrogate": "surrogate", "images": "images"}
+CONDITIONS |= {"weights": "weights", "normalization": "normalize"}
 FORMATS = {"eps": lambda eps: f"{255 * eps:.4g}/255", "surrogate": lambda sha256: sha256[:8], "images": "{:08x}".format}
 NONE = "-"
 DAMAGE = (AttributeError, KeyError, RuntimeError, TypeError, ValueError, csv.Error)  # RuntimeError: a loop of links
@@ -124,8 +125,12 @@ def read_run(folder: Path, name: str = "") -> Run:
     digest = cache(sha256)  # a checkpoint may have many evaluations
     for sub in evaluated:
         for entry in read(f"{sub}/{EVALUATIONS}", partial(_read_evaluations, config.get("method")), []):
-            checkpoint = folder / entry.checkpoint
-            if checkpoint.is_file() and digest(checkpoint) != entry.conditions["sha256"]:
+            checkpoint, changed = folder / entry.checkpoint, False
+            try:
+                changed = checkpoint.is_file() and digest(checkpoint) != entry.conditions["sha256"]
+            except OSError as error:
+                problems[entry.checkpoint] = f"cannot be read ({error.strerror})"
+            if changed:
                 problems[entry.checkpoint] = "has changed since its evaluation, which is skipped"
             else:
                 evaluations.append(entry)
@@ -165,7 +170,7 @@ def _read_evaluations(method: str | None, path: Path) -> list[Evaluation]:
         values = {title: conditions.get(key) for title, key in CONDITIONS.items()}
         labels = {t: NONE if value in (None, "") else FORMATS.get(t, str)(value) for t, value in values.items()}
         name = conditions["checkpoint"]
-        evaluations.append(Evaluation(name, kinds.get(name, Path(name).stem), conditions, labels, results))
+        evaluations.append(Evaluation(name, kinds.get(name, name.removesuffix(".pth")), conditions, labels, results))
     return evaluations
 
 
