@@ -13,6 +13,7 @@ from data.decode import limit_pixels
 from data.image_files import decode_files
 from data.loader import Batches
 from data.splits import TEST_SUBSET_SEED, Split, Splits, fingerprint, hold_out, subset, subset_mask, take
+from utils.config import EvalConfig, TrainConfig
 from utils.errors import UserError
 from utils.names import canonical
 
@@ -64,7 +65,10 @@ def load(
     return DATASETS[name](root, image_size, options)
 
 
-def load_configured(config: Any) -> Splits:
-    """Return the dataset that the flags of ``config`` name."""
+def load_configured(config: TrainConfig | EvalConfig) -> Splits:
+    """Return the dataset that the flags of ``config`` name; raise UserError for training without training images."""
     names = ("image_size", *ReadOptions._fields)
-    return load(config.dataset, config.data_root, **{name: getattr(config, name) for name in names})
+    splits = load(config.dataset, config.data_root, **{name: getattr(config, name) for name in names})
+    if isinstance(config, TrainConfig) and not len(splits.train.labels):
+        raise UserError(f"--data_root {config.data_root}: no folder train/; training needs train/<class>/ with images")
+    return splits

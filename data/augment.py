@@ -168,19 +168,15 @@ CUTOUT, CROP_SHIFT = Transform(draw_squares, erase), Transform(draw_shifts, crop
 COLORS = Transform(draw_operations, color_shape)
 ERASE_HALF, ERASE_ALL = (Transform(partial(draw_rectangles, probability=p), erase) for p in (0.5, 1))
 
+CROPPED = "padded with 4 pixels of zeros and cropped"
+CHANGED = "cropped and shifted, changed in color or shape, a rectangle erased"
 # --augment -> transforms in their order, and what the log says.
 AUGMENTATIONS = {
-    "crop": ((CROP, MIRROR), "padded with 4 pixels of zeros and cropped"),
-    "cutout": ((CROP, MIRROR, CUTOUT), "padded with 4 pixels of zeros and cropped, a square set to 0"),
-    "cutmix": ((CROP, MIRROR), "padded with 4 pixels of zeros and cropped, mixed by CutMix"),
-    "idbh-weak": (
-        (MIRROR, CROP_SHIFT, COLORS, ERASE_HALF),
-        "cropped and shifted, changed in color or shape, a rectangle erased from half of them",
-    ),
-    "idbh-strong": (
-        (MIRROR, CROP_SHIFT, COLORS, ERASE_ALL),
-        "cropped and shifted, changed in color or shape, a rectangle erased",
-    ),
+    "crop": ((CROP, MIRROR), CROPPED),
+    "cutout": ((CROP, MIRROR, CUTOUT), f"{CROPPED}, a square set to 0"),
+    "cutmix": ((CROP, MIRROR), f"{CROPPED}, mixed by CutMix"),
+    "idbh-weak": ((MIRROR, CROP_SHIFT, COLORS, ERASE_HALF), f"{CHANGED} from half of them"),
+    "idbh-strong": ((MIRROR, CROP_SHIFT, COLORS, ERASE_ALL), CHANGED),
 }
 
 

@@ -65,11 +65,12 @@ class PixelCache:
         self.dtype = np.dtype([("content", "S16"), ("crc32", "<u4"), ("pixels", "u1", (3, size, size))])
         self.damaged: dict[int, str] = {}  # index in ``paths`` -> reason
         self._ready: set[int] = set()  # indices whose records are valid
-        self._records: np.ndarray | None = None  # mapped
+        self._records: np.memmap | None = None
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Return the pixels of an image that :meth:`add` has decoded."""
-        return self._records[index]["pixels"]
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """Return a copy of the pixels of images that :meth:`add` has decoded, (N, 3, ``size``, ``size``)."""
+        prefetch(self._records, indices)
+        return self._records["pixels"][indices]
 
     def add(self, indices: Sequence[int]) -> None:
         """Decode the images that are not in the cache; list those that cannot be decoded in ``damaged``.
@@ -98,17 +99,11 @@ class PixelCache:
         except BrokenProcessPool as error:
             raise UserError("--workers: a process that decodes images was killed; reduce --workers") from error
 
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """Start reading the pixels of images from the disk."""
-        prefetch(self._mapping, [index * self.dtype.itemsize for index in indices], self.dtype.itemsize)
-
     def _missing(self, indices: Sequence[int]) -> list[int]:
         return [index for index in dict.fromkeys(indices) if index not in self._ready and index not in self.damaged]
 
     def _map(self) -> None:
-        with open(self.folder / self.name, "rb") as file:
-            self._mapping = mmap.mmap(file.fileno(), len(self.paths) * self.dtype.itemsize, access=mmap.ACCESS_READ)
-        self._records = np.frombuffer(self._mapping, self.dtype)
+        self._records = np.memmap(self.folder / self.name, self.dtype, "r", shape=(len(self.paths),))
 
     def _create(self, missing: int) -> None:
         """Create the file, if necessary in a temporary folder; raise OSError without space for ``missing`` images."""
@@ -119,14 +114,20 @@ class PixelCache:
             message = "%s: cannot cache decoded images there (%s); they are in %s until this run ends; see --cache_dir"
             log.warning(message, self.folder, error.strerror or error, self._temporary.name)
             self.folder = Path(self._temporary.name)
-            self._create_file(missing)
+            self._create_file(missing + len(self._ready))
+        old = self._records
         self._map()
+        for index in self._ready:
+            if not self._records[index]["content"]:  # the file is new: another folder, or the old one was deleted
+                _write(self.folder / self.name, index, old[index : index + 1])
 
     def _create_file(self, missing: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         need, free = missing * self.dtype.itemsize, shutil.disk_usage(self.folder).free
         if need > free:
             raise OSError(f"{need / 2**20:,.0f} MiB required, {free / 2**20:,.0f} MiB free")
+        if (self.folder / self.name).is_symlink():  # in a folder from elsewhere, it could point at any file
+            raise OSError("a symbolic link")
         with open(self.folder / self.name, "ab") as file:
             file.truncate(len(self.paths) * self.dtype.itemsize)
         for old in {*self.folder.glob(f"{self.kind}-*.bin")} - {self.folder / self.name}:  # of other files
@@ -212,15 +213,16 @@ def _write(file: Path, index: int, record: np.ndarray) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def prefetch(mapping: mmap.mmap, starts: Iterable[int], length: int) -> None:
-    """Start reading ``length`` bytes from each of ``starts``, all at once.
+def prefetch(array: np.memmap, rows: Iterable[int]) -> None:
+    """Start reading the ``rows`` of an array from the disk, all at once.
 
     Otherwise they would be read page by page, each access waiting for the disk.
     """
+    begin, size = array.offset % mmap.ALLOCATIONGRANULARITY, array[0].nbytes  # the mapping begins before the array
     with suppress(OSError, AttributeError):  # only a hint; Windows has none
-        for start in starts:
+        for start in (begin + row * size for row in rows):
             page = start // mmap.PAGESIZE * mmap.PAGESIZE
-            mapping.madvise(mmap.MADV_WILLNEED, page, start + length - page)
+            array.base.madvise(mmap.MADV_WILLNEED, page, start + size - page)
 
 
 def _content(path: Path) -> bytes:

@@ -25,10 +25,14 @@ def open_image(path: Path) -> Image.Image:
     """Decode the first frame of a file to 8-bit RGB.
 
     It is turned upright by its EXIF orientation, transparent pixels are composited on black, grayscale and CMYK are
-    converted. Raises ValueError with the reason for a damaged file and for pixels of more than 8 bits.
+    converted, grayscale of 16 bits so that 65535 becomes 255. Raises ValueError with the reason for a damaged file and
+    for pixels of more bits.
     """
+    formats = (*FORMATS, "TGA") if path.suffix.lower() == ".tga" else FORMATS  # TGA has no signature
     try:
-        return _open_image(path)
+        with Image.open(path, formats=formats) as image:
+            image.load()
+            return _in_rgb(image, path)
     except UnidentifiedImageError as error:
         raise ValueError(_other_file(path)) from error
     except Image.DecompressionBombError as error:
@@ -56,20 +60,19 @@ def open_with_size(path: Path, size: int, resize: bool) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def _open_image(path: Path) -> Image.Image:
-    formats = (*FORMATS, "TGA") if path.suffix.lower() == ".tga" else FORMATS  # TGA has no signature
-    with Image.open(path, formats=formats) as image:
-        if image.mode.startswith(("I", "F")):  # convert() would clip these to white
-            raise ValueError(f"pixels of more than 8 bits, mode {image.mode}: convert it to 8 bits")
-        image.load()
-        try:
-            ImageOps.exif_transpose(image, in_place=True)
-        except Exception as error:  # damaged EXIF data; the pixels are not
-            log.debug("%s: %s", path, error)
-        if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
-        return image.convert("RGB")
+def _in_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode in ("I", "F"):  # convert() would clip these to white
+        raise ValueError(f"pixels of more than 16 bits, mode {image.mode}: convert it to 8 bits")
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception as error:  # damaged EXIF data; the pixels are not
+        log.debug("%s: %s", path, error)
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
+    return image.convert("RGB")
 
 
 def _other_file(path: Path) -> str:

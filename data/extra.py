@@ -1,6 +1,5 @@
 """Additional training images in one .npz file, such as images of a generative model, memory-mapped."""
 
-import mmap
 import os
 import struct
 import zipfile
@@ -53,9 +52,7 @@ class ExtraData(NamedTuple):
 
     def at(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Read images (B, 3, H, W) uint8 and labels (B,) int64."""
-        size = self.images[0].nbytes
-        first = self.images.offset % mmap.ALLOCATIONGRANULARITY  # where NumPy's mapping begins
-        prefetch(self.images.base, [first + row * size for row in rows.tolist()], size)
+        prefetch(self.images, rows.tolist())
         images = torch.from_numpy(self.images[rows.numpy()]).permute(0, 3, 1, 2).contiguous()
         return images, None if self.predict else torch.from_numpy(self.labels[rows.numpy()].astype(np.int64))
 
@@ -76,7 +73,7 @@ def open_extra(config: TrainConfig, size: int, classes: int) -> ExtraData | None
             raise ValueError("compressed, cannot be mapped; unzip it, then: zip -0 extra.npz image.npy label.npy")
         images, labels = ([_map(path, member) for member in members] + [None])[:2]
         _check(images, labels, size, classes)
-    except (OSError, KeyError, ValueError, EOFError, struct.error, zipfile.BadZipFile) as error:
+    except Exception as error:  # the readers raise different exceptions for a damaged file
         reason = f"no array {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
         arrays = f"image (N, {size}, {size}, 3) uint8 and label (N,) from 0 to {classes - 1}"
         message = f"{reason}; it must be an uncompressed .npz file with {arrays}"
@@ -104,11 +101,10 @@ def _check(images: np.ndarray, labels: np.ndarray | None, size: int, classes: in
         return
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise ValueError(f"label is {labels.dtype} {labels.shape} for {len(images)} images")
-    counts = np.zeros(classes, np.int64)
-    for part in (labels[start : start + _CHUNK] for start in range(0, len(labels), _CHUNK)):
-        for value in (part.min(), part.max()):
-            if not 0 <= value < classes:
-                raise ValueError(f"has the label {value}")
-        counts += np.bincount(part.astype(np.int64), minlength=classes)
-    if not counts.all():
-        raise ValueError(f"has images of {np.count_nonzero(counts)} classes, not {classes}")
+    found = set()
+    for start in range(0, len(labels), _CHUNK):
+        found.update(np.unique(labels[start : start + _CHUNK]).tolist())
+        if invalid := found - set(range(classes)):
+            raise ValueError(f"has the label {max(invalid)}")
+    if len(found) < classes:
+        raise ValueError(f"has images of {len(found)} classes, not {classes}")

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from itertools import compress
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ class ImageFiles:
 
     device = torch.device("cpu")
 
-    def __init__(self, cache: PixelCache, indices: Sequence[int]):
+    def __init__(self, cache: PixelCache, indices: Tensor):
         self.cache, self.indices = cache, indices
         self.shape = torch.Size((len(indices), 3, cache.size, cache.size))
         self.nbytes = self.shape.numel()
@@ -37,19 +36,14 @@ class ImageFiles:
         if isinstance(rows, int):
             return self[torch.tensor([rows])][0]
         if not self._decoded:
-            if error := _decode(self.cache, self.indices):
+            if error := _decode(self.cache, self.indices.tolist()):
                 raise error
             self._decoded = True
-        indices = self.indices[rows] if isinstance(rows, slice) else [self.indices[row] for row in rows.tolist()]
-        self.cache.prefetch(indices)
-        images = torch.empty((len(indices), *self.shape[1:]), dtype=torch.uint8)
-        for image, index in zip(images.numpy(), indices, strict=True):
-            image[...] = self.cache[index]
-        return images
+        return torch.from_numpy(self.cache.read(self.indices[rows].tolist()))
 
     def take(self, mask: Tensor) -> "ImageFiles":
         """Return the files selected by ``mask`` (N,) bool, without reading them."""
-        return ImageFiles(self.cache, list(compress(self.indices, mask.tolist())))
+        return ImageFiles(self.cache, self.indices[mask])
 
     def to(self, device: torch.device | str) -> "ImageFiles | Tensor":
         """Return all images in the memory of a GPU; for the CPU, this object."""
@@ -67,10 +61,8 @@ def splits_of_files(
     """Return the splits of (file, label) pairs below ``root``, whose files are not read yet."""
     paths, labels = zip(*train, *test, strict=True)
     cache, labels = PixelCache(root, paths, size, resize, options), torch.tensor(labels)
-    n = len(train)
-    train = Split(ImageFiles(cache, range(n)), labels[:n])
-    test = Split(ImageFiles(cache, range(n, len(paths))), labels[n:])
-    return Splits(train, test, tuple(classes), flip=True)
+    parts = torch.arange(len(paths)).split((len(train), len(test)))
+    return Splits(*(Split(ImageFiles(cache, part), labels[part]) for part in parts), tuple(classes), flip=True)
 
 
 def decode_files(*splits: Split) -> list[Split]:
@@ -82,10 +74,11 @@ def decode_files(*splits: Split) -> list[Split]:
     if not isinstance(splits[0].images, ImageFiles):
         return list(splits)
     cache = splits[0].images.cache
-    error = _decode(cache, [index for split in splits for index in split.images.indices])
+    error = _decode(cache, torch.cat([split.images.indices for split in splits]).tolist())
     if not error:
         return list(splits)
-    intact = [torch.tensor([index not in cache.damaged for index in split.images.indices]) for split in splits]
+    damaged = torch.tensor(list(cache.damaged))
+    intact = [~torch.isin(split.images.indices, damaged) for split in splits]
     if not cache.options.skip_damaged or not all(mask.any() for mask in intact):
         raise error
     log.warning("WARNING: skipped: %s", str(error).partition("; replace")[0])

@@ -79,16 +79,13 @@ class Batches:
             return self._copy(self.images[rows]), self._copy(self.labels[rows])
         is_extra = rows >= len(self.labels)
         own = self._copy(rows[~is_extra], self.images.device)
-        extra_images, extra_labels = self._read_extra(rows[is_extra] - len(self.labels))
+        extra_images, extra_labels = self.extra.at(rows[is_extra] - len(self.labels))
+        extra_images = self._copy(extra_images)
+        extra_labels = self.extra.predict(extra_images) if extra_labels is None else self._copy(extra_labels)
         images = torch.cat([self._copy(self.images[own]), extra_images])
         labels = torch.cat([self._copy(self.labels[own]), extra_labels])
         position = self._copy(is_extra.long().argsort(stable=True).argsort())  # of each row: extra images are last
         return images[position], labels[position]
-
-    def _read_extra(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        images, labels = self.extra.at(rows)
-        images = self._copy(images)
-        return images, self.extra.predict(images) if labels is None else self._copy(labels)
 
     def _copy(self, batch: Tensor, device: torch.device | None = None) -> Tensor:
         device = device or self.device

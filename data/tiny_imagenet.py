@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from data.cache import ReadOptions
-from data.files import labeled_images
+from data.files import image_files, labeled_images
 from data.image_files import splits_of_files
 from data.splits import Splits, check_image_size
 from utils.errors import UserError
@@ -16,9 +16,6 @@ log = logging.getLogger(__name__)
 _FOLDER = "tiny-imagenet-200"
 _URL = f"http://cs231n.stanford.edu/{_FOLDER}.zip"
 _UNPACK = f"unpack {_URL} again"
-# Folders of validation images: as published, and where scripts move those of a class.
-_FOLDERS = ("val/images", "val/{wnid}/images", "val/{wnid}", "val/images/{wnid}", "val")
-_FOLDERS += ("test/{wnid}/images", "test/{wnid}")
 
 
 def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Splits:
@@ -33,7 +30,9 @@ def load(root: Path | None, image_size: int | None, options: ReadOptions) -> Spl
     classes = sorted({*_read_text(root / "wnids.txt").split()})
     if not classes or any(wnid != Path(wnid).name for wnid in classes):
         raise UserError(f"{root / 'wnids.txt'}: not a list of class names; {_UNPACK}")
-    train = labeled_images("train", [[root / "train" / wnid] for wnid in classes], Counter(), _UNPACK)
+    train = []  # evaluation needs none
+    if (root / "train").is_dir():
+        train = labeled_images("train", [[root / "train" / wnid] for wnid in classes], Counter(), _UNPACK)
     return splits_of_files(root, train, _test_images(root, classes), classes, 64, options)
 
 
@@ -56,28 +55,28 @@ def _read_text(path: Path) -> str:
 
 
 def _test_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """Return the annotated images, wherever they are; without annotations, those of the class folders."""
+    """Return the annotated images, wherever scripts moved them; without annotations, those of the class folders."""
     annotations = root / "val" / "val_annotations.txt"
     if annotations.is_file():
-        return _annotated_images(root, annotations, {wnid: label for label, wnid in enumerate(classes)})
+        folders = [root / part for part in ("test", "val") if (root / part).is_dir()]
+        files = {path.name: path for folder in folders for path in image_files(folder, (), Counter())}
+        return _annotated_images(annotations, files, {wnid: label for label, wnid in enumerate(classes)})
     part = next((part for part in ("val", "val/images", "test") if (root / part / classes[0]).is_dir()), "val")
     hint = f"there is no {annotations} either; {_UNPACK}"
     pairs = labeled_images("val", [[root / part / wnid] for wnid in classes], Counter(), hint)
     return sorted(pairs, key=lambda pair: int(re.sub(r"\D", "", pair[0].stem) or 0))  # val_0, val_1, ...
 
 
-def _annotated_images(root: Path, annotations: Path, label_of: dict[str, int]) -> list[tuple[Path, int]]:
+def _annotated_images(annotations: Path, files: dict[str, Path], label_of: dict[str, int]) -> list[tuple[Path, int]]:
     """Return the images of the lines ``<file name> <wnid> <bounding box>``."""
     pairs = []
     for number, line in enumerate(_read_text(annotations).rstrip().splitlines(), 1):
         name, wnid, *_ = *line.split(), "", ""
         if wnid not in label_of:
             raise UserError(f"{annotations}: line {number}: {wnid!r} is not in wnids.txt; {_UNPACK}")
-        paths = [root / folder.format(wnid=wnid) / name for folder in _FOLDERS]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None or name != Path(name).name:
-            raise UserError(f"{annotations}: line {number}: no file {paths[0]}; {_UNPACK}")
-        pairs.append((path, label_of[wnid]))
+        if name not in files:
+            raise UserError(f"{annotations}: line {number}: no file {name} in val/; {_UNPACK}")
+        pairs.append((files[name], label_of[wnid]))
     if not pairs:
         raise UserError(f"{annotations}: no images; {_UNPACK}")
     log.info("val/: %s annotated images", f"{len(pairs):,}")

@@ -99,7 +99,8 @@ def _problem(
         keys = [f"{kind} {keys[0]}" for kind, keys in (("unexpected", unexpected), ("missing", missing)) if keys]
         return f"weights of another network ({', '.join(keys)})", False
     weight, bias = classifier_keys(expected)
-    different = [key for key in state if state[key].shape != expected[key].shape]
+    # A scalar may have one dimension; load_state_dict accepts it.
+    different = [key for key in state if state[key].shape not in (expected[key].shape, expected[key].shape or (1,))]
     if {*different} == {weight, bias} and state[weight].shape[1:] == expected[weight].shape[1:]:
         classes = f"{len(state[weight])} classes, not {len(expected[weight])}"
         return f"has {classes}; choose the --dataset it was trained on", True

@@ -33,7 +33,7 @@ class Checkpoint:
     """The weights and metadata of a file, whose bytes are read once; ``sha256`` is their hash.
 
     ``state_dicts`` has each dict of the file that has weights, by its path of keys ("" for the file's own dict);
-    ``tensors`` are those beside them in the file's own dict.
+    ``tensors`` are those beside them in the file's own dict, and in a dict in it that is named after normalization.
 
     Args:
         path: A file of torch.save or safetensors.
@@ -51,13 +51,14 @@ class Checkpoint:
         content = decode(data, path)
         items = content if isinstance(content, Mapping) else {}
         self.metadata = {key: items[key] for key, is_valid in METADATA.items() if key in items and is_valid(items[key])}
-        self.tensors = _tensors(items)
+        normalization = [value for key, value in items.items() if "normal" in str(key) and isinstance(value, Mapping)]
+        self.tensors = {key: value for each in (*normalization, items) for key, value in _tensors(each).items()}
         self.state_dicts = _state_dicts(content)
         self.log_once = functools.cache(logger.log)  # a network is loaded to check it, and again to use it
         if not self.state_dicts:
             raise UserError(f"{path}: no weights; give a checkpoint")
         # An expanded view of one number could fill the memory when it is converted.
-        if max(map(_count_values, self.state_dicts.values())) > len(data):
+        if any(value.numel() > len(data) for state in self.state_dicts.values() for value in state.values()):
             raise UserError(f"{path}: damaged, it declares more values than it has bytes; copy or download it again")
 
     @classmethod
@@ -116,7 +117,3 @@ def _without_inserted(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors by their keys without INSERTED parts, unless two keys become equal."""
     clean = {".".join(part for part in key.split(".") if part not in INSERTED): value for key, value in tensors.items()}
     return clean if len(clean) == len(tensors) else tensors
-
-
-def _count_values(tensors: dict[str, Tensor]) -> int:
-    return sum(value.numel() for value in tensors.values() if is_dense(value))

@@ -49,7 +49,7 @@ def decode(data: bytes, path: object) -> object:
     if problem := _other_file(data):
         raise UserError(f"{path}: {problem}")
     try:
-        if data[8:9] == b"{" or str(path).endswith(".safetensors"):
+        if data[8:9] == b"{" or (str(path).endswith(".safetensors") and not data.startswith((b"PK", b"\x80"))):
             return load_safetensors(data)
         with warnings.catch_warnings(), torch.serialization.safe_globals(PLAIN):
             warnings.simplefilter("ignore")  # the file is either loaded or refused with our message
@@ -65,7 +65,7 @@ def _other_file(data: bytes) -> str | None:
     if not head:
         return "the file is empty; copy or download it again"
     if data.startswith(b"PK"):
-        with suppress(zipfile.BadZipFile):
+        with suppress(Exception):  # damaged; zipfile raises various exceptions
             names = zipfile.ZipFile(io.BytesIO(data)).namelist()
             return None if any(name.endswith("data.pkl") for name in names) else ARCHIVE
     if data[257:262] == b"ustar":  # tar begins with the name of a file

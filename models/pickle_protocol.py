@@ -9,12 +9,12 @@ import struct
 import zipfile
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before PyTorch 1.6
+MAX_NAME = 256  # bytes of a class's or module's name
 LEGACY_PICKLES = 5  # of that format: magic number, version, system, content, keys of the tensors that follow
 CODE = {opcode.name: opcode.code.encode("latin1") for opcode in pickletools.opcodes}
 PROTOCOL_2 = CODE["PROTO"] + b"\x02"
 # Opcodes that torch.load does not know; sets become lists and tuples.
 REPLACED = {"EMPTY_SET": CODE["EMPTY_LIST"], "ADDITEMS": CODE["APPENDS"], "FROZENSET": CODE["TUPLE"]}
-REPLACED |= {"PROTO": b"", "FRAME": b""}
 
 
 def in_protocol_2(data: bytes) -> bytes:
@@ -34,7 +34,10 @@ def in_protocol_2(data: bytes) -> bytes:
 
 def _zip_in_protocol_2(data: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as source:
-        _verify_checksums(source)
+        for member in source.infolist():
+            member.CRC = member.CRC or None  # 0 if PyTorch was set to write no checksums
+        if damaged := source.testzip():
+            raise zipfile.BadZipFile(damaged)
         (pickled,) = (name for name in source.namelist() if name.endswith("data.pkl"))
         if source.read(pickled).startswith(PROTOCOL_2):
             return data
@@ -46,24 +49,19 @@ def _zip_in_protocol_2(data: bytes) -> bytes:
     return copy.getvalue()
 
 
-def _verify_checksums(archive: zipfile.ZipFile) -> None:
-    for member in archive.infolist():
-        member.CRC = member.CRC or None  # 0 if PyTorch was set to write no checksums
-    if damaged := archive.testzip():
-        raise zipfile.BadZipFile(damaged)
-
-
 def _rewrite(file: io.BytesIO) -> bytes:
     """Return the pickle at the position of ``file`` in protocol 2.
 
     Protocol 4 names a class by the last two strings on the stack, protocol 2 in the opcode itself. So that both strings
-    can be removed, no string is put into the memo: it is written again wherever the memo is read.
+    can be removed, no short string is put into the memo: it is written again wherever the memo is read.
     """
     written = [PROTOCOL_2]
     memo: dict[int, bytes | None] = {}  # key -> the opcode that pushes this string; None for another value
-    string = None  # what the last opcode pushed, if that is a string
+    string = None  # what the last opcode pushed, if that is a short string
     for kind, value, start in pickletools.genops(file):
         name, opcode = kind.name, bytes(file.getbuffer()[start : file.tell()])
+        if name in ("PROTO", "FRAME"):
+            continue
         if name == "MEMOIZE" or "PUT" in name:
             key = len(memo) if name == "MEMOIZE" else int(value)
             memo[key] = string
@@ -72,7 +70,8 @@ def _rewrite(file: io.BytesIO) -> bytes:
             continue
         string = None
         if "UNICODE" in name:
-            string = opcode = _string(value)
+            opcode = _string(value)
+            string = opcode if len(opcode) <= MAX_NAME else None
         elif "GET" in name:
             string = memo[int(value)]
             opcode = string or CODE["LONG_BINGET"] + struct.pack("<I", int(value))

@@ -87,7 +87,7 @@ def load_published(name: str, dataset: str, source: str | Path | Checkpoint | No
         hint = ""
         if not source and not file.exists() and isinstance(drive, str):
             hint = f"; if the download failed, save https://drive.google.com/uc?id={drive} as {file}"
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}" if str(error) else error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise UserError(f"{PREFIX}{name}: robustbench cannot load it ({reason}){hint}") from error
 
 

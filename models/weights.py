@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from logging import INFO
 from pathlib import Path
 
@@ -89,12 +89,8 @@ def load_network(
         ) from error
 
 
-def _layout(name: str, image_size: int = 32) -> dict[str, Tensor]:
-    return _cached_layout(name, image_size, MODELS[name])
-
-
 @functools.cache
-def _cached_layout(name: str, image_size: int, constructor: Callable) -> dict[str, Tensor]:
+def _layout(name: str, image_size: int = 32) -> dict[str, Tensor]:
     with torch.device("meta"):  # only shapes: the largest network has 267 million parameters
         return build(name, 10, image_size).state_dict()
 

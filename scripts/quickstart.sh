@@ -35,4 +35,4 @@ done
 "$python" scripts/compare.py "$out/Digits" --out "$out/comparison"
 "$python" -m engine.reporting "$out"
 activate=${python%python}activate
-[ -n "${VIRTUAL_ENV:-}" ] || [ ! -e "$activate" ] || echo "next: source $activate, then run the commands of README.md"
+[ -n "${VIRTUAL_ENV:-}" ] || [ ! -e "$activate" ] || echo "next: source '$activate', then run the commands of README.md"

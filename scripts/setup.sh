@@ -25,6 +25,9 @@ fi
 if [ ! -x "$environment/bin/python" ]; then
   base=${PYTHON:-python3}
   check_version "$base"
+  for link in "$environment"/bin/python*; do # venv would keep links to an interpreter that is gone
+    [ -e "$link" ] || rm -f "$link"
+  done
   # Without the package python3-venv this fails halfway; without an interpreter, the next call creates it again.
   "$base" -m venv "$environment" >&2 || { rm -f "$environment/bin/python"; exit 1; }
 fi

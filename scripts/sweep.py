@@ -4,8 +4,7 @@
 Finished runs are skipped, interrupted runs continue, and a failed run does not stop the others. The output of each run
 is in DIR/logs/. SIGINT and SIGTERM reach the runs as SIGTERM, SIGUSR1 as itself; the sweep waits until they have saved
 and starts no others. A student waits for earlier runs that train its teachers. The variable PYTHON sets the interpreter
-[python]. Names, flags, data and teachers of all runs and the attacks of --eval are checked before the first run starts.
-Evaluations use the runs' flags for data, device and threads.
+[python]. Evaluations use the runs' flags for data, device and threads.
 
 Exit status: 0 all runs are finished, 1 a run failed, 2 bad input. If runs are left and none failed: 130 after SIGINT,
 143 after SIGTERM, 129 after SIGHUP, 75 otherwise; the same command continues.
@@ -18,7 +17,6 @@ import subprocess
 import sys
 import zlib
 from argparse import Namespace
-from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -31,7 +29,6 @@ from utils.errors import UserError
 from utils.flags import parse, parser_for
 from utils.log import logger
 
-read_flags = partial(parse, description="", choices={})
 LISTED = ("dataset", "method", "model", "seed")  # flags of a run, set from the lists --datasets, --methods, ...
 REPEATED = ("data_root", "image_size", "cache_dir", "skip_damaged", "max_pixels", "device", "gpu_id", "threads")
 
@@ -39,7 +36,7 @@ REPEATED = ("data_root", "image_size", "cache_dir", "skip_damaged", "max_pixels"
 class Run:
     """One combination: its training and evaluation commands; raises UserError for an invalid flag.
 
-    ``problem`` is None before its training has ended, then "" or why it is not finished.
+    ``problem`` says why its training or evaluation did not finish; ``trained`` is set after a training of this sweep.
     """
 
     def __init__(self, names: tuple[str, ...], options: Namespace, threads: list[str], flags: list[str]):
@@ -48,46 +45,39 @@ class Run:
         argv = [arg for name, value in zip(LISTED, names, strict=True) for arg in (f"--{name}", value)]
         argv += ["--root_path", options.root_path, "--resume", *threads, *flags]
         self.train = [python, folder + ("main_tiny.py" if tiny else "main.py"), *argv]
-        self.parsed = read_flags(TinyTrainConfig if tiny else TrainConfig, argv)
-        values = {key: getattr(self.parsed.config, key) for key in REPEATED if key in self.parsed.given}
-        pairs = [(f"--{key}", value) for key, value in values.items() if value is not None]
-        argv = [arg for flag, value in pairs for arg in ([flag] if value is True else [flag, str(value)])]
+        self.parsed = parse(TinyTrainConfig if tiny else TrainConfig, argv)
+        values = {f"--{key}": getattr(self.parsed.config, key) for key in REPEATED if key in self.parsed.given}
+        argv = [flag if value is True else f"{flag}={value}" for flag, value in values.items() if value]
         argv += shlex.split(options.eval)
         self.evaluate = [python, folder + ("main_eval_tinyimagenet.py" if tiny else "main_eval.py"), *argv]
-        self.eval_config = read_flags(TinyEvalConfig if tiny else EvalConfig, argv).config
-        self.evaluates, self.problem, self.trained = bool(options.eval), None, False
+        self.eval_config = parse(TinyEvalConfig if tiny else EvalConfig, argv).config
+        self.evaluates, self.trained, self.problem = bool(options.eval), False, ""
         self.teachers: list[Run] = []  # earlier runs that train its teachers
         # The number identifies the flags after --: sweeps with different flags may share DIR.
         name = f"{self.title.translate(str.maketrans(' /:', '___'))}_{zlib.crc32(shlex.join(flags).encode())}"
         self.log = Path(options.root_path, "logs", f"{name}.log")
         self.evaluated = self.log.with_name(f"{name}_{zlib.crc32(options.eval.encode())}.evaluated")
 
-    def is_trained(self) -> bool:
-        """Whether results.csv has all epochs."""
-        results = self.folder / "results.csv"
-        return results.exists() and len(results.read_bytes().splitlines()) > self.config.epochs
-
     def next_task(self) -> Task | None:
         """Return the training, after those of its teachers; then the evaluation, unless it is up to date."""
-        if self.problem is None:
-            if not all(teacher.trained for teacher in self.teachers):
-                return None
-            return Task(self.title, self.train, self.log, self._trained)
-        if self.problem or not self.evaluates or self._is_evaluated():
+        if self.problem or not all(teacher.trained for teacher in self.teachers):
             return None
-        return Task(f"{self.title}, evaluation", self.evaluate, self.log, self._evaluated)
+        if not self.trained:
+            return Task(self.title, self.train, self.log, self._ended)
+        if not self.evaluates or self._is_evaluated():
+            return None
+        return Task(f"{self.title}, evaluation", self.evaluate, self.log, self._ended)
 
     def _is_evaluated(self) -> bool:
-        last = self.folder / "last_epoch_model.pth"
-        return self.evaluated.exists() and self.evaluated.stat().st_mtime > last.stat().st_mtime
+        last, marker = self.folder / "last_epoch_model.pth", self.evaluated
+        return marker.exists() and not (last.exists() and last.stat().st_mtime >= marker.stat().st_mtime)
 
-    def _trained(self, problem: str, _seconds: float) -> None:
-        self.problem, self.trained = problem, not problem
-
-    def _evaluated(self, problem: str, _seconds: float) -> None:
-        self.problem = problem
-        if not problem:
+    def _ended(self, problem: str, _seconds: float) -> None:
+        if problem:
+            self.problem = problem
+        elif self.trained:
             self.evaluated.touch()
+        self.trained = self.trained or not problem
 
 
 def read_options(argv: list[str]) -> Namespace:
@@ -96,13 +86,13 @@ def read_options(argv: list[str]) -> Namespace:
         if argv[k - 1] == "--eval":  # its value looks like a flag
             argv[k - 1 : k + 1] = [f"--eval={argv[k]}"]
     parser = parser_for(__doc__)
-    parser.add_argument("--datasets", default="CIFAR10", help="names; Tiny_Image uses main_tiny.py [CIFAR10]")
-    parser.add_argument("--methods", default="AT", help='names separated by spaces, "AT DGAD" [AT]')
-    parser.add_argument("--models", default="resnet18", help="names of students [resnet18]")
-    parser.add_argument("--seeds", default="42", help='numbers separated by spaces, "1 2" [42]')
+    parser.add_argument("--datasets", default="CIFAR10", help="datasets; Tiny_Image uses main_tiny.py [CIFAR10]")
+    parser.add_argument("--methods", default="AT", help='methods, separated by spaces: "AT DGAD" [AT]')
+    parser.add_argument("--models", default="resnet18", help="students [resnet18]")
+    parser.add_argument("--seeds", default="42", help='random seeds: "1 2" [42]')
     parser.add_argument("--root_path", default="tuned_models", metavar="DIR", help="folder of all runs [tuned_models]")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time; they share the cores [1, or all --gpus]")
-    parser.add_argument("--gpus", default="", help='"0 1": each run uses one of these GPUs, as --gpu_id')
+    parser.add_argument("--gpus", default="", help='run on one of these GPUs each, as --gpu_id: "0 1"')
     parser.add_argument("--eval", default="", metavar="FLAGS", help="evaluate each finished run with these flags")
     parser.add_argument("--list", action="store_true", help="print every run as one command, then exit")
     parser.add_argument("--only", type=int, metavar="I", help="only run I of that list, counted from 0")
@@ -112,18 +102,16 @@ def read_options(argv: list[str]) -> Namespace:
 def make_runs(options: Namespace, flags: list[str]) -> tuple[list[Run], list[list[str]]]:
     """The runs, and the flags of each of those that are executed at a time; ``flags`` are those after ``--``."""
     gpus, lists = options.gpus.split(), [getattr(options, f"{name}s").split() for name in LISTED]
-    given = read_flags(TrainConfig, flags).given
+    given = parse(TrainConfig, flags).given
     for name in (*LISTED, "root_path", *["gpu_id"] * bool(gpus)):
         if given.get(name) == "flag":  # a value of --config FILE is overridden
             raise UserError(f"--{name} after --: the sweep sets it; an option before -- chooses it")
     try:
-        evaluation = read_flags(EvalConfig, shlex.split(options.eval)).given
+        evaluation = parse(EvalConfig, shlex.split(options.eval)).given
     except ValueError as error:  # of shlex
         raise UserError(f"--eval {options.eval}: {error}") from error
     for name in {"model_path", "out"} & evaluation.keys():
         raise UserError(f"--eval --{name}: the sweep evaluates its own runs, in their folders; remove it")
-    for gpu in gpus:
-        read_flags(TrainConfig, ["--gpu_id", gpu])
     chosen = list(product(*lists))
     if not chosen:
         raise UserError("no runs: --datasets, --methods, --models or --seeds is empty")
@@ -134,49 +122,53 @@ def make_runs(options: Namespace, flags: list[str]) -> tuple[list[Run], list[lis
             raise UserError(f"--only {options.only}: the runs are numbered 0 to {len(chosen) - 1}")
         chosen = [chosen[options.only]]
     jobs = min(options.jobs or len(gpus) or 1, len(chosen))
+    slots = [["--gpu_id", gpus[k % len(gpus)]] if gpus else [] for k in range(jobs)]
+    for slot in slots:
+        parse(TrainConfig, slot)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = ["--threads", str(max(1, cores // jobs))] if jobs > 1 else []
-    slots = [["--gpu_id", gpus[k % len(gpus)]] if gpus else [] for k in range(jobs)]
     return [Run(names, options, threads, flags) for names in chosen], slots
 
 
 def resolve_runs(runs: list[Run]) -> None:
     """Set each run's config and folder; raises UserError for unknown names and missing teachers, data or packages."""
-    from data import load  # these import torch, which --list does not need
+    from data import load_configured  # these import torch, which --list does not need
     from engine.evaluation.run import select_attacks
     from engine.networks import find_teachers
     from engine.training.run_folder import RunFolder
     from engine.training.settings import resolve
-    from methods import WITHOUT_TEACHER
+    from methods import count_teachers
 
     folders: dict[Path, Run] = {}
     for run in runs:
         config, _ = resolve(*run.parsed)
-        teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
-        run.config, run.folder = config, RunFolder(config, teacher=teacher, writes=False).path
+        count = count_teachers(config.method)
+        run.config = config
+        run.folder = RunFolder(config, teacher=config.teacher_model if count else None, writes=False).path
         run.evaluate += ["--model_path", str(run.folder)]
         if run.folder.absolute() in folders:
             raise UserError(f"{run.title}: is listed twice; remove one")
-        paths = [Path(path).absolute().parent for path in (config.teacher_path, config.std_teacher_path) if path]
+        paths = [
+            Path(path).absolute().parent for path in (config.teacher_path, config.std_teacher_path)[:count] if path
+        ]
         run.teachers = [folders[path] for path in paths if path in folders]
         if not run.teachers:
             find_teachers(config)
         folders[run.folder.absolute()] = run
-        if run.evaluates:
-            select_attacks(run.eval_config)
-    count_classes = cache(lambda name, root, size: len(load(name, root, image_size=size).classes))
-    for run in runs:  # reads data, after all other checks
-        if run.evaluates:
-            classes = count_classes(run.config.dataset, run.config.data_root, run.config.image_size)
-            select_attacks(run.eval_config, classes)
+    if runs[0].evaluates:  # reads data, after all other checks
+        select_attacks(runs[0].eval_config)
+        for run in {run.config.dataset: run for run in runs}.values():
+            select_attacks(run.eval_config, len(load_configured(run.config).classes))
 
 
 def execute(runs: list[Run], pool: Pool) -> int:
     """Train and evaluate; return the exit status."""
-    before = {run.title for run in runs if run.is_trained()}
+    tables = {run: run.folder / "results.csv" for run in runs}
+    rows = {run: len(path.read_bytes().splitlines()) - 1 for run, path in tables.items() if path.exists()}
+    before = {run for run in rows if rows[run] >= run.config.epochs}
     pool.run(lambda: filter(None, [run.next_task() for run in runs]))
-    done = {run.title for run in runs if run.problem == "" and not run.next_task()}
-    failed = sum(run.problem not in ("", None, UNFINISHED) for run in runs)
+    done = {run for run in runs if run.trained and not (run.problem or run.next_task())}
+    failed = sum(run.problem not in ("", UNFINISHED) for run in runs)
     left = len(runs) - len(done) - failed
     line = "runs: %d finished, %d skipped (finished before), %d failed, %d left to do"
     logger.info(line, len(done - before), len(done & before), failed, left)

@@ -3,7 +3,7 @@
 import runpy
 import shlex
 import sys
-from dataclasses import dataclass
+from collections import namedtuple
 
 from conftest import ROOT
 
@@ -27,13 +27,7 @@ def fail_at(monkeypatch, owner, name, nth, error=Killed):
     monkeypatch.setattr(owner, name, failing)
 
 
-@dataclass
-class Outcome:
-    """How a script ended."""
-
-    status: int
-    out: str
-    err: str
+Outcome = namedtuple("Outcome", "status out err")  # how a script ended
 
 
 def run_in_process(monkeypatch, capsys, script: str, args: str) -> Outcome:

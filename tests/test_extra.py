@@ -101,8 +101,9 @@ def test_files_that_cannot_be_mapped_are_one_line(tmp_path):
     np.savez(tmp_path / "unlabelled.npz", image=images)
     (tmp_path / "text.npz").write_text("text")
     (tmp_path / "cut.npz").write_bytes(good.read_bytes()[:-60])
+    (tmp_path / "header.npz").write_bytes(good.read_bytes().replace(b"16, 16, 3)", b"16, 16, 3,"))
     messages = {"small.npz": "zip -0", "unlabelled.npz": "no array 'label.npy'", "text.npz": "not a zip file"}
-    messages |= {"cut.npz": "not a zip file", "none.npz": "No such file", ".": "Is a directory"}
+    messages |= {"cut.npz": "not a zip file", "none.npz": "No such file", ".": "Is a directory", "header.npz": "EOF in"}
     for name, message in messages.items():
         with user_error(f"^--extra_data {tmp_path}.*{message}"):
             opened(tmp_path / name)

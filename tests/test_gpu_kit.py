@@ -83,10 +83,13 @@ def test_a_piece_that_does_not_fit_is_not_started_and_each_result_is_written_at_
     short.attempt("first", 1, lambda: {"a": 1})
     kept = json.loads((tmp_path / "out" / RESULTS).read_text())["pieces"]
     assert kept.keys() == {"first"} and kept["first"]["a"] == 1
-    short.attempt("failed", 1, lambda: short.command(["-c", "print('the reason'); raise SystemExit(3)"], "tests"))
+    short.attempt("tests", 1, lambda: short.command(["-c", "print('the reason'); raise SystemExit(3)"], "tests"))
     short.attempt("first", 1, lambda: pytest.fail("done already"))
     again = session()
-    assert again.pieces["failed"]["error"] == "status 3: the reason" and again.done.keys() == {"first"}
+    assert again.pieces["tests"]["error"] == "status 3: the reason" and again.done.keys() == {"first"}
+    (tmp_path / "out" / PARTS[0]).touch()
+    session(work=str(tmp_path / "out")).attempt("second", 1, dict)  # one folder for everything
+    assert again.longest("tests") == again.scale["seconds"]["tests"]  # a failure does not say how long it takes
 
 
 def test_a_teacher_whose_epochs_cannot_finish_in_time_is_not_started(session):
@@ -101,10 +104,19 @@ def test_a_teacher_whose_epochs_cannot_finish_in_time_is_not_started(session):
 def test_a_command_that_cannot_finish_in_time_is_stopped(session, tmp_path):
     with pytest.raises(UserError, match="would not finish in time"):
         session(minutes=0.1).command(["-c", "import time; time.sleep(60)"], "training")
-    rows = "import time\nfor n in range(9):\n open({!r}, 'a').write('epoch\\n' * (not n) + '1\\n'); time.sleep(1)"
     results = tmp_path / "results.csv"
+    results.write_text("epoch\n1\n2\n")  # of an earlier call
+    rows = f"import time\nfor n in range(9):\n time.sleep(1); open({str(results)!r}, 'a').write('1\\n')"
     with pytest.raises(UserError, match="2 epochs"):  # of 100, a second each
-        session(minutes=0.4).command(["-c", rows.format(str(results))], "training", epochs=100, results=results)
+        session(minutes=0.4).command(["-c", rows], "training", epochs=100, results=results)
+
+
+def test_a_teacher_of_several_earlier_calls_is_joined_from_the_parts_of_one(session, tmp_path):
+    for folder in (tmp_path / "done/a", tmp_path / "done/b"):
+        folder.mkdir(parents=True)
+        for part in PARTS:
+            (folder / part).write_text(f"{folder.name}{part} ")
+    assert session().weights().read_text() in ("ateacher.1 ateacher.2 ", "bteacher.1 bteacher.2 ")
 
 
 @pytest.fixture
@@ -138,10 +150,8 @@ def test_a_good_teacher_is_joined_with_its_card(teacher, tmp_path):
 
 def test_a_weak_or_damaged_teacher_is_not_written(teacher, tmp_path):
     teacher(autoattack=39.0)
-    flags = ["--join", str(tmp_path / "out"), "--to", str(tmp_path / "joined")]
-    with pytest.raises(UserError, match=r"39.00 % is below 40 %"):
-        gpu(flags)
-    (tmp_path / "out" / PARTS[1]).write_bytes(b"other")
-    with pytest.raises(UserError, match="damaged"):
-        gpu(flags)
+    for message in ("39.00 % is below 40 %", "damaged"):
+        with user_error(message):
+            gpu(["--join", str(tmp_path / "out"), "--to", str(tmp_path / "joined")])
+        (tmp_path / "out" / PARTS[1]).write_bytes(b"other")
     assert not (tmp_path / "joined").exists()

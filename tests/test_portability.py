@@ -108,6 +108,20 @@ def test_setup_names_what_is_missing_and_leaves_no_half_environment(tmp_path, py
     assert ended.returncode and message in ended.stderr and not (tmp_path / ".venv/bin/python").exists()
 
 
+def test_setup_replaces_an_interpreter_that_is_gone(tmp_path):
+    made = "[ -L .venv/bin/python ] || ln -s ../../python3 .venv/bin/python"  # a link is kept, as by the module venv
+    files = {"scripts/setup.sh": (ROOT / "scripts/setup.sh").read_text(), ".venv/bin/activate": ""}
+    files["python3"] = f'#!/bin/sh\ncase "$*" in "-m venv"*) {made};; esac\n'
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "python3").chmod(0o755)
+    (tmp_path / ".venv/bin/python").symlink_to("/nowhere/python3.9")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    ended = subprocess.run(["bash", tmp_path / "scripts/setup.sh"], env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, f"{tmp_path}/.venv/bin/python\n"), ended.stderr
+
+
 def test_figures_do_not_depend_on_the_settings_of_matplotlib(tmp_path):
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     code = "from utils.plots import matplotlib as m; print(m.rcParams['text.usetex'], m.get_backend())"

@@ -47,8 +47,8 @@ def test_the_commands_of_a_table_fit_together(tmp_path, table, scale):
 
 
 def test_seeds_data_and_rows_are_those_of_the_command_line(tmp_path):
-    planner, rows = planned(tmp_path, "full", ["CPU-methods"], [4, 5], ["--dataset", "Folder", "--data_root", "d"])
-    folders = [planner.runs[key].folder for key in rows["CPU-methods"]["RSLAD"]]
+    planner, rows = planned(tmp_path, "full", ["CPU-methods"], [4, 5], ["--dataset=folder", "--data_root", "d"])
+    folders = [run.folder for run in rows["CPU-methods"]["RSLAD"]]
     names = [f"small_resnet_from_small_resnet_eps8_seed{seed}" for seed in (4, 5)]
     assert folders == [tmp_path / "cpu" / "Folder" / "RSLAD" / name for name in names]
     planner = Planner(tmp_path, "full", [], "/there.pt", [])
@@ -65,9 +65,9 @@ def test_every_table_is_made_at_smoke_scale(group, tmp_path, run):
         for script, *flags in each.commands:
             run(script, " ".join(flags))
     for name, rows in tables.items():
-        show(name, {row: [planner.runs[key].folder for key in keys] for row, keys in rows.items()}, tmp_path, "smoke")
+        show(name, {row: [run.folder for run in runs] for row, runs in rows.items()}, tmp_path, "smoke")
         text = (tmp_path / f"{name}.md").read_text()
-        evaluated = [row for row, (key,) in rows.items() if len(planner.runs[key].commands) > 1]
+        evaluated = [row for row, (run_of_row,) in rows.items() if len(run_of_row.commands) > 1]
         assert evaluated and all(f"| {row} | ours, " in text for row in evaluated)
 
 
@@ -83,6 +83,7 @@ BAD = {
     "--table IAD-14": "must be one of",
     "--table IAD-4 --rows ADR": "no such row in IAD-4",
     "--table IAD-4 --jobs 0": "--jobs 0: must be at least 1",
+    "--table IAD-4 -- --epochs 3": "unrecognized arguments: --epochs 3",
     "--table RSLAD-2": "models/model_cifar_wrn.pt: no such teacher",
 }
 
@@ -90,13 +91,14 @@ BAD = {
 @pytest.mark.parametrize("flags", BAD)
 def test_a_bad_request_is_one_line(tmp_path, flags):
     with user_error(BAD[flags]):
-        reproduce([*flags.split(), "--out", str(tmp_path / "out")])
+        reproduce(["--out", str(tmp_path / "out"), *flags.split()])
     assert not (tmp_path / "out").exists()
 
 
-def test_the_program_lists_commands(capsys):
+def test_the_program_lists_commands(caplog):
+    caplog.set_level("INFO")
     reproduce(["--table", "RSLAD-3-CIFAR10", "--rows", "RSLAD", "--scale", "full", "--list"])
-    scripts = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    scripts = [line.split()[1] for line in caplog.messages]
     assert scripts == ["main_eval.py", "main.py", "main_eval.py"]
 
 
@@ -105,7 +107,7 @@ def test_a_failure_stops_only_the_runs_that_need_it_and_finished_commands_are_sk
     fails = "sys.argv[1] == 'b' and not os.path.exists('may')"
     for name in ("main.py", "main_tiny.py"):
         (tmp_path / name).write_text(f"import os, sys; open('log', 'a').write(sys.argv[1]); sys.exit({fails})")
-    (tmp_path / "main_eval.py").write_text("import sys; print(sys.argv[2:])")
+    (tmp_path / "main_eval.py").write_text("import os, sys; print(sys.argv[2:]); sys.exit(not os.path.exists('may'))")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("scripts.reproduce.reproduce.ROOT", tmp_path)
     monkeypatch.setattr("scripts.reproduce.reproduce.versions", lambda: {"git": "abc"})
@@ -113,16 +115,16 @@ def test_a_failure_stops_only_the_runs_that_need_it_and_finished_commands_are_sk
     def run(name, *args, needs=()):
         return Run(name, [["main.py", name], *args], tmp_path, list(needs))
 
-    runs = {"d": run("d", needs=["b"]), "b": run("b", ["main_tiny.py", "c"]), "e": run("e", needs=["a"])}
-    runs["a"] = run("a", ["main_eval.py", "x"])
-    assert carry_out(runs, tmp_path / "out", 2) is False
+    a, b = run("a", ["main_eval.py", "x"]), run("b", ["main_tiny.py", "c"])
+    runs = [run("d", needs=[b]), b, run("e", needs=[a]), a]
+    assert carry_out(runs, tmp_path / "out", 2) is False  # e needs only the training of a
     assert sorted((tmp_path / "log").read_text()) == ["a", "b", "e"]
     assert "d: skipped" in caplog.text and caplog.text.count("b main: failed (status 1)") == 1
     (tmp_path / "may").touch()
     assert carry_out(runs, tmp_path / "out", 1) is True
-    assert (tmp_path / "log").read_text()[3:] == "bcd"
+    assert (tmp_path / "log").read_text()[3:] == "bdc"
     state = str(["--state", str(tmp_path / "out/state/abc")])  # unfinished evaluations are kept apart by revision
-    assert (tmp_path / "out/logs/a_main_eval.txt").read_text().count(state) == 1
+    assert (tmp_path / "out/logs/a_main_eval.txt").read_text().count(state) == 2
 
 
 def write_evaluation(folder, **accuracies):

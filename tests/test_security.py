@@ -12,7 +12,7 @@ import torch
 from commands import SMALL, run_in_process
 from conftest import ROOT, user_error
 from PIL import Image
-from small_sets import MARKER, Bomb, cifar_files, image_folder, tiny_imagenet_files
+from small_sets import MARKER, Bomb, cifar_files, tiny_imagenet_files
 from torchvision.datasets import CIFAR10
 
 import data
@@ -26,7 +26,6 @@ TRAIN = f"{SMALL} --method Natural --epochs 1 --root_path runs"
 BEST = RUN / "best_PGD10_acc_model.pth"
 RESULTS = results_path(BEST)
 EVALUATE = f"--model_path {BEST} --limit_test 10 --attacks clean,fgsm --no-pictures"
-FOLDER = "--dataset Folder --data_root images --model small_resnet --method Natural --epochs 1 --num_steps 1"
 
 
 def plant(path):
@@ -40,7 +39,7 @@ def plant(path):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A folder with a run of one epoch, its evaluation and the state of that, a network, and images."""
+    """A folder with a run of one epoch, its evaluation and the state of that, and a network."""
     folder = tmp_path_factory.mktemp("prepared")
     capture = SimpleNamespace(readouterr=lambda: SimpleNamespace(out="", err=""))  # capsys has function scope
     with pytest.MonkeyPatch.context() as patch:
@@ -48,7 +47,6 @@ def prepared(tmp_path_factory):
         for script, flags in (("main.py", TRAIN), ("main_eval.py", f"{EVALUATE} --state state")):
             assert run_in_process(patch, capture, script, flags).status == 0
     shutil.copy(folder / BEST, folder / "net.pth")
-    image_folder(folder / "images", "ab", size=(16, 16))
     return folder
 
 
@@ -71,7 +69,6 @@ def inside(run, prepared, outside, monkeypatch):
 # ---- no code is executed ----
 
 
-# Path of the bomb, script, flags; more cases are in READERS.
 DISTILL = f"{SMALL} --no_teacher_check --teacher_model small_resnet --epochs 1"
 TWO_TEACHERS = f"{DISTILL} --method AKD2 --teacher_path net.pth --std_teacher_model small_resnet --std_teacher_path"
 EXPORT = "--name Doe2026Bomb --out out --model_path"
@@ -84,9 +81,6 @@ REFUSED = [
     ("bomb.pth", "main_eval.py", "--model_path net.pth --protocol blackbox --surrogate_path bomb.pth"),
     ("bomb.pth", "main_eval.py", "--model_path net.pth --attacks clean,pgd --natural_path bomb.pth"),
     ("bomb.pth", "scripts/export.py", f"{EXPORT} bomb.pth"),
-    # JSON files that are pickles.
-    *((RESULTS, *reader) for reader in (("main_eval.py", EVALUATE), ("scripts/export.py", f"{EXPORT} {BEST}"))),
-    *((path, "scripts/compare.py", "runs") for path in (RESULTS, RUN / "config.json")),
 ]
 
 
@@ -108,15 +102,6 @@ def test_files_with_code_are_refused_on_resume(refused):
 def test_a_cifar_pickle_with_another_checksum_is_not_opened(refused, monkeypatch, name):
     plant(cifar_files(Path("cifar"), CIFAR10, monkeypatch) / name)
     refused("main.py", "--dataset CIFAR10 --model small_resnet --epochs 1 --data_root cifar", "cifar")
-
-
-def test_a_cache_of_decoded_images_with_code_is_rebuilt(run):
-    run("main.py", f"{FOLDER} --root_path first")
-    (cache,) = Path("images").glob(".decoded/*.bin")
-    content = cache.read_bytes()
-    plant(cache)
-    run("main.py", f"{FOLDER} --root_path second")
-    assert cache.read_bytes() == content
 
 
 # ---- no path leaves its folder ----
@@ -217,14 +202,6 @@ def test_impossible_metadata_is_ignored(metadata):
     torch.save(torch.load("net.pth", weights_only=True) | metadata, "other.pth")
     expected = {key: value for key, value in Checkpoint("net.pth").metadata.items() if key not in metadata}
     assert Checkpoint("other.pth").metadata == expected
-
-
-def test_a_file_that_is_no_image_starts_no_program(monkeypatch):
-    path = Path("images/train/a/0.png")
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n")
-    monkeypatch.setattr("subprocess.Popen", lambda *a, **k: pytest.fail("a program was started"))
-    with user_error(f"{path}"):
-        data.decode_files(*data.load("Folder", "images")[:2])
 
 
 def test_an_error_contains_no_control_characters(refused):

@@ -1,5 +1,6 @@
 """The sweep and its Slurm array, with a fake interpreter that trains nothing; once with the real one."""
 
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 
 import pytest
 from commands import SMALL
@@ -17,6 +19,7 @@ from conftest import ROOT
 from data import DATASETS, load
 from scripts.sweep import sweep
 from scripts.tasks import Pool
+from utils.config import TrainConfig
 from utils.errors import UserError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -177,13 +180,14 @@ def test_a_teacher_may_be_trained_by_an_earlier_run_and_only_selects_a_run(workd
     teacher = "tuned_models/CIFAR10/AT/resnet18_eps8_seed42/best_PGD10_acc_model.pth"
     flags = ["--teacher_model", "resnet18", "--teacher_path", teacher]
     (workdir / "fail").write_text("AT")
-    status, log = run("--methods", "AT RSLAD", "--jobs", "2", flags=flags)  # the student waits for its teacher
-    assert status == 1 and "0 finished" in log and "1 left to do" in log and len(calls(workdir)) == 1
+    options = ["--methods", "AT RSLAD", "--seeds", "42 1", "--jobs", "2"]
+    status, log = run(*options, flags=flags)  # the students wait for their teacher, other teachers do not
+    assert status == 1 and "0 finished" in log and "2 failed, 2 left to do" in log and len(calls(workdir)) == 2
     (workdir / "fail").unlink()
-    assert run("--methods", "AT RSLAD", "--jobs", "2", flags=flags)[0] == 0
+    assert run(*options, flags=flags)[0] == 0
     assert run("--methods", "AT Natural", "--seeds", "1 2", "--only", "2")[0] == 0
     args = "--dataset CIFAR10 --method Natural --model resnet18 --seed 1 --root_path tuned_models --resume --epochs 2"
-    assert calls(workdir)[3:] == [f"main.py {args}"]
+    assert calls(workdir)[6:] == [f"main.py {args}"]
 
 
 def test_finished_runs_are_skipped_and_new_ones_trained(workdir, run):
@@ -229,18 +233,21 @@ def test_a_run_that_saves_and_stops_is_not_finished(workdir, run):
 
 def test_finished_runs_are_evaluated_once_and_compared(workdir, run):
     options = ["--datasets", "CIFAR10 Tiny_Image", "--gpus", "1", "--eval", "--attacks clean,pgd --protocol official"]
-    flags = ["--data_root", "my data", "--skip_damaged", "--threads", "2"]
+    (workdir / "config.json").write_text(json.dumps(asdict(TrainConfig(data_root="-my data", threads=2))))
+    flags = ["--config", "config.json", "--skip_damaged"]
     assert run(*options, flags=flags)[0] == 0
     folders = [f"tuned_models/{dataset}/AT/resnet18_eps8_seed42" for dataset in ("CIFAR10", "Tiny_Image")]
-    args = "--data_root my data --skip_damaged --threads 2 --attacks clean,pgd --protocol official --model_path"
+    shared = "--data_root=-my data --skip_damaged --device=auto --threads=2"
+    args = f"{shared} --attacks clean,pgd --protocol official --model_path"
     assert calls(workdir, "main_eval") == [
         f"main_eval.py {args} {folders[0]} --gpu_id 1",
         f"main_eval_tinyimagenet.py {args} {folders[1]} --gpu_id 1",
     ]
     table = f"scripts/compare.py {' '.join(folders)} --out tuned_models/comparison --protocol official"
     assert calls(workdir)[-1] == table
+    (workdir / folders[0] / "last_epoch_model.pth").unlink()
     run(*options, flags=flags)
-    assert len(calls(workdir, "main_eval")) == 2  # nothing has changed
+    assert len(calls(workdir, "main_eval")) == 2  # no new checkpoint
     run(*options, flags=flags, epochs=3)
     assert len(calls(workdir, "main_eval")) == 4  # trained further
     run(*options[:-1], "--state 'my state' --attacks aa", epochs=3)
@@ -280,10 +287,10 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
     assert not pool.received
 
 
-# Records its arguments, and whether the run had saved by then; the state of the job is in a file.
+# Records its arguments, and whether the run had saved by then; the state of the job is in a file, before a long text.
 SCONTROL = """#!/bin/sh
 echo "$* $(ls | grep -c saved)" >>scontrol-calls
-[ "$1" != show ] || echo "   JobState=$(cat state) Reason=None"
+[ "$1" != show ] || { echo "   JobState=$(cat state) Reason=None"; seq 99999; }
 """
 
 
@@ -293,7 +300,7 @@ def task(workdir, monkeypatch):
     (workdir / "scripts").symlink_to(ROOT / "scripts")
     executable(workdir.parent / "bin/scontrol", SCONTROL)
     monkeypatch.setenv("PATH", f"{workdir.parent / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(workdir))
     copy = shutil.copy(ROOT / "scripts/sweep.sbatch", workdir.parent / "slurm_script")
 
@@ -307,9 +314,9 @@ def task(workdir, monkeypatch):
 @pytest.mark.parametrize(
     ("number", "state", "status", "commands"),
     [
-        (signal.SIGUSR1, "", 75, ["requeue 77 1"]),
-        (signal.SIGTERM, "RUNNING", 143, ["show job 77 1", "requeue 77 1"]),  # preempted
-        (signal.SIGTERM, "COMPLETING", 143, ["show job 77 1"]),  # cancelled
+        (signal.SIGUSR1, "", 75, ["requeue 77_1 1"]),
+        (signal.SIGTERM, "RUNNING", 143, ["show job 77_1 1", "requeue 77_1 1"]),  # preempted
+        (signal.SIGTERM, "COMPLETING", 143, ["show job 77_1 1"]),  # cancelled
         (signal.SIGUSR1, "finish", 1, None),
         (None, "finish", 75, None),
     ],

@@ -23,10 +23,10 @@ from torch import nn
 from models import MODELS, build, robustbench, teachers
 from models.checkpoint_file import decode
 from models.deepmind_wide_resnet import DeepMindWideResNet
+from models.pickle_protocol import in_protocol_2
 from models.teachers import load_teacher
 from models.weights import Checkpoint, identify, load_network, load_weights
 from models.wide_resnet import WideResNet
-from utils.errors import UserError
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -74,6 +74,8 @@ LAYOUTS = {
     "first known key": lambda state: {"net": state, "peer": changed(state)},
     "weight average": lambda state: {"n_averaged": torch.tensor(3), **prefixed("module.", state)},
     "PyTorch 0.4.0": lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
+    "scalars of one dimension": lambda state: {k: v if v.ndim else v.view(1) for k, v in state.items()},
+    "copies that share their values": lambda s: {f"{copy}.{k}": v for copy in "abcdefgh" for k, v in s.items()},
     "criterion and metrics": lambda state: {
         "state_dict": prefixed("net.model.", state)
         | {"criterion.weight": torch.ones(10), "train_acc.total": torch.tensor(5), "val_metric.mean": torch.ones(1)}
@@ -120,7 +122,8 @@ CASES = [*((layout, "zip") for layout in LAYOUTS), *(("bare", kind) for kind in 
 
 @pytest.mark.parametrize(("layout", "file_format"), CASES)
 def test_every_layout_is_loaded(network, layout, file_format, tmp_path):
-    path = write(LAYOUTS[layout](network.state_dict()), tmp_path / f"checkpoint.{file_format}", file_format)
+    suffix = "pth" if file_format == "safetensors" else "safetensors"  # the content decides
+    path = write(LAYOUTS[layout](network.state_dict()), tmp_path / f"checkpoint.{suffix}", file_format)
     assert same(load_weights(build("small_resnet", 10), path), network)
     assert identify(path) == ("small_resnet", 10)
 
@@ -137,6 +140,14 @@ def test_plain_values_of_training_codes_are_loaded_in_every_protocol(network, pr
     for key in values.keys() - {"rng", "history"} - ({"sets"} if protocol > 3 else set()):  # lists in protocol 4
         assert read[key] == PLAIN_VALUES[key], key
     assert read["history"].tolist() == [0, 1, 2] and read["rng"]["python"] == (3, (1, 2, 3), None)
+
+
+def test_a_pickle_of_protocol_4_may_be_in_frames_and_repeat_a_long_string(tmp_path):
+    path = write({"args": argparse.Namespace(lr=0.1)}, tmp_path / "some.pth", "legacy", protocol=4)
+    framed = path.read_bytes().replace(b"\x94", b"\x95" + bytes(8) + b"\x94")  # before each opcode of the memo
+    assert decode(framed, "some.pth") == {"args": argparse.Namespace(lr=0.1)}
+    data = write({"names": ["x" * 10**5] * 99}, tmp_path / "some.pth", protocol=4).read_bytes()
+    assert len(in_protocol_2(data)) < 2 * len(data) and decode(data, "some.pth")["names"][98] == "x" * 10**5
 
 
 @pytest.mark.parametrize(
@@ -199,6 +210,7 @@ NORMALIZED = {
     "mu and sigma": lambda s: {**s, "mu": MEAN.view(1, 3, 1, 1), "sigma": STD.view(1, 3, 1, 1)},
     "pixel mean of images in [0, 255]": lambda s: {**s, "pixel_mean": 255 * MEAN, "pixel_std": 255 * STD},
     "lists beside the weights": lambda s: {"net": s, "mean": MEAN.tolist(), "std": tuple(STD.tolist())},
+    "dict beside the weights": lambda s: {"net": s, "normalizer": {"mean": MEAN.tolist(), "std": STD.tolist()}},
     "mean and std of a wrapper": lambda s: {"mean": MEAN, "std": STD, **prefixed("model.", s)},
     "normalize of a wrapper": lambda s: {"normalize.mean": MEAN, "normalize.std": STD, **prefixed("model.", s)},
     "normalize": lambda s: {"normalize.mean": MEAN, "normalize.std": STD, **s},
@@ -248,7 +260,7 @@ def test_a_lost_normalization_is_reported_and_normalize_adds_it(network, tmp_pat
     loaded = load_weights(build("small_resnet", 10), Checkpoint(path, normalize="CIFAR10"))
     assert torch.allclose(loaded.mean.flatten(), torch.tensor([0.4914, 0.4822, 0.4465]))
     for value in ("mnist", "0.5,0.5", "0,0,0,1,1,0", "125,123,114,63,62,67", "nan,0,0,1,1,1"):
-        with pytest.raises(UserError, match=f"--normalize {value}: "):
+        with user_error(f"--normalize {value}: "):
             Checkpoint(path, normalize=value)
 
 
@@ -286,6 +298,8 @@ def test_code_in_a_file_is_refused_by_name_and_not_executed(content, name, legac
 
 NOISE, ZIP = bytes(range(7, 250)) * 9, io.BytesIO()
 np.savez(ZIP, weights=np.ones(3))
+CHANGED_ZIP = bytearray(ZIP.getvalue())
+CHANGED_ZIP[CHANGED_ZIP.rindex(b"PK\x01\x02") + 6] = 255  # the version that it requires
 
 
 OTHER_FILES = {
@@ -299,6 +313,7 @@ OTHER_FILES = {
     "weights.pth.tar": (bytes(257) + b"ustar" + NOISE, "an archive"),
     "state.pkl": (pickle.dumps({"net": {}}), "a pickle that torch.save did not write"),
     "torn.zip": (ZIP.getvalue().replace(b"PK\x01", b"PKx"), "damaged"),
+    "version.zip": (CHANGED_ZIP, "damaged"),
     "noise.safetensors": (NOISE, "damaged"),
     "pipe.pth": (None, "not a file"),
     "missing.pth": (None, "No such file"),
@@ -372,7 +387,7 @@ def test_teacher_is_found_and_frozen(network, path, monkeypatch, tmp_path):
     teacher = load_teacher("small_resnet", "CIFAR10", 10, path)
     assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
     assert torch.equal(teacher(IMAGES), network(IMAGES))
-    with pytest.raises(UserError, match=r"--teacher_model small_resent: .*nearest: small_resnet"):
+    with user_error(r"--teacher_model small_resent: .*nearest: small_resnet"):
         load_teacher("small_resent", "CIFAR10", 10)
 
 
@@ -417,13 +432,11 @@ def package(tmp_path, monkeypatch):
 
 
 def test_the_zoo_needs_only_packages_of_pypi_and_names_what_is_missing(package, network, tmp_path):
-    with pytest.raises(UserError, match=r"robustbench: Some206Network: unknown name; nearest: Some2026Network"):
+    with user_error(r"robustbench: Some206Network: unknown name; nearest: Some2026Network"):
         robustbench.find("robustbench:Some206Network", "CIFAR10")
     assert robustbench.find("robustbench:some2026network", "CIFAR10") == "robustbench:Some2026Network"
     assert "autoattack" not in sys.modules
-    with pytest.raises(
-        UserError, match=r"save https://drive\.google\.com/uc\?id=abc as models/cifar10/Linf/Some2026Network"
-    ):
+    with user_error(r"save https://drive\.google\.com/uc\?id=abc as models/cifar10/Linf/Some2026Network"):
         load_teacher("robustbench:Some2026Network", "CIFAR10", 10)
     write(network.state_dict(), tmp_path / "own.pth")
     assert same(load_teacher("robustbench:Some2026Network", "CIFAR10", 10, "own.pth"), network)
@@ -443,32 +456,18 @@ def test_a_missing_piece_of_the_zoo_is_named_with_the_command_that_installs_it(p
     (package / "__init__.py").write_text(f"import {module}")
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     monkeypatch.setattr(robustbench, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=re.escape(f"pip install {command} (no module {module})")):
+    with user_error(re.escape(f"pip install {command} (no module {module})")):
         robustbench.find("robustbench:Some2026Network", "CIFAR10")
 
 
-# ---- the included teacher ----
-
-INCLUDED_FILE = teachers.INCLUDED["small_resnet", "CIFAR10"]
-
-
-def test_only_its_dataset_needs_no_path(tmp_path, monkeypatch):
+def test_the_included_teacher_needs_a_path_for_other_datasets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert teachers.find_teacher("small_resnet", "CIFAR10") == INCLUDED_FILE
-    with pytest.raises(UserError, match="--teacher_path FILE, or train one"):
+    included = teachers.INCLUDED["small_resnet", "CIFAR10"]
+    assert teachers.find_teacher("small_resnet", "CIFAR10") == included
+    with user_error("--teacher_path FILE, or train one"):
         load_teacher("small_resnet", "Folder", 10)
-    with pytest.raises(UserError, match="is a folder; give a checkpoint"):
-        load_teacher("small_resnet", "Folder", 10, INCLUDED_FILE.parent)
-    teacher = load_teacher("small_resnet", "Folder", 10, INCLUDED_FILE)
+    with user_error("is a folder; give a checkpoint"):
+        load_teacher("small_resnet", "Folder", 10, included.parent)
+    teacher = load_teacher("small_resnet", "Folder", 10, included)
     logits = teacher(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(logits[0, :3], torch.tensor([0.0062, -0.7039, 0.1685]), rtol=0, atol=1e-3)
-
-
-def test_each_is_small_and_its_readme_has_the_accuracies_of_the_table():
-    assert {path.parent for path in teachers.INCLUDED.values()} == set(teachers.PRETRAINED.iterdir())
-    for (name, dataset), path in teachers.INCLUDED.items():
-        assert path.stat().st_size <= 5e6
-        (teacher,) = (row for row in teachers.TEACHERS if (row.name, row.dataset) == (name, dataset))
-        readme = (path.parent / "README.md").read_text()
-        for title, accuracy in (("Clean", teacher.clean), ("AutoAttack", teacher.autoattack)):
-            assert re.search(rf"\| {title} \| {accuracy:.2f} \|", readme), title

@@ -27,19 +27,13 @@ class CommonConfig:
 
     data_root: str | None = data_files(None, "folder of the dataset; default: datasets/")
     image_size: int | None = data(
-        None,
-        "height and width in pixels; images of Folder and Digits are resized and center-cropped to this size",
-        between(16, 1024),
+        None, "height and width in pixels; resize and center-crop images of Folder and Digits to it", between(16, 1024)
     )
-    limit_test: int | None = data(
-        None, "use N test images, stratified by class, the same for every seed; default: all", at_least(1)
-    )
+    limit_test: int | None = data(None, "use N test images, stratified by class; default: all", at_least(1))
     workers: int = data_files(4, "threads that decode image files; decoded images are cached", between(1, 256))
     cache_dir: str | None = data_files(None, "folder of the decoded images; default: .decoded/ in --data_root")
     skip_damaged: bool = data_files(False, "skip image files that cannot be read")
-    max_pixels: int | None = data_files(
-        None, "reject image files of more than N pixels; default: Pillow's limit, 178956970", at_least(1)
-    )
+    max_pixels: int | None = data_files(None, "reject images above N pixels; default: Pillow's 178956970", at_least(1))
 
     weights: Literal["raw", "ema"] | None = network_files(
         None, "load the raw weights or their average from checkpoints that contain both; default: the average"
@@ -50,8 +44,8 @@ class CommonConfig:
         "teachers): cifar10, cifar100, imagenet, or mean and std of the channels, a,b,c,d,e,f",
     )
 
-    device: str = run("auto", "auto, cpu, cuda or cuda:N; auto uses GPU --gpu_id if there is one")
-    gpu_id: int = run(0, "index of the GPU", at_least(0))
+    device: str = run("auto", "device to compute on: auto (a GPU if there is one), cpu, cuda or cuda:N")
+    gpu_id: int = run(0, "index of the GPU that --device auto and cuda use", at_least(0))
     threads: int | None = run(None, "CPU threads; default: PyTorch's choice", between(1, 4096))
 
     def __post_init__(self):
@@ -80,23 +74,17 @@ class TrainConfig(CommonConfig):
     flip: bool = data(True, "mirror training images at random, unless their class would change (Digits)")
     extra_data: str = data("", "uncompressed .npz file of extra training images: image (N, H, W, 3) uint8, label (N,)")
     extra_fraction: float = data(0.7, "share of --extra_data in each batch (Gowal et al., 2021)", within(0, 1))
-    extra_labels: Literal["given", "teacher"] = data(
-        "given", "labels of --extra_data; teacher: the class that the robust teacher predicts"
-    )
+    extra_labels: Literal["given", "teacher"] = data("given", "labels of --extra_data; teacher: its predicted classes")
 
     model: str = network("resnet18", "student; robustbench:NAME starts from a published network")
     model_path: str = network_files("", "initialize the student from this checkpoint")
     teacher_model: str = network("wideresnet34_10", "teacher (official CIFAR-10 command)")
-    teacher_path: str | None = network_files(
-        None, "checkpoint of the teacher; default: its official path, teacher_models/..."
-    )
-    no_teacher_check: bool = network_files(False, "accept a teacher whose clean accuracy is below twice chance level")
+    teacher_path: str | None = network_files(None, "checkpoint of the teacher; default: in teacher_models/ (official)")
+    no_teacher_check: bool = network_files(False, "accept a teacher of other classes or below twice chance level")
     std_teacher_model: str = network(
         "resnet18", "naturally trained second teacher of AKD2, IAD-II, MTARD, B-MTARD (IAD code: always resnet18)"
     )
-    std_teacher_path: str | None = network_files(
-        None, "checkpoint of the second teacher; required by AKD2, IAD-II, MTARD and B-MTARD"
-    )
+    std_teacher_path: str | None = network_files(None, "checkpoint of the second teacher, which has no default")
 
     method: str = loss("AT", "training method")
     alp_beta: float = loss(1.0, "DGAD: weight of the consistency term (paper: 5; Tiny-ImageNet 15)", at_least(0))
@@ -104,9 +92,7 @@ class TrainConfig(CommonConfig):
     map: bool = loss(True, "DGAD: misclassification-aware partitioning (MAP)")
     els: bool = loss(True, "DGAD: error-corrective label swapping (ELS)")
     distill_weight: float = loss(1.0, "DGAD: weight of the distillation (official: 0.5 for MobileNetV2)", above(0))
-    adaad_alpha: float = loss(
-        1.0, "AdaAD: weight of the adversarial term, 1 - X of the clean one (official)", between(0, 1)
-    )
+    adaad_alpha: float = loss(1.0, "AdaAD: weight of the adversarial term; clean term: 1 - X (official)", between(0, 1))
     kl_weight: float | None = loss(
         None,
         "ARD, RSLAD, AdaAD, MTARD, B-MTARD: weight of the batch-mean KL divergence\n"
@@ -120,9 +106,7 @@ class TrainConfig(CommonConfig):
         within(0, 1e6),
     )
     iad_alpha: float = loss(
-        1.0,
-        "ARD, IAD-I, AdaIAD: weight of the distillation terms, 1 - X of the cross entropy (official)",
-        between(0, 1),
+        1.0, "ARD, IAD-I, AdaIAD: weight of the distillation terms; cross entropy: 1 - X (official)", between(0, 1)
     )
     iad_beta: float = loss(0.1, "IAD-I/II, AdaIAD, DGAD-IAD: exponent of the reliability (papers)", at_least(0))
     iad_begin: int | None = loss(
@@ -132,24 +116,18 @@ class TrainConfig(CommonConfig):
         at_least(0),
     )
     iad_coefficient: float | None = loss(
-        None,
-        "IAD-I, IAD-II: weight of the introspection; default: 1 minus the teacher's reliability (paper)",
-        at_least(0),
+        None, "IAD-I, IAD-II: weight of introspection; default: 1 minus the teacher's reliability (paper)", at_least(0)
     )
     iad_down: bool = loss(False, "IAD-I: weight the teacher's term by its reliability (paper: IAD-I-Down)")
     akd2_partial: bool = loss(False, "AKD2: weight the robust term by the teacher's reliability (IAD)")
-    label_weight: float | None = loss(
-        None, "ARD, IAD-I: weight of the cross entropy; default: 1 - --IAD_alpha", at_least(0)
-    )
+    label_weight: float | None = loss(None, "ARD, IAD-I: cross entropy's weight; default: 1 - --IAD_alpha", at_least(0))
     self_weight: float | None = loss(
         None,
         "ARD, IAD-I: weight of the KL divergence between the student's predictions on clean and adversarial images;\n"
         "default: 0 for ARD, --IAD_alpha for IAD-I",
         at_least(0),
     )
-    teacher_weight: float | None = loss(
-        None, "ARD, IAD-I: weight of the teacher's term; default: --IAD_alpha", at_least(0)
-    )
+    teacher_weight: float | None = loss(None, "ARD, IAD-I: teacher term's weight; default: --IAD_alpha", at_least(0))
     robust_weight: float = loss(0.5, "AKD2, IAD-II: weight of the robust teacher (IAD code)", between(0, 1))
     std_weight: float = loss(0.25, "AKD2, IAD-II: weight of the standard teacher (IAD code)", between(0, 1))
     trades_beta: float = loss(6.0, "TRADES: weight of the robust term (paper)", at_least(0))
@@ -318,7 +296,7 @@ class EvalConfig(CommonConfig):
 
     protocol: Literal["paper", "official", "blackbox"] = evaluation(
         "paper",
-        "paper: Clean, FGSM, PGD-20, PGD-TRADES-20, C&W-inf-30, AutoAttack, as the papers report;\n"
+        "attacks to run; paper: Clean, FGSM, PGD-20, PGD-TRADES-20, C&W-inf-30, AutoAttack, as papers report;\n"
         "official: FGSM, PGD-10, C&W L2 of advertorch, AutoAttack, as the official DGAD script;\n"
         "blackbox: PGD-20 and C&W-inf-30 transferred from --surrogate_path, Square with 5,000 queries",
     )
@@ -331,7 +309,9 @@ class EvalConfig(CommonConfig):
         None, "run AutoAttack, the slowest attack, on N of the test images; default: all", at_least(1)
     )
     eps: float = evaluation(8 / 255, "radius of the L-infinity ball in [0, 1], such as 8/255 or 0.031", unit_interval)
-    steps: int | None = evaluation(None, "steps of the attack pgd; default: 20, protocol official 10", at_least(1))
+    steps: int | None = evaluation(
+        None, "steps of pgd and transfer_pgd; default: 20, protocol official 10", at_least(1)
+    )
     judge: Literal["every", "last"] = evaluation(
         "every",
         "when an image counts as fooled; every: if any PGD step fools the network, as AutoAttack counts;\n"

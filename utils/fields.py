@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import Field, field, fields
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from utils.errors import UserError
 
@@ -88,10 +88,20 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+def literals(hint: Any) -> tuple[str, ...]:
+    """Return the values of a type ``Literal[...]`` or ``Literal[...] | None``; () for other types."""
+    return next((get_args(part) for part in (hint, *get_args(hint)) if get_origin(part) is Literal), ())
+
+
 def check_values(config: Any) -> None:
-    """Raise UserError for the first field whose value fails its check; None always passes."""
+    """Raise UserError for the first field whose value fails its check or is no value of its Literal; None passes."""
+    hints = get_type_hints(type(config))
     for spec in fields(config):
-        value, check = getattr(config, spec.name), spec.metadata["check"]
-        error = check(value) if check and value is not None else None
+        value, check, allowed = getattr(config, spec.name), spec.metadata["check"], literals(hints[spec.name])
+        if value is None:
+            continue
+        error = check(value) if check else None
+        if allowed and value not in allowed:
+            error = f"must be one of {', '.join(allowed)}"
         if error:
             raise UserError(f"{spelling(spec)} {shown(value)}: {error}")

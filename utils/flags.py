@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from utils.errors import UserError, torchrun_rank
-from utils.fields import shown, spelling
+from utils.fields import literals, shown, spelling
 from utils.files import read_json
 from utils.versions import project_version
 
-PATHS = ("PATH", "FILE", "DIR", "RUNS", "FOLDER")  # metavars of paths, in which ~ is expanded
+PATHS = ("FILE", "DIR", "RUNS", "FOLDER")  # metavars of paths, in which ~ is expanded
 SKIPPED = "skipped_images"  # in a run's config.json: the number of images that --skip_damaged skipped
 NOT_READ = {SKIPPED, "resume"}  # keys of config.json that --config does not read
 
@@ -107,16 +107,19 @@ class _Parser(argparse.ArgumentParser):
     def _get_value(self, action, arg_string):
         """Convert one value; the shell does not expand ``~`` in --flag=~/x."""
         value = super()._get_value(action, arg_string)
-        path = os.path.expanduser(value) if isinstance(value, str) and action.metavar in PATHS else ""
+        if action.metavar not in PATHS:
+            return value
+        name, path = (action.option_strings or [action.metavar])[0], os.path.expanduser(value)
         if path.isspace():
-            raise UserError(f"{action.option_strings[0]}: is empty; give a path")
+            raise UserError(f"{name}: is empty; give a path")
         if path.startswith("~") and not os.path.exists(path):
-            raise UserError(f"{action.option_strings[0]} {path}: there is no such user; write the full path")
-        return path or value
+            raise UserError(f"{name} {path}: there is no such user; write the full path")
+        return path
 
     def error(self, message):
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        unknown = [part for part in message.split() if part.startswith("--") and part.rstrip(":") not in known]
+        flags = [part.partition("=")[0].rstrip(":") for part in message.split() if part.startswith("--")]
+        unknown = [flag for flag in flags if flag != "--" and flag not in known]
         raise UserError(f"{message.removeprefix('argument ')} ({_hint(unknown, known)})")
 
 
@@ -135,8 +138,8 @@ def _parser_of(config_class: type, description: str = "", choices: Mapping[str, 
         title = spec.metadata["group"]
         group = groups[title] = groups.get(title) or parser.add_argument_group(title)
         names = [name for name in (spec.metadata["short"], spelling(spec)) if name]
-        default = "" if spec.default in (None, "", False, ()) else shown(spec.default).removesuffix(".0")
-        text = spec.metadata["help"] + f" [default: {default}]" * bool(default)
+        default = "" if spec.default is False else shown("" if spec.default is None else spec.default)
+        text = spec.metadata["help"] + f" [default: {default.removesuffix('.0')}]" * bool(default)
         text = "\n".join(filter(None, [text, (choices or {}).get(spec.name)])).replace("%", "%%")
         options = _options(spec, hints[spec.name])
         group.add_argument(*names, dest=spec.name, default=argparse.SUPPRESS, help=text, **options)
@@ -165,9 +168,8 @@ def _options(spec: Field, hint: Any) -> dict[str, Any]:
         hint = typing.get_args(hint)[0]
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction if spec.default else "store_true"}
-    if typing.get_origin(hint) is Literal:
-        allowed = {choice.lower(): choice for choice in typing.get_args(hint)}
-        names = [*allowed.values()]
+    if names := literals(hint):
+        allowed = {name.lower(): name for name in names}
         return {"type": lambda text: allowed.get(text.lower(), text), "choices": names, "metavar": "|".join(names)}
     several = {}
     if typing.get_origin(hint) is tuple:
@@ -180,7 +182,7 @@ def _metavar(name: str) -> str:
     """Return DIR or FILE for a field whose name says that it is a path."""
     if name.endswith(("_root", "_dir")) or name in ("root_path", "state", "out"):
         return "DIR"
-    if name.endswith("_path") or name == "extra_data":
+    if name.endswith("_path") or name in ("extra_data", "json", "profile"):
         return "FILE"
     return "DEVICE" if name == "device" else "NAME"
 

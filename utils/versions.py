@@ -36,7 +36,8 @@ def _version(name: str) -> str | None:
 
 def _revision() -> str | None:
     """Return the commit of the working tree, with ``-dirty`` if tracked files have changed since."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    # Of this repository, not of one around its folder.
+    command = ["git", "--git-dir=.git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         return subprocess.check_output(command, cwd=ROOT, text=True, stderr=subprocess.DEVNULL, timeout=10).strip()
     except (OSError, subprocess.SubprocessError):

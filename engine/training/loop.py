@@ -18,7 +18,7 @@ from engine.training.validation import Validator
 from utils.errors import UserError
 from utils.load import CPU_LOAD
 from utils.log import logger
-from utils.progress import progress
+from utils.progress import progress_bar
 from utils.seed import derive_seed, seed_everything
 
 
@@ -102,7 +102,7 @@ class TrainingLoop:
         """Yield the batches of an epoch after the first ``done``; seed all generators by the number of each batch."""
         seed, title = self.config.seed, f"epoch {epoch + 1}/{self.config.epochs}"
         self.batches.generator.manual_seed(derive_seed(seed, "order", epoch))
-        batches = progress(self.batches.skip(done), title, len(self.batches), done)
+        batches = progress_bar(len(self.batches), title, done, self.batches.skip(done))
         for number, batch in enumerate(batches, start=done):
             seed_everything(derive_seed(seed, "global", epoch, number))
             self.trainer.generator.manual_seed(derive_seed(seed, "noise", epoch, number))
@@ -111,7 +111,7 @@ class TrainingLoop:
     def _training_images(self, epoch: int, metrics: EpochMetrics) -> Iterator[Tensor]:
         """Yield the images of one pass over the training set, with an order and augmentation of their own seed."""
         self.batches.generator.manual_seed(derive_seed(self.config.seed, "statistics", epoch))
-        for x, _ in progress(self.batches, "BatchNorm", len(self.batches)):
+        for x, _ in progress_bar(len(self.batches), "BatchNorm", batches=self.batches):
             yield x
             self._save_or_stop(epoch, metrics)
 

@@ -14,7 +14,7 @@ from engine.device import full_precision
 from engine.distributed import SINGLE_PROCESS, Processes
 from engine.fast.frozen import FoldedModel
 from engine.fast.precision import PLAIN, Arithmetic
-from utils.progress import progress
+from utils.progress import progress_bar
 
 
 class Validator:
@@ -57,7 +57,7 @@ class Validator:
         self.attack_model.refresh()
         generator = torch.Generator(self.batches.device).manual_seed(self.seed)
         sums, n = torch.zeros(4, dtype=torch.float64, device=self.batches.device), 0
-        for x, y in progress(self.batches, "PGD-10", len(self.batches)):
+        for x, y in progress_bar(len(self.batches), "PGD-10", batches=self.batches):
             rows = self.processes.rows(len(y))
             noise = uniform(x, 1, generator)
             if rows.start < rows.stop:

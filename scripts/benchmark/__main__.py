@@ -11,6 +11,7 @@ A ratio is the median over (reference, ours) pairs; its spread is given by their
 import json
 import sys
 from dataclasses import asdict
+from errno import EISDIR
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this folder is run as a script
@@ -43,14 +44,26 @@ def benchmark(argv: list[str]) -> None:
     name = canonical(argv[0], BENCHMARKS, {}, "python scripts/benchmark")
     config_class, run = BENCHMARKS[name]
     config = parse(config_class, argv[1:], description=run.__doc__, choices={}).config
-    if config.json:
-        require_writable(Path(config.json).parent)
+    for flag in ("json", "profile"):
+        if path := getattr(config, flag, ""):
+            _check_writable(flag, Path(path))
     use_full_precision()
     seed_everything(0)
     flags = {key: value for key, value in asdict(config).items() if key not in ("json", "profile")}
     result = {"benchmark": name, "config": flags, "versions": versions(), **run(config)}
     if config.json and not torchrun_rank():
         write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
+
+
+def _check_writable(flag: str, path: Path) -> None:
+    """Create the folder of a file of results; raise UserError if the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        require_writable(path.parent)
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "is a folder")
+    except OSError as error:
+        raise UserError(f"--{flag} {path}: cannot be written ({error.strerror}); choose another file") from error
 
 
 if __name__ == "__main__":

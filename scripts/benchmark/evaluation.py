@@ -10,6 +10,7 @@ from attacks.suite import PROTOCOLS, Setting
 from data import load, subset
 from data.loader import Batches
 from engine.accuracy import predict
+from engine.device import choose_device
 from engine.evaluation.attack import make_noise, run_attack
 from engine.fast.frozen import make_attack_model
 from engine.training.trainer import Trainer
@@ -32,7 +33,7 @@ class Evaluation(Timing):
 
 def time_evaluation(config: Evaluation) -> dict:
     """Our PGD-20 against PGD-20 with every step on every image, at a radius where half of the images are robust."""
-    device = config.choose_device()
+    device = choose_device(config.device, 0, config.threads)
     splits = load("Digits", image_size=16)
     network = _train(splits, device)
     batches = Batches(subset(splits.test, config.limit_test, seed=0), config.bs, device=device)

@@ -13,8 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from engine.device import choose_device
-from utils.fields import at_least, check_values, flag
+from utils.fields import at_least, between, check_values, flag
 from utils.log import logger
 
 EXECUTION, WORKLOAD = "execution", "workload"
@@ -27,15 +26,11 @@ class Timing:
 
     pairs: int = flag(5, "how often each side is timed", group=EXECUTION, check=at_least(1))
     device: str = flag("auto", "auto, cpu, cuda or cuda:N", group=EXECUTION)
-    threads: int | None = flag(None, "CPU threads; default: PyTorch's choice", group=EXECUTION, check=at_least(1))
+    threads: int | None = flag(None, "CPU threads; default: PyTorch's choice", group=EXECUTION, check=between(1, 4096))
     json: str = flag("", "file for the results", group=EXECUTION)
 
     def __post_init__(self):
         check_values(self)
-
-    def choose_device(self) -> torch.device:
-        """The device, with the threads set."""
-        return choose_device(self.device, 0, self.threads)
 
 
 def compare(reference: Callable, ours: Callable, images: int, pairs: int, device: torch.device) -> dict:

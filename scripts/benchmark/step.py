@@ -16,6 +16,7 @@ from engine.training.trainer import Trainer
 from engine.training.weight_perturbation import WeightPerturbation
 from methods import ALIASES, METHODS, count_teachers
 from models import build
+from models.teachers import architecture_of
 from scripts.benchmark import plain
 from scripts.benchmark.measure import EXECUTION, WORKLOAD, Timing, compare, gflop, machine, product_speeds
 from utils.config import TrainConfig
@@ -43,8 +44,10 @@ class Step(Timing):
     classes: int = flag(10, "number of classes", group=WORKLOAD, check=at_least(2))
     image_size: int = flag(32, "height and width of the images", group=WORKLOAD, check=between(16, 1024))
     epoch: int = flag(100, "epoch of the step, from 0; introspection begins at 60", group=WORKLOAD, check=at_least(0))
-    precision: str = flag("auto", "precision of our step; the reference uses fp32, on a GPU TF32", group=WORKLOAD)
-    compile: str = flag("auto", "compilation of our step: auto, off, on, graphs", group=WORKLOAD)
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
+        "auto", "precision of our step; the reference uses fp32, on a GPU TF32", group=WORKLOAD
+    )
+    compile: Literal["auto", "off", "on", "graphs"] = flag("auto", "compilation of our step", group=WORKLOAD)
     piece: Literal["awp", "ema", "cutout", "cutmix", "idbh-weak", "idbh-strong"] | None = flag(
         None, "time our step with this piece of a recipe against our step without it", group=WORKLOAD
     )
@@ -53,7 +56,7 @@ class Step(Timing):
 
 def time_step(config: Step) -> dict:
     """One training step, from the attack to the optimizer, against a step of the official codes."""
-    device = config.choose_device()
+    device = choose_device(config.device, 0, config.threads)
     sides = {"reference": (Trainer if config.piece else plain.Trainer, None), "ours": (Trainer, config.piece)}
     eager, _ = choose_arithmetic(config.precision, "off", device)  # FLOP are counted in eager mode only
     counts = {name: gflop(make_step(config, device, eager, *side)) / config.bs for name, side in sides.items()}
@@ -107,7 +110,7 @@ def make_step(config: Step, device: torch.device, arithmetic: Arithmetic, kind=T
     """
     seed_everything(0)
     method = canonical(config.method, METHODS, ALIASES, "--method")
-    names = [config.model, *[config.teacher_model] * count_teachers(method)]
+    names = [config.model, *[architecture_of(config.teacher_model)] * count_teachers(method)]
     student, *teachers = (build(name, config.classes, config.image_size).to(device) for name in names)
     teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
     ours = kind is Trainer

@@ -119,15 +119,16 @@ class Session:
         self.end = time.monotonic() + 60 * options.minutes - 5
         self.scale, self.earlier = SCALES[options.scale], Path(options.done)
         self.epochs = options.epochs or self.scale["epochs"]
-        self.out, self.work = Path(options.out), Path(options.work or f"runs/gpu-{options.scale}").absolute()
+        self.out, self.work = (
+            Path(name).absolute() for name in (options.out, options.work or f"runs/gpu-{options.scale}")
+        )
         data, flags = "Digits", []
         if options.scale == "full":
             root, workers = Path(options.data_root).absolute(), min(os.cpu_count() or 1, 256)
             data = root.name
             flags = ["--dataset", "Folder", "--data_root", str(root), "--workers", str(workers)]
-        planner = Planner(self.work, options.scale, [], None, flags)
-        planned = planner.plan(load_tables()["GPU"], self.scale["rows"])
-        self.runs = {row: planner.runs[key] for row, (key,) in planned.items()}
+        planned = Planner(self.work, options.scale, [], None, flags).plan(load_tables()["GPU"], self.scale["rows"])
+        self.runs = {row: run for row, (run,) in planned.items()}
         device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {platform.machine()}"
         self.machine = {"device": device, "cores": os.cpu_count(), "cuda": torch.version.cuda, **versions()}
         self.machine["data"] = "CIFAR-10 (JPEG copy)" if "jpeg" in data else data
@@ -181,12 +182,13 @@ class Session:
         for folder in (self.work, self.out):
             text = json.dumps({"machine": self.machine, "pieces": self.pieces}, indent=1)
             write_text(folder / RESULTS, text + "\n")
-        for part in filter(Path.exists, (self.work / part for part in PARTS)):
-            shutil.copy(part, self.out)
+        for part in PARTS:
+            if (self.work / part).exists() and self.work != self.out:
+                shutil.copy(self.work / part, self.out)
 
     def longest(self, kind: str) -> float:
-        """Seconds of the longest measurement so far whose name contains ``kind``, or the estimate."""
-        measured = (piece["seconds"] for key, piece in self.pieces.items() if kind in key)
+        """Seconds of the longest successful measurement so far whose name contains ``kind``, or the estimate."""
+        measured = (piece["seconds"] for key, piece in self.pieces.items() if kind in key and "error" not in piece)
         return max(measured, default=self.scale["seconds"][kind])
 
     def command(self, args: Sequence[str], name: str, *, epochs: int = 0, results: Path | None = None) -> dict:
@@ -196,14 +198,15 @@ class Session:
         time.
         """
         began, ends, log = time.monotonic(), [], self.work / f"{name}.txt"
+        before = _count_epochs(results)  # of an earlier call; --resume continues after them
         process = start([sys.executable, *args], log, cwd=ROOT)
         try:
             while process.poll() is None:
                 time.sleep(0.1)
                 now = time.monotonic()
-                if results and results.exists() and len(read_csv(results)) > len(ends):
+                if _count_epochs(results) > before + len(ends):
                     ends.append(now - began)
-                if now + (epochs - len(ends)) * _per_epoch(ends) > self.end:
+                if now + (epochs - before - len(ends)) * _per_epoch(ends) > self.end:
                     stopped = f"stopped after {now - began:.0f} s and {len(ends)} epochs"
                     raise UserError(f"{stopped}: it would not finish in time")
         finally:
@@ -229,7 +232,8 @@ class Session:
         args = [*run.commands[0], "--epochs", str(epochs)]
         args += ["--teacher_path", str(teacher)] if "--teacher_path" in args else []
         cost = COSTS.get(args[args.index("--method") + 1], 1.4)
-        training_seconds = estimates[START] + epochs * cost * of_teacher.get("epoch_seconds", estimates[EPOCH])
+        left = epochs - _count_epochs(run.folder / "results.csv")
+        training_seconds = estimates[START] + left * cost * of_teacher.get("epoch_seconds", estimates[EPOCH])
         evaluation_seconds = self.longest(EVALUATION)
         self.attempt(row, training_seconds + evaluation_seconds, lambda: self.train(row, args, epochs))
         if row in self.done and row != SECOND:
@@ -273,12 +277,17 @@ class Session:
     def weights(self) -> Path | None:
         """The teacher's file: written by this call, joined from the parts of an earlier call, or published."""
         path = self.work / TEACHER / WEIGHTS
-        if not path.exists() and (parts := sorted(self.earlier.rglob("teacher.[12]"))):
+        first = next(self.earlier.rglob(PARTS[0]), None)
+        if first and not path.exists():
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(b"".join(part.read_bytes() for part in parts))
+            path.write_bytes(b"".join(first.with_name(part).read_bytes() for part in PARTS))
         published = ROOT / PUBLISHED / WEIGHTS
         usable = [path, published] if self.scale is SCALES["full"] else [path]
         return next((path for path in usable if path.exists()), None)
+
+
+def _count_epochs(results: Path | None) -> int:
+    return len(read_csv(results)) if results and results.exists() else 0
 
 
 def _per_epoch(ends: Sequence[float]) -> float:

@@ -9,7 +9,8 @@ same command again continues: finished commands are skipped, interrupted trainin
 import hashlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections import namedtuple
+from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -17,15 +18,17 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
+from data import dataset_name
 from engine.checkpoint import best_checkpoint
 from engine.evaluation.records import read_evaluations
 from engine.reporting.runs import NONE
 from engine.reporting.tables import mean_and_deviation
 from scripts.tasks import STATUS, Pool, Task, split_flags
 from utils.cli import ROOT, run_command
+from utils.config import EvalConfig, TrainConfig
 from utils.errors import UserError
 from utils.files import write_text
-from utils.flags import parser_for
+from utils.flags import parse, parser_for
 from utils.log import logger
 from utils.tables import markdown_table, read_csv, text_table
 from utils.versions import versions
@@ -46,26 +49,13 @@ SETTINGS = {line["name"]: line for line in _table("settings")}
 SCALES = ("full", "short", "smoke")
 
 
-class Row(NamedTuple):
+class Row(namedtuple("Row", "table row scale setting dataset student method teacher second flags file note")):
     """One line of tables.csv.
 
     ``teacher`` and ``second`` name rows of the same table; ``scale`` is empty for a row of every scale. A published
     teacher has its name as ``student``, the flags of its evaluation as ``flags``, and the source of its ``file`` as
     ``note``.
     """
-
-    table: str
-    row: str
-    scale: str
-    setting: str
-    dataset: str
-    student: str
-    method: str
-    teacher: str
-    second: str
-    flags: str
-    file: str
-    note: str
 
     @property
     def suffix(self) -> str:
@@ -75,31 +65,35 @@ class Row(NamedTuple):
 
 def load_tables() -> dict[str, list[Row]]:
     """The rows of tables.csv by the name of their table."""
-    tables: dict[str, list[Row]] = {}
-    for line in _table("tables"):
-        tables.setdefault(line["table"], []).append(Row(**line))
-    return tables
+    rows = [Row(**line) for line in _table("tables")]
+    return {name: [row for row in rows if row.table == name] for name in dict.fromkeys(row.table for row in rows)}
 
 
 class Run(NamedTuple):
-    """The commands of one row and seed, the folder of its evaluations, and the keys of the runs that come first."""
+    """The commands of one row and seed, the folder of its evaluations, and the runs that come first."""
 
     name: str
     commands: list[list[str]]
     folder: Path
-    needs: list[str]
+    needs: list["Run"]
 
 
 class Planner:
-    """Turns rows into runs; runs with the same commands, also of several tables, become one."""
+    """Turns rows into runs; runs with the same commands, also of several tables, become one.
+
+    ``data`` are flags of every training and evaluation; raises UserError for one that either does not have.
+    """
 
     def __init__(self, out: Path, scale: str, seeds: Sequence[int], teacher: str | None, data: Sequence[str]):
         self.out, self.scale, self.seeds, self.teacher, self.data = out, scale, seeds, teacher, list(data)
-        self.runs: dict[str, Run] = {}
+        config, given = parse(TrainConfig, data)
+        parse(EvalConfig, data)
+        self.dataset = dataset_name(config.dataset) if "dataset" in given else None  # replaces that of the rows
+        self.runs: dict[str, Run] = {}  # by their first command
         self.rows: dict[str, Row] = {}  # of the present table
 
-    def plan(self, rows: Sequence[Row], patterns: Sequence[str]) -> dict[str, list[str]]:
-        """Add the runs of one table; return the keys of each row's runs. Teachers are added as they are needed."""
+    def plan(self, rows: Sequence[Row], patterns: Sequence[str]) -> dict[str, list[Run]]:
+        """Add the runs of one table; return those of each row. Teachers are added as they are needed."""
         self.rows = {row.row: self._at_scale(row) for row in rows if row.scale in ("", self.scale)}
         teachers = {name for row in self.rows.values() for name in (row.teacher, row.second)}
         planned = {}
@@ -115,7 +109,7 @@ class Planner:
             row = row._replace(method="AT", student="resnet18", flags="", file="")
         return row._replace(dataset="Digits", student="small_resnet") if self.scale == "smoke" else row
 
-    def _add(self, row: Row, seed: int | str) -> str:
+    def _add(self, row: Row, seed: int | str) -> Run:
         teachers = [self.rows[name] for name in (row.teacher, row.second) if name]
         needs = [self._add(teacher, DEFAULT_SEED) for teacher in teachers]
         train, test = self._flags(row)
@@ -133,9 +127,8 @@ class Planner:
             commands = [["main_tiny.py" if tiny else "main.py", *train]]
             if row.row not in {other.second for other in self.rows.values()}:  # second teachers are not evaluated
                 commands.append([evaluate, "--model_path", str(folder / SETTINGS[row.setting]["checkpoint"]), *test])
-        key = shlex.join(commands[0])
-        self.runs.setdefault(key, Run(f"{row.table}_{row.row}_seed{seed}", commands, folder, needs))
-        return key
+        run = Run(f"{row.table}_{row.row}_seed{seed}", commands, folder, needs)
+        return self.runs.setdefault(shlex.join(commands[0]), run)
 
     def _flags(self, row: Row) -> tuple[list[str], list[str]]:
         """Flags of a row's training and evaluation that the other rows of its setting share."""
@@ -150,10 +143,9 @@ class Planner:
         """Where a run's folder is (engine/training/run_folder.py), or the evaluation of a published teacher."""
         if row.method == PUBLISHED:
             return self.out / PUBLISHED / row.student
-        dataset = self.data[self.data.index("--dataset") + 1] if "--dataset" in self.data else row.dataset
         parts = [row.student, f"from_{self.rows[row.teacher].student}" if row.teacher else ""]
         parts += ["" if row.method == "Natural" else "eps8", f"seed{seed}", row.suffix]
-        return self.out / row.setting / dataset / row.method / "_".join(filter(None, parts))
+        return self.out / row.setting / (self.dataset or row.dataset) / row.method / "_".join(filter(None, parts))
 
     def checkpoint(self, teacher: Row) -> str:
         """Path of a teacher's weights."""
@@ -162,10 +154,10 @@ class Planner:
         return str(self._folder(teacher, DEFAULT_SEED) / best_checkpoint(teacher.method))
 
 
-def carry_out(runs: dict[str, Run], out: Path, jobs: int) -> bool:
+def carry_out(runs: Collection[Run], out: Path, jobs: int) -> bool:
     """Run the commands that have not succeeded before; return whether all have succeeded.
 
-    ``out``/finished records the successful ones. A run waits for the runs in its ``needs``.
+    ``out``/finished records the successful ones. A run waits for the first command of the runs in its ``needs``.
     """
 
     def mark(command: list[str]) -> Path:
@@ -174,13 +166,16 @@ def carry_out(runs: dict[str, Run], out: Path, jobs: int) -> bool:
     def left(run: Run) -> list[list[str]]:
         return [command for command in run.commands if not mark(command).exists()]
 
+    def can_start(run: Run) -> bool:
+        return all(mark(need.commands[0]).exists() for need in run.needs)
+
     def ended(command: list[str], problem: str, _seconds: float) -> None:
         if not problem:
             write_text(mark(command), shlex.join(command) + "\n")
 
     def waiting() -> Iterator[Task]:
-        for run in runs.values():
-            if left(run) and not any(left(runs[need]) for need in run.needs):
+        for run in runs:
+            if left(run) and can_start(run):
                 command = left(run)[0]
                 name, args = Path(command[0]).stem, [sys.executable, f"{ROOT}/{command[0]}", *command[1:]]
                 if name.startswith("main_eval"):  # only the same code continues an unfinished evaluation
@@ -193,10 +188,10 @@ def carry_out(runs: dict[str, Run], out: Path, jobs: int) -> bool:
     pool.run(waiting)
     if pool.received:
         sys.exit(STATUS[pool.received])
-    for run in runs.values():
-        if any(left(runs[need]) for need in run.needs):
+    for run in runs:
+        if not can_start(run):
             logger.error("%s: skipped, because its teacher failed", run.name)
-    return not any(map(left, runs.values()))
+    return not any(map(left, runs))
 
 
 def reproduce(arguments: Sequence[str]) -> None:
@@ -218,15 +213,15 @@ def reproduce(arguments: Sequence[str]) -> None:
     if options.list:
         for run in planner.runs.values():
             for command in run.commands:
-                print(shlex.join(["python", *command]))
+                logger.info("%s", shlex.join(["python", *command]))
         return
-    for row in [row for name in names for row in tables[name] if row.method == PUBLISHED]:
-        path = planner.checkpoint(row)
-        if options.scale == "full" and not Path(path).exists():
+    published = [row for name in names for row in tables[name] if row.method == PUBLISHED and options.scale == "full"]
+    for path, row in ((planner.checkpoint(row), row) for row in published):
+        if not Path(path).exists():
             raise UserError(f"{path}: no such teacher; put it there or give --teacher FILE: {row.note}")
-    succeeded = carry_out(planner.runs, out, options.jobs)
+    succeeded = carry_out(planner.runs.values(), out, options.jobs)
     for name, rows in planned.items():
-        show(name, {row: [planner.runs[key].folder for key in keys] for row, keys in rows.items()}, out, options.scale)
+        show(name, {row: [run.folder for run in runs] for row, runs in rows.items()}, out, options.scale)
     if not succeeded:
         logger.error("some commands failed (see above); the same command continues")
         sys.exit(1)
@@ -254,7 +249,8 @@ def show(table: str, rows: dict[str, list[Path]], out: Path, scale: str) -> None
             lines.append([row, published[row]["source"], *(published[row][attack] or NONE for attack in ATTACKS)])
         results: dict[str, list[dict]] = {}
         for path in (path for folder in rows.get(row, ()) for path in sorted(folder.rglob("eval.json"))):
-            results.setdefault(KINDS.get(path.parent.name, "ours"), []).append(read_evaluations(path)[-1]["figures"])
+            kind = KINDS.get(path.parent.name, PUBLISHED)
+            results.setdefault(kind, []).append(read_evaluations(path)[-1]["figures"])
         for kind, group in results.items():
             accuracies = ([one[attack]["accuracy"] for one in group if attack in one] for attack in ATTACKS)
             lines.append([row, f"ours, {kind} ({len(group)})", *map(mean_and_deviation, accuracies)])
