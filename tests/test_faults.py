@@ -219,7 +219,7 @@ def test_an_output_folder_that_disappears_ends_the_run(train, tmp_path, monkeypa
 
 
 def test_states_of_more_than_ten_thousand_epochs_keep_their_order(tmp_path):
-    folder = RunFolder(TrainConfig(root_path=str(tmp_path), method="Natural"), teacher=None)
+    folder = RunFolder(TrainConfig(root_path=str(tmp_path), method="Natural"))
     folder.last_state()
     folder.create(None)
     for epochs in (9998, 9999, 10000, 10001):

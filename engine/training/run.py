@@ -24,7 +24,7 @@ from engine.training.run_folder import RunFolder
 from engine.training.schedule import default_milestones
 from engine.training.settings import log_config, resolve
 from engine.training.signals import Signals
-from methods import SINGLE_PROCESS_ONLY, WITHOUT_TEACHER
+from methods import SINGLE_PROCESS_ONLY
 from models.normalized import normalize_input
 from models.weights import Checkpoint
 from utils.config import TrainConfig
@@ -62,8 +62,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     device = processes.on_all_ranks(choose_device, config.device, local_gpu(config.gpu_id), config.threads)
     arithmetic = processes.on_all_ranks(choose_arithmetic, config.precision, config.compile, device)
     compute = Compute(device, *arithmetic, processes)
-    teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
-    folder = processes.on_all_ranks(RunFolder, config, teacher, processes.is_rank0)
+    folder = processes.on_all_ranks(RunFolder, config, processes.is_rank0)
     state = processes.on_rank0(folder.last_state)
     threads = config.threads or processes.on_rank0(folder.threads) or torch.get_num_threads()
     torch.set_num_threads(threads)
