@@ -20,7 +20,7 @@ class FoldedModel(nn.Module):
 
     Computes the same function as ``network.eval()``, with each BatchNorm2d folded into the preceding convolution. It
     owns its tensors, so the network can continue training; :meth:`refresh` copies the new weights. A network without a
-    fixed graph is copied without folding, which is logged.
+    fixed graph is copied without folding, which is logged; bfloat16 then starts with the images.
 
     Args:
         network: Any network; it does not change.
