@@ -6,6 +6,7 @@ Fakes replace both packages.
 import sys
 import typing
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from commands import SMALL
@@ -102,10 +103,7 @@ def test_a_resumed_run_logs_every_epoch_once(wandb, train, tmp_path):
 def test_a_logger_that_fails_changes_nothing_of_the_run(wandb, train, tmp_path, monkeypatch):
     train(f"{RUN} --epochs 2 --root_path plain")
     wandb.failing = True
-
-    def full(self, name, value, step):
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(SummaryWriter, "add_scalar", full)
     log = train(f"{RUN} --epochs 2 --root_path logged --tensorboard --wandb")
     assert log.count("--tensorboard: [Errno 28] No space left on device; the run continues without it") == 1

@@ -222,17 +222,10 @@ def test_fp32_disables_tf32_in_training_and_in_evaluation(train, run, tmp_path):
 
 def test_validation_is_in_full_precision():
     allow_tf32()
-    allowed = []
-
-    class Recording(torch.nn.Linear):
-        def forward(self, x):
-            allowed.extend(switch.allow_tf32 for switch in SWITCHES)
-            return super().forward(x.flatten(1))
-
+    allowed, network = [], torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    network.register_forward_pre_hook(lambda *_: allowed.extend(switch.allow_tf32 for switch in SWITCHES))
     images = Split(torch.randint(256, (4, 3, 2, 2), dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
-    validator = Validator(Recording(12, 2), Batches(images, 4, device="cpu"), 0.1, seed=0)
-    allowed.clear()  # the constructor calls the network
-    validator()
+    Validator(network, Batches(images, 4, device="cpu"), 0.1, seed=0)()
     assert allowed and not any(allowed)
     assert all(switch.allow_tf32 for switch in SWITCHES)  # for the next epoch
 
