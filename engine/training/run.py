@@ -78,8 +78,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     found = processes.rank0_first(find_teachers, config)
     # A resume state contains the weights; the file that initialized them may no longer exist.
     starts = config.model_path and not state
-    file = config.model_path, config.weights, config.normalize
-    start = processes.on_all_ranks(Checkpoint, *file) if starts else ""
+    start = processes.on_all_ranks(Checkpoint, config.model_path, config.weights, config.normalize) if starts else ""
     data = processes.rank0_first(read_data, config)
     folder.skipped_images = data.skipped
     seed_everything(config.seed)
