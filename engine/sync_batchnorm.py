@@ -39,18 +39,15 @@ class SyncedBatchNorm2d(_Replacement, nn.BatchNorm2d):
         centered = x_precise - mean[:, None, None]
         variance = _AllReduce.apply(centered.square().sum((0, 2, 3))) / count
         if self.track_running_stats:
-            self._track(mean, variance * (count / (count - 1)))
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+                self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), weight)
         y = centered * (variance + self.eps).rsqrt()[:, None, None]
         if self.affine:
             y = torch.addcmul(self.bias[:, None, None], y, self.weight[:, None, None])
         return y.to(x.dtype)
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
-        self.num_batches_tracked += 1
-        weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), weight)
 
 
 class CudaSyncedBatchNorm2d(_Replacement, nn.SyncBatchNorm):

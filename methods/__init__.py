@@ -72,7 +72,7 @@ METHODS = WITHOUT_TEACHER | WITH_TEACHER | WITH_TWO_TEACHERS
 WITHOUT_ATTACK = {"Natural"}
 
 # Accept labels as probabilities y (B, classes), of CutMix, besides classes (B,).
-WITH_SOFT_LABELS = {"AT", "TRADES", "ADR", "RSLAD", "AdaAD", "IGDM", "SAAD"}
+WITH_SOFT_LABELS = WITHOUT_TEACHER.keys() - {"MART"} | {"ARD", "RSLAD", "AdaAD", "IGDM", "SAAD", "MTARD", "B-MTARD"}
 
 # Not with torchrun: their weights depend on the whole batch, or they train a second network.
 SINGLE_PROCESS_ONLY = {"SAAD", "MTARD", "B-MTARD", "PeerAiD"}
@@ -99,20 +99,15 @@ def given(value, default):
 
 def fields_read(method: str, config) -> set[str]:
     """Return the names of the config's fields that the entry of ``method`` in METHODS reads."""
-    recorder = _ReadRecorder(config)
-    METHODS[method](recorder)
-    return recorder.names
+    names = set()
 
+    class Recorder:
+        def __getattr__(self, name: str):
+            names.add(name)
+            return getattr(config, name)
 
-class _ReadRecorder:
-    """A config that records the names of the fields that are read."""
-
-    def __init__(self, config):
-        self.config, self.names = config, set()
-
-    def __getattr__(self, name: str):
-        self.names.add(name)
-        return getattr(self.config, name)
+    METHODS[method](Recorder())
+    return names
 
 
 def _introspection(c, temp: float) -> dict:

@@ -26,7 +26,8 @@ class MTARD:
         self.keywords = {"kl_weight": kl_weight, "temp_rate": temp_rate}
         self.milestones = milestones
         start = {"weight_nat": 0.5, "first_adv": torch.nan, "first_nat": torch.nan, "temp_adv": 1.0, "temp_nat": 1.0}
-        self.state = self.next = {key: torch.tensor(value, dtype=torch.float64) for key, value in start.items()}
+        self.state = {key: torch.tensor(value, dtype=torch.float64) for key, value in start.items()}
+        self.computed = []  # states, one for each part of a batch
 
     def __call__(self, student, teacher, std_teacher, attack, x, y, epoch):
         """Forwards of the student: x', x."""
@@ -43,12 +44,13 @@ class MTARD:
         state = rebalance(self.state, loss_adv.detach(), loss_nat.detach(), rate=drop * WEIGHT_RATE)
         w = state["weight_nat"].to(x.dtype)
         loss = mtard_loss(clean, adv, soft_nat, soft_adv, weight_adv=1 - w, weight_nat=w, kl_weight=kl_weight)
-        self.next = adjust_temperatures(state, soft_adv, soft_nat, rate=drop * temp_rate)
+        self.computed.append(adjust_temperatures(state, soft_adv, soft_nat, rate=drop * temp_rate))
         return Step(loss, clean, adv, t_adv=t_adv)
 
     def after_step(self):
-        """Use the state that the step computed."""
-        self.state = self.next
+        """Use the mean of the states that the step computed."""
+        self.state = {key: torch.stack([state[key] for state in self.computed]).mean(0) for key in self.state}
+        self.computed = []
 
     def state_dict(self):
         """Return the state to resume from."""
@@ -56,7 +58,7 @@ class MTARD:
 
     def load_state_dict(self, state):
         """Load a state of :meth:`state_dict`."""
-        self.state = {key: state[key] for key in self.state}
+        self.state, self.computed = {key: state[key] for key in self.state}, []
 
 
 def mtard_loss(clean, adv, t_nat, t_adv, *, weight_adv, weight_nat, kl_weight):

@@ -144,7 +144,7 @@ def resolve_runs(runs: list[Run]) -> None:
         config, _ = resolve(*run.parsed)
         count = count_teachers(config.method)
         run.config = config
-        run.folder = RunFolder(config, teacher=config.teacher_model if count else None, writes=False).path
+        run.folder = RunFolder(config, writes=False).path
         run.evaluate += ["--model_path", str(run.folder)]
         if run.folder.absolute() in folders:
             raise UserError(f"{run.title}: is listed twice; remove one")

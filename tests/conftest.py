@@ -59,8 +59,9 @@ def isolated():
     root = logging.getLogger()
     state = os.environ.copy(), root.handlers[:], root.level, torch.get_num_threads(), torch.get_default_dtype()
     switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    tf32 = [switch.allow_tf32 for switch in switches]
+    tf32, benchmark = [switch.allow_tf32 for switch in switches], torch.backends.cudnn.benchmark
     yield
+    torch.backends.cudnn.benchmark = benchmark
     for switch, allowed in zip(switches, tf32, strict=True):
         switch.allow_tf32 = allowed
     environment, root.handlers[:], level, threads, dtype = state

@@ -81,15 +81,14 @@ def adaad_attack(net, teacher, x, noise, attack_bn):  # the gradient also flows 
     return pgd(net, x, x + noise, lambda images: map(kl, teacher(images), net(images)), attack_bn)
 
 
-def rslad_attack(net, teacher, x, noise, attack_bn):
-    t = no_grad(teacher, x)
-    return pgd(net, x, x + noise, lambda images: map(kl, t, net(images)), attack_bn)
+def target_attack(net, target, x, noise, attack_bn):
+    return pgd(net, x, x + noise, lambda images: map(kl, target, net(images)), attack_bn)
 
 
 def trades_attack(net, x, noise, attack_bn):
     net.train(attack_bn == "train")
     s = no_grad(net, x)  # the official code repeats it at every step, without effect in eval mode
-    return pgd(net, x, x + noise, lambda images: map(kl, s, net(images)), attack_bn)
+    return target_attack(net, s, x, noise, attack_bn)
 
 
 METHODS = {}
@@ -160,8 +159,7 @@ class PeerAiD:
         self.peer = peer
 
     def step(self, net, x, y, noise, o):
-        p = no_grad(self.peer.eval(), x)
-        x_adv = pgd(net, x, x + noise, lambda images: map(kl, p, net(images)), o.attack_bn)
+        x_adv = target_attack(net, no_grad(self.peer.eval(), x), x, noise, o.attack_bn)
         p_, first, again, s = self.peer.train()(x_adv), net(x_adv), net(x_adv), net(x)
 
         def loss(i):
@@ -280,8 +278,8 @@ def adaiad(net, teacher, x, y, noise, o):
 
 @method("RSLAD", kl_weight=0.1, igdm=None, attack_bn="eval")
 def rslad(net, teacher, x, y, noise, o):
-    x_adv = rslad_attack(net, teacher, x, noise, o.attack_bn)
     t = no_grad(teacher, x)
+    x_adv = target_attack(net, t, x, noise, o.attack_bn)
     s_ = net(x_adv)
     s = net(x)
     terms = igdm_term(net, teacher, x, x_adv, s_, o)

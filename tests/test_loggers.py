@@ -6,6 +6,7 @@ Fakes replace both packages.
 import sys
 import typing
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from commands import SMALL
@@ -102,17 +103,18 @@ def test_a_resumed_run_logs_every_epoch_once(wandb, train, tmp_path):
 def test_a_logger_that_fails_changes_nothing_of_the_run(wandb, train, tmp_path, monkeypatch):
     train(f"{RUN} --epochs 2 --root_path plain")
     wandb.failing = True
-
-    def full(self, name, value, step):
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(SummaryWriter, "add_scalar", full)
     log = train(f"{RUN} --epochs 2 --root_path logged --tensorboard --wandb")
     assert log.count("--tensorboard: [Errno 28] No space left on device; the run continues without it") == 1
     assert log.count("--wandb: api.example: no route to host; the run continues without it") == 1
     plain, logged = (files_of(folder_of(tmp_path / name)) for name in ("plain", "logged"))
-    assert logged.keys() - plain.keys() == {"wandb_id.txt"}
+    assert logged.keys() == plain.keys()
     assert all(logged[name] == data for name, data in plain.items() if name != "config.json")
+    wandb.failing = False
+    train(f"{RUN} --epochs 3 --root_path logged --wandb --resume")  # the epochs before the failure too
+    (steps,) = wandb.steps.values()
+    assert list(steps) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("flag", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])

@@ -8,7 +8,6 @@ from conftest import user_error
 
 from engine.training.run_folder import RunFolder
 from engine.training.settings import resolve
-from methods import WITHOUT_TEACHER
 from scripts.reproduce.reproduce import Planner, Run, _table, carry_out, load_tables, reproduce, show
 from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfig
 from utils.flags import parse
@@ -33,8 +32,7 @@ def test_the_commands_of_a_table_fit_together(tmp_path, table, scale):
         for script, *flags in run.commands:
             if script in TRAINING:
                 config, _ = resolve(*parse(TRAINING[script], flags, description="", choices={}))
-                teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
-                path = RunFolder(config, teacher=teacher, writes=False).path
+                path = RunFolder(config, writes=False).path
                 assert path == run.folder and path not in folders
                 for needed in filter(None, (config.teacher_path, config.std_teacher_path)):
                     assert Path(needed).parent in folders or any(needed.endswith(file) for file in published)

@@ -109,7 +109,7 @@ def test_other_settings_are_refused_but_for_those_that_the_method_does_not_use(t
 
 def test_a_state_from_before_a_flag_existed_and_a_start_file_that_has_moved_are_no_obstacle(train, tmp_path):
     save_network(tmp_path / "start.pth")
-    train(f"{RUN} --epochs 1 --model_path start.pth")
+    train(f"{RUN} --epochs 1 --model_path start.pth --normalize cifar10")
     (tmp_path / "start.pth").unlink()
     (path,) = tmp_path.rglob("resume/*.pth")
     state = torch.load(path, weights_only=True)

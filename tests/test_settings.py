@@ -67,6 +67,7 @@ IGNORED = {
     "--method TRADES --trades_beta 2 --temp 20 --label_smoothing 0.1 --nesterov": None,
     "--method AT --IAD_down --self_weight 1": "AT ignores --IAD_down, --self_weight",
     "--method MART --label_smoothing 0.1": "MART ignores --label_smoothing",
+    "--method MTARD --robust_weight 0.9 --std_weight 0.9": "MTARD ignores --robust_weight, --std_weight",
     "--method TRADES --recipe paper": None,
     "--method AT --optim Adam --momentum 0.5 --nesterov": "--optim Adam ignores --momentum, --nesterov",
     "--method AT --awp_warmup 1": "training without --awp ignores --awp_warmup",
@@ -91,8 +92,10 @@ def test_the_log_names_flags_that_have_no_effect(caplog, args):
     [
         ("--ema 0.9 --swa_start 2", "--swa_start: cannot be combined with --ema"),
         ("--method AT --igdm 1", "--igdm: AT does not support this .* use it with RSLAD, AdaIAD, DGAD, IGDM, SAAD"),
+        ("--method AT --log_reliability", "^--log_reliability: AT has no teacher; remove the flag$"),
         ("--nesterov --momentum 0", "--nesterov: requires --momentum above 0"),
         ("--bs 16 --accumulate 17", "--accumulate 17: must be at most --bs 16"),
+        ("--method AKD2 --robust_weight 0.9 --std_weight 0.9", "0.9 .* 0.9: the sum must be at most 1"),
     ],
 )
 def test_pieces_that_exclude_each_other_are_one_line(args, error):

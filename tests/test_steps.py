@@ -138,10 +138,11 @@ def state_after(loss, net, gradients):
     }
 
 
-def make_trainer(name, attack_bn, options, student, teachers, generator=None):
+def make_trainer(name, student, teachers, gamma=None, **options):
+    """A trainer, with AWP if ``gamma`` is given; ``options`` are those of ``tiny.make_trainer``."""
     rates = {"lr": plain.LEARNING_RATE, "weight_decay": plain.WEIGHT_DECAY}
-    others = {"attack_bn": attack_bn, "generator": generator, "make_network": partial(peer_of, teachers)}
-    return tiny.make_trainer(name, student, teachers, config=options, **rates, **others)
+    options |= {"perturbation": WeightPerturbation(student, gamma)} if gamma else {}
+    return tiny.make_trainer(name, student, teachers, make_network=partial(peer_of, teachers), **rates | options)
 
 
 def peer_of(teachers):
@@ -150,7 +151,7 @@ def peer_of(teachers):
 
 
 def trainer_steps(name, epoch, attack_bn, options, student, teachers, batches):
-    trainer = make_trainer(name, attack_bn, options, student, teachers)
+    trainer = make_trainer(name, student, teachers, config=options, attack_bn=attack_bn)
     for x, y, normal in batches:
         loss = trainer.step(x, y, epoch, start_noise=start_noise(name, normal)).loss
         yield state_after(loss, student, [parameter.grad for parameter in student.parameters()])
@@ -192,7 +193,7 @@ def test_without_start_noise_the_trainer_draws_that_of_the_algorithm(name):
             noise = plain.EPSILON * (2 * torch.rand(x.shape, generator=same, dtype=x.dtype) - 1)
         else:
             noise = 0.001 * torch.randn(x.shape, generator=same, dtype=x.dtype)
-        trainer = make_trainer(name, None, {}, student, teachers, generator)
+        trainer = make_trainer(name, student, teachers, generator=generator)
         losses.append(trainer.step(x, y, start_noise=None if drawn else noise).loss)
     torch.testing.assert_close(*losses, **EXACT)
 
@@ -221,8 +222,7 @@ def trades_loss(net, x, x_adv, y):
 
 
 def trades_attack(net, x, y, start, attack_bn):
-    target = plain.no_grad(net.eval(), x)
-    return plain.pgd(net, x, start, lambda images: map(plain.kl, target, net(images)), attack_bn)
+    return plain.trades_attack(net, x, start - x, attack_bn)
 
 
 # The official codes: attack, loss, learning rate of the proxy, which has no effect, and gamma.
@@ -253,26 +253,20 @@ def plain_awp_step(net, optimizer, name, attack_bn, x, y, noise):
     return loss.detach()
 
 
-def trainer_with(name, student, teachers, gamma, attack_bn=None, lr=plain.LEARNING_RATE, **options):
-    options |= {"perturbation": WeightPerturbation(student, gamma)} if gamma else {}
-    return tiny.make_trainer(name, student, teachers, lr=lr, weight_decay=5e-2, attack_bn=attack_bn, **options)
-
-
 @pytest.mark.parametrize(("name", "attack_bn"), [("AT", "eval"), ("AT", "train"), ("TRADES", "eval")])
 def test_steps_equal_the_plain_transcription_of_the_official_codes(name, attack_bn):
     student, _, batches = problem()
     expected = deepcopy(student)
     rates = {"lr": plain.LEARNING_RATE, "momentum": plain.MOMENTUM, "weight_decay": 5e-2}
     optimizer = torch.optim.SGD(expected.parameters(), **rates)
-    trainer = trainer_with(name, student, [], gamma=OFFICIAL[name][3], attack_bn=attack_bn)
+    trainer = make_trainer(name, student, [], OFFICIAL[name][3], attack_bn=attack_bn, weight_decay=5e-2)
     for x, y, normal in batches:
         noise = start_noise(name, normal)
         loss = trainer.step(x, y, start_noise=noise).loss
         torch.testing.assert_close(loss, plain_awp_step(expected, optimizer, name, attack_bn, x, y, noise), **EXACT)
-        for (key, parameter), other in zip(student.named_parameters(), expected.parameters(), strict=True):
-            torch.testing.assert_close(parameter, other, **EXACT, msg=key)
-            torch.testing.assert_close(parameter.grad, other.grad, **EXACT, msg=key)
-        torch.testing.assert_close(dict(student.named_buffers()), dict(expected.named_buffers()), **EXACT)
+        torch.testing.assert_close(student.state_dict(), expected.state_dict(), **EXACT)
+        gradients = ([parameter.grad for parameter in net.parameters()] for net in (student, expected))
+        torch.testing.assert_close(*gradients, **EXACT)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -280,7 +274,7 @@ def test_with_a_vanishing_perturbation_every_method_takes_its_usual_step(name):
     results = []
     for gamma in (None, 1e-13):
         student, teachers, [(x, y, normal), _] = problem()
-        trainer = trainer_with(name, student, teachers, gamma)
+        trainer = make_trainer(name, student, teachers, gamma)
         trainer.step(x, y, epoch=60, start_noise=start_noise(name, normal))
         results.append([copy_of(student), trainer.weights().get("method_state")])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)  # BatchNorm's statistics and counters too
@@ -290,14 +284,14 @@ def test_a_step_of_rate_0_leaves_the_bytes_of_the_weights_and_warm_up_epochs_are
     student, _, [(x, y, _), _] = problem()
     student.float()
     before = [parameter.clone() for parameter in student.parameters()]
-    trainer = trainer_with("AT", student, [], 0.01, lr=0.0, clip_grad=1.0, parts=2)
+    trainer = make_trainer("AT", student, [], 0.01, lr=0.0, clip_grad=1.0, parts=2)
     with HostReads() as reads:
         trainer.step(x.float(), y)
     assert reads.recorded == []
     assert all(map(torch.equal, student.parameters(), before))
     students = deepcopy(student), deepcopy(student)
     for each, gamma in zip(students, (None, 0.01), strict=True):
-        trainer = trainer_with("AT", each, [], gamma, generator=torch.Generator().manual_seed(0))
+        trainer = make_trainer("AT", each, [], gamma, generator=torch.Generator().manual_seed(0))
         if gamma:
             trainer.perturbation.start = 4
         trainer.step(x.float(), y, epoch=3)

@@ -14,7 +14,7 @@ from engine.checkpoint import LAST
 from engine.fast.precision import Arithmetic
 from engine.training.averaging import Ema, Swa
 from engine.training.metrics import EpochMetrics
-from methods import METHODS
+from methods import METHODS, WITH_SOFT_LABELS
 from models import build
 
 
@@ -40,6 +40,16 @@ def test_small_batches_train_the_student_and_not_the_teacher(name, n):
     trains_nothing = (name, n) == ("SAAD", 1)  # its run logs such batches
     assert torch.equal(before["conv1.weight"], student.conv1.weight) == trains_nothing
     assert same(of_teacher, teacher.state_dict()) and not teacher.training
+
+
+@pytest.mark.parametrize("name", sorted(WITH_SOFT_LABELS - {"TRADES"}))  # its attack with mixed labels is another one
+def test_classes_and_their_probabilities_train_equally(name):
+    states = []
+    for convert in (lambda y: y, lambda y: torch.nn.functional.one_hot(y, 10).double()):
+        student, teacher, x, y = tiny_problem()
+        trainer_of(name, student, teacher).step(x, convert(y))
+        states.append(student.state_dict())
+    torch.testing.assert_close(*states)
 
 
 def test_a_state_of_another_memory_format_continues_equally():

@@ -1,11 +1,12 @@
 """Flags reach the code that uses them: in training, in the named attacks, in an evaluation."""
 
+import gc
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from commands import SMALL
+from commands import SMALL, Killed
 from run_files import folder_of, rows_of, state_of
 from small_sets import save_network
 from tiny import tiny_problem
@@ -13,6 +14,7 @@ from tiny import tiny_problem
 import data
 import engine.training.build
 from attacks import suite
+from attacks.objectives import cross_entropy, margin
 from attacks.pgd import uniform
 from data import Split, Splits
 from data.loader import Batches
@@ -22,7 +24,7 @@ from engine.training.loop import TrainingLoop
 from engine.training.validation import Validator
 from methods import METHODS
 from models import build
-from models.weights import load_network
+from models.weights import Checkpoint, load_network
 from utils.config import TrainConfig
 
 DIGITS = "--dataset Digits --image_size 16 --no-pictures"
@@ -188,6 +190,19 @@ def test_a_method_of_two_teachers_receives_the_robust_one_first(train, tmp_path,
         torch.testing.assert_close(teacher(x), network.eval().to(x.device)(x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_run_frees_the_files_of_its_networks(distill, tmp_path, monkeypatch):
+    kept = []
+
+    def run(*_):
+        kept.extend(value for value in gc.get_objects() if isinstance(value, Checkpoint))
+        raise Killed
+
+    monkeypatch.setattr(TrainingLoop, "run", run)
+    with pytest.raises(Killed):
+        distill("ARD", f"--epochs 1 --model_path {save_network(tmp_path / 'start.pth')}")
+    assert kept == []
+
+
 SWITCHES = (torch.backends.cudnn, torch.backends.cuda.matmul)
 
 
@@ -207,32 +222,15 @@ def test_fp32_disables_tf32_in_training_and_in_evaluation(train, run, tmp_path):
 
 def test_validation_is_in_full_precision():
     allow_tf32()
-    allowed = []
-
-    class Recording(torch.nn.Linear):
-        def forward(self, x):
-            allowed.extend(switch.allow_tf32 for switch in SWITCHES)
-            return super().forward(x.flatten(1))
-
+    allowed, network = [], torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    network.register_forward_pre_hook(lambda *_: allowed.extend(switch.allow_tf32 for switch in SWITCHES))
     images = Split(torch.randint(256, (4, 3, 2, 2), dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
-    validator = Validator(Recording(12, 2), Batches(images, 4, device="cpu"), 0.1, seed=0)
-    allowed.clear()  # the constructor calls the network
-    validator()
+    Validator(network, Batches(images, 4, device="cpu"), 0.1, seed=0)()
     assert allowed and not any(allowed)
     assert all(switch.allow_tf32 for switch in SWITCHES)  # for the next epoch
 
 
 # The named attacks.
-
-
-def cross_entropy(logits, y):
-    return logits.logsumexp(1) - logits[torch.arange(len(y)), y]
-
-
-def margin(logits, y):
-    other = logits.clone()
-    other[torch.arange(len(y)), y] = -torch.inf
-    return other.amax(1) - logits[torch.arange(len(y)), y] - 50
 
 
 # Protocol and attack -> its objective, its step size as a function of epsilon, its number of steps.

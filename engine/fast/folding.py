@@ -108,9 +108,10 @@ def scales_and_shifts(norms: Sequence[nn.BatchNorm2d]) -> tuple[Sequence[Tensor]
         [at_least_float32(norm.running_var) for norm in norms], [norm.eps for norm in norms]
     )
     torch._foreach_sqrt_(deviations)
-    affine = [(norm.weight, norm.bias) if norm.affine else _identity(norm) for norm in norms]
-    scales = torch._foreach_div([at_least_float32(weight) for weight, _ in affine], deviations)
     means = [at_least_float32(norm.running_mean) for norm in norms]
+    pairs = zip(norms, means, strict=True)
+    affine = [(n.weight, n.bias) if n.affine else (torch.ones_like(mean), torch.zeros_like(mean)) for n, mean in pairs]
+    scales = torch._foreach_div([at_least_float32(weight) for weight, _ in affine], deviations)
     return scales, torch._foreach_addcmul([at_least_float32(bias) for _, bias in affine], means, scales, value=-1)
 
 
@@ -130,7 +131,3 @@ def _trace(network: nn.Module) -> fx.GraphModule:
         return fx.GraphModule(root, _Tracer().trace(root))
     except Exception as error:  # a forward pass may raise anything when it receives a proxy
         raise NotTraceable(str(error).strip().partition("\n")[0] or type(error).__name__) from error
-
-
-def _identity(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    return torch.ones_like(norm.running_var), torch.zeros_like(norm.running_var)

@@ -20,7 +20,7 @@ class FoldedModel(nn.Module):
 
     Computes the same function as ``network.eval()``, with each BatchNorm2d folded into the preceding convolution. It
     owns its tensors, so the network can continue training; :meth:`refresh` copies the new weights. A network without a
-    fixed graph is copied without folding, which is logged.
+    fixed graph is copied without folding, which is logged; bfloat16 then starts with the images.
 
     Args:
         network: Any network; it does not change.
@@ -46,7 +46,7 @@ class FoldedModel(nn.Module):
         targets, winograd = {each.target for each in folds}, set()
         if arithmetic.winograd and traced:
             winograd = replace_wide_convolutions(self.body, before_cast, self.dtype)
-        self._copies = self._convert(network, targets | winograd, before_cast)
+        self._copies = self._convert(network, targets, before_cast)
         # Tuples, so that modules of the network are not registered as submodules.
         self._folds = [(each.norm, each.conv, self.body.get_submodule(each.target)) for each in folds]
         unfolded = sorted(winograd - targets)
@@ -73,8 +73,6 @@ class FoldedModel(nn.Module):
             copy.copy_(getattr(module, name))
         for conv, target in self._winograd:
             target.set_weight(conv.weight)
-            if conv.bias is not None:
-                target.bias.copy_(conv.bias)
         if self._folds:
             scales, shifts = scales_and_shifts([norm for norm, _, _ in self._folds])
             for (_, conv, target), scale, shift in zip(self._folds, scales, shifts, strict=True):
@@ -91,7 +89,8 @@ class FoldedModel(nn.Module):
     ) -> list[tuple[Tensor, nn.Module, str]]:
         """Give every tensor, shared ones too, its own storage; return those that ``refresh`` copies and their sources.
 
-        A source is a module and the name of its attribute. Tensors of ``computed`` modules have none.
+        A source is a module and the name of its attribute. Tensors of ``computed`` modules have none, nor have those
+        that only the copy has, such as transformed weights.
         """
         copies = []
         named = (self.body.named_parameters, self.body.named_buffers)

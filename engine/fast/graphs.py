@@ -2,7 +2,7 @@
 
 import dis
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import NamedTuple
 
@@ -63,7 +63,7 @@ class GraphedPGD:
 
     def __init__(self, capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] = capture_cuda_graph):
         self.graphs: dict[tuple, Graph] = {}
-        self._capture, self._capture_failed, self._logged = capture, False, set()
+        self._capture, self._capture_failed, self._log_once = capture, False, cache(logger.warning)
 
     def __call__(
         self, objective: Objective, x: Tensor, start: Tensor, *, epsilon: float, step_size: float, steps: int
@@ -74,11 +74,11 @@ class GraphedPGD:
         try:
             graph = None if self._capture_failed else self._graph_for(objective, inputs, steps)
         except (NotCapturable, ValueError) as reason:  # ValueError: an unassigned variable of a closure
-            self._log(f"CUDA graphs: an attack runs eagerly because {reason}")
+            self._log_once("CUDA graphs: an attack runs eagerly because %s", str(reason))
         except RuntimeError as error:
             self._capture_failed = True
             cause = str(error.__context__ or error).partition("\n")[0]  # ending a failed capture raises a second error
-            self._log(f"CUDA graphs: the capture failed and attacks run eagerly; use --compile off ({cause})")
+            self._log_once("CUDA graphs: the capture failed and attacks run eagerly; use --compile off (%s)", cause)
         if graph is None:
             return pgd(objective, x, start, epsilon=epsilon, step_size=step_size, steps=steps)
         for static, value in zip(graph.inputs, inputs, strict=True):
@@ -113,11 +113,6 @@ class GraphedPGD:
         self.graphs[key] = Graph(static, replay)
         return self.graphs[key]
 
-    def _log(self, message: str) -> None:
-        if message not in self._logged:
-            self._logged.add(message)
-            logger.warning("%s", message)
-
 
 def scan_closure(function, cells: list[CellType], key: list) -> None:
     """Append the cells of an objective's closure that contain tensors to ``cells``, and everything else to ``key``.
@@ -149,7 +144,7 @@ def scan_closure(function, cells: list[CellType], key: list) -> None:
             scan_closure(value, cells, key)
 
 
-@lru_cache
+@cache
 def _is_plain(code: CodeType) -> bool:
     """Return whether a function neither assigns to variables outside of it nor defines functions."""
     assigns = any(

@@ -90,12 +90,12 @@ def estimate_statistics(network: nn.Module, images: Iterable[Tensor], arithmetic
     momenta, seen = [norm.momentum for norm in norms], 0
     for norm in norms:
         norm.reset_running_stats()
+    network.train()
     for x in images:
-        network.train()
         seen += len(x)
         for norm in norms:
             norm.momentum = len(x) / seen
         AutocastModel(network, arithmetic)(x)
-        network.eval()
+    network.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

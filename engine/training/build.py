@@ -70,7 +70,17 @@ def make_loop(
 ) -> TrainingLoop:
     """The training of ``student`` from its first epoch."""
     config = folder.config
-    batches = _make_batches(config, data, compute.device)
+    transforms, _ = AUGMENTATIONS[config.augment]
+    batches = Batches(
+        data.training,
+        config.bs,
+        device=compute.device,
+        shuffle=True,
+        transforms=[each for each in transforms if each is not MIRROR or (config.flip and data.splits.flip)],
+        mix_classes=len(data.splits.classes) if config.augment == "cutmix" else 0,
+        extra=data.extra,
+        generator=torch.Generator(),
+    )
     trainer = _make_trainer(config, data.splits, student, teachers, compute, len(batches))
     if data.extra and config.extra_labels == "teacher":
         predict = torch.no_grad()(lambda x: trainer.teachers[0](x.float() / 255).argmax(1))
@@ -91,20 +101,6 @@ def make_validator(network: nn.Module, images: Split, config: TrainConfig, compu
     batches = Batches(images, config.eval_bs or config.bs, device=compute.device)
     seed = derive_seed(config.seed, "judge")  # another name would change all results
     return Validator(network, batches, config.epsilon / 255, seed, compute.processes, compute.arithmetic)
-
-
-def _make_batches(config: TrainConfig, data: Data, device: torch.device) -> Batches:
-    transforms, _ = AUGMENTATIONS[config.augment]
-    return Batches(
-        data.training,
-        config.bs,
-        device=device,
-        shuffle=True,
-        transforms=[each for each in transforms if each is not MIRROR or (config.flip and data.splits.flip)],
-        mix_classes=len(data.splits.classes) if config.augment == "cutmix" else 0,
-        extra=data.extra,
-        generator=torch.Generator(),
-    )
 
 
 def _make_trainer(

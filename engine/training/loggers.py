@@ -49,10 +49,9 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
     """
     path = folder / WANDB_ID
     continued = path.exists()
-    if not continued:
-        write_text(path, uuid.uuid4().hex[:8])
+    run_id = path.read_text(encoding="utf-8").strip() if continued else uuid.uuid4().hex[:8]
     run = package.init(
-        id=path.read_text(encoding="utf-8").strip(),
+        id=run_id,
         resume="allow",
         dir=str(folder),
         project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
@@ -64,8 +63,10 @@ def wandb(package: ModuleType, folder: Path, config: TrainConfig, rows: Sequence
     def log(row: dict) -> None:
         run.log(_metrics(row), step=row["epoch"], commit=True)
 
-    for row in () if continued else rows:
-        log(row)
+    if not continued:
+        write_text(path, run_id)
+        for row in rows:
+            log(row)
     return log
 
 

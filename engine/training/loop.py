@@ -140,6 +140,7 @@ class TrainingLoop:
     def _require_finite(self, epoch: int, *losses: float) -> None:
         weights = all(value.isfinite().all() for value in self.trainer.student.parameters())
         if not (weights and all(map(math.isfinite, losses))):
-            problem = f"a loss or a weight is nan or inf in epoch {epoch + 1} at learning rate"
-            message = f"{problem} {learning_rate(epoch, self.config):g}; {self.folder.last_good()}"
-            raise UserError(f"--lr_max {self.config.lr_max:g}: {message}; try a lower rate, or --warmup_lr")
+            lr = self.trainer.optimizer.param_groups[0]["lr"]
+            problem = f"a loss or a weight is nan or inf in epoch {epoch + 1} at learning rate {lr:g}"
+            hint = f"{self.folder.last_good()}; try a lower rate, or --warmup_lr"
+            raise UserError(f"--lr_max {self.config.lr_max:g}: {problem}; {hint}")

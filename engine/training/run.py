@@ -24,7 +24,8 @@ from engine.training.run_folder import RunFolder
 from engine.training.schedule import default_milestones
 from engine.training.settings import log_config, resolve
 from engine.training.signals import Signals
-from methods import SINGLE_PROCESS_ONLY, WITHOUT_TEACHER
+from methods import SINGLE_PROCESS_ONLY
+from models.normalized import normalize_input
 from models.weights import Checkpoint
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -59,9 +60,9 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     config, sources = processes.on_all_ranks(resolve, config, given)
     processes.on_all_ranks(_check_processes, config, processes)
     device = processes.on_all_ranks(choose_device, config.device, local_gpu(config.gpu_id), config.threads)
-    compute = Compute(device, *choose_arithmetic(config.precision, config.compile, device), processes)
-    teacher = None if config.method in WITHOUT_TEACHER else config.teacher_model
-    folder = RunFolder(config, teacher=teacher, writes=processes.is_rank0)
+    arithmetic = processes.on_all_ranks(choose_arithmetic, config.precision, config.compile, device)
+    compute = Compute(device, *arithmetic, processes)
+    folder = processes.on_all_ranks(RunFolder, config, processes.is_rank0)
     state = processes.on_rank0(folder.last_state)
     threads = config.threads or processes.on_rank0(folder.threads) or torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -77,14 +78,17 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     found = processes.rank0_first(find_teachers, config)
     # A resume state contains the weights; the file that initialized them may no longer exist.
     starts = config.model_path and not state
-    start = Checkpoint(config.model_path, config.weights, config.normalize) if starts else ""
+    start = processes.on_all_ranks(Checkpoint, config.model_path, config.weights, config.normalize) if starts else ""
     data = processes.rank0_first(read_data, config)
     folder.skipped_images = data.skipped
     seed_everything(config.seed)
-    student = processes.on_all_ranks(make_network, config.model, start, config.dataset, data.splits).to(device)
+    student = processes.on_all_ranks(make_network, config.model, start, config.dataset, data.splits)
+    if state and "mean" in state["net"] and "mean" not in student.state_dict():  # --model_path was normalized
+        student = normalize_input(student, state["net"]["mean"], state["net"]["std"])
+    student = student.to(device)
     teachers = processes.on_all_ranks(make_teachers, config, found, data.splits, device)
     loop = make_loop(folder, data, student, teachers, compute)
-    del teachers  # the trainer keeps folded copies
+    del found, start, teachers  # the trainer keeps folded copies
     if state:
         processes.on_all_ranks(folder.require_same_data, state, loop.metadata)
         folder.results.restore(state)

@@ -15,7 +15,7 @@ from engine.training.metrics import Reliability
 from engine.training.results import PLOT, Results
 from engine.training.schedule import WHOLE_RUN
 from engine.unused_fields import ignored_fields
-from methods import fields_read
+from methods import WITHOUT_TEACHER, fields_read
 from models.checkpoint_file import decode
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -38,10 +38,11 @@ class RunFolder:
     written; the constructor does if the package of a logger is missing.
     """
 
-    def __init__(self, config: TrainConfig, *, teacher: str | None, writes: bool = True):
+    def __init__(self, config: TrainConfig, writes: bool = True):
         self.config, self.writes, self.skipped_images = config, writes, 0
-        parts = [config.model, teacher and f"from_{teacher}", config.method != "Natural" and f"eps{config.epsilon:g}"]
-        name = "_".join(filter(None, [*parts, f"seed{config.seed}", config.desc_str]))
+        parts = [config.model, config.method not in WITHOUT_TEACHER and f"from_{config.teacher_model}"]
+        parts += [config.method != "Natural" and f"eps{config.epsilon:g}", f"seed{config.seed}", config.desc_str]
+        name = "_".join(filter(None, parts))
         name = name.replace(os.sep, "-").replace(":", "-")
         if len(name.encode()) > MAX_NAME_BYTES:
             raise UserError(f"--desc_str {config.desc_str[:20]}...: makes the folder's name too long; shorten it")

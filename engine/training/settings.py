@@ -11,7 +11,7 @@ from engine.networks import network_name
 from engine.training.schedule import WARMUP_START
 from engine.unused_fields import ignored_fields
 from methods import ALIASES as METHOD_ALIASES
-from methods import METHODS, WITH_SOFT_LABELS, WITH_TWO_TEACHERS, WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
+from methods import METHODS, WITH_SOFT_LABELS, WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
 from methods.recipes import STRONG, recipe
 from models.teachers import teacher_name
 from utils.config import METHOD, TrainConfig
@@ -68,7 +68,7 @@ def _values_of_recipe(config: TrainConfig, sources: Mapping[str, str]) -> dict:
 
 def _check(config: TrainConfig) -> None:
     """Raise UserError for settings that cannot be combined."""
-    if config.method in WITH_TWO_TEACHERS and config.robust_weight + config.std_weight > 1:
+    if "std_weight" in fields_read(config.method, config) and config.robust_weight + config.std_weight > 1:
         total = f"--robust_weight {config.robust_weight:g} + --std_weight {config.std_weight:g}"
         raise UserError(f"{total}: the sum must be at most 1; the cross entropy has the rest of the weight")
     if config.log_reliability and config.method in WITHOUT_TEACHER:

@@ -12,7 +12,7 @@ STATUS = {getattr(signal, name): status for name, status in STATUS.items() if ha
 class Signals:
     """Context manager that handles signals: each ends the run at once or, after :meth:`defer`, sets ``received``.
 
-    A second Ctrl-C always ends the run at once.
+    Ctrl-C after another signal, or a second time, always ends the run at once.
     """
 
     def __init__(self):
@@ -32,9 +32,9 @@ class Signals:
         self._deferred = deferred
 
     def _handle(self, number: int, _frame) -> None:
-        second_interrupt = self.received == number == signal.SIGINT
+        at_once = not self._deferred or (self.received and number == signal.SIGINT)
         self.received = self.received or number
-        if second_interrupt or not self._deferred:
+        if at_once:
             raise stopped(number, "--resume continues from the last saved state")
 
 

@@ -36,7 +36,7 @@ class Trainer:
         generator: Source of the start noise, on the images' device; None uses PyTorch's global generator.
         arithmetic: How forward and backward passes compute; weights, losses and the optimizer keep their precision.
         processes: Ranks that share each batch. Each draws the noise of the whole batch, so results do not depend on
-            their number; attacks need no communication.
+            their number.
         sync_bn: In train mode, normalize over the whole batch instead of each rank's share.
         average: An average of the student's weights, which is validated and saved instead of them.
         perturbation: Perturbs the weights at which the gradient is computed; the method is then called twice, and the
@@ -72,13 +72,13 @@ class Trainer:
         self.student, self.method, self.optimizer = student, method, optimizer
         self.processes, self.shard = processes, None
         self.average, self.network = average, average.network if average else student  # the network to validate
-        if arithmetic.channels_last:
-            for network in {student, self.network}:
-                network.to(memory_format=torch.channels_last)
+        layout = torch.channels_last if arithmetic.channels_last else torch.preserve_format
+        for network in {student, self.network}:
+            network.to(memory_format=layout)
         make_network = make_network or partial(deepcopy, student)
-        layout = {"memory_format": torch.channels_last} if arithmetic.channels_last else {}
         forward = partial(AutocastModel, arithmetic=arithmetic)
-        set_up(method, optimizer, Setup(student, lambda: make_network().to(**layout), forward, steps_per_epoch))
+        setup = Setup(student, lambda: make_network().to(memory_format=layout), forward, steps_per_epoch)
+        set_up(method, optimizer, setup)
         distributed = processes.count > 1
         self.sync_switch = convert_sync_batchnorm(student) if distributed and sync_bn else None
         self.autocast_student = AutocastModel(_data_parallel(student) if distributed else student, arithmetic)
@@ -204,6 +204,8 @@ class Trainer:
                 self.method.load_state_dict(state["method_state"])
             self.optimizer.load_state_dict(state["optimizer"])
             _match_memory_format(self.optimizer)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(

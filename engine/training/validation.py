@@ -13,7 +13,7 @@ from engine.accuracy import Score, attack_and_verify
 from engine.device import full_precision
 from engine.distributed import SINGLE_PROCESS, Processes
 from engine.fast.frozen import FoldedModel
-from engine.fast.precision import Arithmetic
+from engine.fast.precision import PLAIN, Arithmetic
 from utils.progress import progress_bar
 
 
@@ -30,8 +30,8 @@ class Validator:
         epsilon: Radius of the attack, in [0, 1].
         seed: Seed of the random starts. Every call draws the same starts, so that epochs differ only in the network.
         processes: Ranks that share the images; each draws all starts, so results do not depend on their number.
-        arithmetic: How the attacked copy computes; None means float32. The copy is never compiled: PGD stops early for
-            fooled images, so batch sizes vary, and compiled code would serve only one of them.
+        arithmetic: How the attacked copy computes. It is never compiled: PGD stops early for fooled images, so batch
+            sizes vary, and compiled code would serve only one of them.
     """
 
     def __init__(
@@ -41,11 +41,10 @@ class Validator:
         epsilon: float,
         seed: int,
         processes: Processes = SINGLE_PROCESS,
-        arithmetic: Arithmetic | None = None,
+        arithmetic: Arithmetic = PLAIN,
     ):
         self.network, self.batches, self.perturb, self.seed = network, batches, pgd10(epsilon), seed
         self.processes = processes
-        arithmetic = arithmetic or Arithmetic(channels_last=batches.device.type == "cpu")
         self.attack_model = FoldedModel(network, arithmetic._replace(compiled=False))
 
     def __call__(self, after_batch: Callable[[], None] = lambda: None) -> tuple[Score, Score]:
