@@ -71,8 +71,9 @@ METHODS = WITHOUT_TEACHER | WITH_TEACHER | WITH_TWO_TEACHERS
 # Trained on clean images only.
 WITHOUT_ATTACK = {"Natural"}
 
-# Accept labels as probabilities y (B, classes), of CutMix, besides classes (B,).
-WITH_SOFT_LABELS = WITHOUT_TEACHER.keys() - {"MART"} | {"ARD", "RSLAD", "AdaAD", "IGDM", "SAAD", "MTARD", "B-MTARD"}
+# Accept labels as probabilities y (B, classes), of CutMix, besides classes (B,). Losses of others may compute with
+# them too, but no source defines or trains them so.
+WITH_SOFT_LABELS = {"AT", "TRADES", "ADR", "RSLAD", "AdaAD", "IGDM", "SAAD"}
 
 # Not with torchrun: their weights depend on the whole batch, or they train a second network.
 SINGLE_PROCESS_ONLY = {"SAAD", "MTARD", "B-MTARD", "PeerAiD"}

@@ -75,7 +75,7 @@ def _check(config: TrainConfig) -> None:
         raise UserError(f"--log_reliability: {config.method} has no teacher; remove the flag")
     if config.augment == "cutmix" and config.method not in WITH_SOFT_LABELS:
         known = ", ".join(method for method in METHODS if method in WITH_SOFT_LABELS)
-        raise UserError(f"--augment cutmix: {config.method} requires one class per image; use it with {known}")
+        raise UserError(f"--augment cutmix: not supported with {config.method}; use it with {known}")
     if config.extra_data and config.extra_labels == "teacher" and config.method in WITHOUT_TEACHER:
         raise UserError(f"--extra_labels teacher: {config.method} has no teacher; remove the flag")
     if config.extra_data and not 1 <= (count := int(config.bs * config.extra_fraction)) < config.bs:
