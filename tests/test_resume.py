@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ from small_sets import extra_file, image_folder, save_network
 
 from engine.checkpoint import save_checkpoint
 from engine.training.results import MEASUREMENTS
+from engine.training.run import make_student
 from engine.training.run_folder import RunFolder
 from engine.training.trainer import Trainer
+from models import build
+from utils.config import TrainConfig
 
 RUN = f"{SMALL} --method AT --lr_schedule constant"
 NATURAL = f"{SMALL} --method Natural"
@@ -119,6 +123,13 @@ def test_a_state_from_before_a_flag_existed_and_a_start_file_that_has_moved_are_
     train(f"{RUN} --epochs 2 --model_path start.pth --resume --eval_every 2", error="--eval_every 1 -> 2")
     train(f"{RUN} --epochs 2 --model_path start.pth --resume --no_teacher_check")
     train(f"{RUN} --epochs 3 --resume")
+
+
+def test_a_student_that_began_with_a_file_of_deepmind_is_resumed_in_its_layout():
+    config, data = TrainConfig(model="wideresnet70_16"), SimpleNamespace(classes=range(10), image_size=32)
+    with torch.device("meta"):  # 267 million parameters
+        weights = build("wideresnet70_16_deepmind", 10).state_dict()
+        assert make_student(config, data, "", {"net": weights}).state_dict().keys() == weights.keys()
 
 
 def test_a_run_keeps_its_number_of_threads(train, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from torch import nn
 
 from attacks.libraries import AUTOATTACK_CLASSES
 from attacks.suite import PROTOCOLS, Setting
@@ -26,7 +27,7 @@ from engine.training.settings import log_config, resolve
 from engine.training.signals import Signals
 from methods import SINGLE_PROCESS_ONLY
 from models.normalized import normalize_input
-from models.weights import Checkpoint
+from models.weights import DEEPMIND_LAYOUTS, Checkpoint
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.log import log_to_file, logger
@@ -82,10 +83,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     data = processes.rank0_first(read_data, config)
     folder.skipped_images = data.skipped
     seed_everything(config.seed)
-    student = processes.on_all_ranks(make_network, config.model, start, config.dataset, data.splits)
-    if state and "mean" in state["net"] and "mean" not in student.state_dict():  # --model_path was normalized
-        student = normalize_input(student, state["net"]["mean"], state["net"]["std"])
-    student = student.to(device)
+    student = processes.on_all_ranks(make_student, config, data.splits, start, state).to(device)
     teachers = processes.on_all_ranks(make_teachers, config, found, data.splits, device)
     loop = make_loop(folder, data, student, teachers, compute)
     del found, start, teachers  # the trainer keeps folded copies
@@ -107,6 +105,16 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
             _finalize(config, data.splits, folder, compute)
             logger.info("evaluate: %s", command_for(config, folder.path, len(data.splits.classes)))
     return folder.path
+
+
+def make_student(config: TrainConfig, splits: Splits, start: Checkpoint | str, state: dict | None) -> nn.Module:
+    """Build the student, for a resume ``state`` with the layout and normalization that the file it began with had."""
+    weights = state["net"] if state else {}
+    name = DEEPMIND_LAYOUTS.get(config.model, config.model) if "init_conv.weight" in weights else config.model
+    student = make_network(name, start, config.dataset, splits)
+    if "mean" in weights and "mean" not in student.state_dict():
+        student = normalize_input(student, weights["mean"], weights["std"])
+    return student
 
 
 def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
