@@ -113,14 +113,15 @@ def test_one_table_in_four_formats(tmp_path, caplog):
 
 def test_runs_that_differ_only_in_the_seed_are_averaged_below(tmp_path):
     for seed, accuracy in ((1, 44), (2, 46), (3, 51)):
-        make_evaluation(make_run(tmp_path / f"runs/{seed}", "DGAD", seed), {"Clean": 90, "PGD-20": accuracy})
+        run = make_run(tmp_path / f"runs/{seed}", "DGAD", seed)
+        make_evaluation(run, {"Clean": 90, "PGD-20": accuracy}, bs=100 * seed)  # no result depends on bs
     make_evaluation(make_run(tmp_path / "runs/4", "DGAD", 4, alp_beta=5.0))
     make_evaluation(make_run(tmp_path / "runs/5", "DGAD", 5, std_teacher_path="another file"))
     make_evaluation(make_run(tmp_path / "runs/6", "DGAD", 6), eps=4 / 255)
     rows = table("runs")
     assert [row["seed"] for row in rows] == ["1", "2", "3", "4", "5", "6", "mean ± sd (3 seeds)"]
     # mean (44 + 46 + 51) / 3 = 47, deviations -3, -1, 4: sqrt((9 + 1 + 16) / 2) = 3.6056
-    assert cells(rows)[-1][4:] == ["best", "8/255", "90.00 ± 0.00", "47.00 ± 3.61", "-"]
+    assert cells(rows)[-1][4:] == ["best", "8/255", "-", "90.00 ± 0.00", "47.00 ± 3.61", "-"]  # "-": the batch size
 
 
 @pytest.mark.parametrize(("key", "one", "other"), [("precision", "fp32", "bf16"), ("desc_str", "", "other code")])

@@ -83,7 +83,8 @@ def make_row(run: Run, entry: Evaluation = NO_EVALUATION) -> Row:
     columns |= entry.labels | {"run": run.path}  # dataset and student are those of the evaluation
     labels = {title: NONE if value in (None, "") else str(value) for title, value in columns.items()}
     settings = {key: value for key, value in config.items() if key not in REPEATED}
-    conditions = {key: value for key, value in entry.conditions.items() if key not in ("seed", "sha256")}
+    others = ("seed", "sha256", "bs")  # no result depends on bs
+    conditions = {key: value for key, value in entry.conditions.items() if key not in others}
     accuracies = {
         title: Accuracy(result["accuracy"], result["n"], _basis(entry.results, title))
         for title, result in entry.results.items()
