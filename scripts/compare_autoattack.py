@@ -38,6 +38,8 @@ def compare(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if not Path(options.folder, "autoattack", "__init__.py").is_file():
         raise UserError(f"{options.folder}: no package autoattack in it; give a clone of the authors' repository")
+    if options.limit < 1:
+        raise UserError(f"--limit {options.limit}: must be at least 1")
     import pyautoattack  # noqa: F401  (without it both sides would run the clone)
 
     sys.path.insert(0, options.folder)

@@ -228,6 +228,10 @@ def test_autoattack_is_compared_with_the_authors_code_image_by_image(monkeypatch
     assert ("12 of 12 images equal" in caplog.text) == equal and " of 12 images equal; ours took" in caplog.text
 
 
-def test_a_folder_without_autoattack_is_one_line(tmp_path):
+def test_a_folder_without_autoattack_and_no_images_are_one_line(tmp_path):
     with pytest.raises(UserError, match=f"^{tmp_path}: no package autoattack in it"):
         compare_autoattack.compare([str(tmp_path)])
+    (tmp_path / "autoattack").mkdir()
+    (tmp_path / "autoattack" / "__init__.py").touch()
+    with pytest.raises(UserError, match=r"^--limit 0: must be at least 1"):
+        compare_autoattack.compare([str(tmp_path), "--limit", "0"])
