@@ -1,13 +1,14 @@
 """The comparison with equal tuning: its choices, its table, what it runs, and one run at smoke scale."""
 
 import json
+import re
 
 import pytest
-from conftest import user_error
+from conftest import ROOT, user_error
 
 from engine.training.settings import resolve
 from scripts.reproduce import evidence as module
-from scripts.reproduce.evidence import RESULTS, SEEDS, TRAINING, evidence
+from scripts.reproduce.evidence import RESULTS, SEEDS, TRAINING, evidence, read_results
 from scripts.reproduce.evidence_page import page
 from scripts.reproduce.study import GRID, PIECES, TRAIN, Run, Study
 from utils.config import TrainConfig
@@ -76,12 +77,21 @@ def test_means_errors_and_differences_are_those_computed_by_hand(results):
     for seed, value in ((1, 25), (2, 27)):
         add(results, Run("RSLAD", RSLAD, seed), 23, ema=value)
     text = page(Study(COMPARED, TWO, results))
-    rows = rows_of(text)
+    averaged, raw, _ = map(rows_of, re.split("## Raw|## Tuning", text))
     # Deviation sqrt(2) over two seeds: two standard errors are 2; of a difference sqrt(8).
-    assert rows["AT"][2:] == ["2", "42.00 ± 4.00", "-", "21.00 ± 2.00", "36.00 ± 0.00", "-", "18.00 ± 0.00", "-"]
-    assert rows["RSLAD"][2:] == ["2", "52.00 ± 4.00", "-", "26.00 ± 2.00", "-", "-", "-", "+5.00 ± 2.83"]
-    assert rows["DGAD"][2:] == ["0", *["-"] * 7]
+    assert averaged["AT"][2:] == ["2", "42.0 ± 4.0", "-", "21.0 ± 2.0", "-"]
+    assert averaged["RSLAD"][2:] == ["2", "52.0 ± 4.0", "-", "26.0 ± 2.0", "+5.0 ± 2.8"]
+    assert "DGAD" not in averaged  # has no result
+    assert raw["AT"][2:] == ["2", "36.0 ± 0.0", "-", "18.0 ± 0.0", "-"] and raw["RSLAD"][2:] == ["0", *["-"] * 4]
     assert "**--kl_weight 3: 23**" in text and "AutoAttack 5, Clean 9" in text
+
+
+def test_the_committed_page_and_the_table_in_the_readme_are_those_of_the_committed_results():
+    folder = ROOT / "results" / "fair"
+    text = page(Study(list(GRID), SEEDS["full"], read_results(folder)))
+    assert (folder / "fair.md").read_text(encoding="utf-8") == text
+    table = text.partition("## Averaged weights\n\n")[2].partition("\n\n")[0]
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_an_incomplete_study_has_a_table_that_names_what_is_missing(results, tmp_path):
@@ -91,9 +101,9 @@ def test_an_incomplete_study_has_a_table_that_names_what_is_missing(results, tmp
     assert {path.name for path in tmp_path.iterdir()} == {RESULTS, "fair.md", "fair.png"}
     text = (tmp_path / "fair.md").read_text()
     comparison = rows_of(text.partition("## Tuning")[0])
-    assert comparison["AT"][2] == "1" and comparison["RSLAD"][2] == "0"  # --methods forgets no result
-    assert not {"DGAD", "TRADES"} & comparison.keys()
-    (missing,) = (line for line in text.splitlines() if line.startswith("Missing runs: "))
+    assert comparison["AT"][2] == "1" and not {"DGAD", "TRADES"} & comparison.keys()
+    assert "| RSLAD | --kl" in text  # --methods forgets no result
+    missing = text.partition("Missing runs:")[2].partition("##")[0]
     for name in (f"TRADES {GRID['TRADES'][2]} --seed 1", f"AT {AT} --seed 2", f"AT {AT} {PIECES['AWP']} --seed 1"):
         assert f" {name};" in missing
     assert f"AT {AT} --seed 1" not in missing and f"RSLAD {GRID['RSLAD'][0]} " not in missing

@@ -6,7 +6,7 @@ from statistics import mean, variance
 from matplotlib.figure import Figure
 
 from engine.reporting.runs import NONE
-from scripts.reproduce.study import ATTACKS, BASE, WEIGHTS, Study
+from scripts.reproduce.study import ATTACKS, BASE, WEIGHTS, Run, Study
 from utils.plots import plt
 from utils.tables import markdown_table
 
@@ -24,9 +24,11 @@ def page(study: Study) -> str:
     parts = [
         "# Methods with an equal budget of tuning",
         f"Accuracy in %, mean ± two standard errors over seeds. Test images: {', '.join(sorted(images)) or NONE}.",
-        f"Hardware: {'; '.join(sorted(machines)) or NONE}.",
-        _comparison(study),
-        f"Missing runs: {missing(study)}.",
+        f"Hardware: {'; '.join(sorted(machines)) or NONE}. Missing runs: {missing(study)}.",
+        "## Averaged weights",
+        _comparison(study, "ema"),
+        "## Raw weights of the same runs",
+        _comparison(study, "raw"),
         "## Tuning",
         f"PGD-10 accuracy in % of the best epoch on held-out images, seed {study.seeds[0]}; bold: chosen.",
         _tuning(study) + "\n",
@@ -34,17 +36,16 @@ def page(study: Study) -> str:
     return "\n\n".join(parts)
 
 
-def _comparison(study: Study) -> str:
-    """Accuracies of averaged and raw weights, and the difference from BASE, as Markdown."""
+def _comparison(study: Study, weights: str) -> str:
+    """Accuracies of the averaged or the raw weights, and the difference from BASE, as Markdown."""
     lines, base = [], study.runs(BASE) if BASE in study.methods else []
-    for title, runs in study.rows().items():
-        cells = [study.accuracies(runs, weights, attack) for weights in WEIGHTS for attack in ATTACKS]
-        ours, theirs = (study.accuracies(group, WEIGHTS[0], ATTACKS[-1]) for group in (runs, base))
+    for title, runs in _evaluated(study).items():
+        cells = [study.accuracies(runs, weights, attack) for attack in ATTACKS]
+        ours, theirs = cells[-1], study.accuracies(base, weights, ATTACKS[-1])
         known = title != BASE and min(len(ours), len(theirs)) > 1
-        gap = f"{mean(ours) - mean(theirs):+.2f} ± {two_errors(ours, theirs):.2f}" if known else NONE
-        lines.append([title, runs[0].flags, len(cells[0]), *map(_cell, cells), gap])
-    columns = [f"{weights} {attack}" for weights in ("averaged:", "raw:") for attack in ATTACKS]
-    return markdown_table(["method", "chosen", "seeds", *columns, f"{ATTACKS[-1]}, averaged, minus {BASE}"], lines)
+        gap = f"{mean(ours) - mean(theirs):+.1f} ± {two_errors(ours, theirs):.1f}" if known else NONE
+        lines.append([title, f"`{runs[0].flags}`", len(cells[0]), *map(_cell, cells), gap])
+    return markdown_table(["method", "chosen", "seeds", *ATTACKS, f"{ATTACKS[-1]} minus {BASE}"], lines)
 
 
 def _tuning(study: Study) -> str:
@@ -63,14 +64,20 @@ def missing(study: Study) -> str:
     return "; ".join(run.name for run in study.left()) or "none"
 
 
+def _evaluated(study: Study) -> dict[str, list[Run]]:
+    """The rows of which a run is evaluated."""
+    rows = study.rows().items()
+    return {title: runs for title, runs in rows if any(study.accuracies(runs, kind, ATTACKS[0]) for kind in WEIGHTS)}
+
+
 def _cell(values: Sequence[float]) -> str:
-    errors = f" ± {two_errors(values):.2f}" if len(values) > 1 else ""
-    return f"{mean(values):.2f}{errors}" if values else NONE
+    errors = f" ± {two_errors(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{errors}" if values else NONE
 
 
 def draw(study: Study) -> Figure:
     """Accuracy of each row with two standard errors, one panel per attack: averaged weights filled, raw ones empty."""
-    rows = study.rows()
+    rows = _evaluated(study)
     size = (10, 0.35 * len(rows) + 1.3)
     figure, axes = plt.subplots(1, len(ATTACKS), figsize=size, sharey=True, layout="constrained")
     for axis, attack in zip(axes, ATTACKS, strict=True):
