@@ -117,12 +117,14 @@ def evaluate(
     from engine.device import full_precision
     from engine.evaluation.evaluate import choose_attacks, choose_precision, run_attacks
     from engine.evaluation.records import worst_case
+    from utils.config import EvalConfig
     from utils.errors import UserError
+    from utils.fields import literals
 
     _require(0 <= eps <= 1, f"eps: must be in [0, 1], not {eps:g}; divide by 255")
     for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
         _require(value is None or value >= 1, f"{name}: must be at least 1, not {value}")
-    precisions = "auto", "fp32", "tf32", "bf16"
+    precisions = literals(EvalConfig.__annotations__["precision"])
     _require(precision in precisions, f"precision: must be one of {', '.join(precisions)}, not {precision}")
     _require_images(images, labels)
     device = torch.device(device or next(model.parameters(), images).device)

@@ -107,7 +107,7 @@ X, Y = torch.rand(4, 3, 8, 8), torch.arange(4)
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
-def test_a_model_that_cannot_be_copied_is_attacked_itself():
+def test_a_model_that_cannot_be_copied_is_attacked_itself(caplog):
     model, locked = linear(10), linear(10)
     locked.load_state_dict(model.state_dict())
     locked.lock = threading.Lock()
@@ -115,6 +115,7 @@ def test_a_model_that_cannot_be_copied_is_attacked_itself():
     expected = evaluate(model, X, y, eps=0.02, attacks="pgd").to_dict()["PGD-20"]["correct"]
     for other in (locked, torch.jit.script(model)):
         assert evaluate(other, X, y, eps=0.02, attacks="pgd")["PGD-20"].correct == expected and other.training
+    assert caplog.text.count("cannot be copied") == 2
 
 
 REFUSED = {

@@ -137,14 +137,15 @@ def make_attack_model(network: nn.Module, x: Tensor, dtype: torch.dtype | None =
     """Return the copy of a frozen network that the attacks of an evaluation use: a FoldedModel in ``dtype``.
 
     The folding is verified in float32 on images x (B, C, H, W). If the logits differ from the network's by more than
-    rounding, which unusual code can cause, the network itself is returned and a warning is logged; it is also returned
-    if it cannot be copied: a TorchScript program, or a module that holds a lock or a file.
+    rounding, which unusual code can cause, or if it cannot be copied, such as a TorchScript program or a module that
+    holds a lock, the network itself is returned and a warning is logged.
     """
-    if isinstance(network, torch.jit.ScriptModule):
-        return network
     try:
+        if isinstance(network, torch.jit.ScriptModule):
+            raise TypeError("TorchScript")
         folded = FoldedModel(network, Arithmetic(channels_last=x.device.type == "cpu"))
-    except TypeError:
+    except TypeError as error:
+        logger.warning("%s: cannot be copied (%s); attacks use it unfolded", type(network).__name__, error)
         return network
     with torch.no_grad():
         expected, logits = network(x), folded(x)

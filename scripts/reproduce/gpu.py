@@ -119,9 +119,8 @@ class Session:
         self.end = time.monotonic() + 60 * options.minutes - 5
         self.scale, self.earlier = SCALES[options.scale], Path(options.done)
         self.epochs = options.epochs or self.scale["epochs"]
-        self.out, self.work = (
-            Path(name).absolute() for name in (options.out, options.work or f"runs/gpu-{options.scale}")
-        )
+        self.out = Path(options.out).absolute()
+        self.work = Path(options.work or f"runs/gpu-{options.scale}").absolute()
         data, flags = "Digits", []
         if options.scale == "full":
             root, workers = Path(options.data_root).absolute(), min(os.cpu_count() or 1, 256)
