@@ -42,31 +42,17 @@ def _stage(name: str, epsilon: float, seed: int):
 
 def carlini_wagner_l2(model, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Tensor:
     """C&W L2 of advertorch with the constants of the official DGAD script; it has no epsilon and no randomness."""
-    attacks = advertorch_attacks()
-    classes = _count_classes(model, x)
-    attack = attacks.CarliniWagnerL2Attack(
-        model, classes, confidence=0.01, max_iterations=1000, binary_search_steps=1, initial_const=0.1
-    )
-    return attack.perturb(x, y)
+    import torch.autograd.gradcheck  # noqa: F401  (the attribute torch.autograd.gradcheck is a function)
+
+    gradcheck = sys.modules["torch.autograd.gradcheck"]
+    if not hasattr(gradcheck, "zero_gradients"):  # advertorch 0.2.3 imports it for another attack
+        gradcheck.zero_gradients = lambda x: x.grad is not None and x.grad.detach_().zero_()
+    from advertorch.attacks import CarliniWagnerL2Attack
+
+    constants = {"confidence": 0.01, "max_iterations": 1000, "binary_search_steps": 1, "initial_const": 0.1}
+    return CarliniWagnerL2Attack(model, _count_classes(model, x), **constants).perturb(x, y)
 
 
 @torch.no_grad()
 def _count_classes(model, x: Tensor) -> int:
     return model(x[:1]).shape[1]
-
-
-def advertorch_attacks():
-    """Import ``advertorch.attacks``; its release 0.2.3 needs ``zero_gradients``, which PyTorch has removed."""
-    import torch.autograd.gradcheck  # noqa: F401  (the attribute torch.autograd.gradcheck is a function)
-
-    module = sys.modules["torch.autograd.gradcheck"]
-    if not hasattr(module, "zero_gradients"):
-        module.zero_gradients = _zero_gradients
-    import advertorch.attacks
-
-    return advertorch.attacks
-
-
-def _zero_gradients(x: Tensor) -> None:
-    if x.grad is not None:
-        x.grad.detach_().zero_()

@@ -43,14 +43,23 @@ def use_full_precision() -> None:
 
 @contextmanager
 def allow_tf32(enabled: bool) -> Iterator[None]:
-    """Allow or forbid TF32 in convolutions and matrix products, and restore the previous setting afterwards."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    previous = cudnn.allow_tf32, matmul.allow_tf32
+    """Allow or forbid TF32 in convolutions and matrix products, and restore the previous setting afterwards.
+
+    Raises UserError if the caller set the switches of PyTorch 2.9, which exclude the older ones.
+    """
+    cudnn = torch.backends.cudnn
     try:
-        cudnn.allow_tf32 = matmul.allow_tf32 = enabled
+        previous = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError as error:
+        older = "torch.set_float32_matmul_precision and torch.backends.cudnn.allow_tf32"
+        raise UserError(f"torch.backends: fp32_precision is set, which excludes {older}; set these instead") from error
+    try:
+        torch.set_float32_matmul_precision("high" if enabled else "highest")
+        cudnn.allow_tf32 = enabled
         yield
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = previous
+        torch.set_float32_matmul_precision(previous[0])
+        cudnn.allow_tf32 = previous[1]
 
 
 @contextmanager

@@ -12,15 +12,16 @@ import pytest
 import torch
 from commands import fail_at
 from conftest import user_error
-from small_sets import save_network
+from small_sets import image_folder, save_network
 from tiny import trained_on_stripes
 from torch import nn
 from tqdm import tqdm
 
 from attacks.pgd import pgd_until_fooled, uniform
 from attacks.suite import Attack
-from data import Split, load_configured
+from data import Split, load, load_configured
 from data.loader import Batches
+from engine import load_model
 from engine.accuracy import Score, predict, warn_of_input_scale
 from engine.checkpoint import BEST_CLEAN, BEST_PGD10, LAST
 from engine.distributed import EVALUATION_TIMEOUT, Processes, init
@@ -95,6 +96,12 @@ def test_an_attack_on_every_image_counts_only_the_final_prediction():
     assert torch.equal(result.fooled_at == 2, result.predicted == images.labels)
     with pytest.raises(RuntimeError, match="any: adversarial images are outside"):  # of their ball
         attacked(Attack("any", {"epsilon": 0.1}, first, every_image=True), images)
+
+
+def test_a_prediction_from_nan_under_attack_is_not_counted_as_robust():
+    net = Function(lambda x: FirstPixel()(x) if len(x) == 10 else x.new_full((len(x), 10), torch.nan))  # argmax is 0
+    with user_error("any: the network's logits or gradients are nan or inf under this attack"):
+        attacked(Attack("any", {"epsilon": 1.0}, {"": recording([])}), some_images(10), net)
 
 
 def test_a_stage_attacks_only_correct_images_that_earlier_stages_did_not_fool():
@@ -174,7 +181,7 @@ def test_a_copy_that_computes_something_else_is_not_used(monkeypatch, caplog):
 
     monkeypatch.setattr("engine.fast.frozen.FoldedModel", Wrong)
     assert make_attack_model(net, x) is net and make_attack_model(net, x, torch.bfloat16) is net
-    assert "folding BatchNorm changes its logits" in caplog.text
+    assert "attacks cannot use a folded copy (its logits differ)" in caplog.text
 
 
 def test_accuracy_after_each_stage_and_per_class_and_confusion():
@@ -343,6 +350,19 @@ def test_a_folder_gives_best_and_last_of_its_runs(evaluate, tmp_path):
     for name in names:
         (entry,) = read_evaluations(results_path(Path("runs", name)))
         assert entry["conditions"]["checkpoint"] == Path(name).name
+
+
+def test_a_test_set_of_some_classes_is_labeled_as_the_checkpoint_labels_them(evaluate, tmp_path):
+    metadata = {"dataset": "Folder", "classes": list("abcd"), "image_size": 16}
+    save_network(tmp_path / "net.pth", num_classes=4, **metadata)
+    image_folder(tmp_path / "images", "bd", ["test"], (16, 16))
+    out = evaluate("--model_path net.pth --data_root images --attacks clean --dataset Folder").out
+    assert "WARNING: 2 of the checkpoint's 4 classes have test images" in out
+    (entry,) = read_evaluations(results_path("net.pth"))
+    images = load("Folder", tmp_path / "images").test.images[:].float() / 255
+    correct = load_model("net.pth")(images).argmax(1) == torch.tensor([1, 1, 3, 3])
+    expected = {"b": 50.0 * float(correct[:2].sum()), "d": 50.0 * float(correct[2:].sum())}
+    assert entry["figures"]["Clean"]["per_class"] == expected
 
 
 def test_other_files_in_a_folder_are_named_and_passed_over(evaluate, tmp_path):

@@ -125,7 +125,7 @@ def test_every_layout_is_loaded(network, layout, file_format, tmp_path):
     suffix = "pth" if file_format == "safetensors" else "safetensors"  # the content decides
     path = write(LAYOUTS[layout](network.state_dict()), tmp_path / f"checkpoint.{suffix}", file_format)
     assert same(load_weights(build("small_resnet", 10), path), network)
-    assert identify(path) == ("small_resnet", 10)
+    assert identify(path) == ("small_resnet", 10, 32)
 
 
 @pytest.mark.parametrize("protocol", [1, 2, 3, 5])
@@ -278,7 +278,7 @@ def test_deepmind_network_takes_and_saves_the_statistics_of_a_file(tmp_path):
 @pytest.mark.parametrize("name", ["small_resnet", "resnet18", "mobilenetV2", "vgg16", "presnet18"])
 def test_an_architecture_is_identified_by_keys_and_shapes(name, tmp_path):
     torch.save({"state_dict": prefixed("module.", build(name, 7).state_dict())}, tmp_path / "some.pt")
-    assert identify(tmp_path / "some.pt") == (name, 7)
+    assert identify(tmp_path / "some.pt")[:2] == (name, 7)
 
 
 # ---- files that are refused ----
@@ -302,7 +302,17 @@ CHANGED_ZIP = bytearray(ZIP.getvalue())
 CHANGED_ZIP[CHANGED_ZIP.rindex(b"PK\x01\x02") + 6] = 255  # the version that it requires
 
 
+def in_protocol_0(zipped: bool) -> bytes:
+    file = io.BytesIO()
+    torch.save(build("small_resnet", 10).state_dict(), file, None, 0, zipped)
+    return file.getvalue()
+
+
 OTHER_FILES = {
+    **{
+        f"{zipped}.pth": (in_protocol_0(zipped), "pickle protocol 0, which loses the tensors")
+        for zipped in (True, False)
+    },
     "empty": (b"", "empty"),
     "page.html": (b"\n<!DOCTYPE html><html><body>404</body></html>", "web page"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 44\n", "git-lfs pointer"),

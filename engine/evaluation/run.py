@@ -19,7 +19,7 @@ from engine.evaluation.figures import CANDIDATES, draw_confusions, draw_examples
 from engine.evaluation.records import Record, results_folder, sha256, worst_case
 from engine.evaluation.sanity import is_constant, sanity_check, warn_of_masking
 from engine.evaluation.state import State
-from engine.evaluation.targets import EvalTarget, find_targets, infer_dataset, load_other_network, warn_of_epsilon
+from engine.evaluation.targets import EvalTarget, find_targets, infer_dataset, load_other_network, with_missing_classes
 from utils.config import EvalConfig
 from utils.errors import UserError
 from utils.files import WriteError, write_atomically
@@ -64,10 +64,9 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     warn_of_unused(config, select_attacks(config))  # reports invalid flags before data is read
     targets = find_targets(config)
     config = infer_dataset(config, targets)
-    warn_of_epsilon(targets, config.eps)
     use_full_precision()
     seed_everything(config.seed)
-    splits, images = processes.rank0_first(_read, config)
+    splits, images = processes.rank0_first(_read, config, targets)
     keys = select_attacks(config, len(splits.classes))
     natural = load_other_network(config.natural_path, None, "--natural_path", config, splits, device)
     attacks = _make_attacks(keys, config, splits, device)
@@ -78,8 +77,8 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     logger.info("\n%s", comparison(results))
 
 
-def _read(config: EvalConfig) -> tuple[Splits, Split]:
-    splits = load_configured(config)
+def _read(config: EvalConfig, targets: list[EvalTarget]) -> tuple[Splits, Split]:
+    splits = with_missing_classes(load_configured(config), targets, config.dataset)
     return splits, *decode_files(subset(splits.test, config.limit_test, TEST_SUBSET_SEED))
 
 
