@@ -2,7 +2,6 @@
 
 import sys
 
-import torch
 from torch import Tensor
 
 AUTOATTACK_CLASSES = 4  # the DLR loss compares the logits of four classes
@@ -31,7 +30,7 @@ def _stage(name: str, epsilon: float, seed: int):
         else:
             options, batch_size = {}, {"batch_size": len(x)}
         attack = AutoAttack(model, norm="Linf", eps=epsilon, seed=seed, device=x.device, **options)
-        classes = _count_classes(model, x)
+        classes = model(x[:1]).shape[1]
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(TARGET_CLASSES, classes - 1)
         attack.attacks_to_run = [name]
         result = attack.run_standard_evaluation(x, y, **batch_size)
@@ -50,9 +49,4 @@ def carlini_wagner_l2(model, x: Tensor, y: Tensor, noise: Tensor | None = None) 
     from advertorch.attacks import CarliniWagnerL2Attack
 
     constants = {"confidence": 0.01, "max_iterations": 1000, "binary_search_steps": 1, "initial_const": 0.1}
-    return CarliniWagnerL2Attack(model, _count_classes(model, x), **constants).perturb(x, y)
-
-
-@torch.no_grad()
-def _count_classes(model, x: Tensor) -> int:
-    return model(x[:1]).shape[1]
+    return CarliniWagnerL2Attack(model, model(x[:1]).shape[1], **constants).perturb(x, y)

@@ -87,8 +87,8 @@ def evaluate(
     """Evaluate a network under attack, as ``main_eval.py`` does with the flags of the same names.
 
     Args:
-        model: Maps images to logits (B, classes). Its mode, device and ``requires_grad``, and the state of PyTorch's
-            random generators, are restored afterwards.
+        model: Maps images to logits (B, classes). Its mode, device and ``requires_grad``, and PyTorch's random
+            generators, default type and TF32 switches, are restored afterwards, also after an error.
         images: (N, C, H, W) float32 in [0, 1].
         labels: (N,) integers from 0.
         eps: Radius of the L-infinity ball, in [0, 1].
@@ -113,13 +113,7 @@ def evaluate(
     from engine.evaluation.records import worst_case
     from utils.config import EvalConfig
     from utils.errors import UserError
-    from utils.fields import literals
 
-    _require(0 <= eps <= 1, f"eps: must be in [0, 1], not {eps:g}; divide by 255")
-    for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
-        _require(value is None or value >= 1, f"{name}: must be at least 1, not {value}")
-    precisions = literals(EvalConfig.__annotations__["precision"])
-    _require(precision in precisions, f"precision: must be one of {', '.join(precisions)}, not {precision}")
     _require(isinstance(model, torch.nn.Module), f"model: must be an nn.Module, not a {type(model).__name__}")
     _require_images(images, labels)
     origin = next(chain(model.parameters(), model.buffers()), images).device
@@ -131,6 +125,8 @@ def evaluate(
         return list(zip(part.images.split(size), part.labels.split(size), strict=True))
 
     try:
+        # Raises UserError for an invalid value.
+        EvalConfig(eps=float(eps), steps=steps, restarts=restarts, bs=batch_size, seed=seed, precision=precision)
         names = attacks if isinstance(attacks, str) else ",".join(map(str, attacks))
         precision = choose_precision(precision, device)
         with _frozen(model, origin, device), full_precision(), torch.no_grad():

@@ -67,9 +67,12 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     use_full_precision()
     seed_everything(config.seed)
     splits, images = processes.rank0_first(_read, config, targets)
-    keys = select_attacks(config, len(splits.classes))
     natural = load_other_network(config.natural_path, None, "--natural_path", config, splits, device)
-    attacks = _make_attacks(keys, config, splits, device)
+    path, model = config.surrogate_path if config.protocol == "blackbox" else "", config.surrogate_model
+    surrogate = load_other_network(path, model, "--surrogate_model", config, splits, device)
+    setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge, surrogate, path)
+    protocol = PROTOCOLS[config.protocol](setting)
+    attacks = {key: protocol[key] for key in select_attacks(config, len(splits.classes))}
     for target in targets:
         target.load(config, splits)  # reports an unsuitable file before the first attack
     evaluations = [Evaluation(target, attacks, splits, images, config) for target in targets]
@@ -80,15 +83,6 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
 def _read(config: EvalConfig, targets: list[EvalTarget]) -> tuple[Splits, Split]:
     splits = with_missing_classes(load_configured(config), targets, config.dataset)
     return splits, *decode_files(subset(splits.test, config.limit_test, TEST_SUBSET_SEED))
-
-
-def _make_attacks(keys: list[str], config: EvalConfig, splits: Splits, device: torch.device) -> dict[str, Attack]:
-    """The attacks of the protocol with these keys."""
-    path, model = config.surrogate_path if config.protocol == "blackbox" else "", config.surrogate_model
-    surrogate = load_other_network(path, model, "--surrogate_model", config, splits, device)
-    setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge, surrogate, path)
-    protocol = PROTOCOLS[config.protocol](setting)
-    return {key: protocol[key] for key in keys}
 
 
 class Evaluation:
@@ -115,20 +109,10 @@ class Evaluation:
         logger.info(message, target.path, target.name, len(images.labels), config.dataset)
         batches = partial(Batches, device=device)
         predicted, results = {"clean": predict(network, batches(images, config.bs), f"--model_path {target.path}")}, {}
-        outcomes = run_attacks(
-            network,
-            self.attacks,
-            images,
-            predicted["clean"],
-            classes=self.splits.classes,
-            batches=batches,
-            batch_size=config.bs,
-            precision=config.precision,
-            limit_aa=config.limit_aa,
-            seed=config.seed,
-            state=self.state,
-            processes=processes,
-        )
+        options = {"classes": self.splits.classes, "batches": batches, "batch_size": config.bs, "seed": config.seed}
+        options |= {"precision": config.precision, "limit_aa": config.limit_aa}
+        options |= {"state": self.state, "processes": processes}
+        outcomes = run_attacks(network, self.attacks, images, predicted["clean"], **options)
         for key, classes, result in outcomes:
             title = self.attacks[key].title
             predicted[key], results[title] = classes, result

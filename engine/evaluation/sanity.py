@@ -67,7 +67,12 @@ def warn_of_masking(record: Record, epsilon: float, check: tuple[Score, Score] |
     """Return, and log, one line per sign of gradient masking in the results on disk and in the sanity check."""
     wanted = [record.conditions.get(key) for key in SAME]  # in results of all protocols
     same = (entry for entry in record.evaluations if [entry["conditions"].get(key) for key in SAME] == wanted)
-    warnings = _weaker_attacks_that_win({title: result for entry in same for title, result in entry["figures"].items()})
+    results = {title: result for entry in same for title, result in entry["figures"].items()}
+    warnings = [
+        f"{weak} is stronger than {strong} ({low['accuracy']:.2f} < {high['accuracy']:.2f} %)"
+        for weak, low, strong, high in [*_pairs_with_fgsm(results), *_pairs_with_square(results)]
+        if low["n"] == high["n"] and high["accuracy"] - low["accuracy"] > max(MIN_LEAD, 100 / high["n"])
+    ]
     if check:
         small, large = check
         if large.accuracy > MAX_ROBUST:
@@ -82,15 +87,6 @@ def warn_of_masking(record: Record, epsilon: float, check: tuple[Score, Score] |
     for warning in warnings:
         logger.warning("WARNING, likely gradient masking: %s; only the lowest robust accuracy is reliable", warning)
     return warnings
-
-
-def _weaker_attacks_that_win(results: dict[str, dict]) -> list[str]:
-    """Return a line per attack that fools clearly more images than an attack that is stronger by design."""
-    return [
-        f"{weak} is stronger than {strong} ({low['accuracy']:.2f} < {high['accuracy']:.2f} %)"
-        for weak, low, strong, high in [*_pairs_with_fgsm(results), *_pairs_with_square(results)]
-        if low["n"] == high["n"] and high["accuracy"] - low["accuracy"] > max(MIN_LEAD, 100 / high["n"])
-    ]
 
 
 def _pairs_with_fgsm(results: dict[str, dict]) -> list[tuple]:
