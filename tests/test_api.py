@@ -14,8 +14,8 @@ import pytest
 import torch
 from conftest import ROOT, user_error
 from small_sets import save_network
-from tiny import TinyNet, trained_on_stripes
-from torch import bfloat16, float64, nn
+from tiny import Function, TinyNet, trained_on_stripes
+from torch import Tensor, nn
 
 from data import TEST_SUBSET_SEED, load, subset
 from engine import evaluate, load_model, train
@@ -122,41 +122,8 @@ def linear(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(192, classes))
 
 
-class Output(nn.Module):
-    """Converts logits to a type; None makes them random."""
-
-    def __init__(self, dtype):
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, logits):
-        return logits.to(self.dtype) if self.dtype else nn.functional.dropout(logits)
-
-
-class Detached(nn.Module):
-    """Predicts class 0."""
-
-    def forward(self, x):
-        return torch.eye(10)[:1] + 0 * x.detach().flatten(1)[:, :10]
-
-
-class TwoStems(TinyNet):
-    def __init__(self):
-        super().__init__()
-        self.other = nn.Conv2d(3, 8, 2, 2)
-
-    def forward(self, x):
-        return self.linear(nn.functional.avg_pool2d(self.conv2(self.conv1(x)) + self.other(x), 2).flatten(1))
-
-
-class Root(nn.Module):
-    """Adds a root of zero, whose gradient is nan."""
-
-    def forward(self, x):
-        return x + (0 * x).sqrt()
-
-
 X, Y = torch.rand(4, 3, 8, 8), torch.arange(4)
+CONSTANT = Function(lambda x: torch.eye(10)[:1] + 0 * x.detach().flatten(1)[:, :10])  # predicts class 0
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
@@ -164,7 +131,8 @@ def test_a_model_that_cannot_be_copied_is_attacked_itself(monkeypatch, caplog):
     monkeypatch.setattr("attacks.libraries.STANDARD", {"APGD-CE": "apgd-ce"})
     model = linear(10)
     y = model(X).argmax(1)
-    others = [nn.Sequential(deepcopy(model), each) for each in (nn.Identity(), Output(float64), Output(bfloat16))]
+    types = map(Function, (Tensor.float, Tensor.double, Tensor.bfloat16))
+    others = [nn.Sequential(deepcopy(model), each) for each in types]
     others[0].lock, others[1].features = threading.Lock(), [model(X)]
     expected = evaluate(model, X, y, eps=0.02, attacks="pgd,aa")
     for other in (*others, torch.jit.script(model)):
@@ -174,25 +142,30 @@ def test_a_model_that_cannot_be_copied_is_attacked_itself(monkeypatch, caplog):
     assert caplog.text.count("attacks cannot use a folded copy") >= 2
 
 
+class Sum(nn.ModuleList):
+    def forward(self, x):
+        return sum(module(x) for module in self)
+
+
 def test_a_model_whose_copy_fails_in_bfloat16_is_attacked_in_float32(caplog):
-    model = TwoStems()
-    y = model(X).argmax(1)
-    expected, report = (evaluate(model, X, y, attacks="pgd", precision=name) for name in ("fp32", "bf16"))
-    assert report["PGD-20"].correct == expected["PGD-20"].correct
-    assert "attacks cannot use a folded torch.bfloat16 copy" in caplog.text
+    normed, stems = TinyNet(), Sum([nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)])
+    nn.utils.parametrizations.weight_norm(normed.conv1)
+    for model, failures in ((normed, 0), (nn.Sequential(stems, nn.Flatten(), nn.Linear(144, 10)), 1)):
+        y = model.eval()(X).argmax(1)
+        expected, report = (evaluate(model, X, y, attacks="pgd", precision=name) for name in ("fp32", "bf16"))
+        assert report["PGD-20"].correct == expected["PGD-20"].correct
+        assert caplog.text.count("attacks cannot use a folded torch.bfloat16 copy") == failures
 
 
 def test_gradients_of_nan_and_logits_that_are_random_or_depend_on_the_batch_are_reported(caplog):
-    evaluate(nn.Sequential(Root(), linear(10)), X, Y, attacks="clean")
-    assert caplog.messages == [
-        "WARNING: gradients of the loss are nan; PGD ignores these, so robust accuracies may be too high"
-    ]
-    caplog.clear()
-    for model, count in ((TinyNet(), 0), (TinyNet(), 1), (nn.Sequential(TinyNet(), Output(None)), 2)):
-        if count == 1:
-            model.bn1 = nn.BatchNorm2d(4, track_running_stats=False)
-        evaluate(model, X, Y, attacks="clean")
+    evaluate(nn.Sequential(Function(lambda x: x + (0 * x).sqrt()), linear(10)), X, Y, attacks="clean")
+    assert "gradients of the loss are nan" in caplog.text
+    evaluate(net := TinyNet(), X, Y, attacks="clean")
+    net.bn1 = nn.BatchNorm2d(4, track_running_stats=False)
+    for count, model in enumerate((net, nn.Sequential(linear(10), Function(nn.functional.dropout)))):
         assert caplog.text.count("the logits of an image are random or change with the other images") == count
+        evaluate(model, X, Y, attacks="clean")
+    assert caplog.text.count("the logits of an image are random or change with the other images") == 2
 
 
 REFUSED = {
@@ -219,7 +192,7 @@ REFUSED = {
     "model: fails on a float32 image of shape (1, 3, 8, 8): mat1 and mat2": {"model": linear(10).double()},
     "model: is on the device meta, without weights": {"model": linear(10).to("meta")},
     "model: changes its images in place": {"model": nn.Sequential(nn.Threshold(0.9, 0.0, inplace=True), linear(10))},
-    "model: its logits have no gradient in the images": {"model": Detached(), "labels": 0 * Y, "attacks": "pgd"},
+    "model: its logits have no gradient in the images": {"model": CONSTANT, "labels": 0 * Y, "attacks": "pgd"},
     "attacks: AutoAttack requires at least 4 classes, not 2": {"model": linear(2), "labels": Y % 2},
 }
 

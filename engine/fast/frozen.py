@@ -96,7 +96,8 @@ class FoldedModel(nn.Module):
         named = (self.body.named_parameters, self.body.named_buffers)
         for path, value in [pair for tensors in named for pair in tensors(remove_duplicate=False)]:
             module_path, _, name = path.rpartition(".")
-            converted = {path, module_path}.isdisjoint(before_cast) and value.is_floating_point()
+            kept = any(f"{path}.".startswith(f"{each}.") for each in before_cast)  # parametrizations too
+            converted = value.is_floating_point() and not kept
             memory_format = self.memory_format if value.ndim == 4 else torch.preserve_format
             copy = value.to(self.dtype if converted else None, memory_format=memory_format, copy=True)
             copy = nn.Parameter(copy, requires_grad=False) if isinstance(value, nn.Parameter) else copy
