@@ -51,8 +51,7 @@ def allow_tf32(enabled: bool) -> Iterator[None]:
     try:
         previous = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     except RuntimeError as error:
-        older = "torch.set_float32_matmul_precision and torch.backends.cudnn.allow_tf32"
-        raise UserError(f"torch.backends: fp32_precision is set, which excludes {older}; set these instead") from error
+        raise UserError("torch.backends: fp32_precision is set; use the older switches named allow_tf32") from error
     try:
         torch.set_float32_matmul_precision("high" if enabled else "highest")
         cudnn.allow_tf32 = enabled

@@ -83,7 +83,8 @@ def _rewrite(file: io.BytesIO) -> bytes:
         elif isinstance(value, bool):
             opcode = CODE["NEWTRUE"] if value else CODE["NEWFALSE"]
         elif name in ("INT", "LONG"):
-            opcode = _integer(value)
+            encoded = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+            opcode = CODE["LONG1"] + bytes([len(encoded)]) + encoded
         elif "BYTES" in name or name == "BYTEARRAY8":
             opcode = _bytes(value)
         else:
@@ -95,11 +96,6 @@ def _rewrite(file: io.BytesIO) -> bytes:
 def _string(value: str) -> bytes:
     encoded = value.encode("utf-8", "surrogatepass")
     return CODE["BINUNICODE"] + struct.pack("<I", len(encoded)) + encoded
-
-
-def _integer(value: int) -> bytes:
-    encoded = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-    return CODE["LONG1"] + bytes([len(encoded)]) + encoded
 
 
 def _bytes(value: bytes | bytearray) -> bytes:

@@ -55,8 +55,7 @@ def run_attack(
         state: Stores each finished stage of each batch; an evaluation with other batch sizes can continue from it.
         processes: Each attacks its share of the batches.
 
-    Raises UserError if logits or gradients are nan or inf, RuntimeError if an adversarial image is outside the epsilon
-    ball or [0, 1].
+    Raises UserError for logits of nan or inf, RuntimeError if an adversarial image is outside the ball or [0, 1].
     """
     predicted, fooled_at = torch.zeros_like(clean), torch.zeros_like(clean)  # the processes' results are summed
     robust_stage = len(attack.stages) + 1

@@ -98,8 +98,7 @@ def _warn_of_unreliable_model(network: nn.Module, attack_model: nn.Module, x: Te
     with torch.enable_grad():
         loss = cross_entropy(attack_model(z := x.clone().requires_grad_()), y).sum()
     if loss.requires_grad and torch.autograd.grad(loss, z)[0].isnan().any():
-        message = "WARNING: gradients of the loss are nan; PGD ignores these, so robust accuracies may be too high"
-        logger.warning(message)
+        logger.warning("WARNING: gradients of the loss are nan; PGD ignores these: robust accuracies may be too high")
 
 
 def make_result(

@@ -120,17 +120,14 @@ class Evaluation:
             if processes.is_rank0:
                 self.record.add(title, result)
         if processes.is_rank0:
-            self._write_table()
+            self.record.write_table()
+            settings, copy = target.path.with_name("config.json"), self.record.path.parent.with_name("config.json")
+            # It names method, teacher and seed in tables.
+            if config.out and settings.is_file() and not settings.is_symlink() and not copy.exists():
+                write_atomically(copy, partial(shutil.copyfile, settings))
             self._warn_and_draw(network, natural, predicted, device)
             logger.info("results: %s", self.record.path.parent)
         return results | worst_case(results)
-
-    def _write_table(self) -> None:
-        """Write eval.csv; with ``--out`` also the run's config.json, which names method, teacher and seed in tables."""
-        self.record.write_table()
-        settings, copy = self.target.path.with_name("config.json"), self.record.path.parent.with_name("config.json")
-        if self.config.out and settings.is_file() and not settings.is_symlink() and not copy.exists():
-            write_atomically(copy, partial(shutil.copyfile, settings))
 
     def _warn_and_draw(
         self, network: nn.Module, natural: nn.Module | None, predicted: dict[str, Tensor], device: torch.device

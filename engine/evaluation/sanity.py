@@ -4,7 +4,7 @@ Gradient masking after Athalye, Carlini & Wagner, "Obfuscated Gradients Give a F
 section 3.1, and Carlini et al., "On Evaluating Adversarial Robustness" (2019).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -89,18 +89,16 @@ def warn_of_masking(record: Record, epsilon: float, check: tuple[Score, Score] |
     return warnings
 
 
-def _pairs_with_fgsm(results: dict[str, dict]) -> list[tuple]:
+def _pairs_with_fgsm(results: dict[str, dict]) -> Iterator[tuple]:
     """FGSM and its result with each PGD whose steps cross the ball, which is stronger."""
-    pairs = []
     for title, result in results.items():
         if "FGSM" in results and title.startswith("PGD-"):
             parameters = result["parameters"]
             if parameters["steps"] * parameters["step_size"] >= 2 * parameters["epsilon"]:
-                pairs.append(("FGSM, a single step,", results["FGSM"], title, result))
-    return pairs
+                yield "FGSM, a single step,", results["FGSM"], title, result
 
 
-def _pairs_with_square(results: dict[str, dict]) -> list[tuple]:
+def _pairs_with_square(results: dict[str, dict]) -> Iterator[tuple]:
     """Square, by itself and in AutoAttack, with the best gradient-based attack on as many images."""
     gradient = {title: result for title, result in results.items() if title.startswith(GRADIENT_ATTACKS)}
     black_box = {"Square": results["Square"]} if "Square" in results else {}
@@ -108,10 +106,8 @@ def _pairs_with_square(results: dict[str, dict]) -> list[tuple]:
     if stages := autoattack.get("stages"):
         gradient["AutoAttack's gradient-based attacks"] = autoattack | {"accuracy": stages["FAB-T"]}
         black_box["AutoAttack's Square"] = autoattack | {"accuracy": stages["Square"]}
-    pairs = []
     for title, square in black_box.items():
         others = [name for name in gradient if gradient[name]["n"] == square["n"]]
         if others:
             best = min(others, key=lambda name: gradient[name]["accuracy"])
-            pairs.append((f"{title}, which uses no gradient,", square, best, gradient[best]))
-    return pairs
+            yield f"{title}, which uses no gradient,", square, best, gradient[best]

@@ -71,7 +71,13 @@ def infer_dataset(config: EvalConfig, targets: list[EvalTarget]) -> EvalConfig:
 
     Raises UserError if there is no flag and the checkpoints were trained on several datasets or at several sizes.
     """
-    _warn_of_epsilon(targets, config.eps)
+    for path in (target.path for target in targets):
+        settings = _settings(path.parent)
+        trained, method = settings.get("epsilon"), settings.get("method")
+        known = isinstance(trained, int | float) and isinstance(method, str) and method not in WITHOUT_ATTACK
+        if known and not math.isclose(trained, 255 * config.eps, rel_tol=1e-6):
+            message = "%s was trained at epsilon %g/255 but is attacked at %g/255 (--eps)"
+            logger.warning(message, path, trained, 255 * config.eps)
     trained_on = {target.path: target.metadata["dataset"] for target in targets if target.metadata.get("dataset")}
     dataset = config.dataset or _only_one("--dataset", "on", trained_on.values()) or "CIFAR10"
     for path, other in trained_on.items():
@@ -103,16 +109,6 @@ def with_missing_classes(splits: Splits, targets: Iterable[EvalTarget], dataset:
     logger.warning("WARNING: %d of the checkpoint's %d classes have test images", len(splits.classes), len(classes))
     labels = torch.tensor([classes.index(name) for name in splits.classes])[splits.test.labels]
     return splits._replace(test=splits.test._replace(labels=labels), classes=classes)
-
-
-def _warn_of_epsilon(targets: Iterable[EvalTarget], eps: float) -> None:
-    for path in (target.path for target in targets):
-        settings = _settings(path.parent)
-        trained, method = settings.get("epsilon"), settings.get("method")
-        known = isinstance(trained, int | float) and isinstance(method, str) and method not in WITHOUT_ATTACK
-        if known and not math.isclose(trained, 255 * eps, rel_tol=1e-6):
-            message = "%s was trained at epsilon %g/255 but is attacked at %g/255 (--eps)"
-            logger.warning(message, path, trained, 255 * eps)
 
 
 def _settings(run: Path) -> dict:
