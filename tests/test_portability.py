@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 from conftest import ROOT
 
-from utils.load import CpuLoad
+from utils import load
 from utils.log import log_to_terminal
 
 SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/*.sbatch"), ROOT / ".ci/run"])
@@ -72,25 +72,18 @@ def test_shellcheck_has_no_objection():
     subprocess.run(["shellcheck", *SCRIPTS], check=True)
 
 
-def test_a_busy_machine_is_a_warning_when_the_load_changes(monkeypatch, caplog):
-    readings = iter([(0, 0, 0), (9, 9, 9), (19, 29, 19), (29, 49, 29), (39, 59, 39), (49, 79, 49)])
-    monkeypatch.setattr(CpuLoad, "_read", lambda self: next(readings))
-    load = CpuLoad()
-    load.cores = {"cpu0", "cpu1"}
-    for lines in (0, 1, 1, 1, 2):  # idle, another process, still, idle again, another process again
-        load.warn(2, after=0)
-        assert len(caplog.messages) == lines
-    warning = "WARNING: other processes use 1.0 of 2 cores; --threads 1 would be faster than 2 threads"
-    assert caplog.messages[0] == warning
+@pytest.mark.parametrize(("busy", "free"), [(0, 2), (9, 1), (100, 1)])
+def test_cores_that_other_processes_use_are_not_free(monkeypatch, busy, free):
+    monkeypatch.setattr(load, "CORES", {"cpu0", "cpu1"})
+    monkeypatch.setattr(load, "_START", (0, 0))
+    monkeypatch.setattr(load, "_times", lambda: (10, busy))
+    assert load.free_cores() == free
 
 
-def test_where_the_system_does_not_know_its_load_there_is_no_warning(monkeypatch, caplog):
+def test_where_the_system_does_not_know_its_load_all_cores_are_free(monkeypatch):
     monkeypatch.setattr("builtins.open", Mock(side_effect=FileNotFoundError))
-    monkeypatch.delattr(os, "getloadavg")
-    for more in (0, 1):  # threads than cores
-        load = CpuLoad()
-        load.warn(len(load.cores) + more, after=0)
-        assert len(caplog.messages) == more
+    monkeypatch.setattr(load, "_START", load._times())
+    assert load.free_cores() == len(load.CORES)
 
 
 @pytest.mark.parametrize(("python", "message"), [(None, "set PYTHON"), (OLD, "3.10 or later is req"), ("", "no venv")])

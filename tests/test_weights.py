@@ -128,16 +128,13 @@ def test_every_layout_is_loaded(network, layout, file_format, tmp_path):
     assert identify(path) == ("small_resnet", 10)
 
 
-@pytest.mark.parametrize("protocol", [1, 2, 3, 5])
+@pytest.mark.parametrize("protocol", [2, 3, 5])
 @pytest.mark.parametrize("file_format", ["zip", "legacy"])
 def test_plain_values_of_training_codes_are_loaded_in_every_protocol(network, protocol, file_format, tmp_path):
-    objects = {"args", "torch"} if protocol == 1 else set()  # made by a function that could make anything
-    values = {key: value for key, value in PLAIN_VALUES.items() if key not in objects}
-    content = {"state_dict": network.state_dict(), **values}
-    write(content, tmp_path / "some.pth", file_format, protocol)
+    write({"state_dict": network.state_dict(), **PLAIN_VALUES}, tmp_path / "some.pth", file_format, protocol)
     assert same(load_weights(build("small_resnet", 10), tmp_path / "some.pth"), network)
     read = decode((tmp_path / "some.pth").read_bytes(), "some.pth")
-    for key in values.keys() - {"rng", "history"} - ({"sets"} if protocol > 3 else set()):  # lists in protocol 4
+    for key in PLAIN_VALUES.keys() - {"rng", "history"} - ({"sets"} if protocol > 3 else set()):  # lists in protocol 4
         assert read[key] == PLAIN_VALUES[key], key
     assert read["history"].tolist() == [0, 1, 2] and read["rng"]["python"] == (3, (1, 2, 3), None)
 
@@ -414,8 +411,13 @@ def test_official_paths_are_tried_and_a_missing_teacher_names_them(name, dataset
         load_teacher(name, dataset, 10)
 
 
-def test_the_table_of_teachers_shows_existing_files(tmp_path, monkeypatch):
+@pytest.fixture
+def package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    return robustbench_package(tmp_path, monkeypatch)
+
+
+def test_the_table_of_teachers_shows_existing_files_and_the_zoo(package, tmp_path, monkeypatch):
     file = tmp_path / "models/cifar10/Linf/Chen2021LTD_WRN34_20.pt"
     file.parent.mkdir(parents=True)
     file.touch()
@@ -423,12 +425,9 @@ def test_the_table_of_teachers_shows_existing_files(tmp_path, monkeypatch):
     assert len(lines) >= 2 + len(teachers.TEACHERS)
     assert sum("Linf/Chen2021LTD_WRN34_20.pt" in line and "missing" not in line for line in lines) == 1
     assert {teachers.architecture_of(teacher.name) for teacher in teachers.TEACHERS} <= MODELS.keys()
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return robustbench_package(tmp_path, monkeypatch)
+    assert lines[-1] == "robustbench:NAME for CIFAR100: Some2026Network"
+    monkeypatch.setitem(sys.modules, "robustbench.model_zoo", None)  # as if it were not installed
+    assert "pip install -r requirements-zoo.txt" in teachers._table().splitlines()[-1]
 
 
 def test_the_zoo_needs_only_packages_of_pypi_and_names_what_is_missing(package, network, tmp_path):

@@ -9,7 +9,6 @@ same command again continues: finished commands are skipped, interrupted trainin
 import hashlib
 import shlex
 import sys
-from collections import namedtuple
 from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatch
 from functools import partial
@@ -49,13 +48,25 @@ SETTINGS = {line["name"]: line for line in _table("settings")}
 SCALES = ("full", "short", "smoke")
 
 
-class Row(namedtuple("Row", "table row scale setting dataset student method teacher second flags file note")):
+class Row(NamedTuple):
     """One line of tables.csv.
 
-    ``teacher`` and ``second`` name rows of the same table; ``scale`` is empty for a row of every scale. A published
-    teacher has its name as ``student``, the flags of its evaluation as ``flags``, and the source of its ``file`` as
-    ``note``.
+    A published teacher has its name as ``student``, the flags of its evaluation as ``flags``, and the source of its
+    ``file`` as ``note``.
     """
+
+    table: str
+    row: str
+    scale: str  # empty for a row of every scale
+    setting: str  # one of SETTINGS
+    dataset: str
+    student: str
+    method: str
+    teacher: str  # this and the second teacher are rows of the same table
+    second: str
+    flags: str
+    file: str
+    note: str
 
     @property
     def suffix(self) -> str:
