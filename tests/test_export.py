@@ -209,12 +209,6 @@ def test_invalid_flags_are_refused(message, checkpoint, out):
     refused(message, checkpoint, out, **FLAGS[message])
 
 
-@pytest.mark.parametrize("evaluation", [({"eps": "8"}, BOTH), ({}, {"Clean": {"accuracy": "half", "n": 500}})])
-def test_damaged_results_are_an_error(evaluation, checkpoint, out):
-    evaluate(checkpoint, evaluation)
-    refused("eval.json: damaged", checkpoint, out)
-
-
 def test_files_that_cannot_be_exported(network, out, tmp_path):
     state, other = network.state_dict(), {"encoder.weight": torch.rand(3, 3)}
     cases = {

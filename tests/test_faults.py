@@ -5,7 +5,6 @@ import itertools
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from run_files import files_of, folder_of
 import methods
 from engine.distributed import Processes, local_gpu
 from engine.training.run import _train
-from engine.training.run_folder import RunFolder
 from engine.training.signals import Signals
 from engine.training.trainer import Trainer
 from utils.cli import run_command
@@ -208,23 +206,6 @@ def test_a_file_system_without_locks_flushing_or_links_is_enough(train, tmp_path
     train(f"{RUN} --epochs 2 --desc_str again")
     first, second = (files_of(path.parent) for path in sorted(tmp_path.rglob("config.json")))
     assert all(second[name] == data for name, data in first.items() if name != "config.json")
-
-
-def test_an_output_folder_that_disappears_ends_the_run(train, tmp_path, monkeypatch):
-    step = Trainer.step
-    removed = lambda *args, **options: shutil.rmtree("tuned_models", ignore_errors=True) or step(*args, **options)  # noqa: E731
-    monkeypatch.setattr(Trainer, "step", removed)
-    train(f"{RUN} --epochs 1", error=r"cannot be written \(No such file or directory\)")
-    assert not (tmp_path / "tuned_models").exists()
-
-
-def test_states_of_more_than_ten_thousand_epochs_keep_their_order(tmp_path):
-    folder = RunFolder(TrainConfig(root_path=str(tmp_path), method="Natural"))
-    folder.last_state()
-    folder.create(None)
-    for epochs in (9998, 9999, 10000, 10001):
-        folder.save_state({"net": {}, "optimizer": {}, "epochs": epochs, "metrics": {"batches": 0}})
-    assert sorted(path.name for path in tmp_path.rglob("*.pth")) == ["10000-000000.pth", "10001-000000.pth"]
 
 
 def test_a_full_disk_in_an_evaluation_is_one_line(train, run, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ class Runner:
     def __init__(self, study: Study, options: argparse.Namespace, flags: list[str]):
         self.study, self.out, self.scale, self.flags = study, Path(options.out), options.scale, flags
         self.work = Path(options.work or f"runs/fair-{options.scale}").absolute()
-        threads = max(1, (os.cpu_count() or 1) // options.jobs)
+        threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
         self.shared = ["--device", options.device, "--threads", str(threads)]
         self.shared += ["--data_root", options.data_root] if options.data_root else []
         cuda = options.device != "cpu" and torch.cuda.is_available()
@@ -179,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", default=list(GRID), metavar="NAME", help="some methods; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="the first one tunes [1 2 3]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of a process; default: cores / jobs")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at once [1]")
     return parser
 
