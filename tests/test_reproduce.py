@@ -13,7 +13,6 @@ from utils.config import EvalConfig, TinyEvalConfig, TinyTrainConfig, TrainConfi
 from utils.flags import parse
 
 TABLES = load_tables()
-SCRIPT = "scripts/reproduce/reproduce.py"
 TRAINING = {"main.py": TrainConfig, "main_tiny.py": TinyTrainConfig}
 EVALUATION = {"main_eval.py": EvalConfig, "main_eval_tinyimagenet.py": TinyEvalConfig}
 
@@ -67,13 +66,6 @@ def test_every_table_is_made_at_smoke_scale(group, tmp_path, run):
         text = (tmp_path / f"{name}.md").read_text()
         evaluated = [row for row, (run_of_row,) in rows.items() if len(run_of_row.commands) > 1]
         assert evaluated and all(f"| {row} | ours, " in text for row in evaluated)
-
-
-@pytest.mark.slow
-def test_the_program_makes_a_table_and_then_skips_it(tmp_path, run):
-    first, second = (run(SCRIPT, f"--table rslad-2 --scale smoke --out {tmp_path}") for _ in range(2))
-    assert first.out.count(" main: finished") == 1 and "started" not in second.out
-    assert second.out.count("ours, best (1)") == 2  # on CIFAR-10 and CIFAR-100, which are one run at this scale
 
 
 BAD = {

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import user_error
 from safetensors.torch import save_file
-from small_sets import MARKER, Bomb, robustbench_package
+from small_sets import IMAGES, MARKER, Bomb, robustbench_package
 from torch import nn
 
 from models import MODELS, build, robustbench, teachers
@@ -29,15 +29,6 @@ from models.weights import Checkpoint, identify, load_network, load_weights
 from models.wide_resnet import WideResNet
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
-IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(1)
-    trained = build("small_resnet", 10)
-    trained(IMAGES)  # changes the running statistics
-    return trained.eval()
 
 
 def same(one, other) -> bool:
