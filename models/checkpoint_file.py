@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from models.pickle_protocol import in_protocol_2
+from models.pickle_protocol import MAGIC, in_protocol_2
 from utils.errors import UserError
 from utils.files import LFS_HINT, LFS_POINTER
 
@@ -32,7 +32,6 @@ for module in ("numpy._core", "numpy.core"):  # the names of NumPy 2 and 1
     PLAIN += [(np._core.multiarray._reconstruct, f"{module}.multiarray._reconstruct")]
     PLAIN += [(np._core.numeric._frombuffer, f"{module}.numeric._frombuffer")]
 
-MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # in the first bytes of a file before PyTorch 1.6
 ARCHIVE = "an archive, not a checkpoint; unpack it, or give the checkpoint itself"
 # First bytes of other files, in lower case.
 OTHER_FILES = {
@@ -82,7 +81,7 @@ def _explain(error: Exception, data: bytes) -> str:
         return f"loading it would execute code ({code[1] or code[2]}), {resave}"
     if "TorchScript" in str(error):
         return f"a TorchScript program, {resave}"
-    if data.startswith(b"\x80") and MAGIC not in data[:64]:
+    if data.startswith(b"\x80") and MAGIC.to_bytes(10, "little") not in data[:64]:
         return f"a pickle that torch.save did not write, {resave} with torch.save"
     if isinstance(error, SafetensorError | EOFError) or data.startswith((b"PK", b"\x80")):
         return "truncated, damaged or not written by PyTorch; copy or download it again"

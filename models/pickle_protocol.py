@@ -1,4 +1,4 @@
-"""Rewrite later pickles of torch.save in protocol 2, the only one that ``torch.load(weights_only=True)`` decodes.
+"""Rewrite the pickles of torch.save in protocol 2, the only one that ``torch.load(weights_only=True)`` decodes.
 
 Opcodes are replaced one by one; nothing is executed.
 """
@@ -8,8 +8,9 @@ import pickletools
 import struct
 import zipfile
 
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before PyTorch 1.6
 MAX_NAME = 256  # bytes of a class's or module's name
-LEGACY_PICKLES = 5  # of a file before PyTorch 1.6: magic number, version, system, content, keys of the tensors
+LEGACY_PICKLES = 5  # of that format: magic number, version, system, content, keys of the tensors that follow
 CODE = {opcode.name: opcode.code.encode("latin1") for opcode in pickletools.opcodes}
 PROTOCOL_2 = CODE["PROTO"] + b"\x02"
 # Opcodes that torch.load does not know; sets become lists and tuples.
@@ -23,7 +24,8 @@ def in_protocol_2(data: bytes) -> bytes:
     """
     if data.startswith(b"PK"):
         return _zip_in_protocol_2(data)
-    if data[:1] == CODE["PROTO"] and data[1:2] > b"\x02":
+    is_protocol_1 = data.startswith(b"L%dL" % MAGIC)
+    if is_protocol_1 or (data[:1] == CODE["PROTO"] and data[1:2] > b"\x02"):
         file = io.BytesIO(data)
         pickles = [_rewrite(file) for _ in range(LEGACY_PICKLES)]
         return b"".join(pickles) + file.read()
@@ -61,7 +63,7 @@ def _rewrite(file: io.BytesIO) -> bytes:
         if name in ("PROTO", "FRAME"):
             continue
         if name == "MEMOIZE" or "PUT" in name:
-            key = len(memo) if name == "MEMOIZE" else value
+            key = len(memo) if name == "MEMOIZE" else int(value)
             memo[key] = string
             if string is None:
                 written.append(CODE["LONG_BINPUT"] + struct.pack("<I", key))
@@ -71,11 +73,15 @@ def _rewrite(file: io.BytesIO) -> bytes:
             opcode = _string(value)
             string = opcode if len(opcode) <= MAX_NAME else None
         elif "GET" in name:
-            string = memo[value]
-            opcode = string or CODE["LONG_BINGET"] + struct.pack("<I", value)
+            string = memo[int(value)]
+            opcode = string or CODE["LONG_BINGET"] + struct.pack("<I", int(value))
         elif name == "STACK_GLOBAL":
             attribute, module = (written.pop()[5:] for _ in range(2))  # the strings without code and length
             opcode = CODE["GLOBAL"] + module + b"\n" + attribute + b"\n"
+        elif isinstance(value, bool):
+            opcode = CODE["NEWTRUE"] if value else CODE["NEWFALSE"]
+        elif name in ("INT", "LONG"):
+            opcode = _integer(value)
         elif "BYTES" in name or name == "BYTEARRAY8":
             opcode = _bytes(value)
         else:
@@ -87,6 +93,11 @@ def _rewrite(file: io.BytesIO) -> bytes:
 def _string(value: str) -> bytes:
     encoded = value.encode("utf-8", "surrogatepass")
     return CODE["BINUNICODE"] + struct.pack("<I", len(encoded)) + encoded
+
+
+def _integer(value: int) -> bytes:
+    encoded = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return CODE["LONG1"] + bytes([len(encoded)]) + encoded
 
 
 def _bytes(value: bytes | bytearray) -> bytes:
