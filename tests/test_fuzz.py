@@ -18,6 +18,7 @@ from typing import Literal
 import pytest
 import torch
 from commands import SMALL, run_in_process
+from run_files import contents
 from small_sets import extra_file, image_folder, save_network, tiny_imagenet_files
 from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -152,13 +153,6 @@ def command_line(script: str, random: Random, tested=None) -> list[str]:
 # Run them.
 
 
-def files_of(folder: Path) -> dict[str, tuple]:
-    """Size and time of every file in a folder, except the cache of decoded images."""
-    paths = [path for path in folder.rglob("*") if ".decoded" not in path.parts]
-    stats = {str(path.relative_to(folder)): path.stat() for path in paths if not path.is_dir()}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
-
-
 def names_flag_or_file(line: str, args: list[str]) -> bool:
     pieces = [piece for arg in args for piece in arg.split("=") if piece.strip()]
     shown = [form for piece in pieces for form in (" ".join(piece.split()), ascii(piece)[1:-1])]
@@ -175,21 +169,20 @@ def check(world, monkeypatch, capsys):
             # Networks are only ever replaced as a whole: a link is enough.
             link = lambda source, to: (os.link if source.endswith(".pth") else shutil.copy2)(source, to)  # noqa: E731
             shutil.copytree(world, root / "here", copy_function=link)
-            before = files_of(root)
+            before = contents(root)
             patch.chdir(root / "here")
             print(script, args)  # shown if it fails
             status, out, err = run_in_process(patch, capsys, script, shlex.join(args))
-            after = files_of(root)
+            after = contents(root)
             assert status in (0, 2) and "Traceback" not in err + out, err
-            new = [name for name in after if after[name] != before.get(name)]
-            assert not any(".partial" in name for name in new)
+            assert not any(".partial" in name for name in after)
             if status == 0:
                 assert err == ""
                 return "ran" if "training images" in out or "accuracy in %" in out else "showed"
             assert err.startswith("error: ") and err.count("\n") == 1
             assert names_flag_or_file(err, [*args, *(path.name for path in world.rglob("*"))]), err
             if "run folder" not in out and " test images of " not in out:
-                assert before == after, new
+                assert before == after, after.keys() - before.keys()
             return err
 
     return run_and_check

@@ -23,7 +23,7 @@ BASH_4 = r"mapfile|readarray|declare -A|local -n|wait -n|coproc|\$\{\w+(,|\^)|&>
 OLD = f"""exec {sys.executable} -c 'import sys; sys.version_info = 3, 9; sys.path[0] = "{ROOT}"; import utils'"""
 PYTHON = """#!/bin/sh
 echo "$* OMP_NUM_THREADS=${OMP_NUM_THREADS:-}" >>"$CALLS"
-case "$*" in "-m utils.load") echo 1 2;; esac
+case "$*" in "-m utils.load") echo 1;; esac
 """
 
 
@@ -54,7 +54,6 @@ def test_the_scripts_run_with_the_tools_of_a_mac(mac, tmp_path):
     calls = mac("quickstart.sh", "my results")
     assert len(re.findall(r"main\.py --method .* OMP_NUM_THREADS=1\n", calls)) == 3, "one core is busy"
     assert f"--root_path {tmp_path}/my results --resume" in calls and calls.count("main_eval.py") == 3
-    assert "other processes leave 1 of 2 cores free" in calls
     assert "-m pytest -n auto -k name OMP_NUM_THREADS=1" in mac("test.sh", "--all", "-k", "name")
     assert "scripts/sweep.py --list" in mac("sweep.sh", "--list")
     assert mac("setup.sh").splitlines()[-1] == f"{tmp_path}/./python"

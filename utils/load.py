@@ -1,4 +1,4 @@
-"""How many cores other processes leave free: ``python -m utils.load`` prints the numbers of free and of all cores."""
+"""How many cores other processes leave free: ``python -m utils.load`` prints the number unless all are free."""
 
 import os
 import time
@@ -31,4 +31,5 @@ def free_cores() -> int:
 
 if __name__ == "__main__":
     time.sleep(1)
-    print(free_cores(), len(CORES))
+    free = free_cores()
+    print(free if free < len(CORES) else "")
