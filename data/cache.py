@@ -131,12 +131,9 @@ class PixelCache:
         for index in indices:
             record = self._records[index]
             with suppress(OSError):  # decoding reports it
-                if not record["content"] or record["content"] != _content(self.paths[index]):
-                    continue
-                if zlib.crc32(record["pixels"]) == record["crc32"]:
+                is_current = record["content"] == _content(self.paths[index])
+                if is_current and zlib.crc32(record["pixels"]) == record["crc32"]:
                     valid.append(index)
-                else:
-                    log.warning("%s is damaged: decoding %s again", self.folder / self.name, self.paths[index])
         return valid
 
     def _decode(self, missing: list[int]) -> None:

@@ -281,7 +281,7 @@ def test_runs_with_other_files_of_a_folder_do_not_disturb_each_other(folder, mon
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "bit"])
-def test_damaged_cache_is_rebuilt(folder, decoded_files, caplog, damage):
+def test_damaged_cache_is_rebuilt(folder, decoded_files, damage):
     first = images_of(folder)
     (file,) = folder.glob(".decoded/*")
     content = bytearray(file.read_bytes())
@@ -289,7 +289,6 @@ def test_damaged_cache_is_rebuilt(folder, decoded_files, caplog, damage):
     file.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "bit": content}[damage])
     assert torch.equal(images_of(folder), first)
     assert len(decoded_files) == {"truncated": 20, "empty": 20, "bit": 11}[damage]
-    assert ("is damaged: decoding" in caplog.text) == (damage == "bit")
 
 
 def test_a_cache_that_cannot_be_written_is_in_a_temporary_folder_or_in_cache_dir(folder, tmp_path, caplog):
