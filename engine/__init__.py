@@ -207,7 +207,8 @@ def _frozen(model: nn.Module, origin: torch.device, device: torch.device) -> Ite
     dtype = torch.get_default_dtype()
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        model.requires_grad_(False)
+        for parameter in trainable:
+            parameter.requires_grad_(False)
         torch.set_default_dtype(torch.float32)  # of AutoAttack's random numbers
         random_state = torch.random.fork_rng(gpus)  # AutoAttack sets the seed of all devices
         with random_state, torch.inference_mode(False), torch.autocast(device.type, enabled=False):

@@ -300,16 +300,9 @@ EDITED = {"conditions": dict.fromkeys(CONDITIONS, "") | {"eps": 0.1}, "figures":
 
 WHOLE = {"accuracy": "ACCURACY", "n": 1, "bounded": True, "correct": "1", "parameters": {}, "settings": ""}
 WHOLE = json.dumps({"evaluations": [EDITED | {"figures": {"FGSM": WHOLE}}]})
-DAMAGED = [
-    '{"evaluations": [{',
-    '{"evaluations": [{}]}',
-    "[]",
-    json.dumps({"evaluations": [EDITED]}),
-    "null",
-    "\ufeff\0",
-]
+DAMAGED = ['{"evaluations": [{', '{"evaluations": [{}]}', "[]", json.dumps({"evaluations": [EDITED]}), "null"]
 DAMAGED += ["[" * 100_000, '{"evaluations": [' + "0," * 300_000 + "0]}", '{"evaluations": ' + "1" * 10_000 + "}"]
-DAMAGED += [WHOLE.replace('"ACCURACY"', value) for value in ("NaN", "1e999", '"half"', "null", NESTED)]
+DAMAGED += ["\ufeff\0", *(WHOLE.replace('"ACCURACY"', text) for text in ("NaN", "1e999", '"half"', "null", NESTED))]
 
 
 @pytest.mark.parametrize("damage", DAMAGED, ids=lambda text: text[:30])
