@@ -43,10 +43,7 @@ def use_full_precision() -> None:
 
 @contextmanager
 def allow_tf32(enabled: bool) -> Iterator[None]:
-    """Allow or forbid TF32 in convolutions and matrix products, and restore the previous setting afterwards.
-
-    Raises UserError if the caller set the switches of PyTorch 2.9, which exclude the older ones.
-    """
+    """Allow or forbid TF32, then restore the setting. Raises UserError if fp32_precision, which excludes it, is set."""
     cudnn = torch.backends.cudnn
     try:
         previous = torch.get_float32_matmul_precision(), cudnn.allow_tf32
