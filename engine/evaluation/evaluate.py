@@ -69,7 +69,7 @@ def run_attacks(
         options: Of :func:`run_attack`.
     """
     x = next(iter(batches(images, batch_size)))[0]
-    attack_model = make_attack_model(network, x, torch.bfloat16 if precision == "bf16" else None)
+    attack_model = make_attack_model(network, x, precision)
     options["tf32"] = precision == "tf32"
     for key, attack in attacks.items():
         start = time.monotonic()

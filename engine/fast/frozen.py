@@ -133,17 +133,19 @@ class FrozenModel(AutocastModel):
         return functional_call(self.network, constants, (x,))
 
 
-def make_attack_model(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
-    """Return the copy of a frozen network that the attacks of an evaluation use: a FoldedModel in ``dtype``.
+def make_attack_model(network: nn.Module, x: Tensor, precision: str = "fp32") -> nn.Module:
+    """Return the copy of a frozen network that the attacks of an evaluation use: a FoldedModel for ``precision``.
 
     The folding is verified in float32 on images x (B, C, H, W). If the logits differ from the network's by more than
     rounding, which unusual code can cause, or if it cannot be copied, such as a TorchScript program or a module that
     holds a lock, the network itself is returned and a warning is logged.
     """
+    # Tensor cores, which fp32 does not use, are faster in the channels-last layout.
+    arithmetic = Arithmetic(channels_last=precision != "fp32" or x.device.type == "cpu")
     try:
         if isinstance(network, torch.jit.ScriptModule):
             raise TypeError("TorchScript")
-        folded = FoldedModel(network, Arithmetic(channels_last=x.device.type == "cpu"))
+        folded = FoldedModel(network, arithmetic)
     except TypeError as error:
         logger.warning("%s: cannot be copied (%s); attacks use it unfolded", type(network).__name__, error)
         return network
@@ -152,7 +154,7 @@ def make_attack_model(network: nn.Module, x: Tensor, dtype: torch.dtype | None =
     if not (logits - expected).abs().max() <= ROUNDING * expected.abs().max():
         logger.warning("%s: folding BatchNorm changes its logits; attacks use it unfolded", type(network).__name__)
         return network
-    return folded if dtype is None else FoldedModel(network, Arithmetic(dtype, channels_last=True))
+    return FoldedModel(network, arithmetic._replace(dtype=torch.bfloat16)) if precision == "bf16" else folded
 
 
 class _CastInput(torch.autograd.Function):
