@@ -58,7 +58,14 @@ PAIRS = (("AT", "resnet18"), *((method, of) for of in ("wideresnet34_10", "resne
 SCALES = {
     "full": {  # on an H200
         "seconds": {TESTS: 90, STEP: 75, START: 40, EPOCH: 7.5, EVALUATION: 110},
-        "tests": ["-n", "6", "--tb=short", "tests/test_gpu.py"],
+        "tests": [
+            "-m",
+            "gpu",
+            "-n",
+            "6",
+            "--tb=short",
+            *(f"tests/test_{name}.py" for name in ("gpu", "augment", "data")),
+        ],
         "steps": [
             f"--method {method} --model resnet18 --teacher_model {teacher} --bs {bs} --compile {mode}"
             for mode, bs in (("graphs", 128), ("graphs", 512), ("on", 128), ("off", 128))
@@ -137,20 +144,21 @@ class Session:
         self.machine["data"] = "CIFAR-10 (JPEG copy)" if "jpeg" in data else data
         self.pieces: dict[str, dict] = {}
         self.done: dict[str, dict] = {}
-        for folder in (self.out, self.work):
-            kept = read_results(folder / RESULTS)
-            if (card := kept["machine"].get("device", device)) != device:
-                raise UserError(f"{folder}: has results of {card}, but this is {device}; give another folder")
-            self.pieces |= kept["pieces"]
-            folder.mkdir(parents=True, exist_ok=True)
-        for path in (self.out / RESULTS, self.work / RESULTS, *sorted(self.earlier.rglob("*.json"))):
-            kept = read_results(path)
-            same = kept["machine"].get("device") == device
-            current = same and kept["machine"].get("git") == self.machine["git"]
-            for key, piece in kept["pieces"].items():  # times measured on another card do not count
+        own = self.out / RESULTS, self.work / RESULTS
+        for path in (*own, *sorted(self.earlier.rglob("*.json"))):
+            machine, pieces = read_results(path).values()
+            same = machine.get("device", device) == device
+            if path in own and not same:
+                problem = f"has results of {machine['device']}, but this is {device}; give another folder"
+                raise UserError(f"{path.parent}: {problem}")
+            self.pieces |= pieces if path in own else {}
+            current = same and machine.get("git") == self.machine["git"]
+            for key, piece in pieces.items():  # times measured on another card do not count
                 usable = current if key == TESTS else same or {"rows", "results"} & piece.keys()
                 if usable and "error" not in piece:
                     self.done.setdefault(key, piece)
+        for path in own:
+            path.parent.mkdir(parents=True, exist_ok=True)
 
     def measure(self) -> None:
         """Measure everything: first the rows, which build on each other, then what fits into the time they leave."""
@@ -229,10 +237,9 @@ class Session:
     def train_row(self, row: str) -> None:
         """Train and evaluate one row, if necessary after its second teacher; skip it if the first does not exist."""
         run, evaluation, teacher = self.runs[row], f"{row} evaluation", self.weights()
-        exists = teacher if row == TEACHER else run.folder.exists() or evaluation in self.done
-        if not exists:  # an earlier call trained it, but its checkpoints are on another machine
-            self.done.pop(row, None)
-            self.done.pop(evaluation, None)
+        if not (teacher if row == TEACHER else run.folder.exists() or evaluation in self.done):
+            for key in (row, evaluation):  # an earlier call trained it, but its checkpoints are on another machine
+                self.done.pop(key, None)
         if row != TEACHER and not teacher:
             return
         rows = [row]
@@ -240,30 +247,26 @@ class Session:
             self.done.pop(SECOND, None)
             rows = [SECOND, row]
         evaluation_seconds = self.longest(EVALUATION)
-        left = sum(map(self.training_seconds, rows)) + evaluation_seconds
-        for each in rows:
-            self.attempt(each, left, partial(self.train, each))
+        seconds = [self.training(each)[2] for each in rows]
+        for number, each in enumerate(rows):
+            self.attempt(each, sum(seconds[number:]) + evaluation_seconds, partial(self.train, each))
             if each not in self.done:
                 return
-            left -= self.training_seconds(each)
         self.attempt(evaluation, evaluation_seconds, partial(self.evaluate, row))
 
-    def training(self, row: str) -> tuple[list[str], int]:
-        """The command that trains a row, and its number of epochs."""
-        args = [*self.runs[row].commands[0], *(["--epochs", str(self.epochs)] if self.epochs else [])]
+    def training(self, row: str) -> tuple[list[str], int, float]:
+        """The command that trains a row, its number of epochs, and the estimated seconds of those that remain."""
+        run, estimates = self.runs[row], self.scale["seconds"]
+        args = [*run.commands[0], *(["--epochs", str(self.epochs)] if self.epochs else [])]
         args += ["--teacher_path", str(self.weights())] if "--teacher_path" in args else []
-        return args, int([value for flag, value in pairwise(args) if flag == "--epochs"][-1])
-
-    def training_seconds(self, row: str) -> float:
-        """The estimated time of the epochs that a row is not trained for yet."""
-        args, epochs = self.training(row)
-        epoch = self.pieces.get(TEACHER, {}).get("epoch_seconds", self.scale["seconds"][EPOCH])
-        left = epochs - _count_epochs(self.runs[row].folder / "results.csv")
-        return self.scale["seconds"][START] + left * epoch * COSTS.get(args[args.index("--method") + 1], 1.4)
+        flags = dict(pairwise(args))
+        epochs, cost = int(flags["--epochs"]), COSTS.get(flags["--method"], 1.4)
+        epoch = self.pieces.get(TEACHER, {}).get("epoch_seconds") or estimates[EPOCH]
+        return args, epochs, estimates[START] + (epochs - _count_epochs(run.folder / "results.csv")) * cost * epoch
 
     def train(self, row: str) -> dict:
         """Train one row; return the rows of results.csv and, for the teacher, the checksum of its saved weights."""
-        folder, (args, epochs) = self.runs[row].folder, self.training(row)
+        folder, (args, epochs, _) = self.runs[row].folder, self.training(row)
         results = folder / "results.csv"
         piece = self.command(args, "training", epochs=epochs, results=results) | {"epochs": epochs}
         piece["rows"] = read_csv(results) if results.exists() else []
@@ -278,7 +281,8 @@ class Session:
         accuracies = [float(line["PGD10_acc"] or 0) for line in read_csv(log)] if log.exists() else []
         if accuracies and max(accuracies[:-1], default=0) >= accuracies[-1]:
             checkpoints["last"] = run.folder / LAST
-        args = [*run.commands[1], "--state", str(self.work / "state"), "--model_path", *map(str, checkpoints.values())]
+        state = self.work / "state" / str(self.machine["git"])  # only the same code continues an evaluation
+        args = [*run.commands[1], "--state", str(state), "--model_path", *map(str, checkpoints.values())]
         piece = self.command(args, "evaluation")
         paths = {kind: results_folder(path) / "eval.json" for kind, path in checkpoints.items()}
         found = {kind: read_evaluations(path)[-1]["figures"] for kind, path in paths.items() if path.exists()}
@@ -320,4 +324,5 @@ def _per_epoch(ends: Sequence[float]) -> float:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running command ends, too
     run_command(lambda: gpu(sys.argv[1:]))
