@@ -36,12 +36,6 @@ def train(trainer, device, sizes):
     return losses, {key: value.cpu() for key, value in trainer.network.state_dict().items()}
 
 
-@pytest.fixture
-def waiting_is_an_error():
-    yield lambda: torch.cuda.set_sync_debug_mode("error")
-    torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_equals_the_one_on_the_cpu(name):
     on_gpu, on_cpu = (train(trainer_of(name, device), device, (8,)) for device in ("cuda", "cpu"))
@@ -76,13 +70,14 @@ def test_folded_models_classify_like_the_network(precision, compile):
 
 @pytest.mark.parametrize("compile", ["off", "graphs"])
 @pytest.mark.parametrize("name", METHODS)
-def test_training_in_bfloat16_reduces_the_loss_and_never_waits(name, compile, waiting_is_an_error):
+def test_training_in_bfloat16_reduces_the_loss_and_never_waits(name, compile, request):
     arithmetic, _ = choose_arithmetic("bf16", compile, torch.device("cuda"))
     arithmetic = arithmetic._replace(compiled=arithmetic.compiled and name == "DGAD")  # compiling takes seconds
     trainer = trainer_of(name, "cuda", torch.float32, arithmetic=arithmetic, steps=2)
     x, y = (value.cuda() for value in tiny_problem(n=16, dtype=torch.float32)[2:])
     losses = [trainer.step(x, y).loss]  # captures
-    waiting_is_an_error()
+    request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode("default"))
+    torch.cuda.set_sync_debug_mode("error")
     losses += [trainer.step(x, y).loss for _ in range(29)]
     torch.cuda.set_sync_debug_mode("default")
     assert sum(losses[-3:]) < sum(losses[:3])

@@ -118,9 +118,7 @@ def test_a_stopped_evaluation_keeps_its_attacks_and_tests_of_another_commit_do_n
     one.command = lambda *_: {"error": "stopped"}
     folder = one.runs["DGAD"].folder / "best_PGD10_acc_model_eval"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(
-        "scripts.reproduce.gpu.read_evaluations", lambda path: [{"figures": {"FGSM": path.parent.name}}]
-    )
+    monkeypatch.setattr("scripts.reproduce.gpu.read_evaluations", lambda path: [{"figures": {"FGSM": 1}}])
     (folder / "eval.json").touch()
     one.attempt("DGAD evaluation", 1, lambda: one.evaluate("DGAD"))
     assert one.pieces["DGAD evaluation"]["results"] == {"best": {"FGSM": 1}} and not one.done

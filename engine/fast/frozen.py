@@ -140,12 +140,11 @@ def make_attack_model(network: nn.Module, x: Tensor, precision: str = "fp32") ->
     rounding, which unusual code can cause, or if it cannot be copied, such as a TorchScript program or a module that
     holds a lock, the network itself is returned and a warning is logged.
     """
-    # Tensor cores, which fp32 does not use, are faster in the channels-last layout.
-    arithmetic = Arithmetic(channels_last=precision != "fp32" or x.device.type == "cpu")
     try:
         if isinstance(network, torch.jit.ScriptModule):
             raise TypeError("TorchScript")
-        folded = FoldedModel(network, arithmetic)
+        # In fp32, without tensor cores, a GPU is faster in PyTorch's default layout.
+        folded = FoldedModel(network, Arithmetic(channels_last=precision != "fp32" or x.device.type == "cpu"))
     except TypeError as error:
         logger.warning("%s: cannot be copied (%s); attacks use it unfolded", type(network).__name__, error)
         return network
@@ -154,7 +153,7 @@ def make_attack_model(network: nn.Module, x: Tensor, precision: str = "fp32") ->
     if not (logits - expected).abs().max() <= ROUNDING * expected.abs().max():
         logger.warning("%s: folding BatchNorm changes its logits; attacks use it unfolded", type(network).__name__)
         return network
-    return FoldedModel(network, arithmetic._replace(dtype=torch.bfloat16)) if precision == "bf16" else folded
+    return FoldedModel(network, Arithmetic(torch.bfloat16, channels_last=True)) if precision == "bf16" else folded
 
 
 class _CastInput(torch.autograd.Function):

@@ -62,11 +62,8 @@ def time_step(config: Step) -> dict:
     counts = {name: gflop(make_step(config, device, eager, *side)) / config.bs for name, side in sides.items()}
     arithmetic, description = choose_arithmetic(config.precision, config.compile, device)
     logger.info("%s, %s", machine(device), description)
-    steps, peaks = [], {}
-    for name, side in sides.items():
-        step, peak = _make_measured(config, device, arithmetic, *side)
-        steps.append(step)
-        peaks |= {name: peak} if peak else {}
+    made = {name: _make_measured(config, device, arithmetic, *side) for name, side in sides.items()}
+    steps, peaks = [step for step, _ in made.values()], {name: peak for name, (_, peak) in made.items() if peak}
     result = compare(*steps, config.bs, config.pairs, device) | {"peak_mib": peaks}
     if peaks:
         logger.info("peak memory: reference %.0f MiB, ours %.0f MiB", *peaks.values())

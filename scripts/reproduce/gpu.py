@@ -132,25 +132,22 @@ class Session:
         self.scale, self.earlier, self.epochs = SCALES[options.scale], Path(options.done), options.epochs
         self.out = Path(options.out).absolute()
         self.work = Path(options.work or f"runs/gpu-{options.scale}").absolute()
-        data, flags = "Digits", []
-        if options.scale == "full":
-            root, workers = Path(options.data_root).absolute(), min(os.cpu_count() or 1, 256)
-            data = root.name
-            flags = ["--dataset", "Folder", "--data_root", str(root), "--workers", str(workers)]
+        root, workers = Path(options.data_root).absolute(), str(min(os.cpu_count() or 1, 256))
+        full = options.scale == "full"
+        flags = ["--dataset", "Folder", "--data_root", str(root), "--workers", workers] if full else []
         planned = Planner(self.work, options.scale, [], None, flags).plan(load_tables()["GPU"], self.scale["rows"])
         self.runs = {row: run for row, (run,) in planned.items()}
         device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {platform.machine()}"
         self.machine = {"device": device, "cores": os.cpu_count(), "cuda": torch.version.cuda, **versions()}
-        self.machine["data"] = "CIFAR-10 (JPEG copy)" if "jpeg" in data else data
+        self.machine["data"] = ("CIFAR-10 (JPEG copy)" if "jpeg" in root.name else root.name) if full else "Digits"
         self.pieces: dict[str, dict] = {}
         self.done: dict[str, dict] = {}
         own = self.out / RESULTS, self.work / RESULTS
         for path in (*own, *sorted(self.earlier.rglob("*.json"))):
             machine, pieces = read_results(path).values()
-            same = machine.get("device", device) == device
+            same = (card := machine.get("device", device)) == device
             if path in own and not same:
-                problem = f"has results of {machine['device']}, but this is {device}; give another folder"
-                raise UserError(f"{path.parent}: {problem}")
+                raise UserError(f"{path.parent}: has results of {card}, but this is {device}; give another folder")
             self.pieces |= pieces if path in own else {}
             current = same and machine.get("git") == self.machine["git"]
             for key, piece in pieces.items():  # times measured on another card do not count
@@ -161,14 +158,17 @@ class Session:
             path.parent.mkdir(parents=True, exist_ok=True)
 
     def measure(self) -> None:
-        """Measure everything: first the rows, which build on each other, then what fits into the time they leave."""
-        for row in self.runs:
-            if row != SECOND:
-                self.train_row(row)
+        """Measure everything: rows, then in the time they leave tests and steps, then rows with a second teacher."""
+        rows, end = list(self.runs), list(self.runs).index(SECOND)
+        for row in rows[:end]:
+            self.train_row(row)
         tests = ["-m", "pytest", "-q", *self.scale["tests"]]
-        self.attempt(TESTS, self.longest(TESTS), lambda: self.command(tests, TESTS))
+        self.attempt(TESTS, self.longest(TESTS), partial(self.command, tests, TESTS))
         for flags in self.scale["steps"]:
-            self.attempt(f"{STEP} {flags}", self.longest(STEP), partial(self.benchmark, flags))
+            args = ["scripts/benchmark", "step", *flags.split(), "--json", str(self.work / "step.json")]
+            self.attempt(f"{STEP} {flags}", self.longest(STEP), partial(self.command, args, STEP))
+        for row in rows[end:]:
+            self.train_row(row)
 
     def attempt(self, key: str, seconds: float, measure: Callable[[], dict]) -> None:
         """Call ``measure`` if ``key`` is not done and ``seconds`` remain; write the results immediately."""
@@ -226,61 +226,42 @@ class Session:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         piece = {"command": shlex.join(["python", *args]), "log": lines[-100 if error else -5 :]}
         piece |= {"first_epoch_seconds": ends[0], "epoch_seconds": _per_epoch(ends)} if ends else {}
-        return piece | ({"error": error} if error else {})
-
-    def benchmark(self, flags: str) -> dict:
-        """Benchmark a training step against the plain reference."""
-        path = self.work / "step.json"
-        piece = self.command(["scripts/benchmark", "step", *flags.split(), "--json", str(path)], STEP)
-        return piece if "error" in piece else piece | {"benchmark": read_json(path)}
+        piece |= {"epochs": epochs, "rows": read_csv(results)} if results and results.exists() else {}
+        if error:
+            return piece | {"error": error}
+        return piece | ({"benchmark": read_json(args[-1])} if name == STEP else {})
 
     def train_row(self, row: str) -> None:
-        """Train and evaluate one row, if necessary after its second teacher; skip it if the first does not exist."""
+        """Train and evaluate one row; skip it if its teacher does not exist."""
         run, evaluation, teacher = self.runs[row], f"{row} evaluation", self.weights()
         if not (teacher if row == TEACHER else run.folder.exists() or evaluation in self.done):
             for key in (row, evaluation):  # an earlier call trained it, but its checkpoints are on another machine
                 self.done.pop(key, None)
         if row != TEACHER and not teacher:
             return
-        rows = [row]
-        if row not in self.done and "--std_teacher_path" in run.commands[0] and not self.runs[SECOND].folder.exists():
-            self.done.pop(SECOND, None)
-            rows = [SECOND, row]
-        evaluation_seconds = self.longest(EVALUATION)
-        seconds = [self.training(each)[2] for each in rows]
-        for number, each in enumerate(rows):
-            self.attempt(each, sum(seconds[number:]) + evaluation_seconds, partial(self.train, each))
-            if each not in self.done:
-                return
-        self.attempt(evaluation, evaluation_seconds, partial(self.evaluate, row))
-
-    def training(self, row: str) -> tuple[list[str], int, float]:
-        """The command that trains a row, its number of epochs, and the estimated seconds of those that remain."""
-        run, estimates = self.runs[row], self.scale["seconds"]
         args = [*run.commands[0], *(["--epochs", str(self.epochs)] if self.epochs else [])]
-        args += ["--teacher_path", str(self.weights())] if "--teacher_path" in args else []
-        flags = dict(pairwise(args))
+        args += ["--teacher_path", str(teacher)] if "--teacher_path" in args else []
+        flags, estimates = dict(pairwise(args)), self.scale["seconds"]
         epochs, cost = int(flags["--epochs"]), COSTS.get(flags["--method"], 1.4)
         epoch = self.pieces.get(TEACHER, {}).get("epoch_seconds") or estimates[EPOCH]
-        return args, epochs, estimates[START] + (epochs - _count_epochs(run.folder / "results.csv")) * cost * epoch
+        training = estimates[START] + (epochs - _count_epochs(run.folder / "results.csv")) * cost * epoch
+        self.attempt(row, training + self.longest(EVALUATION), lambda: self.train(row, args, epochs))
+        if row in self.done and row != SECOND:
+            self.attempt(evaluation, self.longest(EVALUATION), partial(self.evaluate, row))
 
-    def train(self, row: str) -> dict:
-        """Train one row; return the rows of results.csv and, for the teacher, the checksum of its saved weights."""
-        folder, (args, epochs, _) = self.runs[row].folder, self.training(row)
-        results = folder / "results.csv"
-        piece = self.command(args, "training", epochs=epochs, results=results) | {"epochs": epochs}
-        piece["rows"] = read_csv(results) if results.exists() else []
-        saved = row == TEACHER and "error" not in piece
-        return piece | self.keep_teacher(folder / BEST_PGD10) if saved else piece
+    def train(self, row: str, args: list[str], epochs: int) -> dict:
+        """Train one row; for the teacher, also return the checksum of its saved weights."""
+        folder = self.runs[row].folder
+        piece = self.command(args, "training", epochs=epochs, results=folder / "results.csv")
+        return piece | self.keep_teacher(folder / BEST_PGD10) if row == TEACHER and "error" not in piece else piece
 
     def evaluate(self, row: str) -> dict:
         """Evaluate the best checkpoint of a row, and the last one if it differs; return the attacks that finished."""
         run = self.runs[row]
-        log = run.folder / "results.csv"
-        checkpoints = {"best": self.weights() if row == TEACHER else run.folder / BEST_PGD10}
-        accuracies = [float(line["PGD10_acc"] or 0) for line in read_csv(log)] if log.exists() else []
-        if accuracies and max(accuracies[:-1], default=0) >= accuracies[-1]:
-            checkpoints["last"] = run.folder / LAST
+        best, last = run.folder / BEST_PGD10, run.folder / LAST
+        checkpoints = {"best": self.weights() if row == TEACHER else best}
+        if last.exists() and not last.samefile(best):  # those of one epoch are one file
+            checkpoints["last"] = last
         state = self.work / "state" / str(self.machine["git"])  # only the same code continues an evaluation
         args = [*run.commands[1], "--state", str(state), "--model_path", *map(str, checkpoints.values())]
         piece = self.command(args, "evaluation")
