@@ -126,12 +126,11 @@ def _dgad_terms(c) -> dict:
 
 
 def _two_teachers(c) -> dict:
-    weights = {"robust_weight": c.robust_weight, "std_weight": c.std_weight}
-    return {**weights, "temp": given(c.temp, iad.TEMPERATURE)}
+    return {"robust_weight": c.robust_weight, "std_weight": c.std_weight, "temp": given(c.temp, iad.TEMPERATURE)}
 
 
 def _igdm(c) -> dict:
-    return {"igdm": given(c.igdm, igdm.ALPHA.get(c.dataset, igdm.OTHER_ALPHA)), "epochs": c.epochs}
+    return {"igdm": given(c.igdm, igdm.ALPHA.get(c.dataset, 10.0)), "epochs": c.epochs}
 
 
 def _with_igdm(c, method: partial) -> partial:

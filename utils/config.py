@@ -144,15 +144,9 @@ class TrainConfig(CommonConfig):
     gamma2: float | None = loss(
         None, "PeerAiD: weight of the peer's KL (official: 0.1; CIFAR100 1, Tiny_Image 100)", at_least(0)
     )
-    lambda1: float | None = loss(
-        None, "PeerAiD: weight of the student's CE (official: 0; Tiny_Image 0.035)", at_least(0)
-    )
-    lambda2: float | None = loss(
-        None, "PeerAiD: weight of the KL from the peer (official: 1; Tiny_Image 35)", at_least(0)
-    )
-    lambda3: float | None = loss(
-        None, "PeerAiD: weight of the KL from clean images (official: 1; Tiny_Image 20)", at_least(0)
-    )
+    lambda1: float | None = loss(None, "PeerAiD: weight of the student CE (official: 0; Tiny_Image 0.035)", at_least(0))
+    lambda2: float | None = loss(None, "PeerAiD: weight of KL from the peer (official: 1; Tiny_Image 35)", at_least(0))
+    lambda3: float | None = loss(None, "PeerAiD: weight of clean images' KL (official: 1; Tiny_Image 20)", at_least(0))
     temp_high: float | None = loss(
         None, "ADR: first temperature (official: 2.5; CIFAR100 1.5, Tiny_Image 2)", within(0, 1e6)
     )
@@ -175,9 +169,7 @@ class TrainConfig(CommonConfig):
         None, "BatchNorm mode of the student during the attack; default: official mode of the method"
     )
 
-    epsilon_ramp: int = attack(
-        0, "increase radius and step size linearly, to their full values in epoch N", at_least(0)
-    )
+    epsilon_ramp: int = attack(0, "increase radius and step size linearly to their full values in epoch N", at_least(0))
 
     recipe: Literal["fair", "paper", "strong"] = training(
         "fair",

@@ -24,11 +24,6 @@ def cosine(epoch: int, epochs: int, lr_max: float, milestones: Sequence[int]) ->
     return max(lr_max * 0.5 * (1 + math.cos(math.pi * epoch / epochs)), min(COSINE_FLOOR, lr_max))
 
 
-def constant(epoch: int, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:
-    """``lr_max`` in every epoch."""
-    return lr_max
-
-
 def onecycle(epoch: float, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:
     """Half a cosine up from ``lr_max / 25`` in the first 2.5 % of the epochs, then one down to ``lr_max / 250000``.
 
@@ -48,7 +43,8 @@ def cyclic(epoch: float, epochs: int, lr_max: float, milestones: Sequence[int]) 
     return lr_max * (epoch / peak if epoch < peak else (epochs - epoch) / (epochs - peak))
 
 
-SCHEDULES = {"piecewise": piecewise, "cosine": cosine, "constant": constant, "onecycle": onecycle, "cyclic": cyclic}
+SCHEDULES = {"piecewise": piecewise, "cosine": cosine, "onecycle": onecycle, "cyclic": cyclic}
+SCHEDULES["constant"] = lambda epoch, epochs, lr_max, milestones: lr_max
 PER_STEP = {"cyclic"}  # the rate changes with every step
 WHOLE_RUN = {"cosine", "onecycle", "cyclic"}  # the rates depend on the number of epochs
 
