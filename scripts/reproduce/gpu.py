@@ -53,8 +53,7 @@ PAIRS = (("AT", "resnet18"), *((method, of) for of in ("wideresnet34_10", "resne
 # "seconds" estimates what is not measured yet: START before the first epoch (decoding and compilation), EPOCH of AT.
 # The table's epochs are chosen for 9 minutes on an H200: the teacher's 36 take about 300 s, DGAD's 20 about 360 s, and
 # an evaluation follows. --lr_schedule cyclic with a peak of 0.2 is that of short adversarial trainings (Wong et al.,
-# ICLR 2020); in results/fair a rate above 0.1, --ema, and a loss scale above 0.1 for RSLAD and AdaAD are better. With
-# 14 epochs of --lr_schedule cosine --lr_max 0.1, AT reached 37.8 % under AutoAttack.
+# ICLR 2020); in results/fair a rate above 0.1, --ema, and a loss scale above 0.1 for RSLAD and AdaAD are better.
 SCALES = {
     "full": {  # on an H200
         "seconds": {TESTS: 90, STEP: 75, START: 40, EPOCH: 7.5, EVALUATION: 110},
