@@ -52,6 +52,7 @@ class Batches:
     def skip(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over an epoch without its first ``count`` batches; the others do not change."""
         order, draws = self._draw()
+        white = torch.full((), 255.0, device=self.device)  # a GPU would multiply by the reciprocal of a number
         for start in range(count * self.batch_size, len(order), self.batch_size):
             part = slice(start, start + self.batch_size)
             images, labels = self._select(order[part])
@@ -59,7 +60,7 @@ class Batches:
                 images = transform.apply(images, values[part])
             if self.mix_classes:
                 images, labels = mix_batch(images, labels, self.mix_classes, draws[-1][part])
-            yield images.float().div_(255), labels
+            yield images.float().div_(white), labels
 
     def _draw(self) -> tuple[Tensor, list[Tensor]]:
         """Draw an epoch: order (N,), and draws (N, ...) of each transform and of CutMix."""

@@ -165,7 +165,7 @@ def test_the_network_verifies_what_its_copy_finds(tf32):
 def test_a_copy_that_computes_something_else_is_not_used(monkeypatch, caplog):
     net, x, _ = trained_on_stripes(n=20)
     assert type(make_attack_model(net, x)) is FoldedModel
-    bf16 = make_attack_model(net, x, torch.bfloat16)
+    bf16 = make_attack_model(net, x, "bf16")
     assert bf16.dtype == torch.bfloat16 and 0 < (bf16(x) - net(x)).abs().max() < 0.05 * net(x).abs().max()
 
     class Wrong(FoldedModel):
@@ -173,7 +173,7 @@ def test_a_copy_that_computes_something_else_is_not_used(monkeypatch, caplog):
             return super().forward(x) * 1.01
 
     monkeypatch.setattr("engine.fast.frozen.FoldedModel", Wrong)
-    assert make_attack_model(net, x) is net and make_attack_model(net, x, torch.bfloat16) is net
+    assert make_attack_model(net, x) is net and make_attack_model(net, x, "bf16") is net
     assert "attacks cannot use a folded copy (its logits differ)" in caplog.text
 
 

@@ -7,17 +7,23 @@ from commands import SMALL, run_in_process
 from tiny import make_trainer, tiny_problem, trained_on_stripes
 
 from engine import evaluate
-from engine.fast.frozen import FoldedModel
+from engine.fast.frozen import FoldedModel, make_attack_model
 from engine.fast.precision import Arithmetic, choose_arithmetic
+from engine.training.averaging import Ema
+from engine.training.weight_perturbation import WeightPerturbation
 from methods import METHODS
 from models import build
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-def trainer_of(name, device, dtype=torch.float64, **options):
+def trainer_of(name, device, dtype=torch.float64, *, pieces=False, **options):
     student, teacher, _, _ = tiny_problem(dtype=dtype)
-    return make_trainer(name, student.to(device), [teacher.to(device)] * 2, **options)
+    teacher.linear.weight.mul_(20)  # SAAD gives no weight to images of which the teacher is equally uncertain
+    student = student.to(device)
+    if pieces:
+        options |= {"average": Ema(student, 0.9), "perturbation": WeightPerturbation(student, 0.01), "parts": 2}
+    return make_trainer(name, student, [teacher.to(device)] * 2, **options)
 
 
 def train(trainer, device, sizes):
@@ -27,7 +33,7 @@ def train(trainer, device, sizes):
         _, _, x, y = tiny_problem(seed, n)
         x = x.to(device)
         losses.append(trainer.step(x, y.to(device), start_noise=torch.full_like(x, 0.001)).loss.item())
-    return losses, {key: value.cpu() for key, value in trainer.student.state_dict().items()}
+    return losses, {key: value.cpu() for key, value in trainer.network.state_dict().items()}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -37,11 +43,12 @@ def test_a_step_equals_the_one_on_the_cpu(name):
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("pieces", [False, True])
 @pytest.mark.parametrize("name", ["AT", "TRADES", "RSLAD", "DGAD", "IAD-I"])
-def test_training_with_cuda_graphs_equals_eager_training(name):
-    graphed = trainer_of(name, "cuda", arithmetic=Arithmetic(graphs=True))
+def test_training_with_cuda_graphs_equals_eager_training(name, pieces):
+    graphed = trainer_of(name, "cuda", pieces=pieces, arithmetic=Arithmetic(graphs=True))
     sizes = (8, 8, 8, 5, 8)  # labels, weights and running statistics change; the fourth batch runs eagerly
-    got, expected = (train(trainer, "cuda", sizes) for trainer in (graphed, trainer_of(name, "cuda")))
+    got, expected = (train(trainer, "cuda", sizes) for trainer in (graphed, trainer_of(name, "cuda", pieces=pieces)))
     assert len(graphed.pgd.func.graphs) == 1, "the capture failed"
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
 
@@ -63,17 +70,24 @@ def test_folded_models_classify_like_the_network(precision, compile):
 
 @pytest.mark.parametrize("compile", ["off", "graphs"])
 @pytest.mark.parametrize("name", METHODS)
-def test_training_in_bfloat16_reduces_the_loss(name, compile):
+def test_training_in_bfloat16_reduces_the_loss_and_never_waits(name, compile, request):
     arithmetic, _ = choose_arithmetic("bf16", compile, torch.device("cuda"))
+    arithmetic = arithmetic._replace(compiled=arithmetic.compiled and name == "DGAD")  # compiling takes seconds
     trainer = trainer_of(name, "cuda", torch.float32, arithmetic=arithmetic, steps=2)
-    _, _, x, y = tiny_problem(n=16, dtype=torch.float32)
-    losses = [trainer.step(x.cuda(), y.cuda()).loss.item() for _ in range(30)]
+    x, y = (value.cuda() for value in tiny_problem(n=16, dtype=torch.float32)[2:])
+    losses = [trainer.step(x, y).loss]  # captures
+    request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode("default"))
+    torch.cuda.set_sync_debug_mode("error")
+    losses += [trainer.step(x, y).loss for _ in range(29)]
+    torch.cuda.set_sync_debug_mode("default")
     assert sum(losses[-3:]) < sum(losses[:3])
 
 
 def test_the_python_api_evaluates_on_the_gpu():
     images, labels = torch.rand(8, 3, 16, 16), torch.arange(8)
-    model = build("small_resnet", 10, 16).cuda()
+    model = build("small_resnet", 10, 16).cuda().eval()
+    layouts = [make_attack_model(model, images.cuda(), precision).memory_format for precision in ("fp32", "tf32")]
+    assert layouts == [torch.contiguous_format, torch.channels_last]
     assert evaluate(model, images, labels, attacks="clean,pgd", steps=2)["PGD-2"].n == 8
 
 

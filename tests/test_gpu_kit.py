@@ -40,7 +40,7 @@ def test_everything_runs_at_smoke_scale(tmp_path, caplog):
     (step,) = [key for key in pieces if key.startswith("step ")]
     assert pieces.keys() == {"tests", step} | rows | evaluations
     assert pieces["DGAD evaluation"]["results"]["best"].keys() >= {"Clean", "FGSM", "PGD-20"}
-    assert "main_eval.py" in pieces["DGAD evaluation"]["evaluation_command"]
+    assert "main_eval.py" in pieces["DGAD evaluation"]["command"]
     assert results["machine"]["torch"] and results["machine"]["data"] == "Digits"
     caplog.clear()
     gpu(flags)
@@ -83,10 +83,12 @@ def test_a_piece_that_does_not_fit_is_not_started_and_each_result_is_written_at_
     short.attempt("first", 1, lambda: {"a": 1})
     kept = json.loads((tmp_path / "out" / RESULTS).read_text())["pieces"]
     assert kept.keys() == {"first"} and kept["first"]["a"] == 1
-    short.attempt("tests", 1, lambda: short.command(["-c", "print('the reason'); raise SystemExit(3)"], "tests"))
+    short.attempt("tests", 9, lambda: short.command(["-c", "print('the reason'); raise SystemExit(3)"], "tests"))
+    short.attempt("step", 0.2, lambda: short.command(["-c", "import time; time.sleep(60)"], "step"))
     short.attempt("first", 1, lambda: pytest.fail("done already"))
     again = session()
     assert again.pieces["tests"]["error"] == "status 3: the reason" and again.done.keys() == {"first"}
+    assert again.pieces["tests"]["log"][-1] == "the reason" and "stopped after" in again.pieces["step"]["error"]
     (tmp_path / "out" / PARTS[0]).touch()
     session(work=str(tmp_path / "out")).attempt("second", 1, dict)  # one folder for everything
     assert again.longest("tests") == again.scale["seconds"]["tests"]  # a failure does not say how long it takes
@@ -101,14 +103,27 @@ def test_a_teacher_whose_epochs_cannot_finish_in_time_is_not_started(session):
     assert started == [9, 9]  # training and evaluation
 
 
-def test_a_command_that_cannot_finish_in_time_is_stopped(session, tmp_path):
-    with pytest.raises(UserError, match="would not finish in time"):
-        session(minutes=0.1).command(["-c", "import time; time.sleep(60)"], "training")
+def test_a_training_that_cannot_finish_in_time_is_stopped(session, tmp_path):
     results = tmp_path / "results.csv"
     results.write_text("epoch\n1\n2\n")  # of an earlier call
     rows = f"import time\nfor n in range(9):\n time.sleep(1); open({str(results)!r}, 'a').write('1\\n')"
-    with pytest.raises(UserError, match="2 epochs"):  # of 100, a second each
-        session(minutes=0.4).command(["-c", rows], "training", epochs=100, results=results)
+    piece = session(minutes=0.4).command(["-c", rows], "training", epochs=100, results=results)
+    assert "2 epochs: it would not finish" in piece["error"]  # of 100, a second each
+
+
+def test_a_stopped_evaluation_keeps_its_attacks_and_tests_of_another_commit_do_not_count(session, monkeypatch):
+    one = session()
+    one.command = lambda *_: {"error": "stopped"}
+    folder = one.runs["DGAD"].folder / "best_PGD10_acc_model_eval"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("scripts.reproduce.gpu.read_evaluations", lambda path: [{"figures": {"FGSM": 1}}])
+    (folder / "eval.json").touch()
+    one.attempt("DGAD evaluation", 1, lambda: one.evaluate("DGAD"))
+    assert one.pieces["DGAD evaluation"]["results"] == {"best": {"FGSM": 1}} and not one.done
+    one.attempt("tests", 1, dict)
+    assert session().done.keys() == {"tests"}
+    monkeypatch.setattr("scripts.reproduce.gpu.versions", lambda: {"git": "other"})
+    assert not session().done
 
 
 def test_a_teacher_of_several_earlier_calls_is_joined_from_the_parts_of_one(session, tmp_path):

@@ -73,7 +73,7 @@ def run_attacks(
         options: Of :func:`run_attack`.
     """
     x, y = next(iter(batches(images, batch_size)))
-    attack_model = make_attack_model(network, x, torch.bfloat16 if precision == "bf16" else None)
+    attack_model = make_attack_model(network, x, precision)
     _warn_of_unreliable_model(network, attack_model, x, y)
     options["tf32"] = precision == "tf32"
     for key, attack in attacks.items():

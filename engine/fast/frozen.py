@@ -134,31 +134,32 @@ class FrozenModel(AutocastModel):
         return functional_call(self.network, constants, (x,))
 
 
-def make_attack_model(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
-    """Return the copy of a frozen network that the attacks of an evaluation use: a FoldedModel in ``dtype``.
+def make_attack_model(network: nn.Module, x: Tensor, precision: str = "fp32") -> nn.Module:
+    """Return the copy of a frozen network that the attacks of an evaluation use: a FoldedModel for ``precision``.
 
     The folding is verified in float32 on images x (B, C, H, W). If the logits differ from the network's by more than
     rounding, or a copy fails, such as that of a TorchScript program or of a module that holds a lock, a warning is
-    logged, and the network itself is used, or its copy in float32 if only that in ``dtype`` fails.
+    logged, and the network itself is used, or its copy in float32 if only that in bfloat16 fails.
     """
     with torch.no_grad():
         expected = network(x)
         # In bfloat16 the loss of a confident prediction has no gradient.
         model = network if at_least_float32(expected) is expected else AutocastModel(network)
         try:
-            copy = FoldedModel(network, Arithmetic(channels_last=x.device.type == "cpu"))
+            # In fp32, without tensor cores, a GPU is faster in PyTorch's default layout.
+            copy = FoldedModel(network, Arithmetic(channels_last=precision != "fp32" or x.device.type == "cpu"))
             if not (copy(x) - expected).abs().max() <= ROUNDING * expected.abs().max():
                 raise ValueError("its logits differ")
             model = copy
-            if dtype:
-                copy = FoldedModel(network, Arithmetic(dtype, channels_last=True))
+            if precision == "bf16":
+                copy = FoldedModel(network, Arithmetic(torch.bfloat16, channels_last=True))
                 copy(x)
                 model = copy
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a network may run any code
             name, reason = type(network).__name__, str(error).partition("\n")[0]
-            kind = f"{dtype} " if isinstance(model, FoldedModel) else ""
+            kind = "bfloat16 " if isinstance(model, FoldedModel) else ""
             logger.warning("WARNING: %s: attacks cannot use a folded %scopy (%s)", name, kind, reason)
     return model
 

@@ -46,7 +46,8 @@ def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tup
         raise UserError("--precision tf32: requires a GPU; use --precision bf16 or fp32 on a CPU")
     if compile == "graphs" and not cuda:
         raise UserError("--compile graphs: requires a GPU; use --compile off on a CPU")
-    native = _has_native_bf16(device)
+    units = {"avx512_bf16", "amx_bf16"} & _cpu_flags()
+    native = torch.cuda.get_device_capability(device) >= (8, 0) if cuda else bool(units)
     number_format, reason = precision, ""
     if precision == "auto":
         number_format = "bf16" if native else "fp32"
@@ -67,12 +68,6 @@ def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tup
     description += f", channels-{'last' if channels_last else 'first'}" + ", Winograd" * winograd
     dtype = torch.bfloat16 if number_format == "bf16" else None
     return Arithmetic(dtype, channels_last, compiled, winograd, execution == "graphs"), description
-
-
-def _has_native_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_flags())
 
 
 def _compile_obstacle(device: torch.device) -> str | None:

@@ -68,7 +68,8 @@ class TrainingLoop:
         start, earlier, count = time.monotonic(), metrics.images, len(self.batches)
         self.trainer.radius_scale = epsilon_scale(epoch, self.config)
         for x, y in self._training_batches(epoch, metrics.batches):
-            self.trainer.set_learning_rate(learning_rate(epoch, self.config, (metrics.batches + 1) / count))
+            for group in self.trainer.optimizer.param_groups:
+                group["lr"] = learning_rate(epoch, self.config, (metrics.batches + 1) / count)
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
         self.trainer.after_epoch(epoch, self._training_images(epoch, metrics))

@@ -35,10 +35,11 @@ def compare(reference: Callable, ours: Callable, images: int, pairs: int, device
 
 def timed(work: Callable, device: torch.device) -> float:
     """Seconds until ``work`` and the kernels that it launches have finished."""
-    _synchronize(device)
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
     start = time.perf_counter()
     work()
-    _synchronize(device)
+    synchronize()
     return time.perf_counter() - start
 
 
@@ -91,8 +92,3 @@ def machine(device: torch.device) -> str:
     info = Path("/proc/cpuinfo")  # of Linux
     names = set(re.findall(r"model name\s*: (.+)", info.read_text(encoding="utf-8"))) if info.exists() else ()
     return f"{', '.join(names) or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

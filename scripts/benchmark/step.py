@@ -70,9 +70,8 @@ def time_step(config: Step) -> dict:
     counts = {name: gflop(make_step(config, device, eager, *side)) / config.bs for name, side in sides.items()}
     arithmetic, description = choose_arithmetic(config.precision, config.compile, device)
     logger.info("%s, %s", machine(device), description)
-    cuda = device.type == "cuda"
-    peaks = {name: _peak_memory(config, device, arithmetic, *side) for name, side in sides.items() if cuda}
-    steps = [make_step(config, device, arithmetic, *side) for side in sides.values()]
+    made = {name: _make_measured(config, device, arithmetic, *side) for name, side in sides.items()}
+    steps, peaks = [step for step, _ in made.values()], {name: peak for name, (_, peak) in made.items() if peak}
     result = compare(*steps, config.bs, config.pairs, device) | {"peak_mib": peaks}
     if peaks:
         logger.info("peak memory: reference %.0f MiB, ours %.0f MiB", *peaks.values())
@@ -135,12 +134,14 @@ def make_step(config: Step, device: torch.device, arithmetic: Arithmetic, kind=T
     return lambda: trainer.step(*(next(iter(batches)) if transforms else batch), config.epoch)
 
 
-def _peak_memory(config: Step, device: torch.device, arithmetic: Arithmetic, *side) -> float:
-    """Peak memory of two steps on a GPU, in MiB."""
+def _make_measured(config: Step, device: torch.device, arithmetic: Arithmetic, *side) -> tuple:
+    """Make a step; on a GPU also measure its peak memory, in MiB, in two calls."""
+    if device.type != "cuda":
+        return make_step(config, device, arithmetic, *side), None
     torch.cuda.reset_peak_memory_stats(device)
     before, step = torch.cuda.memory_allocated(device), make_step(config, device, arithmetic, *side)
     step(), step()
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    return step, (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def _profile(step, path: str, device: torch.device) -> None:

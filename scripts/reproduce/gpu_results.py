@@ -16,8 +16,8 @@ ATTACKS = ("Clean", "FGSM", "PGD-20", "C&W-inf-30", "AutoAttack")
 MIN_AUTOATTACK = 40.0  # percent; a weaker teacher is not published
 CARD = """# {name}: a robust teacher
 
-`{model}` trained by AT (PGD-10, L-infinity, epsilon 8/255) for {epochs} epochs with a cosine schedule. Its best epoch
-was chosen on 1,000 training images that were held out.
+`{model}` trained by AT (PGD-10, L-infinity, epsilon 8/255) for {epochs} epochs. Its best epoch was chosen on 1,000
+training images that were held out.
 
 {table}
 
