@@ -85,7 +85,7 @@ def make_loop(
     if data.extra and config.extra_labels == "teacher":
         predict = torch.no_grad()(lambda x: trainer.teachers[0](x.float() / 255).argmax(1))
         batches.extra = data.extra._replace(predict=predict)
-    validator = make_validator(trainer.network, data.validation, config, compute)
+    validator = make_validator(trainer.eval_network, data.validation, config, compute)
     # What each checkpoint stores besides weights: names to load it by, checksums that a resumed run must match.
     metadata = {key: getattr(config, key) for key in ("model", "dataset", "method")}
     metadata |= {"classes": list(data.splits.classes), "image_size": data.splits.image_size}

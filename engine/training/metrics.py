@@ -64,7 +64,9 @@ class EpochMetrics:
         state = state or {"batches": 0, "images": 0, "loss": 0.0}
         self.teacher = teacher and (state["batches"] == 0 or "alpha" in state)
         self.batches, self.images = state["batches"], state["images"]
-        self.keys = ("loss", "clean", "adv", *(("t_clean", "t_adv", "alpha") if self.teacher else ()))
+        self.keys = ["loss", "clean", "adv"]
+        if self.teacher:
+            self.keys += ["t_clean", "t_adv", "alpha"]
         self.sums = {}  # only for logits that the method returns
         for key in self.keys:
             if state.get(key) is not None:

@@ -16,8 +16,7 @@ METRICS = (
 )
 # They differ from run to run, so they are only in results.csv: resume states have the same bytes in every run.
 MEASUREMENTS = ("images_per_s", "peak_memory_mib")
-# With --log_reliability, one row per epoch; see Reliability. The bins of alpha are named after their lower bounds.
-RELIABILITY_COLUMNS = ("epoch", "n", "teacher_clean_acc", "teacher_adv_acc")
+# Of reliability.csv: the bins of alpha, named after their lower bounds. The other columns are fields of Reliability.
 ALPHA_COLUMNS = tuple(f"alpha_{number / ALPHA_BINS:.2f}" for number in range(ALPHA_BINS))
 RESULTS, RELIABILITY = "results.csv", "reliability.csv"
 CURVES, PLOT = "curves.png", "reliability.png"
@@ -47,9 +46,9 @@ class Results:
         """Append one epoch."""
         self.rows.append({key: values.get(key) for key in (*METRICS, *MEASUREMENTS)})
         if reliability:
-            *columns, alpha = reliability
-            cells = (values["epoch"], *columns, *(alpha or [None] * ALPHA_BINS))
-            self.reliability.append(dict(zip((*RELIABILITY_COLUMNS, *ALPHA_COLUMNS), cells, strict=True)))
+            row = {"epoch": values["epoch"], **reliability._asdict()}
+            alpha = row.pop("alpha") or [None] * ALPHA_BINS
+            self.reliability.append(row | dict(zip(ALPHA_COLUMNS, alpha, strict=True)))
 
     def best(self, column: str) -> dict | None:
         """Return the first row with the highest value in ``column``; None before the first validation."""
@@ -65,7 +64,7 @@ class Results:
 
     def draw(self) -> None:
         """Draw curves.png, and reliability.png if the teacher's logits are known."""
-        if any(row[key] is not None for row in self.reliability for key in RELIABILITY_COLUMNS[2:]):
+        if any(row[key] is not None for row in self.reliability for key in ("teacher_clean_acc", "teacher_adv_acc")):
             save_reliability(self.reliability, ALPHA_COLUMNS, self.folder / PLOT)
         save_curves([row for row in self.rows if row["PGD10_acc"] is not None], self.folder / CURVES)
 
