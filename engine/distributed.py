@@ -109,8 +109,9 @@ class Processes(NamedTuple):
             error = str(raised)
         errors = [None] * self.count
         torch.distributed.all_gather_object(errors, error)
-        for message in filter(None, [error, *errors]):
-            raised = UserError(message)  # the ranks that have it print it; rank 0 if it is the same on all
+        if any(errors):
+            raised = UserError(error or next(filter(None, errors)))
+            # The ranks that have the error print it; only rank 0 if it is the same on all.
             raised.printed = error is not None and (self.is_rank0 or len(set(errors)) > 1)
             raise raised
         return result

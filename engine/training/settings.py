@@ -54,16 +54,18 @@ def _values_of_recipe(config: TrainConfig, sources: Mapping[str, str]) -> dict:
         return {}
     published = STRONG if config.recipe == "strong" else recipe(config.method, config.dataset, config.model)
     # A --recipe on the command line overrides a --config file, which has values for all flags.
-    kept = {"flag"} if sources["recipe"] == "flag" else {"flag", "config file"}
-    fixed = {key for key, source in sources.items() if source in kept}
-    fixed |= {"milestones"} if "epochs" in fixed else set()  # published ones belong to the published epochs
-    fixed |= {"ema", "swa_start"} if fixed & {"ema", "swa_start"} else set()  # one average at most
+    overriding = {"flag"} if sources["recipe"] == "flag" else {"flag", "config file"}
+    fixed = {name for name, source in sources.items() if source in overriding}
+    if "epochs" in fixed:
+        fixed.add("milestones")  # published ones belong to the published epochs
+    if not fixed.isdisjoint({"ema", "swa_start"}):
+        fixed |= {"ema", "swa_start"}  # one average at most
     absent = recipe(config.method, "CIFAR10", config.model).keys() - published.keys() - fixed
     if absent and config.recipe == "paper":
         flags = ", ".join(spelling(spec) for spec in fields(config) if spec.name in absent)
         message = "WARNING: --recipe paper: no published value of %s for %s; the default is used"
         logger.warning(message, flags, config.dataset)
-    return {key: value for key, value in published.items() if key not in fixed}
+    return {name: value for name, value in published.items() if name not in fixed}
 
 
 def _check(config: TrainConfig) -> None:
