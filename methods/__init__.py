@@ -112,12 +112,11 @@ def fields_read(method: str, config) -> set[str]:
 
 
 def _introspection(c, temp: float) -> dict:
-    weights = {"alpha": c.iad_alpha, "beta": c.iad_beta}
-    return {**weights, "temp": given(c.temp, temp), "begin": given(c.iad_begin, iad.BEGIN_I)}
+    return dict(alpha=c.iad_alpha, beta=c.iad_beta, temp=given(c.temp, temp), begin=given(c.iad_begin, iad.BEGIN_I))
 
 
 def _term_weights(c) -> dict:
-    return {"label_weight": c.label_weight, "self_weight": c.self_weight, "teacher_weight": c.teacher_weight}
+    return dict(label_weight=c.label_weight, self_weight=c.self_weight, teacher_weight=c.teacher_weight)
 
 
 def _dgad_terms(c) -> dict:
@@ -126,8 +125,7 @@ def _dgad_terms(c) -> dict:
 
 
 def _two_teachers(c) -> dict:
-    weights = {"robust_weight": c.robust_weight, "std_weight": c.std_weight}
-    return {**weights, "temp": given(c.temp, iad.TEMPERATURE)}
+    return dict(robust_weight=c.robust_weight, std_weight=c.std_weight, temp=given(c.temp, iad.TEMPERATURE))
 
 
 def _igdm(c) -> dict:

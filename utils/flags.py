@@ -124,8 +124,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _hint(unknown: Iterable[str], known: Iterable[str]) -> str:
-    begun = {part: [name for name in known if name.lower().startswith(part.lower())] for part in unknown}
-    near = [name for part in begun for name in (begun[part] or difflib.get_close_matches(part, known, 1, 0.75))[:1]]
+    near = []
+    for part in dict.fromkeys(unknown):
+        begun = [name for name in known if name.lower().startswith(part.lower())]
+        near += (begun or difflib.get_close_matches(part, known, 1, 0.75))[:1]
     return f"did you mean {', '.join(near)}?" if near else "--help lists the flags"
 
 
@@ -138,7 +140,7 @@ def _parser_of(config_class: type, description: str = "", choices: Mapping[str, 
         title = spec.metadata["group"]
         group = groups[title] = groups.get(title) or parser.add_argument_group(title)
         names = [name for name in (spec.metadata["short"], spelling(spec)) if name]
-        default = "" if spec.default is False else shown("" if spec.default is None else spec.default)
+        default = "" if spec.default is None or spec.default is False else shown(spec.default)
         text = spec.metadata["help"] + f" [default: {default.removesuffix('.0')}]" * bool(default)
         text = "\n".join(filter(None, [text, (choices or {}).get(spec.name)])).replace("%", "%%")
         options = _options(spec, hints[spec.name])

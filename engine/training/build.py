@@ -93,7 +93,7 @@ def make_loop(
     metadata["images"] += data.extra.checksums if data.extra else []
     metadata["teachers"] = [checksum(teacher) for teacher in teachers]
     metadata["arithmetic"] = str(compute.arithmetic.dtype or "float32")
-    return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
+    return TrainingLoop(trainer, batches, validator, folder, metadata)
 
 
 def make_validator(network: nn.Module, images: Split, config: TrainConfig, compute: Compute) -> Validator:

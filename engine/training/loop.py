@@ -8,7 +8,6 @@ from torch import Tensor
 
 from data.loader import Batches
 from engine.checkpoint import BEST, LAST
-from engine.distributed import Processes
 from engine.training.metrics import EpochMetrics, peak_memory_mib
 from engine.training.run_folder import RunFolder
 from engine.training.schedule import epsilon_scale, learning_rate
@@ -25,26 +24,19 @@ from utils.seed import derive_seed, seed_everything
 class TrainingLoop:
     """Trains, validates and saves, from the first epoch or a resume state to the last epoch.
 
+    All ranks call the same functions in the same order.
+
     Args:
         trainer: Performs the training steps.
         batches: Training images; their generator draws order and augmentation.
         validator: Computes the accuracies that choose the best checkpoints.
         folder: Writes checkpoints and results. Its config holds schedule and seed.
         metadata: What every checkpoint stores besides the weights.
-        processes: The ranks, which all call the same functions in the same order.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        batches: Batches,
-        validator: Validator,
-        folder: RunFolder,
-        metadata: dict,
-        processes: Processes,
-    ):
+    def __init__(self, trainer: Trainer, batches: Batches, validator: Validator, folder: RunFolder, metadata: dict):
         self.trainer, self.batches, self.validator, self.folder = trainer, batches, validator, folder
-        self.metadata, self.processes, self.config = metadata, processes, folder.config
+        self.metadata, self.config = metadata, folder.config
 
     def run(self, state: dict | None, signals: Signals) -> None:
         """Train until ``config.epochs`` epochs are done; a resume ``state`` holds the finished epochs and batches.
@@ -70,8 +62,7 @@ class TrainingLoop:
         self._train(epoch, metrics)
         means = metrics.means()  # waits for the device
         trained = time.monotonic()
-        row = {"epoch": epoch + 1, "lr": learning_rate(epoch, self.config, done=1)}
-        row |= {f"train_{key}": value for key, value in means._asdict().items()}
+        row = {"epoch": epoch + 1, "lr": learning_rate(epoch, self.config, done=1), **means}
         if (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.epochs:
             row |= self._validate(epoch, metrics)
         self._require_finite(epoch, *(value for key, value in row.items() if key.endswith("_loss")))
@@ -136,7 +127,7 @@ class TrainingLoop:
     def _save_or_stop(self, epoch: int, metrics: EpochMetrics) -> None:
         """Save a state if it is due; save and stop after a signal. All ranks agree."""
         due = time.monotonic() - self.last_save >= 60 * self.config.save_minutes
-        signal, due = self.processes.all_reduce_max([self.signals.received, due])
+        signal, due = self.trainer.processes.all_reduce_max([self.signals.received, due])
         if signal or due:
             self._save_state(epoch, metrics)
         if self.batches.device.type == "cpu":
@@ -153,7 +144,7 @@ class TrainingLoop:
 
     def _new_metrics(self, state: dict | None = None) -> EpochMetrics:
         options = {"teacher": self.config.log_reliability, "parts": self.trainer.parts}
-        return EpochMetrics(self.batches.device, self.processes, state, **options)
+        return EpochMetrics(self.batches.device, self.trainer.processes, state, **options)
 
     def _require_finite(self, epoch: int, *losses: float) -> None:
         weights = all(value.isfinite().all() for value in self.trainer.student.parameters())

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from engine.training.metrics import ALPHA_BINS, Reliability
+from engine.training.metrics import ALPHA_COLUMNS
 from utils.plots import save_curves, save_reliability
 from utils.tables import read_csv, write_csv
 
@@ -16,8 +16,6 @@ METRICS = (
 )
 # They differ from run to run, so they are only in results.csv: resume states have the same bytes in every run.
 MEASUREMENTS = ("images_per_s", "peak_memory_mib")
-# Of reliability.csv: the bins of alpha, named after their lower bounds. The other columns are fields of Reliability.
-ALPHA_COLUMNS = tuple(f"alpha_{number / ALPHA_BINS:.2f}" for number in range(ALPHA_BINS))
 RESULTS, RELIABILITY = "results.csv", "reliability.csv"
 CURVES, PLOT = "curves.png", "reliability.png"
 
@@ -42,13 +40,11 @@ class Results:
         self.rows = [row | measured.get(row["epoch"], unknown) for row in state["rows"]]
         self.reliability = state["reliability"]
 
-    def add(self, values: dict, reliability: Reliability | None) -> None:
+    def add(self, values: dict, reliability: dict | None) -> None:
         """Append one epoch."""
         self.rows.append({key: values.get(key) for key in (*METRICS, *MEASUREMENTS)})
         if reliability:
-            row = {"epoch": values["epoch"], **reliability._asdict()}
-            alpha = row.pop("alpha") or [None] * ALPHA_BINS
-            self.reliability.append(row | dict(zip(ALPHA_COLUMNS, alpha, strict=True)))
+            self.reliability.append({"epoch": values["epoch"], **reliability})
 
     def best(self, column: str) -> dict | None:
         """Return the first row with the highest value in ``column``; None before the first validation."""
@@ -79,4 +75,6 @@ def _read_measurements(path: Path) -> dict[int, dict]:
 
 
 def _cell(value) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,6 @@ from filelock import FileLock, Timeout
 
 from engine.checkpoint import LAST, STATES, save_checkpoint
 from engine.training.loggers import Loggers
-from engine.training.metrics import Reliability
 from engine.training.results import PLOT, Results
 from engine.training.schedule import WHOLE_RUN
 from engine.unused_fields import ignored_fields
@@ -137,7 +136,7 @@ class RunFolder:
         except (OSError, NotImplementedError) as error:  # for instance a network file system
             logger.warning("WARNING: %s: cannot be locked (%s); do not start a second run there", self.path, error)
 
-    def add_row(self, values: dict, reliability: Reliability | None) -> None:
+    def add_row(self, values: dict, reliability: dict | None) -> None:
         """Append one epoch to the tables, with empty cells for missing values, and send it to the loggers."""
         self.results.add(values, reliability)
         if self.writes:
