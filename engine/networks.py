@@ -66,8 +66,8 @@ def find_teachers(config: TrainConfig) -> list[tuple[str, str, Checkpoint | nn.M
     For a network of RobustBench's model zoo, the network replaces the file. Raises UserError if one is missing or
     damaged, before any dataset is read.
     """
-    data_flags = f" --data_root {config.data_root}" * bool(config.data_root)
-    data_flags += f" --image_size {config.image_size}" * bool(config.image_size)
+    data_flags = f" --data_root {config.data_root}" if config.data_root else ""
+    data_flags += f" --image_size {config.image_size}" if config.image_size else ""
     wanted = (
         ("--teacher_model", config.teacher_model, config.teacher_path),
         ("--std_teacher_model", config.std_teacher_model, config.std_teacher_path),

@@ -159,9 +159,7 @@ class TrainConfig(CommonConfig):
         None, "BatchNorm mode of the student during the attack; default: official mode of the method"
     )
 
-    epsilon_ramp: int = attack(
-        0, "increase radius and step size linearly, to their full values in epoch N", at_least(0)
-    )
+    epsilon_ramp: int = attack(0, "increase radius and step size linearly to their values in epoch N", at_least(0))
 
     recipe: Literal["fair", "paper", "strong"] = training(
         "fair",
@@ -289,13 +287,9 @@ class EvalConfig(CommonConfig):
         "run only these attacks of the protocol, separated by commas: clean fgsm pgd pgd_trades cw aa;\n"
         "blackbox: clean transfer_pgd transfer_cw square",
     )
-    limit_aa: int | None = evaluation(
-        None, "run AutoAttack, the slowest attack, on N of the test images; default: all", at_least(1)
-    )
+    limit_aa: int | None = evaluation(None, "run AutoAttack, the slowest, on N test images; default: all", at_least(1))
     eps: float = evaluation(8 / 255, "radius of the L-infinity ball in [0, 1], such as 8/255 or 0.031", unit_interval)
-    steps: int | None = evaluation(
-        None, "steps of pgd and transfer_pgd; default: 20, protocol official 10", at_least(1)
-    )
+    steps: int | None = evaluation(None, "steps of pgd, transfer_pgd; default: 20, protocol official 10", at_least(1))
     judge: Literal["every", "last"] = evaluation(
         "every",
         "when an image counts as fooled; every: if any PGD step fools the network, as AutoAttack counts;\n"

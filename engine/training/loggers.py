@@ -91,8 +91,8 @@ class Loggers:
 
     def add(self, row: dict) -> None:
         """Send one epoch to each logger; one that fails receives no more."""
-        active, self.active = self.active, {}
-        for flag, log in active.items():
+        for flag in list(self.active):
+            log = self.active.pop(flag)
             with _errors_as_warnings(flag):
                 log(row)
                 self.active[flag] = log

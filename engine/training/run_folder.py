@@ -14,7 +14,7 @@ from engine.training.loggers import Loggers
 from engine.training.results import PLOT, Results
 from engine.training.schedule import WHOLE_RUN
 from engine.unused_fields import ignored_fields
-from methods import WITHOUT_TEACHER, fields_read
+from methods import WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
 from models.checkpoint_file import decode
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -39,10 +39,10 @@ class RunFolder:
 
     def __init__(self, config: TrainConfig, writes: bool = True):
         self.config, self.writes, self.skipped_images = config, writes, 0
-        parts = [config.model, config.method not in WITHOUT_TEACHER and f"from_{config.teacher_model}"]
-        parts += [config.method != "Natural" and f"eps{config.epsilon:g}", f"seed{config.seed}", config.desc_str]
-        name = "_".join(filter(None, parts))
-        name = name.replace(os.sep, "-").replace(":", "-")
+        teacher = "" if config.method in WITHOUT_TEACHER else f"from_{config.teacher_model}"
+        epsilon = "" if config.method in WITHOUT_ATTACK else f"eps{config.epsilon:g}"
+        parts = (config.model, teacher, epsilon, f"seed{config.seed}", config.desc_str)
+        name = "_".join(filter(None, parts)).replace(os.sep, "-").replace(":", "-")
         if len(name.encode()) > MAX_NAME_BYTES:
             raise UserError(f"--desc_str {config.desc_str[:20]}...: makes the folder's name too long; shorten it")
         self.path = Path(config.root_path) / config.dataset / config.method / name
@@ -113,7 +113,9 @@ class RunFolder:
             for newer in self._states():  # could not be read
                 if state is None or _progress(newer) > (state["epochs"], state["metrics"]["batches"]):
                     newer.rename(newer.with_suffix(".bad"))
-            content = asdict(self.config) | ({SKIPPED: self.skipped_images} if self.config.skip_damaged else {})
+            content = asdict(self.config)
+            if self.config.skip_damaged:
+                content[SKIPPED] = self.skipped_images
             write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
         self.loggers.open(self.path, self.results.rows)
 
@@ -224,5 +226,7 @@ def _progress(state: Path) -> tuple[int, ...]:
 
 
 def _shown(value) -> str:
-    """A setting as on the command line."""
-    return "not given" if value in (None, "") else shown(tuple(value) if isinstance(value, list) else value)
+    """Return a value of :func:`config_fingerprint` as on the command line."""
+    if value in (None, ""):
+        return "not given"
+    return shown(tuple(value) if isinstance(value, list) else value)

@@ -144,21 +144,23 @@ def log_config(
 
 def _log_sources(config: TrainConfig, sources: dict[str, str]) -> None:
     """Log the settings by source, the parameters of the method, and a warning for flags that have no effect."""
-    unused = ignored_fields(config)
+    ignored = ignored_fields(config)
     for source in ("flag", "config file", "recipe", "default"):
-        specs = [spec for spec in fields(config) if sources[spec.name] == source]
-        if source in ("config file", "default"):  # the method's parameters are logged below
-            specs = [spec for spec in specs if spec.metadata["group"] != METHOD and spec.name not in unused]
-        pairs = [(spec, getattr(config, spec.name)) for spec in specs]
-        pairs = [(spec, value) for spec, value in pairs if value not in (None, "")]
-        # Switches that are off by default have no flag to turn them off.
-        _log_settings(source, {spelling(spec): value for spec, value in pairs if value or spec.default is not False})
+        values = {}
+        for spec in fields(config):
+            value = getattr(config, spec.name)
+            # Parameters of the method are logged below; no flag turns off a switch that is off by default.
+            hidden = source in ("config file", "default") and (spec.metadata["group"] == METHOD or spec.name in ignored)
+            off = value in (None, "") or (value is False and spec.default is False)
+            if sources[spec.name] == source and not hidden and not off:
+                values[spelling(spec)] = value
+        _log_settings(source, values)
     # All parameters of the method, including those whose default depends on it.
     keywords = getattr(METHODS[config.method](config), "keywords", {})
     _log_settings("method", {name: value for name, value in keywords.items() if value is not None})
-    given = [spec for spec in fields(config) if spec.name in unused and sources[spec.name] == "flag"]
-    for reason in dict.fromkeys(unused[spec.name] for spec in given):
-        flags = ", ".join(spelling(spec) for spec in given if unused[spec.name] == reason)
+    given = [spec for spec in fields(config) if spec.name in ignored and sources[spec.name] == "flag"]
+    for reason in dict.fromkeys(ignored[spec.name] for spec in given):
+        flags = ", ".join(spelling(spec) for spec in given if ignored[spec.name] == reason)
         logger.warning("WARNING: %s ignores %s", reason, flags)
 
 
