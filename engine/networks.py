@@ -52,12 +52,12 @@ def network_in(checkpoint: Checkpoint, requested: str | None, flag: str = "--mod
     return name
 
 
-def make_network(name: str, source: str | Path | Checkpoint | None, dataset: str, splits: Splits) -> nn.Module:
-    """Build a network for the dataset, with the weights of ``source`` unless it is empty."""
-    classes = len(splits.classes)
+def make_network(name: str, source: Path | Checkpoint | None, dataset: str, splits: Splits) -> nn.Module:
+    """Build a network for the dataset, with the weights of ``source`` unless it is None."""
+    classes, image_size = len(splits.classes), splits.image_size
     if name.startswith(PREFIX):
-        return robustbench.load_published(name, dataset, source or None)
-    return load_network(name, classes, source, splits.image_size) if source else build(name, classes, splits.image_size)
+        return robustbench.load_published(name, dataset, source)
+    return build(name, classes, image_size) if source is None else load_network(name, classes, source, image_size)
 
 
 def find_teachers(config: TrainConfig) -> list[tuple[str, str, Checkpoint | nn.Module]]:

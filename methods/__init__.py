@@ -112,11 +112,12 @@ def fields_read(method: str, config) -> set[str]:
 
 
 def _introspection(c, temp: float) -> dict:
-    return dict(alpha=c.iad_alpha, beta=c.iad_beta, temp=given(c.temp, temp), begin=given(c.iad_begin, iad.BEGIN_I))
+    weights = {"alpha": c.iad_alpha, "beta": c.iad_beta}
+    return {**weights, "temp": given(c.temp, temp), "begin": given(c.iad_begin, iad.BEGIN_I)}
 
 
 def _term_weights(c) -> dict:
-    return dict(label_weight=c.label_weight, self_weight=c.self_weight, teacher_weight=c.teacher_weight)
+    return {"label_weight": c.label_weight, "self_weight": c.self_weight, "teacher_weight": c.teacher_weight}
 
 
 def _dgad_terms(c) -> dict:
@@ -125,7 +126,7 @@ def _dgad_terms(c) -> dict:
 
 
 def _two_teachers(c) -> dict:
-    return dict(robust_weight=c.robust_weight, std_weight=c.std_weight, temp=given(c.temp, iad.TEMPERATURE))
+    return {"robust_weight": c.robust_weight, "std_weight": c.std_weight, "temp": given(c.temp, iad.TEMPERATURE)}
 
 
 def _igdm(c) -> dict:

@@ -131,7 +131,7 @@ def _make_trainer(
         parts=config.accumulate,
         average=average,
         perturbation=WeightPerturbation(student, config.awp, config.awp_warmup - 1) if config.awp else None,
-        make_network=lambda: make_network(config.model, "", config.dataset, splits).to(compute.device),
+        make_network=lambda: make_network(config.model, None, config.dataset, splits).to(compute.device),
         steps_per_epoch=steps_per_epoch,
     )
 

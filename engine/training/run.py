@@ -183,7 +183,7 @@ def _finalize(config: TrainConfig, splits: Splits, folder: RunFolder, compute: C
             logger.info("best %s accuracy: %.2f %%, epoch %d", title, row[column], row["epoch"])
     best = folder.path / best_checkpoint(config.method)
     if config.val_size and best.exists():
-        network = make_network(config.model, str(best), config.dataset, splits).to(compute.device)
+        network = make_network(config.model, best, config.dataset, splits).to(compute.device)
         rank0_only = compute._replace(processes=SINGLE_PROCESS)
         (images,) = decode_files(test_images(splits, config))
         clean, robust = make_validator(network, images, config, rank0_only)()
