@@ -104,15 +104,14 @@ def cast_after_first_convolution(body: fx.GraphModule, dtype: torch.dtype) -> se
 
 def scales_and_shifts(norms: Sequence[nn.BatchNorm2d]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Return the scale and the shift (C,) of every BatchNorm in eval mode, in float32 or float64."""
-    deviations = torch._foreach_add(
-        [at_least_float32(norm.running_var) for norm in norms], [norm.eps for norm in norms]
-    )
-    torch._foreach_sqrt_(deviations)
+    variances = [at_least_float32(norm.running_var) for norm in norms]
+    deviations = torch._foreach_sqrt(torch._foreach_add(variances, [norm.eps for norm in norms]))
     means = [at_least_float32(norm.running_mean) for norm in norms]
-    pairs = zip(norms, means, strict=True)
-    affine = [(n.weight, n.bias) if n.affine else (torch.ones_like(mean), torch.zeros_like(mean)) for n, mean in pairs]
-    scales = torch._foreach_div([at_least_float32(weight) for weight, _ in affine], deviations)
-    return scales, torch._foreach_addcmul([at_least_float32(bias) for _, bias in affine], means, scales, value=-1)
+    pairs = list(zip(norms, means, strict=True))
+    weights = [at_least_float32(norm.weight) if norm.affine else torch.ones_like(mean) for norm, mean in pairs]
+    biases = [at_least_float32(norm.bias) if norm.affine else torch.zeros_like(mean) for norm, mean in pairs]
+    scales = torch._foreach_div(weights, deviations)
+    return scales, torch._foreach_addcmul(biases, means, scales, value=-1)
 
 
 class _Tracer(fx.Tracer):
