@@ -99,8 +99,7 @@ class Trainer:
         """
         self.student.train()
         shards = self.processes.shards(len(y), self.parts)
-        noises = [None if start_noise is None else start_noise[shard.rows] for shard in shards]
-        attacks = [partial(self.attack, shard=s, start_noise=n) for s, n in zip(shards, noises, strict=True)]
+        attacks = [partial(self.attack, shard=shard, start_noise=start_noise) for shard in shards]
         self.optimizer.zero_grad()  # before the forward pass, so that its activations can use the gradients' memory
         perturbed = self.perturbation is not None and epoch >= self.perturbation.start
         if perturbed:
@@ -164,20 +163,18 @@ class Trainer:
             noise: Draws the random start.
             clamp: Clamp the start to [0, 1].
             bn: "eval" or "train".
-            shard: Share of the batch that ``x`` is, whose rows of the whole batch's noise are used; None for all of it.
-            start_noise: Replaces the draw from ``noise``.
+            shard: Share of the batch that ``x`` is; None if it is the whole batch.
+            start_noise: Noise of the whole batch that replaces the draw from ``noise``.
         """
         attack_model = self.frozen_student
         if (self.attack_bn or bn) == "eval":
             self.student_eval.refresh()
             attack_model = self.student_eval
         epsilon, step_size = self.epsilon_scale * self.epsilon, self.epsilon_scale * self.step_size
-        if start_noise is None and shard is None:
-            start_noise = noise(x, epsilon, self.generator)
-        elif start_noise is None:
-            batch = x.new_empty(shard.batch_size, *x.shape[1:])
-            start_noise = noise(batch, epsilon, self.generator)[shard.rows]
-        start = x + start_noise
+        shard = shard or Shard(slice(None), len(x), weight=1.0)
+        if start_noise is None:
+            start_noise = noise(x.new_empty(shard.batch_size, *x.shape[1:]), epsilon, self.generator)
+        start = x + start_noise[shard.rows]
         if clamp:
             start = start.clamp(0, 1)
         return self.pgd(objective(attack_model, *self.teachers), x, start, epsilon=epsilon, step_size=step_size)
