@@ -264,12 +264,8 @@ class TinyTrainConfig(TrainConfig):
 class EvalConfig(CommonConfig):
     """Evaluation of a saved checkpoint (``main_eval.py``)."""
 
-    model_path: tuple[str, ...] = network(
-        (), "checkpoints or folders; for the folder of a run, its best and its last checkpoint"
-    )
-    model: str | None = network(
-        None, "network of the checkpoint, if the file does not name it; or robustbench:NAME without a file"
-    )
+    model_path: tuple[str, ...] = network((), "checkpoints or folders; of a run's folder, its best and last checkpoint")
+    model: str | None = network(None, "network, if the file does not name it; or robustbench:NAME without a file")
     surrogate_path: str = network("", "blackbox: checkpoint of the surrogate for transfer attacks")
     surrogate_model: str | None = network(None, "blackbox: network of --surrogate_path if the file does not name it")
     natural_path: str = network("", "checkpoint of a naturally trained network to compare with in attacks.png")

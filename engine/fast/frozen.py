@@ -85,13 +85,11 @@ class FoldedModel(nn.Module):
         gc.collect()  # tracing leaves reference cycles that hold its tensors
         return self
 
-    def _convert(
-        self, network: nn.Module, computed: set[str], before_cast: set[str]
-    ) -> list[tuple[Tensor, nn.Module, str]]:
+    def _convert(self, network: nn.Module, computed: set[str], before_cast: set[str]) -> list[tuple]:
         """Give every tensor, shared ones too, its own storage; return those that ``refresh`` copies and their sources.
 
-        A source is a module and the name of its attribute. Tensors of ``computed`` modules have none, nor have those
-        that only the copy has, such as transformed weights.
+        A source is a module of the network and the name of its attribute. Tensors of ``computed`` modules have none,
+        nor have those that only the copy has, such as transformed weights.
         """
         copies = []
         parameters = self.body.named_parameters(remove_duplicate=False)

@@ -35,10 +35,7 @@ class Compute(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The dataset; the decoded images to train on and those that choose the best checkpoint; extra data.
-
-    ``skipped`` is the number of images that ``--skip_damaged`` has left out.
-    """
+    """The dataset; its decoded images for training and for validation; extra data; number of damaged images."""
 
     splits: Splits
     training: Split

@@ -75,7 +75,6 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     if config.model_path and not state:  # a state contains the weights; the file may no longer exist
         initial = processes.on_all_ranks(Checkpoint, config.model_path, config.weights, config.normalize)
     data = processes.rank0_first(read_data, config)
-    folder.skipped_images = data.skipped
     seed_everything(config.seed)
     student = processes.on_all_ranks(make_student, config, data.splits, initial, state).to(compute.device)
     teachers = processes.on_all_ranks(make_teachers, config, teacher_files, data.splits, compute.device)
@@ -89,7 +88,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
             state.pop(key, None)
     with ExitStack() as stack:
         stack.callback(folder.close)
-        processes.on_rank0(folder.create, state)
+        processes.on_rank0(folder.create, state, data.skipped)
         if processes.is_rank0:
             stack.enter_context(log_to_file(folder.path / "log.txt"))
         log_config(config, sources, folder.path, (data.training, data.validation), compute.device)

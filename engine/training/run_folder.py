@@ -38,7 +38,7 @@ class RunFolder:
     """
 
     def __init__(self, config: TrainConfig, writes: bool = True):
-        self.config, self.writes, self.skipped_images = config, writes, 0
+        self.config, self.writes = config, writes
         teacher = "" if config.method in WITHOUT_TEACHER else f"from_{config.teacher_model}"
         epsilon = "" if config.method in WITHOUT_ATTACK else f"eps{config.epsilon:g}"
         parts = (config.model, teacher, epsilon, f"seed{config.seed}", config.desc_str)
@@ -98,9 +98,10 @@ class RunFolder:
             old, new = state.get("arithmetic"), metadata["arithmetic"]
             logger.warning("--resume: the run was computed in %s so far and continues in %s", old, new)
 
-    def create(self, state: dict | None) -> None:
+    def create(self, state: dict | None, skipped_images: int = 0) -> None:
         """Create and lock the folder to continue from ``state``, and write config.json.
 
+        ``skipped_images`` is the number of images that ``--skip_damaged`` has left out.
         Raises UserError if another process trains there, or did since ``state`` was read.
         """
         with self._writing():
@@ -115,7 +116,7 @@ class RunFolder:
                     newer.rename(newer.with_suffix(".bad"))
             content = asdict(self.config)
             if self.config.skip_damaged:
-                content[SKIPPED] = self.skipped_images
+                content[SKIPPED] = skipped_images
             write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
         self.loggers.open(self.path, self.results.rows)
 
@@ -200,9 +201,8 @@ class RunFolder:
             path = getattr(error, "filename", None) or self.path
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             hint = "free disk space, then --resume" if getattr(error, "errno", None) in FULL else "--resume"
-            raise UserError(
-                f"{path}: cannot be written ({reason}); {self.last_good()}; {hint} continues the run"
-            ) from error
+            problem = f"{path}: cannot be written ({reason})"
+            raise UserError(f"{problem}; {self.last_good()}; {hint} continues the run") from error
 
 
 def _make_lock(path: Path) -> FileLock:
