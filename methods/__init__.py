@@ -128,7 +128,7 @@ def _two_teachers(c) -> dict:
 
 
 def _igdm(c) -> dict:
-    return {"igdm": given(c.igdm, igdm.ALPHA.get(c.dataset, igdm.OTHER_ALPHA)), "epochs": c.epochs}
+    return {"igdm": given(c.igdm, igdm.ALPHA.get(c.dataset, 10.0)), "epochs": c.epochs}
 
 
 def _with_igdm(c, method: partial) -> partial:

@@ -4,8 +4,8 @@ import math
 from copy import deepcopy
 
 import torch
-import torch.nn.functional as F
 
+from attacks.objectives import cross_entropy
 from attacks.pgd import uniform
 from methods.losses import Step, as_probabilities
 
@@ -39,7 +39,7 @@ class ADR:
         temperature, lam = annealed(self.steps / self.total, self.keywords)
         with torch.no_grad():
             labels = rectified_labels(self.teacher(x), y, temperature=temperature, lam=lam)
-        x_adv = attack(lambda s: lambda z: soft_cross_entropy(s(z), labels), x, noise=uniform, clamp=True, bn="train")
+        x_adv = attack(lambda s: lambda z: cross_entropy(s(z), labels), x, noise=uniform, clamp=True, bn="train")
         adv = student(x_adv)
         return Step(adr_loss(adv, labels), adv=adv)
 
@@ -83,9 +83,4 @@ def rectified_labels(t_ema, y, *, temperature, lam):
 
 def adr_loss(adv, labels):
     """Mean cross entropy of logits (B, C) and soft labels (B, C)."""
-    return soft_cross_entropy(adv, labels).mean()
-
-
-def soft_cross_entropy(logits, labels):
-    """Cross entropy of every image, (B,), of logits (B, C) and soft labels (B, C)."""
-    return -(labels * F.log_softmax(logits, 1)).sum(1)
+    return cross_entropy(adv, labels).mean()

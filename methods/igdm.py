@@ -7,7 +7,6 @@ from methods.adaad import teacher_student_kl
 from methods.losses import Recording, Step, kl
 
 ALPHA = {"CIFAR10": 1.0}  # official; 10 on CIFAR-100 and Tiny-ImageNet
-OTHER_ALPHA = 10.0
 
 
 def igdm(student, teacher, attack, x, y, epoch, *, igdm, epochs):

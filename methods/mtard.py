@@ -13,7 +13,7 @@ from methods.losses import Step
 
 KL_WEIGHT = 0.1  # official, as RSLAD's: 1 / classes on CIFAR-10, ten times that on CIFAR-100
 WEIGHT_RATE, TEMP_RATE = 0.025, 0.001  # official; both drop at the milestones
-MIN_TEMPERATURE, MAX_TEMPERATURE = 1.0, 10.0  # official
+TEMPERATURES = 1.0, 10.0  # lowest and highest (official)
 
 
 class MTARD:
@@ -101,8 +101,7 @@ def adjust_temperatures(state, t_adv, t_nat, *, rate):
     """
     difference = (entropy(t_adv) - entropy(t_nat)).sign().double()
     temp_adv, temp_nat = state["temp_adv"] - rate * difference, state["temp_nat"] + rate * difference
-    bounds = MIN_TEMPERATURE, MAX_TEMPERATURE
-    return {**state, "temp_adv": temp_adv.clamp(*bounds), "temp_nat": temp_nat.clamp(*bounds)}
+    return {**state, "temp_adv": temp_adv.clamp(*TEMPERATURES), "temp_nat": temp_nat.clamp(*TEMPERATURES)}
 
 
 def entropy(logits):

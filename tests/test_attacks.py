@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import golden_arrays, golden_rows
-from tiny import part, tiny_from, tiny_problem, trained_on_stripes
+from tiny import make_trainer, part, tiny_from, tiny_problem, trained_on_stripes
 
 from attacks.libraries import carlini_wagner_l2
 from attacks.objectives import cross_entropy, margin
@@ -100,6 +100,18 @@ def assert_state(student, expected):
     for key, value in student.state_dict().items():
         # The order of the sums in batch statistics differs between machines.
         torch.testing.assert_close(value, expected[key], rtol=1e-14, atol=1e-15, msg=key)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"Natural"}))
+@pytest.mark.parametrize("confident", ["student", "teacher"])
+def test_a_softmax_that_underflows_keeps_no_image_at_its_start_and_the_step_finite(name, confident):
+    student, teacher, x, y = tiny_problem(dtype=torch.float32)
+    {"student": student, "teacher": teacher}[confident].linear.weight.data.mul_(1e3)
+    trainer, results = make_trainer(name, student, [teacher] * 2, config={"iad_begin": 0}), []
+    trainer.pgd = lambda *args, pgd=trainer.pgd, **options: results.append(pgd(*args, **options)) or results[-1]
+    loss = trainer.step(x, y).loss
+    assert ((results[0] - x).abs().amax((1, 2, 3)) > 7.9 / 255).all()
+    assert loss.isfinite() and all(parameter.grad.isfinite().all() for parameter in student.parameters())
 
 
 # Recordings of codes whose methods are not ours -> factor of the recorded noise, options of our attack.

@@ -22,7 +22,9 @@ from data.augment import AUGMENTATIONS, COLOR_SHAPE, ROTATE, SHEAR, SHEAR_Y, col
 from engine.training.metrics import EpochMetrics
 from engine.training.settings import resolve
 from methods import METHODS, WITH_SOFT_LABELS
+from methods.adr import rectified_labels
 from methods.losses import Step
+from methods.saad import label_gradient
 from methods.trades import trades_loss
 from utils.config import TrainConfig
 
@@ -163,6 +165,15 @@ def test_soft_labels_enter_loss_attack_and_accuracy():
     mixed = sum(y[:, k] * cross_entropy(logits, torch.full((6,), k)) for k in range(4))
     torch.testing.assert_close(cross_entropy(logits, y), mixed)
     torch.testing.assert_close(trades_loss(logits, logits, y, beta=6), mixed.mean())
+    p = (logits / 2).softmax(1)
+    mixing = (0.7 - p.amax(1) + (y * p).sum(1)).clamp(0, 1)[:, None]
+    got = rectified_labels(logits, y, temperature=2.0, lam=0.7)
+    torch.testing.assert_close(got, mixing * p + (1 - mixing) * y)
+    _, teacher, x, _ = tiny_problem(dtype=torch.float32)
+    teacher.linear = torch.nn.Linear(32, 4)
+    gradients = [label_gradient(teacher, x, torch.full((6,), k))[1] for k in range(4)]
+    mixed = sum(y[:, k].view(-1, 1, 1, 1) * gradient for k, gradient in enumerate(gradients))
+    torch.testing.assert_close(label_gradient(teacher, x, y)[1], mixed)
     metrics = EpochMetrics("cpu")
     metrics.add(Step(torch.tensor(1.0), clean=y, adv=-y), y)
     means = metrics.means()

@@ -281,3 +281,14 @@ def test_recipes_of_the_papers():
     }.items():
         values = recipe(method, dataset, model)
         assert {key: values[key] for key in expected} == expected
+    # The first epochs with a lower rate, from 1.
+    for (method, dataset), epochs in {
+        **dict.fromkeys([("RSLAD", "CIFAR10"), ("MTARD", "CIFAR100"), ("B-MTARD", "CIFAR10")], (216, 261, 286)),
+        **dict.fromkeys([("DGAD", "Tiny_Image"), ("IGDM", "CIFAR10"), ("ADR", "CIFAR10")], (101, 151)),
+        ("TRADES", "CIFAR10"): (75,),
+        ("MART", "CIFAR10"): (75, 90, 100),
+        ("PeerAiD", "CIFAR10"): (215, 260, 285),
+        ("PeerAiD", "Tiny_Image"): (100, 150),
+        ("ADR", "Tiny_Image"): (41, 61),
+    }.items():
+        assert recipe(method, dataset, "resnet18")["milestones"] == tuple(epoch - 1 for epoch in epochs)
