@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from engine.checkpoint import LAST, STATES, save_checkpoint
 from engine.training.loggers import Loggers
 from engine.training.results import PLOT, Results
-from engine.training.schedule import WHOLE_RUN
+from engine.training.schedule import ANNEALING
 from engine.unused_fields import ignored_fields
 from methods import WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
 from models.checkpoint_file import decode
@@ -215,7 +215,7 @@ def _make_lock(path: Path) -> FileLock:
 def config_fingerprint(config: TrainConfig) -> dict:
     """Return the settings that affect the result; the number of epochs only if a schedule depends on it."""
     names = [spec.name for spec in fields(config) if spec.metadata["affects_result"]]
-    scheduled = config.lr_schedule in WHOLE_RUN or "epochs" in fields_read(config.method, config)
+    scheduled = config.lr_schedule in ANNEALING or "epochs" in fields_read(config.method, config)
     values = {name: getattr(config, name) for name in names if name != "epochs" or scheduled}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
