@@ -50,11 +50,11 @@ class TrainingLoop:
             finished, metrics = state["epochs"], self._new_metrics(state["metrics"])
             batches = f" and {metrics.batches} of {len(self.batches)} batches" if metrics.batches else ""
             logger.info("resuming after epoch %d of %d%s", finished, self.config.epochs, batches)
-        signals.defer()
+        signals.deferred = True
         for epoch in range(finished, self.config.epochs):
             self._run_epoch(epoch, metrics)
             metrics = self._new_metrics()
-        signals.defer(False)
+        signals.deferred = False
 
     def _run_epoch(self, epoch: int, metrics: EpochMetrics) -> None:
         """Train, validate and save one epoch (from 0); ``metrics`` has the batches that an earlier process trained."""
