@@ -94,21 +94,24 @@ def make_teachers(config: TrainConfig, found: list, splits: Splits, device: torc
     """Load the teachers that :func:`find_teachers` found, and check their classes and their accuracy."""
     teachers = []
     for flag, name, source in found:
-        teacher = source
-        if isinstance(source, Checkpoint):
-            image_size, trained = source.metadata.get("image_size"), source.metadata.get("classes")
-            if image_size not in (None, splits.image_size):
-                logger.warning("%s was trained at --image_size %d, not %d", source.path, image_size, splits.image_size)
-            if trained and (difference := class_difference(trained, splits.classes)) and not config.no_teacher_check:
-                raise UserError(
-                    f"{flag} {name}: {source.path} was trained on other classes ({difference}); use data with the same "
-                    "classes in the same order; --no_teacher_check accepts it"
-                )
-            teacher = load_teacher(name, config.dataset, len(splits.classes), source, splits.image_size, flag)
+        teacher = _load_teacher(config, flag, name, source, splits) if isinstance(source, Checkpoint) else source
         teacher = teacher.eval().requires_grad_(False).to(device)
         _check(teacher, flag, name, splits, config, device)
         teachers.append(teacher)
     return teachers
+
+
+def _load_teacher(config: TrainConfig, flag: str, name: str, file: Checkpoint, splits: Splits) -> nn.Module:
+    image_size, trained = file.metadata.get("image_size"), file.metadata.get("classes")
+    if image_size not in (None, splits.image_size):
+        logger.warning("%s was trained at --image_size %d, not %d", file.path, image_size, splits.image_size)
+    difference = class_difference(trained, splits.classes) if trained else None
+    if difference and not config.no_teacher_check:
+        raise UserError(
+            f"{flag} {name}: {file.path} was trained on other classes ({difference}); use data with the same "
+            "classes in the same order; --no_teacher_check accepts it"
+        )
+    return load_teacher(name, config.dataset, len(splits.classes), file, splits.image_size, flag)
 
 
 def class_difference(trained: Sequence[str], classes: Sequence[str]) -> str | None:

@@ -80,7 +80,8 @@ def _check(config: TrainConfig) -> None:
         raise UserError(f"--augment cutmix: not supported with {config.method}; use it with {known}")
     if config.extra_data and config.extra_labels == "teacher" and config.method in WITHOUT_TEACHER:
         raise UserError(f"--extra_labels teacher: {config.method} has no teacher; remove the flag")
-    if config.extra_data and not 1 <= (count := int(config.bs * config.extra_fraction)) < config.bs:
+    count = int(config.bs * config.extra_fraction)
+    if config.extra_data and not 1 <= count < config.bs:
         message = f"{count} of {config.bs} images per batch; at least one extra and one training image are required"
         raise UserError(f"--extra_fraction {config.extra_fraction:g}: {message}")
     if config.igdm is not None and "igdm" not in fields_read(config.method, config):
