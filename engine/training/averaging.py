@@ -21,7 +21,7 @@ class WeightAverage:
         self.network, self.count = frozen_copy(student), 0
         averages, sources = ([*net.parameters(), *net.buffers()] for net in (self.network, student))
         pairs = list(zip(averages, sources, strict=True))
-        self._weights = [(average, source) for average, source in pairs if average.is_floating_point()]
+        self._averaged = [(average, source) for average, source in pairs if average.is_floating_point()]
         self._counters = [(average, source) for average, source in pairs if not average.is_floating_point()]
 
     def after_step(self) -> None:
@@ -33,7 +33,7 @@ class WeightAverage:
     @torch.no_grad()
     def _average_in(self, weight: float) -> None:
         """``average = (1 - weight) average + weight student``, BatchNorm's statistics too; its counters are copied."""
-        averages, sources = zip(*self._weights, strict=True)
+        averages, sources = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(averages, sources, weight)
         for counter, source in self._counters:
             counter.copy_(source)
