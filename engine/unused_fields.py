@@ -35,6 +35,7 @@ def ignored_fields(config: TrainConfig) -> dict[str, str]:
         ("warmup_lr_epochs", "training without --warmup_lr", config.warmup_lr),
         ("extra_fraction", "training without --extra_data", config.extra_data),
         ("extra_labels", "training without --extra_data", config.extra_data),
+        ("weights", "training without a checkpoint", config.model_path or config.method not in WITHOUT_TEACHER),
         ("normalize", "training without a checkpoint", config.model_path or config.method not in WITHOUT_TEACHER),
         ("alp_beta", f"--alp {config.alp}", config.alp == "on"),
     ):

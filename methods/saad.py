@@ -40,7 +40,7 @@ class SAAD:
     def after_epoch(self, epoch):
         """Log the batches of an epoch, from 0, whose weights were all 0."""
         if count := int(self.unweighted):
-            message = "SAAD: epoch %d had %d batches of weight 0 (one image, or a teacher equally certain of all); "
+            message = "SAAD: epoch %d had %d batches or parts of weight 0 (one image, or a teacher equally certain); "
             logger.warning(f"{message}without --saad_beta they train nothing", epoch + 1, count)
         self.unweighted = torch.zeros_like(self.unweighted)
 

@@ -23,6 +23,7 @@ WRAPPERS = ("net", "state_dict", "model_state_dict", "model", "student")
 AVERAGE = {"ema", "swa", "wa", "avg", "average", "averaged", "averages", "polyak", "shadow", "teacherema"}
 RAW = {"raw", "unaveraged", "online"}
 OTHERS = {"teacher", "t", "attacker", "attack", "surrogate", "proxy", "discriminator", "optimizer", "optim", "momentum"}
+OTHERS |= {"method"}  # our method_state: ADR's average makes labels, and is neither the validated nor the raw network
 KINDS = {"ema": "average", "raw": "raw weights"}  # --weights
 
 IMAGE_SIZES = (32, 64)  # of the published networks; presnet18 has a different classifier for each

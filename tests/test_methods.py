@@ -29,7 +29,7 @@ from methods.igdm import igdm_loss
 from methods.losses import kl, swap
 from methods.mart import mart_loss
 from methods.mtard import adjust_temperatures, divergence, mtard_loss, rebalance
-from methods.peeraid import peeraid_loss
+from methods.peeraid import PeerAiD, peeraid_loss
 from methods.recipes import RECIPES, recipe
 from methods.rslad import rslad_loss
 from methods.saad import saad_loss
@@ -220,7 +220,7 @@ def test_saad_trains_nothing_if_all_weights_are_0_and_the_log_says_so(case, capl
     trainer.method.after_epoch(2)
     trainer.method.after_epoch(3)
     (line,) = caplog.messages
-    assert line.startswith("SAAD: epoch 3 had 1 batches of weight 0")
+    assert line.startswith("SAAD: epoch 3 had 1 batches or parts of weight 0")
 
 
 def test_the_balance_of_mtard_is_the_mean_over_the_parts_of_a_batch():
@@ -238,7 +238,7 @@ def test_the_balance_of_mtard_is_the_mean_over_the_parts_of_a_batch():
 # Runs.
 
 
-def test_the_peer_has_its_own_weights_and_is_trained(distill, tmp_path):
+def test_the_peer_has_its_own_weights_and_is_trained(distill, tmp_path, monkeypatch):
     distill("PeerAiD", "--epochs 1")
     state, checkpoint = state_of(tmp_path), torch.load(folder_of(tmp_path) / LAST, weights_only=True)
     torch.testing.assert_close(checkpoint["method_state"], state["method_state"], rtol=0, atol=0)
@@ -251,6 +251,9 @@ def test_the_peer_has_its_own_weights_and_is_trained(distill, tmp_path):
     for other in ({"peer": {"conv1.weight": torch.ones(1)}}, {}):
         save_checkpoint(path, state | {"method_state": other})
         distill("PeerAiD", "--epochs 2 --resume", error="--resume: the state in resume/ belongs to another network")
+    diverge = lambda self: next(self.parameters()).data.fill_(torch.nan)  # noqa: E731  # after the only step
+    monkeypatch.setattr(PeerAiD, "after_step", diverge, raising=False)
+    distill("PeerAiD", "--epochs 1 --limit_train 16 --seed 1", error="a loss or a weight is nan or inf in epoch 1")
 
 
 def test_methods_of_one_process_and_batches_smaller_than_their_number_are_refused_under_torchrun():
@@ -259,6 +262,8 @@ def test_methods_of_one_process_and_batches_smaller_than_their_number_are_refuse
             _check_processes(TrainConfig(method=method), Processes(0, 2))
     with pytest.raises(UserError, match="--bs 1: must be at least the number of processes, 2"):
         _check_processes(TrainConfig(bs=1), Processes(0, 2))
+    with pytest.raises(UserError, match="--bs 3: must be at least the number of processes times --accumulate, 4"):
+        _check_processes(TrainConfig(bs=3, accumulate=2), Processes(0, 2))
 
 
 @pytest.mark.parametrize(("method", "igdm"), [("IGDM", None), ("SAAD", None), ("DGAD", 1.0), ("ADR", None)])

@@ -48,6 +48,7 @@ WARNINGS = {
     "--method AT --warmup_lr": None,
     "--method AT --swa_start 9 --epochs 8": "--swa_start 9: is not reached in --epochs 8",
     "--method AT --epsilon_ramp 9 --epochs 8": "--epsilon_ramp 9: is not reached in --epochs 8",
+    "--method Natural --epsilon_ramp 9 --awp_warmup 9 --epochs 8": None,  # both have no effect, which is another line
     "--method AT --recipe strong --epochs 8": "--awp_warmup 10: is not reached in --epochs 8",
 }
 
@@ -73,7 +74,7 @@ IGNORED = {
     "--method AT --awp_warmup 1": "training without --awp ignores --awp_warmup",
     "--method AT --lr_schedule cosine --milestones 1": "--lr_schedule cosine ignores --milestones",
     "--method AT --warmup_lr_epochs 2": "training without --warmup_lr ignores --warmup_lr_epochs",
-    "--method AT --normalize cifar10": "training without a checkpoint ignores --normalize",
+    "--method AT --normalize cifar10 --weights raw": "training without a checkpoint ignores --weights, --normalize",
 }
 
 

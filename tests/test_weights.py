@@ -81,6 +81,8 @@ LAYOUTS = {
         | {"criterion.weight": torch.ones(10), "train_acc.total": torch.tensor(5), "val_metric.mean": torch.ones(1)}
     },
     "average and raw": lambda s: {"net": s, "net_raw": changed(s)},
+    "ADR": lambda s: {"net": s, "method_state": {"average": changed(s), "steps": 3}},
+    "ADR, average and raw": lambda s: {"net": s, "net_raw": changed(s), "method_state": {"average": changed(s)}},
     "unaveraged": lambda s: {
         "model_state_dict": prefixed("module.0.", s),
         "unaveraged_model_state_dict": prefixed("module.0.", changed(s)),

@@ -159,7 +159,7 @@ class TrainConfig(CommonConfig):
         None, "BatchNorm mode of the student during the attack; default: official mode of the method"
     )
 
-    epsilon_ramp: int = attack(0, "increase radius and step size linearly to full values in epoch N", at_least(0))
+    epsilon_ramp: int = attack(0, "increase radius and step size linearly to their full values in epoch N", at_least(0))
 
     recipe: Literal["fair", "paper", "strong"] = training(
         "fair",

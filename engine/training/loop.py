@@ -147,9 +147,10 @@ class TrainingLoop:
         return EpochMetrics(self.batches.device, self.trainer.processes, state, **options)
 
     def _require_finite(self, epoch: int, *losses: float) -> None:
-        weights = all(value.isfinite().all() for value in self.trainer.student.parameters())
+        groups = self.trainer.optimizer.param_groups  # also a second network that the method trains
+        weights = all(value.isfinite().all() for group in groups for value in group["params"])
         if not (weights and all(map(math.isfinite, losses))):
-            lr = self.trainer.optimizer.param_groups[0]["lr"]
+            lr = groups[0]["lr"]
             problem = f"a loss or a weight is nan or inf in epoch {epoch + 1} at learning rate {lr:g}"
             hint = f"{self.folder.last_good()}; try a lower rate, or --warmup_lr"
             raise UserError(f"--lr_max {self.config.lr_max:g}: {problem}; {hint}")

@@ -138,8 +138,9 @@ def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
 
 def _check_processes(config: TrainConfig, processes: Processes) -> None:
     count = processes.count
-    if config.bs < count:
-        raise UserError(f"--bs {config.bs}: must be at least the number of processes, {count}")
+    if config.bs < (least := count * config.accumulate):
+        factor = " times --accumulate" * (config.accumulate > 1)
+        raise UserError(f"--bs {config.bs}: must be at least the number of processes{factor}, {least}")
     if count > 1 and config.method in SINGLE_PROCESS_ONLY:
         raise UserError(f"--method {config.method}: supports a single process only; start it without torchrun")
     if count > 1 and config.device.startswith("cuda:"):
@@ -171,7 +172,8 @@ def _log_computation(config: TrainConfig, data: Data, compute: Compute) -> None:
         logger.info("%s", data.extra.describe(len(data.training.labels), config.bs))
     logger.info("%s", compute.description)
     if compute.processes.count > 1:
-        norm = "normalizes over the whole batch" if config.sync_bn else "normalizes over each process's share"
+        whole = "a whole part" if config.accumulate > 1 else "the whole batch"
+        norm = f"normalizes over {whole}" if config.sync_bn else "normalizes over each process's share"
         logger.info("%d processes share each batch of %d; BatchNorm %s", compute.processes.count, config.bs, norm)
 
 

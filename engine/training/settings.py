@@ -105,7 +105,7 @@ def config_warnings(config: TrainConfig) -> list[str]:
             "--IAD_begin sets the epoch"
         )
     for name in ("awp_warmup", "swa_start", "epsilon_ramp"):
-        if (getattr(config, name) or 0) > config.epochs:
+        if (getattr(config, name) or 0) > config.epochs and name not in ignored_fields(config):
             warnings.append(f"--{name} {getattr(config, name)}: is not reached in --epochs {config.epochs}")
     distance = config.step_size * config.num_steps
     if config.method not in WITHOUT_ATTACK and distance < config.epsilon:
