@@ -15,8 +15,8 @@ data_files = partial(data, affects_result=False)  # where data is and how it is 
 network = partial(flag, group=NETWORKS)
 network_files = partial(network, affects_result=False)
 loss = partial(flag, group=METHOD)
-weight = partial(loss, None, check=at_least(0))  # the method has its own default
-temperature = partial(loss, None, check=within(0, 1e6))  # likewise
+weight = partial(loss, None, check=at_least(0))  # None: the method's own default
+temperature = partial(loss, None, check=within(0, 1e6))
 attack = partial(flag, group=ATTACK)
 training = partial(flag, group="training")
 evaluation = partial(flag, group="evaluation")

@@ -138,8 +138,9 @@ def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
 
 def _check_processes(config: TrainConfig, processes: Processes) -> None:
     count = processes.count
-    if config.bs < (least := count * config.accumulate):
-        factor = " times --accumulate" * (config.accumulate > 1)
+    least = count * config.accumulate
+    if config.bs < least:
+        factor = " times --accumulate" if config.accumulate > 1 else ""
         raise UserError(f"--bs {config.bs}: must be at least the number of processes{factor}, {least}")
     if count > 1 and config.method in SINGLE_PROCESS_ONLY:
         raise UserError(f"--method {config.method}: supports a single process only; start it without torchrun")
