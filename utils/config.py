@@ -247,7 +247,7 @@ class TrainConfig(CommonConfig):
     wandb: bool = run(False, "log each epoch to Weights & Biases (pip install wandb)")
     sync_bn: bool = run(
         True,
-        "torchrun: synchronize BatchNorm, so that results do not depend on the number of processes",
+        "torchrun: synchronize BatchNorm, so results do not depend on the process count",
         affects_result=True,
     )
 

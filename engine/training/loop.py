@@ -75,8 +75,9 @@ class TrainingLoop:
         """Perform the remaining training steps of an epoch."""
         self.trainer.epsilon_scale = epsilon_scale(epoch, self.config)
         for x, y in self._training_batches(epoch, metrics.batches):
-            done = (metrics.batches + 1) / len(self.batches)
-            self.trainer.set_learning_rate(learning_rate(epoch, self.config, done))
+            lr = learning_rate(epoch, self.config, done=(metrics.batches + 1) / len(self.batches))
+            for group in self.trainer.optimizer.param_groups:
+                group["lr"] = lr
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
         self.trainer.after_epoch(epoch, self._training_images(epoch, metrics))

@@ -10,10 +10,8 @@ from utils.tables import read_csv, write_csv
 # One row per epoch, counted from 1. Means over images, accuracies in percent; empty if the logits are not computed.
 # train_* are of the student in train mode during the epoch; clean_* and PGD10_* of the student after it, on the images
 # that choose the best checkpoint, and empty in epochs without validation.
-METRICS = (
-    *("epoch", "lr", "train_loss", "train_clean_acc", "train_adv_acc"),
-    *("clean_loss", "clean_acc", "PGD10_loss", "PGD10_acc"),
-)
+TRAINING = ("epoch", "lr", "train_loss", "train_clean_acc", "train_adv_acc")
+METRICS = (*TRAINING, "clean_loss", "clean_acc", "PGD10_loss", "PGD10_acc")
 # They differ from run to run, so they are only in results.csv: resume states have the same bytes in every run.
 MEASUREMENTS = ("images_per_s", "peak_memory_mib")
 RESULTS, RELIABILITY = "results.csv", "reliability.csv"

@@ -84,8 +84,7 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
         processes.on_all_ranks(folder.require_same_data, state, loop.metadata)
         folder.results.restore(state)
         loop.trainer.restore(state)
-        for key in ("net", "net_raw", "optimizer", "method_state"):  # frees memory
-            state.pop(key, None)
+        state = {key: state[key] for key in ("epochs", "metrics")}  # frees the memory of the weights
     with ExitStack() as stack:
         stack.callback(folder.close)
         processes.on_rank0(folder.create, state, data.skipped)

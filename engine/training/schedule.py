@@ -38,7 +38,6 @@ def cyclic(epoch: float, epochs: int, lr_max: float) -> float:
 
 
 ANNEALING = {"cosine": cosine, "onecycle": onecycle, "cyclic": cyclic}  # rates that depend on the number of epochs
-PER_STEP = {"cyclic"}  # the rate changes with every step
 
 
 def epsilon_scale(epoch: int, config: TrainConfig) -> float:
@@ -47,12 +46,12 @@ def epsilon_scale(epoch: int, config: TrainConfig) -> float:
 
 
 def learning_rate(epoch: int, config: TrainConfig, done: float = 0.0) -> float:
-    """Return the learning rate of an epoch; if it changes with every step, after the fraction ``done`` of the epoch.
+    """Return the learning rate of an epoch; of cyclic, which changes every step, after ``done`` (0 to 1) of the epoch.
 
     ``--warmup_lr`` first increases the rate linearly from 0.001 to ``lr_max``; cosine then decreases over the remaining
     epochs, while milestones keep their epochs. Source: ``lr_decay`` of the official DGAD code.
     """
-    now = epoch + (done if config.lr_schedule in PER_STEP else 0)
+    now = epoch + (done if config.lr_schedule == "cyclic" else 0)
     warmup = config.warmup_lr_epochs if config.warmup_lr else 0
     if epoch < warmup:
         return WARMUP_START + now / warmup * (config.lr_max - WARMUP_START)

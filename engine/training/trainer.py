@@ -186,11 +186,6 @@ class Trainer:
         if self.average:
             self.average.after_epoch(epoch, images)
 
-    def set_learning_rate(self, lr: float) -> None:
-        """Set the learning rate of all parameters."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
     def weights(self) -> dict:
         """Return the weights in a checkpoint: ``net``, ``method_state``, and ``net_raw`` if weights are averaged."""
         weights = {"net": self.eval_network.state_dict()}
