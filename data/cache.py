@@ -4,20 +4,14 @@ import errno
 import hashlib
 import logging
 import mmap
-import multiprocessing
 import os
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 import time
 import zlib
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -30,10 +24,8 @@ from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_VERSION = 3  # increase it when the same files are decoded to other pixels
-_SAMPLE = 4096  # bytes that are compared at the start, in the middle and at the end of a file
-_MANY = 512  # images from which on processes are faster than threads
-_CHUNK = 64  # images that a thread or process handles at a time
+_VERSION = 4  # increase it when the same files are decoded to other pixels
+_CHUNK = 64  # images that a thread handles at a time
 
 
 class ReadOptions(NamedTuple):
@@ -50,8 +42,8 @@ class PixelCache:
 
     They are the records of one file, named after the paths, in ``root``/.decoded or a subfolder of ``cache_dir``; in a
     temporary folder if that cannot be written or is full. The file is sparse: unused records take no space. A record
-    has a hash of its image file (size, time and some bytes) and a checksum. So changed files are decoded again, an
-    interrupted decoding continues, and processes share the cache without locks: they write the same bytes.
+    has a hash of its image file's size and times, and a checksum. So changed files are decoded again, an interrupted
+    decoding continues, and processes share the cache without locks: they write the same bytes.
     """
 
     def __init__(self, root: Path, paths: Sequence[Path], size: int, resize: bool, options: ReadOptions):
@@ -96,8 +88,6 @@ class PixelCache:
                 f"--cache_dir: decoded images cannot be written to {self.folder} ({error.strerror or error}); "
                 "choose another folder, or use --limit_train, --limit_test or a smaller --image_size"
             ) from error
-        except BrokenProcessPool as error:
-            raise UserError("--workers: a process that decodes images was killed; reduce --workers") from error
 
     def _missing(self, indices: Sequence[int]) -> list[int]:
         return [index for index in dict.fromkeys(indices) if index not in self._ready and index not in self.damaged]
@@ -141,69 +131,41 @@ class PixelCache:
         for index in indices:
             record = self._records[index]
             with suppress(OSError):  # decoding reports it
-                if not record["content"] or record["content"] != _content(self.paths[index]):
-                    continue
-                if zlib.crc32(record["pixels"]) == record["crc32"]:
+                is_current = record["content"] == _content(self.paths[index])
+                if is_current and zlib.crc32(record["pixels"]) == record["crc32"]:
                     valid.append(index)
-                else:
-                    log.warning("%s is damaged: decoding %s again", self.folder / self.name, self.paths[index])
         return valid
 
     def _decode(self, missing: list[int]) -> None:
-        decode_chunk = partial(_decode_chunk, self.folder / self.name, self.dtype, self.size, self.resize)
-        chunks = _chunks([(index, self.paths[index]) for index in missing])
-        pool = self._pool(len(missing))
+        chunks = _chunks(missing)
+        pool = ThreadPoolExecutor(self.options.workers)
         try:
             with tqdm(desc="decoding", total=len(missing), unit="image", leave=False, disable=None) as bar:
-                for chunk, damaged in zip(chunks, pool.map(decode_chunk, chunks), strict=True):
+                for chunk, damaged in zip(chunks, pool.map(self._decode_chunk, chunks), strict=True):
                     self.damaged |= damaged
-                    self._ready.update(index for index, _ in chunk if index not in damaged)
+                    self._ready.update(index for index in chunk if index not in damaged)
                     bar.update(len(chunk))
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _pool(self, images: int) -> Executor:
-        """Return threads or, for many images, processes: small images mostly wait for the global interpreter lock."""
-        workers = self.options.workers
-        if images < _MANY or workers == 1 or sys.platform != "linux":
-            return ThreadPoolExecutor(workers)
-        fork = multiprocessing.get_context("fork")
-        return ProcessPoolExecutor(workers, fork, initializer=_follow_parent, initargs=(os.getpid(),))
-
-
-def _follow_parent(parent: int) -> None:
-    """Leave signals to the parent process, and end with it, also if it is killed."""
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-    def follow() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    def _decode_chunk(self, indices: Sequence[int]) -> dict[int, str]:
+        """Write the records of ``indices``; return the reasons for damaged images."""
+        damaged = {}
+        for index in indices:
+            record = np.zeros((), self.dtype)
+            try:
+                record["content"] = _content(self.paths[index])
+                record["pixels"] = decode.open_with_size(self.paths[index], self.size, self.resize)
+            except (OSError, ValueError) as error:
+                damaged[index] = getattr(error, "strerror", None) or str(error)
+                continue
+            record["crc32"] = zlib.crc32(record["pixels"])
+            _write(self.folder / self.name, index, record)
+        return damaged
 
 
 def _chunks(items: Sequence) -> list[Sequence]:
     return [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
-
-
-def _decode_chunk(
-    file: Path, dtype: np.dtype, size: int, resize: bool, images: Sequence[tuple[int, Path]]
-) -> dict[int, str]:
-    """Write the records of ``images``, (index, path) each, into ``file``; return the reasons for damaged ones."""
-    damaged = {}
-    for index, path in images:
-        record = np.zeros((), dtype)
-        try:
-            record["content"] = _content(path)
-            record["pixels"] = decode.open_with_size(path, size, resize)
-        except (OSError, ValueError) as error:
-            damaged[index] = getattr(error, "strerror", None) or str(error)
-            continue
-        record["crc32"] = zlib.crc32(record["pixels"])
-        _write(file, index, record)
-    return damaged
 
 
 def _write(file: Path, index: int, record: np.ndarray) -> None:
@@ -226,15 +188,9 @@ def prefetch(array: np.memmap, rows: Iterable[int]) -> None:
 
 
 def _content(path: Path) -> bytes:
-    """Return a hash of a file's size, time and some of its bytes; of all bytes if the file is small."""
-    with open(path, "rb", buffering=0) as file:
-        status = os.fstat(file.fileno())
-        parts = [repr((_VERSION, status.st_size, status.st_mtime_ns)).encode()]
-        whole = status.st_size <= 3 * _SAMPLE
-        for start in (0,) if whole else (0, status.st_size // 2, status.st_size - _SAMPLE):
-            file.seek(start)
-            parts.append(file.read(3 * _SAMPLE if whole else _SAMPLE))
-    return _hash(*parts).encode()
+    """Return a hash of a file's size and times; the second changes whenever the file is written or replaced."""
+    status = path.stat()
+    return _hash(repr((_VERSION, status.st_size, status.st_mtime_ns, status.st_ctime_ns)).encode()).encode()
 
 
 def _hash(*parts: bytes) -> str:

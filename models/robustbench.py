@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from importlib.metadata import PackageNotFoundError, metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,9 +22,6 @@ DATASETS = {"CIFAR10": "cifar10", "CIFAR100": "cifar100"}
 INSTALL = "pip install -r requirements-zoo.txt"
 # A module that importing robustbench may miss -> the command that installs it.
 MISSING = {"pkg_resources": 'pip install "setuptools<81"', "autoattack": "pip install pyautoattack"}
-ROW = re.compile(
-    r"\| <sub>\*\*\d+\*\*</sub> \| <sub><sup>\*\*([\w.-]+)\*\*.*?<sub>([\d.]+)%</sub> \| <sub>([\d.]+)%</sub>"
-)
 
 
 def cache_path(name: str, dataset: str) -> Path:
@@ -99,22 +95,6 @@ def build(name: str, dataset: str) -> nn.Module:
     if timm.is_model(registered):
         return timm.create_model(registered, num_classes=int(DATASETS[dataset].removeprefix("cifar")))
     return zoo(dataset)[name]["model"]()
-
-
-def published_accuracies() -> list[tuple[str, str, float, float]]:
-    """Return name, dataset, clean and AutoAttack accuracy of the zoo's networks, from the package's description.
-
-    Empty if the package is not installed.
-    """
-    try:
-        text = metadata("robustbench").get_payload()
-    except PackageNotFoundError:
-        return []
-    rows = []
-    for dataset, title in (("CIFAR10", "### CIFAR-10"), ("CIFAR100", "### CIFAR-100")):
-        table = text.partition(f"{title}\n")[2].partition("#### Linf")[2].partition("####")[0]
-        rows += [(name, dataset, float(clean), float(robust)) for name, clean, robust in ROW.findall(table)]
-    return rows
 
 
 def _download(name: str, dataset: str) -> nn.Module:

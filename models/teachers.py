@@ -148,13 +148,12 @@ def _table() -> str:
         candidates = candidate_paths(name, dataset)
         file = next((path for path in candidates if path.exists()), f"missing ({candidates[0]})")
         rows.append((name, dataset, architecture_of(name), clean, autoattack, source, file))
-    zoo = robustbench.published_accuracies()
-    for name, dataset, clean, autoattack in zoo:
-        file = robustbench.cache_path(name, dataset)
-        file = file if file.exists() else "downloaded on first use"
-        rows.append((f"{robustbench.PREFIX}{name}", dataset, "RobustBench's", clean, autoattack, "RobustBench", file))
     table = tabulate(rows, header, floatfmt=".2f", missingval="-")
-    return table if zoo else f"{table}\n\n{robustbench.INSTALL} adds RobustBench's networks to this list"
+    try:
+        zoo = {dataset: ", ".join(robustbench.zoo(dataset)) for dataset in robustbench.DATASETS}
+    except UserError as error:
+        return f"{table}\n\n{error}"
+    return "\n\n".join([table, *(f"{robustbench.PREFIX}NAME for {dataset}: {names}" for dataset, names in zoo.items())])
 
 
 if __name__ == "__main__":

@@ -8,13 +8,8 @@ mkdir -p "${1:-quickstart}"
 out=$(cd "${1:-quickstart}" && pwd)
 python=$(bash "$(dirname "$0")/setup.sh")
 cd "$(dirname "$0")/.."
-load=$("$python" -m utils.load)
-free=${load% *}
-cores=${load#* }
-if [ "$free" -lt "$cores" ] && [ -z "${OMP_NUM_THREADS:-}" ]; then
-  export OMP_NUM_THREADS=$free
-  echo "other processes leave $free of $cores cores free: CPU threads $free (OMP_NUM_THREADS=N sets another number)"
-fi
+free=$("$python" -m utils.load) # empty if no other process uses a core
+[ -z "$free" ] || export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$free}"
 export MPLCONFIGDIR=${MPLCONFIGDIR:-${TMPDIR:-/tmp}/matplotlib-$(id -u)}
 
 # Digits have a higher contrast than photographs, so epsilon is 16/255.

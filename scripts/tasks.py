@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,15 +25,15 @@ class Task(NamedTuple):
 
 
 class Pool:
-    """Runs commands, one at a time in each of the ``slots``, until all have ended or the time is up.
+    """Runs commands, one at a time in each of the ``slots``, until all have ended or a signal arrives.
 
-    A slot is a list of flags for its command. ``received`` is the first of the signals in STATUS. After it and after
-    ``seconds`` no other command starts. The running commands receive one signal, because a training that is saving must
-    not receive another: SIGUSR1 as itself, all others as SIGTERM.
+    A slot is a list of flags for its command. ``received`` is the first of the signals in STATUS. After it no other
+    command starts. The running commands receive one signal, because a training that is saving must not receive another:
+    SIGUSR1 as itself, all others as SIGTERM.
     """
 
-    def __init__(self, slots: Sequence[list[str]], seconds: float = inf):
-        self.free, self.end = list(slots), time.monotonic() + seconds
+    def __init__(self, slots: Sequence[list[str]]):
+        self.free = list(slots)
         self.running: dict[subprocess.Popen, tuple[Task, list[str], float]] = {}  # with its slot and start
         self.received: int | None = None
 
@@ -45,7 +44,7 @@ class Pool:
         started, changed, stopping = set(), True, False
         try:
             while self.running or changed:
-                if not stopping and (self.received or time.monotonic() >= self.end):
+                if self.received and not stopping:
                     logger.info("stopping: waiting until the running commands have saved")
                     self._send(signal.SIGUSR1 if self.received == signal.SIGUSR1 else signal.SIGTERM)
                     stopping = True

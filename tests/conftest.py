@@ -115,6 +115,19 @@ def train(monkeypatch, tmp_path, caplog, fast_runs):
     return start
 
 
+@pytest.fixture(scope="session")
+def network():
+    """A small network whose running statistics are not the initial ones, in eval mode."""
+    from small_sets import IMAGES
+
+    from models import build
+
+    torch.manual_seed(1)
+    trained = build("small_resnet", 10)
+    trained(IMAGES)
+    return trained.eval()
+
+
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     """``run(script, args)`` does what ``python SCRIPT ARGS`` does, in an empty folder, and checks the exit status.

@@ -13,6 +13,7 @@ from torchvision.datasets import CIFAR10
 from models import build
 
 MARKER = "code-was-executed"
+IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 class Bomb:

@@ -5,9 +5,7 @@ import json
 import pytest
 from conftest import user_error
 
-import scripts.benchmark.evaluation
 import scripts.benchmark.step
-from data import load, subset
 from scripts.benchmark.__main__ import benchmark
 
 STEP = "step --model small_resnet --teacher_model small_resnet --bs 4 --image_size 16 --pairs 1"
@@ -15,9 +13,6 @@ STEP = "step --model small_resnet --teacher_model small_resnet --bs 4 --image_si
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    splits = load("Digits", image_size=16)
-    splits = splits._replace(train=subset(splits.train, 64, 0), test=subset(splits.test, 40, 0))
-    monkeypatch.setattr(scripts.benchmark.evaluation, "load", lambda *_, **__: splits)
     monkeypatch.setattr(scripts.benchmark.step, "product_speeds", lambda device: {"fp32": 1.0, "bf16": 1.0})
 
     def run(args):
@@ -33,7 +28,6 @@ def run(monkeypatch, tmp_path):
         f"{STEP} --method AKD2 --precision fp32",
         f"{STEP} --method AT --piece awp",
         f"{STEP} --method RSLAD --piece cutmix --profile TRACE",
-        "evaluation --limit_test 20 --pairs 1",
     ],
 )
 def test_a_benchmark_writes_both_rates_and_their_ratio(run, tmp_path, args):

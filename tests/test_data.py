@@ -281,7 +281,7 @@ def test_runs_with_other_files_of_a_folder_do_not_disturb_each_other(folder, mon
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "bit"])
-def test_damaged_cache_is_rebuilt(folder, decoded_files, caplog, damage):
+def test_damaged_cache_is_rebuilt(folder, decoded_files, damage):
     first = images_of(folder)
     (file,) = folder.glob(".decoded/*")
     content = bytearray(file.read_bytes())
@@ -289,12 +289,10 @@ def test_damaged_cache_is_rebuilt(folder, decoded_files, caplog, damage):
     file.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "bit": content}[damage])
     assert torch.equal(images_of(folder), first)
     assert len(decoded_files) == {"truncated": 20, "empty": 20, "bit": 11}[damage]
-    assert ("is damaged: decoding" in caplog.text) == (damage == "bit")
 
 
-def test_a_cache_that_cannot_be_written_is_in_a_temporary_folder_or_in_cache_dir(folder, tmp_path, monkeypatch, caplog):
+def test_a_cache_that_cannot_be_written_is_in_a_temporary_folder_or_in_cache_dir(folder, tmp_path, caplog):
     (folder / ".decoded").write_text("not a folder")
-    monkeypatch.setattr(cache, "_MANY", 1)  # processes, which must not delete the folder
     expected = images_of(folder)
     assert torch.equal(images_of(folder, cache_dir="x" * 300), expected)  # cannot be searched either
     assert caplog.text.count("cannot cache") == 2 and "--cache_dir" in caplog.text
@@ -332,25 +330,16 @@ def test_only_the_images_of_a_subset_are_decoded(folder, decoded_files):
     assert data.fingerprint(part) == data.fingerprint(Split(part.images[:], part.labels))
 
 
-@pytest.mark.parametrize("processes", [True, False])
-def test_decoding_in_parallel_continues_after_an_interruption(folder, decoded_files, monkeypatch, processes):
+def test_decoding_in_parallel_continues_after_an_interruption(folder, decoded_files, monkeypatch):
     expected = images_of(folder, workers=1)
     shutil.rmtree(folder / ".decoded")
-    monkeypatch.setattr(cache, "_MANY", 1 if processes else 100)
     monkeypatch.setattr(cache, "_CHUNK", 1)
-    write, written = cache._write, []
-
-    def interrupted(file, index, record):
-        if index >= 6:
-            raise UserError("interrupted")
-        write(file, index, record)
-
-    monkeypatch.setattr(cache, "_write", interrupted)
-    refuse("interrupted", "Folder", folder, workers=2)
-    monkeypatch.setattr(cache, "_write", lambda *args: written.append(args[1]) or write(*args))
-    monkeypatch.setattr(cache, "_MANY", 100)
+    with monkeypatch.context() as patch:
+        fail_at(patch, cache, "_write", 7, UserError("interrupted"))
+        refuse("interrupted", "Folder", folder, workers=2)
+    decoded_files.clear()
     assert torch.equal(images_of(folder, workers=2), expected)
-    assert written and set(written) <= set(range(4, 10))
+    assert 1 <= len(decoded_files) <= 4
 
 
 # ---- files that people have ----
@@ -393,11 +382,8 @@ def test_links_to_folders_are_followed_and_a_circle_ends(folder, tmp_path_factor
     (folder / "train" / "ant" / "link").symlink_to(outside)
     (outside / "deep" / "back").symlink_to(outside)
     (outside / "self").symlink_to("self")
-    (folder / "train" / "ant" / "up").symlink_to("..")  # the images of all classes
-    (folder / "train" / "ant" / "friends").symlink_to("../zebra")
     moved = (folder / "train" / "zebra").rename(outside.parent / "zebra")
     (folder / "train" / "zebra").symlink_to(moved)
-    (moved / "up").symlink_to("..")
     assert len(data.load("Folder", folder).train.labels) == 7
 
 

@@ -284,15 +284,20 @@ def test_a_state_is_of_one_evaluation_and_checkpoint_under_any_name(evaluate, tm
     assert len(states) == 2
     (stage,) = Path("state").rglob("FGSM*")
     stage.write_text("{")
+    conditions = stage.with_name("conditions.json")
+    saved = conditions.read_bytes()
+    for damage in (NESTED, "null"):
+        conditions.write_text(damage)
+        assert str(conditions.parent) in evaluate(f"{flags} net.pth", status=2).err
+    conditions.write_bytes(saved)
     (tmp_path / "net.pth").rename(tmp_path / "moved.pth")
     assert f"{stage} is damaged; this stage runs again" in evaluate(f"{flags} moved.pth").out
     assert results_in(results_path("moved.pth")) == before and len(stage.read_text()) > 1
 
 
+NESTED = "[" * 300 + "]" * 300
 EDITED = {"conditions": dict.fromkeys(CONDITIONS, "") | {"eps": 0.1}, "figures": {"FGSM": {"accuracy": 1, "n": 1}}}
 
-
-NESTED = "[" * 300 + "]" * 300
 WHOLE = {"accuracy": "ACCURACY", "n": 1, "bounded": True, "correct": "1", "parameters": {}, "settings": ""}
 WHOLE = json.dumps({"evaluations": [EDITED | {"figures": {"FGSM": WHOLE}}]})
 DAMAGED = [

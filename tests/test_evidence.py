@@ -113,7 +113,6 @@ BAD = {
     "": "--out: required",
     "--out OUT --methods ADA": "--methods ADA: must be among AT, ",
     "--out OUT --jobs 0": "--jobs 0",
-    "--out OUT --minutes nan": "--minutes nan",
     "--table OUT": "has no results",
     "--out OUT -- --bs 0": "--bs 0: must be",
     "--table BAD": "no results of evidence.py",
@@ -135,9 +134,9 @@ def test_a_bad_request_is_one_line(results, tmp_path, flags):
     assert not (tmp_path / "OUT").exists()
 
 
-# What evidence.py sees of the scripts. A file "wait" makes trainings wait for SIGTERM, "fail" names a flag that fails.
+# What evidence.py sees of the scripts. A file "fail" names a flag that fails.
 MAIN = """
-import json, pathlib, sys, time
+import json, pathlib, sys
 flags = dict(zip(sys.argv[1:], sys.argv[2:]))
 fail = pathlib.Path("fail")
 if fail.exists() and fail.read_text() in sys.argv:
@@ -147,7 +146,6 @@ if "--out" in flags:
     figures = {attack: {"accuracy": 50.0, "n": 5} for attack in ("Clean", "AutoAttack")}
     text = json.dumps({"evaluations": [{"conditions": {}, "figures": figures}]})
 else:
-    time.sleep(60 * pathlib.Path("wait").exists())
     folder, name, text = pathlib.Path(flags["--root_path"], "run"), "results.csv", "epoch,PGD10_acc\\n1,20\\n"
 folder.mkdir(parents=True)
 (folder / name).write_text(text)
@@ -155,17 +153,13 @@ folder.mkdir(parents=True)
 """
 
 
-def test_a_study_stops_in_time_continues_and_reports_what_fails(tmp_path, monkeypatch, caplog):
+def test_a_study_reports_what_fails_and_continues(tmp_path, monkeypatch, caplog):
     for name in ("main.py", "main_eval.py"):
         (tmp_path / name).write_text(MAIN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "ROOT", tmp_path)
     caplog.set_level("INFO")
     flags = f"--scale smoke --out out --work {tmp_path / 'work'} --jobs 2 --methods AT RSLAD --seeds 1".split()
-    (tmp_path / "wait").touch()
-    evidence([*flags, "--minutes", "0.01"])  # the trainings would end after a minute
-    assert not (tmp_path / "out" / RESULTS).exists()
-    (tmp_path / "wait").unlink()
     (tmp_path / "fail").write_text("--awp")
     with pytest.raises(SystemExit, match="1"):
         evidence(flags)
@@ -184,7 +178,7 @@ def test_a_study_stops_in_time_continues_and_reports_what_fails(tmp_path, monkey
 
 @pytest.mark.slow
 def test_a_run_is_trained_and_evaluated_at_smoke_scale(tmp_path, run):
-    options = module._parser().parse_args(f"--scale smoke --out {tmp_path} --work {tmp_path} --threads 1".split())
+    options = module._parser().parse_args(f"--scale smoke --out {tmp_path} --work {tmp_path}".split())
     runner = module.Runner(Study(["IGDM"], [1], {}), options, [])
     one = Run("IGDM", f"{GRID['IGDM'][0]} {PIECES['AWP']}", 1)
     for part in (TRAIN, "ema", "raw"):

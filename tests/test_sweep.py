@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals"
 TIMEOUT = 300  # seconds
 
 # What a sweep sees of the scripts, and a Slurm task of sweep.py. Files in the working directory control it: "hold"
-# waits for a signal, "finish" ends as usual after it, "stop" exits with status 75, "fail" names a method that fails.
+# waits for a signal, "finish" ends as usual after it, "fail" names a method that fails.
 FAKE = f"""#!{sys.executable} -SE
 import os, signal, sys, time
 from pathlib import Path
@@ -62,8 +62,6 @@ if script == "compare.py":
     sys.exit()
 if Path("fail").exists() and Path("fail").read_text() == flags["--method"]:
     sys.exit("error: a bad run")
-if Path("stop").exists():
-    sys.exit(Path("stop").unlink() or 75)
 radius = "" if flags["--method"] == "Natural" else "_eps8"
 teacher = "_from_resnet18" if flags["--method"] == "RSLAD" else ""
 name = f"{{flags['--model']}}{{teacher}}{{radius}}_seed{{flags['--seed']}}"
@@ -221,14 +219,6 @@ def test_jobs_have_one_gpu_each_and_share_the_cores(workdir, run, monkeypatch):
     assert all("--threads 3 " in call for call in calls(workdir, "main.py"))
     run("--jobs", "2", "--seeds", "1 2", flags=["--threads", "5"])
     assert all(call.endswith("--threads 5") for call in calls(workdir, "main.py")[2:])
-
-
-def test_a_run_that_saves_and_stops_is_not_finished(workdir, run):
-    (workdir / "stop").touch()
-    status, log = run("--seeds", "1 2", "--eval", "--attacks clean")
-    assert status == 75 and "runs: 1 finished, 0 skipped (finished before), 0 failed, 1 left to do" in log
-    (evaluation,) = calls(workdir, "main_eval")
-    assert evaluation.endswith("--model_path tuned_models/CIFAR10/AT/resnet18_eps8_seed2")
 
 
 def test_finished_runs_are_evaluated_once_and_compared(workdir, run):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import user_error
 from safetensors.torch import save_file
-from small_sets import MARKER, Bomb, robustbench_package
+from small_sets import IMAGES, MARKER, Bomb, robustbench_package
 from torch import nn
 
 from models import MODELS, build, robustbench, teachers
@@ -29,15 +29,6 @@ from models.weights import Checkpoint, identify, load_network, load_weights
 from models.wide_resnet import WideResNet
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
-IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(1)
-    trained = build("small_resnet", 10)
-    trained(IMAGES)  # changes the running statistics
-    return trained.eval()
 
 
 def same(one, other) -> bool:
@@ -416,8 +407,13 @@ def test_official_paths_are_tried_and_a_missing_teacher_names_them(name, dataset
         load_teacher(name, dataset, 10)
 
 
-def test_the_table_of_teachers_shows_existing_files(tmp_path, monkeypatch):
+@pytest.fixture
+def package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    return robustbench_package(tmp_path, monkeypatch)
+
+
+def test_the_table_of_teachers_shows_existing_files_and_the_zoo(package, tmp_path, monkeypatch):
     file = tmp_path / "models/cifar10/Linf/Chen2021LTD_WRN34_20.pt"
     file.parent.mkdir(parents=True)
     file.touch()
@@ -425,12 +421,9 @@ def test_the_table_of_teachers_shows_existing_files(tmp_path, monkeypatch):
     assert len(lines) >= 2 + len(teachers.TEACHERS)
     assert sum("Linf/Chen2021LTD_WRN34_20.pt" in line and "missing" not in line for line in lines) == 1
     assert {teachers.architecture_of(teacher.name) for teacher in teachers.TEACHERS} <= MODELS.keys()
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return robustbench_package(tmp_path, monkeypatch)
+    assert lines[-1] == "robustbench:NAME for CIFAR100: Some2026Network"
+    monkeypatch.setitem(sys.modules, "robustbench.model_zoo", None)  # as if it were not installed
+    assert "pip install -r requirements-zoo.txt" in teachers._table().splitlines()[-1]
 
 
 def test_the_zoo_needs_only_packages_of_pypi_and_names_what_is_missing(package, network, tmp_path):

@@ -15,7 +15,6 @@ from engine.training.signals import Signals, stopped
 from engine.training.trainer import Trainer
 from engine.training.validation import Validator
 from utils.errors import UserError
-from utils.load import CPU_LOAD
 from utils.log import logger
 from utils.progress import progress_bar
 from utils.seed import derive_seed, seed_everything
@@ -131,8 +130,6 @@ class TrainingLoop:
         signal, due = self.trainer.processes.all_reduce_max([self.signals.received, due])
         if signal or due:
             self._save_state(epoch, metrics)
-        if self.batches.device.type == "cpu":
-            CPU_LOAD.warn(self.config.threads)
         if signal:
             raise stopped(signal, f"saved in {self.folder.path}; --resume continues")
 

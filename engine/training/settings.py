@@ -17,7 +17,7 @@ from models.teachers import teacher_name
 from utils.config import METHOD, TrainConfig
 from utils.errors import UserError
 from utils.fields import shown, spelling
-from utils.load import CPU_LOAD
+from utils.load import free_cores
 from utils.log import logger
 from utils.names import canonical
 
@@ -139,8 +139,9 @@ def log_config(
         logger.warning("WARNING: --limit_train %d: there are only %d training images", config.limit_train, training)
     logger.info("%d training images; the best checkpoint is chosen on %d %s images", training, validation, kind)
     logger.info("device %s, CPU threads: %d, PyTorch %s", device, config.threads, torch.__version__)
-    if device.type == "cpu":
-        CPU_LOAD.warn(config.threads, after=0.2)
+    if device.type == "cpu" and (free := free_cores()) < config.threads:
+        message = "WARNING: other processes use some cores; --threads %d would be faster than %d threads"
+        logger.warning(message, free, config.threads)
 
 
 def _log_sources(config: TrainConfig, sources: dict[str, str]) -> None:

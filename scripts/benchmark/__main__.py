@@ -1,9 +1,8 @@
 """Time this code against a plain reference, alternately in one process: python scripts/benchmark NAME [flags]
 
 NAME is one of the following; each has --help:
-  step        training steps per second, memory, FLOP
-  evaluation  PGD-20 on robust images
-  scale       several processes: torchrun --standalone --nproc_per_node=2 scripts/benchmark scale
+  step    training steps per second, memory, FLOP
+  scale   several processes: torchrun --standalone --nproc_per_node=2 scripts/benchmark scale
 
 A ratio is the median over (reference, ours) pairs; its spread is given by their quartiles.
 """
@@ -17,7 +16,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this folder is run as a script
 
 from engine.device import use_full_precision
-from scripts.benchmark.evaluation import Evaluation, time_evaluation
 from scripts.benchmark.step import Step, time_scaling, time_step
 from utils.cli import run_command
 from utils.errors import UserError, torchrun_rank
@@ -27,11 +25,7 @@ from utils.names import canonical
 from utils.seed import seed_everything
 from utils.versions import versions
 
-BENCHMARKS = {
-    "step": (Step, time_step),
-    "evaluation": (Evaluation, time_evaluation),
-    "scale": (Step, time_scaling),
-}
+BENCHMARKS = {"step": time_step, "scale": time_scaling}
 
 
 def benchmark(argv: list[str]) -> None:
@@ -42,10 +36,10 @@ def benchmark(argv: list[str]) -> None:
         print(__doc__, end="")
         return
     name = canonical(argv[0], BENCHMARKS, {}, "python scripts/benchmark")
-    config_class, run = BENCHMARKS[name]
-    config = parse(config_class, argv[1:], description=run.__doc__, choices={}).config
-    for flag in ("json", "profile"):
-        if path := getattr(config, flag, ""):
+    run = BENCHMARKS[name]
+    config = parse(Step, argv[1:], description=run.__doc__, choices={}).config
+    for flag, path in (("json", config.json), ("profile", config.profile)):
+        if path:
             _check_writable(flag, Path(path))
     use_full_precision()
     seed_everything(0)

@@ -5,7 +5,6 @@ import re
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -13,24 +12,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from utils.fields import at_least, between, check_values, flag
 from utils.log import logger
 
-EXECUTION, WORKLOAD = "execution", "workload"
 SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product measures the peak speed
-
-
-@dataclass(frozen=True)
-class Timing:
-    """On what hardware and how often a benchmark is timed."""
-
-    pairs: int = flag(5, "how often each side is timed", group=EXECUTION, check=at_least(1))
-    device: str = flag("auto", "auto, cpu, cuda or cuda:N", group=EXECUTION)
-    threads: int | None = flag(None, "CPU threads; default: PyTorch's choice", group=EXECUTION, check=between(1, 4096))
-    json: str = flag("", "file for the results", group=EXECUTION)
-
-    def __post_init__(self):
-        check_values(self)
 
 
 def compare(reference: Callable, ours: Callable, images: int, pairs: int, device: torch.device) -> dict:

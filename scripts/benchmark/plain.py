@@ -1,50 +1,16 @@
-"""The plain reference of the benchmarks: training and PGD structured as in the official codes.
+"""The plain reference of the benchmarks: a training step structured as in the official codes.
 
 float32, channels-first, eager, BatchNorm not folded, parameters that require gradients during the attack. A training
 step allows TF32, as PyTorch does by default for convolutions on a GPU.
 """
 
-from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.device import allow_tf32
 from methods.losses import Setup, set_up
-
-
-def pgd_accuracy(
-    model: nn.Module, batches, *, noise: Sequence[Tensor], epsilon: float, step_size: float, steps: int
-) -> float:
-    """Accuracy in % of ``model`` under PGD on cross entropy, with every step on every image.
-
-    An image counts as fooled if it is misclassified without an attack or at any step, so the accuracy equals that of an
-    attack that stops for fooled images. ``noise`` has one tensor per batch, in its shape, with values in [-1, 1];
-    ``epsilon`` and ``step_size`` are in [0, 1].
-    """
-    model.eval()
-    correct = n = 0
-    for (x, y), start in zip(batches, noise, strict=True):
-        x_adv = (x + epsilon * start).clamp(0, 1)
-        robust = _correct(model, x, y)
-        for _ in range(steps):
-            x_adv.requires_grad_()
-            logits = model(x_adv)
-            F.cross_entropy(logits, y, reduction="sum").backward()
-            robust &= logits.argmax(1) == y
-            delta = (x_adv.detach() + step_size * x_adv.grad.sign() - x).clamp(-epsilon, epsilon)
-            x_adv = (x + delta).clamp(0, 1)
-        robust &= _correct(model, x_adv, y)
-        correct, n = correct + int(robust.sum()), n + len(y)
-    model.zero_grad()
-    return 100 * correct / n
-
-
-@torch.no_grad()
-def _correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return model(x).argmax(1) == y
 
 
 class Trainer:

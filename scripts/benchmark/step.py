@@ -18,14 +18,15 @@ from methods import ALIASES, METHODS, count_teachers
 from models import build
 from models.teachers import architecture_of
 from scripts.benchmark import plain
-from scripts.benchmark.measure import EXECUTION, WORKLOAD, Timing, compare, gflop, machine, product_speeds
+from scripts.benchmark.measure import compare, gflop, machine, product_speeds
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.fields import at_least, between, flag
+from utils.fields import at_least, between, check_values, flag
 from utils.log import logger
 from utils.names import canonical
 from utils.seed import seed_everything
 
+EXECUTION, WORKLOAD = "execution", "workload"  # groups of flags
 # Pieces of a recipe that are options of the trainer; the others are augmentations.
 PIECES = {
     "awp": lambda student: {"perturbation": WeightPerturbation(student, 0.01)},
@@ -34,8 +35,8 @@ PIECES = {
 
 
 @dataclass(frozen=True)
-class Step(Timing):
-    """What is trained, and how this project computes it."""
+class Step:
+    """What is trained, how this project computes it, and how often it is timed."""
 
     method: str = flag("DGAD", "training method", group=WORKLOAD)
     model: str = flag("resnet18", "student", group=WORKLOAD)
@@ -51,7 +52,14 @@ class Step(Timing):
     piece: Literal["awp", "ema", "cutout", "cutmix", "idbh-weak", "idbh-strong"] | None = flag(
         None, "time our step with this piece of a recipe against our step without it", group=WORKLOAD
     )
+    pairs: int = flag(5, "how often each side is timed", group=EXECUTION, check=at_least(1))
+    device: str = flag("auto", "auto, cpu, cuda or cuda:N", group=EXECUTION)
+    threads: int | None = flag(None, "CPU threads; default: PyTorch's choice", group=EXECUTION, check=between(1, 4096))
+    json: str = flag("", "file for the results", group=EXECUTION)
     profile: str = flag("", "write a trace of one of our steps to this file", group=EXECUTION)
+
+    def __post_init__(self):
+        check_values(self)
 
 
 def time_step(config: Step) -> dict:

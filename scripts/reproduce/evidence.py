@@ -4,7 +4,7 @@ Each method trains with one seed and three values of its loss scale or learning 
 best value. AWP and IDBH-weak are then added to AT and to the best distillation. Held-out training images make every
 choice. Averaged and raw weights are evaluated. Flags after -- go to every training.
 
-    evidence.py --data_root IMAGES --out DIR --device cuda --jobs 16 --minutes 5 -- --compile graphs
+    evidence.py --data_root IMAGES --out DIR --device cuda --jobs 16 -- --compile graphs
     evidence.py --table DIR                                         write the table and the figure
 
 Writes results.json to DIR after every training and evaluation, then fair.md and fair.png. Skips what results.json
@@ -18,7 +18,6 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from math import inf
 from pathlib import Path
 
 import torch
@@ -142,8 +141,8 @@ def evidence(arguments: Sequence[str]) -> None:
         raise UserError("--out: required; give a folder for the results")
     if unknown := set(options.methods) - GRID.keys():
         raise UserError(f"--methods {' '.join(sorted(unknown))}: must be among {', '.join(GRID)}")
-    if not (options.jobs >= 1 and options.minutes >= 0):
-        raise UserError(f"--jobs {options.jobs} --minutes {options.minutes:g}: must be at least 1 and 0")
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: must be at least 1")
     folder, seeds = Path(options.table or options.out), options.seeds or SEEDS[options.scale]
     results = read_results(folder)
     if options.table and not results:
@@ -165,7 +164,7 @@ def carry_out(study: Study, options: argparse.Namespace, flags: list[str]) -> in
     if options.scale == "full":
         load("Folder", options.data_root, workers=os.cpu_count() or 1)  # reports a bad folder before the first run
     runner.out.mkdir(parents=True, exist_ok=True)
-    pool = Pool([[]] * options.jobs, 60 * options.minutes or inf)
+    pool = Pool([[]] * options.jobs)
     pool.run(runner.tasks)
     return 1 if runner.failed else STATUS.get(pool.received, 0)
 
@@ -182,7 +181,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of a process; default: cores / jobs")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at once [1]")
-    parser.add_argument("--minutes", type=float, default=0, metavar="M", help="stop after M minutes [no limit]")
     return parser
 
 

@@ -9,7 +9,6 @@ same command again continues: finished commands are skipped, interrupted trainin
 import hashlib
 import shlex
 import sys
-from collections import namedtuple
 from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatch
 from functools import partial
@@ -18,14 +17,15 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this file is run from its folder
 
-from data import dataset_name
 from engine.checkpoint import best_checkpoint
 from engine.evaluation.records import read_evaluations
 from engine.reporting.runs import NONE
 from engine.reporting.tables import mean_and_deviation
+from engine.training.run_folder import RunFolder
+from engine.training.settings import resolve
 from scripts.tasks import STATUS, Pool, Task, split_flags
 from utils.cli import ROOT, run_command
-from utils.config import EvalConfig, TrainConfig
+from utils.config import EvalConfig, TinyTrainConfig, TrainConfig
 from utils.errors import UserError
 from utils.files import write_text
 from utils.flags import parse, parser_for
@@ -49,13 +49,25 @@ SETTINGS = {line["name"]: line for line in _table("settings")}
 SCALES = ("full", "short", "smoke")
 
 
-class Row(namedtuple("Row", "table row scale setting dataset student method teacher second flags file note")):
+class Row(NamedTuple):
     """One line of tables.csv.
 
-    ``teacher`` and ``second`` name rows of the same table; ``scale`` is empty for a row of every scale. A published
-    teacher has its name as ``student``, the flags of its evaluation as ``flags``, and the source of its ``file`` as
-    ``note``.
+    A published teacher has its name as ``student``, the flags of its evaluation as ``flags``, and the source of its
+    ``file`` as ``note``.
     """
+
+    table: str
+    row: str
+    scale: str  # empty for a row of every scale
+    setting: str  # one of SETTINGS
+    dataset: str
+    student: str
+    method: str
+    teacher: str  # this and the second teacher are rows of the same table
+    second: str
+    flags: str
+    file: str
+    note: str
 
     @property
     def suffix(self) -> str:
@@ -70,11 +82,12 @@ def load_tables() -> dict[str, list[Row]]:
 
 
 class Run(NamedTuple):
-    """The commands of one row and seed, the folder of its evaluations, and the runs that come first."""
+    """The commands of one row and seed, the folder of its evaluations, its weights, and the runs that come first."""
 
     name: str
     commands: list[list[str]]
     folder: Path
+    weights: Path
     needs: list["Run"]
 
 
@@ -86,9 +99,8 @@ class Planner:
 
     def __init__(self, out: Path, scale: str, seeds: Sequence[int], teacher: str | None, data: Sequence[str]):
         self.out, self.scale, self.seeds, self.teacher, self.data = out, scale, seeds, teacher, list(data)
-        config, given = parse(TrainConfig, data)
-        parse(EvalConfig, data)
-        self.dataset = dataset_name(config.dataset) if "dataset" in given else None  # replaces that of the rows
+        for config_class in (TrainConfig, EvalConfig):
+            parse(config_class, data)
         self.runs: dict[str, Run] = {}  # by their first command
         self.rows: dict[str, Row] = {}  # of the present table
 
@@ -113,21 +125,24 @@ class Planner:
         teachers = [self.rows[name] for name in (row.teacher, row.second) if name]
         needs = [self._add(teacher, DEFAULT_SEED) for teacher in teachers]
         train, test = self._flags(row)
-        folder, tiny = self._folder(row, seed), row.dataset == "Tiny_Image"
+        tiny = row.dataset == "Tiny_Image"
         evaluate = "main_eval_tinyimagenet.py" if tiny else "main_eval.py"
         if row.method == PUBLISHED:
-            test += [*row.flags.split(), "--out", str(folder)]
-            commands = [[evaluate, "--model_path", self.checkpoint(row), *test]]
+            folder, weights = self.out / PUBLISHED / row.student, self.published(row)
+            commands = [[evaluate, "--model_path", str(weights), *test, *row.flags.split(), "--out", str(folder)]]
         else:
-            for flag, teacher in zip(("teacher", "std_teacher"), teachers, strict=False):
-                train += [f"--{flag}_model", teacher.student, f"--{flag}_path", self.checkpoint(teacher)]
+            for flag, teacher, run in zip(("teacher", "std_teacher"), teachers, needs, strict=False):
+                train += [f"--{flag}_model", teacher.student, f"--{flag}_path", str(run.weights)]
             train += ["--method", row.method, "--model", row.student, "--seed", str(seed), *row.flags.split()]
-            train += ["--root_path", str(folder.parents[2]), "--resume"]
+            train += ["--root_path", str(self.out / row.setting), "--resume"]
             train += ["--desc_str", row.suffix] if row.suffix else []
+            config, _ = resolve(*parse(TinyTrainConfig if tiny else TrainConfig, train))
+            folder = RunFolder(config, writes=False).path
+            weights = folder / best_checkpoint(row.method)
             commands = [["main_tiny.py" if tiny else "main.py", *train]]
             if row.row not in {other.second for other in self.rows.values()}:  # second teachers are not evaluated
                 commands.append([evaluate, "--model_path", str(folder / SETTINGS[row.setting]["checkpoint"]), *test])
-        run = Run(f"{row.table}_{row.row}_seed{seed}", commands, folder, needs)
+        run = Run(f"{row.table}_{row.row}_seed{seed}", commands, folder, weights, needs)
         return self.runs.setdefault(shlex.join(commands[0]), run)
 
     def _flags(self, row: Row) -> tuple[list[str], list[str]]:
@@ -139,19 +154,9 @@ class Planner:
         test = ["--dataset", row.dataset, *f"{setting['evaluation']} {scale['evaluation']}".split()]
         return train + self.data, test + self.data
 
-    def _folder(self, row: Row, seed: int | str) -> Path:
-        """Where a run's folder is (engine/training/run_folder.py), or the evaluation of a published teacher."""
-        if row.method == PUBLISHED:
-            return self.out / PUBLISHED / row.student
-        parts = [row.student, f"from_{self.rows[row.teacher].student}" if row.teacher else ""]
-        parts += ["" if row.method == "Natural" else "eps8", f"seed{seed}", row.suffix]
-        return self.out / row.setting / (self.dataset or row.dataset) / row.method / "_".join(filter(None, parts))
-
-    def checkpoint(self, teacher: Row) -> str:
-        """Path of a teacher's weights."""
-        if teacher.method == PUBLISHED:
-            return str(Path(self.teacher or ROOT / teacher.file).absolute())
-        return str(self._folder(teacher, DEFAULT_SEED) / best_checkpoint(teacher.method))
+    def published(self, teacher: Row) -> Path:
+        """Path of the weights of a teacher that others trained."""
+        return Path(self.teacher or ROOT / teacher.file).absolute()
 
 
 def carry_out(runs: Collection[Run], out: Path, jobs: int) -> bool:
@@ -216,8 +221,8 @@ def reproduce(arguments: Sequence[str]) -> None:
                 logger.info("%s", shlex.join(["python", *command]))
         return
     published = [row for name in names for row in tables[name] if row.method == PUBLISHED and options.scale == "full"]
-    for path, row in ((planner.checkpoint(row), row) for row in published):
-        if not Path(path).exists():
+    for path, row in ((planner.published(row), row) for row in published):
+        if not path.exists():
             raise UserError(f"{path}: no such teacher; put it there or give --teacher FILE: {row.note}")
     succeeded = carry_out(planner.runs.values(), out, options.jobs)
     for name, rows in planned.items():
