@@ -246,9 +246,7 @@ class TrainConfig(CommonConfig):
     tensorboard: bool = run(False, "log each epoch to TensorBoard (pip install tensorboard)")
     wandb: bool = run(False, "log each epoch to Weights & Biases (pip install wandb)")
     sync_bn: bool = run(
-        True,
-        "torchrun: synchronize BatchNorm, so results do not depend on the process count",
-        affects_result=True,
+        True, "torchrun: synchronize BatchNorm, so results do not depend on the process count", affects_result=True
     )
 
 
