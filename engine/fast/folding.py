@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from engine.fast.precision import at_least_float32
 from engine.sync_batchnorm import SYNCED
+from utils.errors import first_line
 
 
 class NotTraceable(Exception):
@@ -129,4 +130,4 @@ def _trace(network: nn.Module) -> fx.GraphModule:
     try:
         return fx.GraphModule(root, _Tracer().trace(root))
     except Exception as error:  # a forward pass may raise anything when it receives a proxy
-        raise NotTraceable(str(error).strip().partition("\n")[0] or type(error).__name__) from error
+        raise NotTraceable(first_line(error)) from error

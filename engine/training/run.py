@@ -29,7 +29,7 @@ from methods import SINGLE_PROCESS_ONLY
 from models.normalized import normalize_input
 from models.weights import DEEPMIND_LAYOUTS, Checkpoint
 from utils.config import TrainConfig
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.log import log_to_file, logger
 from utils.seed import seed_everything
 
@@ -50,8 +50,8 @@ def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) 
         if is_peer_failure(error, processes):
             raise UserError("torchrun: another process of this run has ended; --resume continues the run") from error
         if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"--compile {config.compile}: torch.compile fails ({reason}); use --compile off") from error
+            problem = f"torch.compile fails ({first_line(error)})"
+            raise UserError(f"--compile {config.compile}: {problem}; use --compile off") from error
         raise
     destroy()  # only after success: it would wait for ranks that have failed
     return folder

@@ -17,7 +17,7 @@ from engine.unused_fields import ignored_fields
 from methods import WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
 from models.checkpoint_file import decode
 from utils.config import TrainConfig
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.fields import shown, spelling
 from utils.files import FULL, PARTIAL, link, require_writable, write_text
 from utils.flags import SKIPPED, read_config
@@ -199,7 +199,7 @@ class RunFolder:
             yield
         except (OSError, RuntimeError) as error:
             path = getattr(error, "filename", None) or self.path
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            reason = getattr(error, "strerror", None) or first_line(error)
             hint = "free disk space, then --resume" if getattr(error, "errno", None) in FULL else "--resume"
             problem = f"{path}: cannot be written ({reason})"
             raise UserError(f"{problem}; {self.last_good()}; {hint} continues the run") from error

@@ -18,7 +18,7 @@ from engine.sync_batchnorm import convert_sync_batchnorm
 from engine.training.averaging import WeightAverage
 from engine.training.weight_perturbation import WeightPerturbation
 from methods.losses import Recording, Setup, Step, concatenate, set_up
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 
 class Trainer:
@@ -216,9 +216,8 @@ class Trainer:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"--resume: the state in resume/ belongs to another network or optimizer ({reason}); "
+                f"--resume: the state in resume/ belongs to another network or optimizer ({first_line(error)}); "
                 "--desc_str NAME starts another run"
             ) from error
 
