@@ -32,17 +32,17 @@ FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
 _SUFFIXES = {".tga", *(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)}
 
 
-def image_files(folder: Path, skipped: Counter[str]) -> list[Path]:
+def image_files(folder: Path, outside: Collection[Path], skipped: Counter[str]) -> list[Path]:
     """Return the image files in ``folder`` and its subfolders, links followed, in the order of their paths.
 
     A file counts as an image if its suffix or its first bytes are those of FORMATS, or if it cannot be opened. All
-    others are counted in ``skipped`` by kind. A folder that several links lead to is read once. Raises UserError for a
-    folder that cannot be read.
+    others are counted in ``skipped`` by kind. A folder that several links lead to is read once; folders in ``outside``
+    are not read. Raises UserError for a folder that cannot be read.
     """
     found, folders, seen = [], [folder], set()
     while folders:
         current = folders.pop()
-        if (real := current.resolve()) in seen:
+        if (real := current.resolve()) in seen or (real in outside and current != folder):
             skipped["folders linked twice"] += 1
             continue
         seen.add(real)
@@ -64,12 +64,14 @@ def labeled_images(
 ) -> list[tuple[Path, int]]:
     """Return (file, label) pairs by class, each a sequence of folders that need not exist, and log their number.
 
-    Raises UserError, which ends with ``hint``, for a class without images.
+    Links from one class to another or to a folder that contains it are not followed. Raises UserError, which ends with
+    ``hint``, for a class without images.
     """
-    pairs = []
+    roots = {path.resolve() for folders in classes for folder in folders for path in (folder, folder.parent)}
+    outside, pairs = roots.union(*(path.parents for path in roots)), []
     for label, folders in enumerate(classes):
         others: Counter[str] = Counter()
-        files = [path for folder in folders if folder.is_dir() for path in image_files(folder, others)]
+        files = [path for folder in folders if folder.is_dir() for path in image_files(folder, outside, others)]
         if not files:
             raise UserError(f"{folders[0]}: no images{_summary(others)}; {hint}")
         skipped.update(others)

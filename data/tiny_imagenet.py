@@ -59,7 +59,7 @@ def _test_images(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
     annotations = root / "val" / "val_annotations.txt"
     if annotations.is_file():
         folders = [root / part for part in ("test", "val") if (root / part).is_dir()]
-        files = {path.name: path for folder in folders for path in image_files(folder, Counter())}
+        files = {path.name: path for folder in folders for path in image_files(folder, (), Counter())}
         return _annotated_images(annotations, files, {wnid: label for label, wnid in enumerate(classes)})
     part = next((part for part in ("val", "val/images", "test") if (root / part / classes[0]).is_dir()), "val")
     hint = f"there is no {annotations} either; {_UNPACK}"

@@ -382,8 +382,11 @@ def test_links_to_folders_are_followed_and_a_circle_ends(folder, tmp_path_factor
     (folder / "train" / "ant" / "link").symlink_to(outside)
     (outside / "deep" / "back").symlink_to(outside)
     (outside / "self").symlink_to("self")
+    (folder / "train" / "ant" / "up").symlink_to("..")  # the images of all classes
+    (folder / "train" / "ant" / "friends").symlink_to("../zebra")
     moved = (folder / "train" / "zebra").rename(outside.parent / "zebra")
     (folder / "train" / "zebra").symlink_to(moved)
+    (moved / "up").symlink_to("..")
     assert len(data.load("Folder", folder).train.labels) == 7
 
 
