@@ -2,7 +2,6 @@
 
 import sys
 
-import torch
 from torch import Tensor
 
 AUTOATTACK_CLASSES = 4  # the DLR loss compares the logits of four classes
@@ -31,7 +30,7 @@ def _stage(name: str, epsilon: float, seed: int):
         else:
             options, batch_size = {}, {"batch_size": len(x)}
         attack = AutoAttack(model, norm="Linf", eps=epsilon, seed=seed, device=x.device, **options)
-        classes = _count_classes(model, x)
+        classes = model(x[:1]).shape[1]
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(TARGET_CLASSES, classes - 1)
         attack.attacks_to_run = [name]
         result = attack.run_standard_evaluation(x, y, **batch_size)
@@ -42,31 +41,12 @@ def _stage(name: str, epsilon: float, seed: int):
 
 def carlini_wagner_l2(model, x: Tensor, y: Tensor, noise: Tensor | None = None) -> Tensor:
     """C&W L2 of advertorch with the constants of the official DGAD script; it has no epsilon and no randomness."""
-    attacks = advertorch_attacks()
-    classes = _count_classes(model, x)
-    attack = attacks.CarliniWagnerL2Attack(
-        model, classes, confidence=0.01, max_iterations=1000, binary_search_steps=1, initial_const=0.1
-    )
-    return attack.perturb(x, y)
-
-
-@torch.no_grad()
-def _count_classes(model, x: Tensor) -> int:
-    return model(x[:1]).shape[1]
-
-
-def advertorch_attacks():
-    """Import ``advertorch.attacks``; its release 0.2.3 needs ``zero_gradients``, which PyTorch has removed."""
     import torch.autograd.gradcheck  # noqa: F401  (the attribute torch.autograd.gradcheck is a function)
 
-    module = sys.modules["torch.autograd.gradcheck"]
-    if not hasattr(module, "zero_gradients"):
-        module.zero_gradients = _zero_gradients
-    import advertorch.attacks
+    gradcheck = sys.modules["torch.autograd.gradcheck"]
+    if not hasattr(gradcheck, "zero_gradients"):  # advertorch 0.2.3 imports it for another attack
+        gradcheck.zero_gradients = lambda x: x.grad is not None and x.grad.detach_().zero_()
+    from advertorch.attacks import CarliniWagnerL2Attack
 
-    return advertorch.attacks
-
-
-def _zero_gradients(x: Tensor) -> None:
-    if x.grad is not None:
-        x.grad.detach_().zero_()
+    constants = {"confidence": 0.01, "max_iterations": 1000, "binary_search_steps": 1, "initial_const": 0.1}
+    return CarliniWagnerL2Attack(model, model(x[:1]).shape[1], **constants).perturb(x, y)

@@ -54,15 +54,6 @@ class Setting(NamedTuple):
     surrogate_name: str = ""
 
 
-def fgsm(epsilon: float) -> Perturb:
-    """One step of length epsilon from the clean image (Goodfellow et al., ICLR 2015)."""
-
-    def perturb(model, x, y, noise):
-        return pgd(lambda z: cross_entropy(model(z), y), x, x, epsilon=epsilon, step_size=epsilon, steps=1)
-
-    return perturb
-
-
 def linf(objective, epsilon: float, step_size: float, steps: int, *, until_fooled: bool = False) -> Perturb:
     """PGD on ``objective(logits, y) -> (B,)`` from a uniform start in the ball, clamped to [0, 1].
 
@@ -135,9 +126,11 @@ PROTOCOLS = {"paper": paper_protocol, "official": official_protocol, "blackbox":
 
 
 def _deterministic(setting: Setting) -> dict[str, Attack]:
+    """No attack, and one step of length epsilon from the clean image (FGSM; Goodfellow et al., ICLR 2015)."""
     parameters = {"epsilon": setting.epsilon, "steps": 1, "start": "none"}
-    step = Attack("FGSM", parameters, {"": fgsm(setting.epsilon)}, every_image=setting.judge == "last")
-    return {"clean": Attack("Clean", {}, {}), "fgsm": step}
+    step = linf(cross_entropy, setting.epsilon, setting.epsilon, 1)
+    stages = {"": lambda model, x, y, noise: step(model, x, y, 0 * noise)}
+    return {"clean": Attack("Clean", {}, {}), "fgsm": Attack("FGSM", parameters, stages, setting.judge == "last")}
 
 
 def _pgd_attack(title: str, objective, setting: Setting, step_size: float, steps: int) -> Attack:

@@ -53,7 +53,7 @@ def subset(split: Split, n: int | None, seed: int) -> Split:
 def subset_mask(split: Split, n: int | None, seed: int) -> Tensor:
     """Return the mask (N,) bool of the images in :func:`subset`. Raises UserError for ``n`` < 1."""
     if n is None or n >= len(split.labels):
-        return torch.ones(len(split.labels), dtype=torch.bool)
+        return torch.ones(len(split.labels), dtype=torch.bool, device="cpu")
     if n < 1:
         raise UserError(f"--limit_train/--limit_test {n}: must be at least 1 image")
     return _stratified_mask(split.labels, n, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -56,24 +57,17 @@ def load_model(path: str | Path, model: str | None = None, num_classes: int | No
     from engine.networks import network_in
     from models.robustbench import PREFIX, load_published
     from models.weights import Checkpoint, identify, load_network
-    from utils.errors import UserError
 
     path = Path(path).expanduser()
     path = ROOT / path if (ROOT / path).exists() and not path.exists() else path
     path = path / "model.safetensors" if (path / "model.safetensors").exists() else path
     file = Checkpoint(path)
     name, metadata = network_in(file, model, "model"), file.metadata
-    if num_classes is None:
-        num_classes = (identify(file) or (name, 10))[1]
     if name.startswith(PREFIX):
         return load_published(name, metadata.get("dataset", "CIFAR10"), file).eval()
-    image_size = metadata.get("image_size", 32)
-    try:
-        return load_network(name, num_classes, file, image_size, "model").eval()
-    except UserError:
-        if (name, image_size) != ("presnet18", 32):
-            raise
-        return load_network(name, num_classes, file, 64, "model").eval()  # its classifier depends on the image size
+    _, classes, image_size = identify(file) or (name, 10, 32)
+    image_size = metadata.get("image_size", image_size)
+    return load_network(name, num_classes or classes, file, image_size, "model").eval()
 
 
 def evaluate(
@@ -93,8 +87,8 @@ def evaluate(
     """Evaluate a network under attack, as ``main_eval.py`` does with the flags of the same names.
 
     Args:
-        model: Maps images to logits (B, classes). Its mode, device and ``requires_grad``, and the state of PyTorch's
-            random generators, are restored afterwards.
+        model: Maps images to logits (B, classes). Its mode, device and ``requires_grad``, and PyTorch's random
+            generators, default type and TF32 switches, are restored afterwards, also after an error.
         images: (N, C, H, W) float32 in [0, 1].
         labels: (N,) integers from 0.
         eps: Radius of the L-infinity ball, in [0, 1].
@@ -119,29 +113,25 @@ def evaluate(
     from engine.evaluation.records import worst_case
     from utils.config import EvalConfig
     from utils.errors import UserError
-    from utils.fields import literals
 
-    _require(0 <= eps <= 1, f"eps: must be in [0, 1], not {eps:g}; divide by 255")
-    for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
-        _require(value is None or value >= 1, f"{name}: must be at least 1, not {value}")
-    precisions = literals(EvalConfig.__annotations__["precision"])
-    _require(precision in precisions, f"precision: must be one of {', '.join(precisions)}, not {precision}")
+    _require(isinstance(model, torch.nn.Module), f"model: must be an nn.Module, not a {type(model).__name__}")
     _require_images(images, labels)
-    device = torch.device(device or next(model.parameters(), images).device)
-    split = Split(images.to(device), labels.to(device, torch.int64))
+    origin = next(chain(model.parameters(), model.buffers()), images).device
+    device = torch.device(device or origin)
+    _require(device.type != "meta", "model: is on the device meta, without weights")
+    split = Split(images.detach().to(device).contiguous(), labels.to(device, torch.int64))
 
     def batches(part: Split, size: int) -> list[tuple[Tensor, Tensor]]:
         return list(zip(part.images.split(size), part.labels.split(size), strict=True))
 
     try:
-        names = attacks if isinstance(attacks, str) else ",".join(attacks)
+        # Raises UserError for an invalid value.
+        EvalConfig(eps=float(eps), steps=steps, restarts=restarts, bs=batch_size, seed=seed, precision=precision)
+        names = attacks if isinstance(attacks, str) else ",".join(map(str, attacks))
         precision = choose_precision(precision, device)
-        with _frozen(model, device), full_precision(), torch.no_grad():
-            logits = model(split.images[:1])
-            is_matrix = isinstance(logits, torch.Tensor) and logits.ndim == 2
-            _require(is_matrix, "model: must return one tensor of logits, of shape (N, classes)")
-            classes = logits.shape[1]
-            allowed = 0 <= int(labels.min()) <= int(labels.max()) < classes
+        with _frozen(model, origin, device), full_precision(), torch.no_grad():
+            classes = _count_classes(model, split.images[:1])
+            allowed = 0 <= int(split.labels.min()) <= int(split.labels.max()) < classes
             _require(allowed, f"labels: must be between 0 and {classes - 1}; the model has {classes} classes")
             protocol = PROTOCOLS["paper"](Setting(float(eps), seed, steps, restarts))
             chosen = {key: protocol[key] for key in choose_attacks(names, "paper", classes, "attacks")}
@@ -151,6 +141,10 @@ def evaluate(
             results = {chosen[key].title: result for key, _, result in outcomes}
     except UserError as error:
         raise ValueError(str(error)) from error
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise ValueError("model: its logits have no gradient in the images, which attacks need") from error
     return Report(results | worst_case(results))
 
 
@@ -180,29 +174,50 @@ def _require_images(images: Tensor, labels: Tensor) -> None:
     shape = tuple(images.shape)
     _require(images.dtype == torch.float32, f"images: must be float32, not {images.dtype}")
     _require(len(shape) == 4 and 0 not in shape, f"images: must have shape (N, C, H, W) with N > 0, not {shape}")
-    low, high = float(images.min()), float(images.max())
+    low, high = map(float, images.detach().aminmax())
     _require(0 <= low <= high <= 1, f"images: must be in [0, 1], not in [{low:.9g}, {high:.9g}]")
     integers = not (labels.is_floating_point() or labels.is_complex())
     _require(integers and labels.shape == shape[:1], f"labels: must be an integer tensor of shape ({shape[0]},)")
 
 
+def _count_classes(model: nn.Module, image: Tensor) -> int:
+    """Return the number of logits; raise ValueError if the model cannot classify an image (1, C, H, W)."""
+    import torch
+
+    copy = image.clone()
+    try:
+        logits = model(copy)
+        unchanged = torch.equal(copy, image)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"model: fails on a float32 image of shape {tuple(image.shape)}: {reason}") from error
+    is_matrix = isinstance(logits, torch.Tensor) and logits.ndim == 2 and logits.is_floating_point()
+    _require(is_matrix, "model: must return one tensor of logits, of shape (N, classes)")
+    _require(unchanged, "model: changes its images in place; it must compute on a copy")
+    return logits.shape[1]
+
+
 @contextmanager
-def _frozen(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Keep a model on ``device``, in eval mode with constant parameters; restore it and the random state afterwards."""
+def _frozen(model: nn.Module, origin: torch.device, device: torch.device) -> Iterator[None]:
+    """Keep a model of device ``origin`` on ``device``, in eval mode with constant parameters; restore it afterwards."""
     import torch
 
     modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    origin = next((parameter.device for parameter in model.parameters()), device)
+    dtype = torch.get_default_dtype()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)
-        random_state = torch.random.fork_rng([device] if device.type == "cuda" else [])  # AutoAttack sets a seed
+        torch.set_default_dtype(torch.float32)  # of AutoAttack's random numbers
+        random_state = torch.random.fork_rng(gpus)  # AutoAttack sets the seed of all devices
         with random_state, torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-            yield model.to(device).eval()
+            yield (model if device == origin else model.to(device)).eval()
     finally:
-        model.to(origin)
+        torch.set_default_dtype(dtype)
         for module, training in modes:
             module.training = training
         for parameter in trainable:
             parameter.requires_grad_(True)
+        if device != origin:
+            model.to(origin)

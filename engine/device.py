@@ -43,14 +43,19 @@ def use_full_precision() -> None:
 
 @contextmanager
 def allow_tf32(enabled: bool) -> Iterator[None]:
-    """Allow or forbid TF32 in convolutions and matrix products, and restore the previous setting afterwards."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    previous = cudnn.allow_tf32, matmul.allow_tf32
+    """Allow or forbid TF32, then restore the setting. Raises UserError if fp32_precision, which excludes it, is set."""
+    cudnn = torch.backends.cudnn
     try:
-        cudnn.allow_tf32 = matmul.allow_tf32 = enabled
+        previous = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError as error:
+        raise UserError("torch.backends: fp32_precision is set; use the older switches named allow_tf32") from error
+    try:
+        torch.set_float32_matmul_precision("high" if enabled else "highest")
+        cudnn.allow_tf32 = enabled
         yield
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = previous
+        torch.set_float32_matmul_precision(previous[0])
+        cudnn.allow_tf32 = previous[1]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from models.pickle_protocol import MAGIC, in_protocol_2
+from models.pickle_protocol import MAGIC, PROTOCOL_0, in_protocol_2
 from utils.errors import UserError
 from utils.files import LFS_HINT, LFS_POINTER
 
@@ -79,6 +79,8 @@ def _explain(error: Exception, data: bytes) -> str:
     code = re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'", str(error))
     if code:
         return f"loading it would execute code ({code[1] or code[2]}), {resave}"
+    if str(error) == PROTOCOL_0:
+        return PROTOCOL_0
     if "TorchScript" in str(error):
         return f"a TorchScript program, {resave}"
     if data.startswith(b"\x80") and MAGIC.to_bytes(10, "little") not in data[:64]:

@@ -10,6 +10,7 @@ import zipfile
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before PyTorch 1.6
 MAX_NAME = 256  # bytes of a class's or module's name
+PROTOCOL_0 = "written in pickle protocol 0, which loses the tensors; save it again in the default protocol"
 LEGACY_PICKLES = 5  # of that format: magic number, version, system, content, keys of the tensors that follow
 CODE = {opcode.name: opcode.code.encode("latin1") for opcode in pickletools.opcodes}
 PROTOCOL_2 = CODE["PROTO"] + b"\x02"
@@ -24,8 +25,7 @@ def in_protocol_2(data: bytes) -> bytes:
     """
     if data.startswith(b"PK"):
         return _zip_in_protocol_2(data)
-    is_protocol_1 = data.startswith(b"L%dL" % MAGIC)
-    if is_protocol_1 or (data[:1] == CODE["PROTO"] and data[1:2] > b"\x02"):
+    if data.startswith(b"L%dL" % MAGIC) or (data[:1] == CODE["PROTO"] and data[1:2] > b"\x02"):
         file = io.BytesIO(data)
         pickles = [_rewrite(file) for _ in range(LEGACY_PICKLES)]
         return b"".join(pickles) + file.read()
@@ -62,6 +62,8 @@ def _rewrite(file: io.BytesIO) -> bytes:
         name, opcode = kind.name, bytes(file.getbuffer()[start : file.tell()])
         if name in ("PROTO", "FRAME"):
             continue
+        if name == "PERSID":
+            raise ValueError(PROTOCOL_0)
         if name == "MEMOIZE" or "PUT" in name:
             key = len(memo) if name == "MEMOIZE" else int(value)
             memo[key] = string
@@ -81,7 +83,8 @@ def _rewrite(file: io.BytesIO) -> bytes:
         elif isinstance(value, bool):
             opcode = CODE["NEWTRUE"] if value else CODE["NEWFALSE"]
         elif name in ("INT", "LONG"):
-            opcode = _integer(value)
+            encoded = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+            opcode = CODE["LONG1"] + bytes([len(encoded)]) + encoded
         elif "BYTES" in name or name == "BYTEARRAY8":
             opcode = _bytes(value)
         else:
@@ -93,11 +96,6 @@ def _rewrite(file: io.BytesIO) -> bytes:
 def _string(value: str) -> bytes:
     encoded = value.encode("utf-8", "surrogatepass")
     return CODE["BINUNICODE"] + struct.pack("<I", len(encoded)) + encoded
-
-
-def _integer(value: int) -> bytes:
-    encoded = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-    return CODE["LONG1"] + bytes([len(encoded)]) + encoded
 
 
 def _bytes(value: bytes | bytearray) -> bytes:

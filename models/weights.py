@@ -36,8 +36,8 @@ class OtherNetwork(UserError):
     """A file with weights of another architecture."""
 
 
-def identify(source: str | Path | Checkpoint) -> tuple[str, int] | None:
-    """Return the name in MODELS and the number of classes of the network in a checkpoint, by its keys and shapes.
+def identify(source: str | Path | Checkpoint) -> tuple[str, int, int] | None:
+    """Return name in MODELS, number of classes and image size (of IMAGE_SIZES) of a network, by its keys and shapes.
 
     Returns None if it is another network. Raises UserError that names the file if it cannot be read.
     """
@@ -47,7 +47,7 @@ def identify(source: str | Path | Checkpoint) -> tuple[str, int] | None:
         weight, _ = classifier_keys(layout)
         for candidate in find_candidates(checkpoint, layout):
             if candidate.recognized:
-                return name, len(candidate.state[weight])
+                return name, len(candidate.state[weight]), image_size
     return None
 
 
@@ -82,8 +82,8 @@ def load_network(
     try:
         return load_weights(build(name, num_classes, image_size), checkpoint)
     except OtherNetwork as error:
-        identified, _ = identify(checkpoint) or (None, 0)
-        if identified in (None, name):
+        identified, *_ = identify(checkpoint) or (name,)
+        if identified == name:
             raise
         raise UserError(
             f"{flag} {name}: {checkpoint.path} contains {identified}; use {flag} {identified}, or choose another file"

@@ -5,15 +5,17 @@ import re
 import subprocess
 import sys
 import threading
+from copy import deepcopy
 from dataclasses import asdict
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, user_error
 from small_sets import save_network
-from tiny import trained_on_stripes
-from torch import nn
+from tiny import Function, TinyNet, trained_on_stripes
+from torch import Tensor, nn
 
 from data import TEST_SUBSET_SEED, load, subset
 from engine import evaluate, load_model, train
@@ -81,15 +83,19 @@ def test_it_gives_the_accuracies_of_the_command_line(tmp_path, run):
     assert re.search(r"^PGD-20 +\d+\.\d\d %  \(n 40; epsilon 5.1/255, 20 steps, ", str(report), re.M)
 
 
-def test_the_model_and_the_random_state_are_restored_and_the_result_is_plain(monkeypatch):
+def test_the_model_and_the_state_of_pytorch_are_restored_and_the_result_is_plain(monkeypatch):
     monkeypatch.setattr("attacks.libraries.STANDARD", {"APGD-CE": "apgd-ce"})  # the others are slow
     net, x, y = trained_on_stripes(n=40)
     net.train().requires_grad_(True).zero_grad()
     net.bn1.eval()
     net.conv1.weight.requires_grad_(False)
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    random_state = torch.get_rng_state()
+    random_state, x = torch.get_rng_state(), x.to(memory_format=torch.channels_last)
+    torch.set_default_dtype(torch.float64)
+    torch.set_float32_matmul_precision("medium")
     report = evaluate(net, x, y, eps=np.float32(0.02), attacks=["clean", "pgd", "aa"], steps=3, restarts=2)
+    assert (torch.get_default_dtype(), torch.get_float32_matmul_precision()) == (torch.float64, "medium")
+    torch.set_float32_matmul_precision("highest")
     assert torch.equal(torch.get_rng_state(), random_state)
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
     assert report["PGD-3"].n == 40 and "2 restarts" in report["PGD-3"].settings
@@ -99,23 +105,61 @@ def test_the_model_and_the_random_state_are_restored_and_the_result_is_plain(mon
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
+def test_an_interruption_and_the_context_of_the_caller_change_nothing(monkeypatch):
+    model, dtype = linear(10), torch.get_default_dtype()
+    with torch.inference_mode(), torch.device("meta"):
+        assert evaluate(model, X, Y, eps=0.5, attacks="fgsm,pgd")["PGD-20"].n == 4
+    monkeypatch.setattr("engine.evaluation.evaluate.run_attacks", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, X, Y)
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+    assert torch.get_default_dtype() is dtype and torch.is_grad_enabled()
+
+
 def linear(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(192, classes))
 
 
 X, Y = torch.rand(4, 3, 8, 8), torch.arange(4)
+CONSTANT = Function(lambda x: torch.eye(10)[:1] + 0 * x.detach().flatten(1)[:, :10])  # predicts class 0
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
-def test_a_model_that_cannot_be_copied_is_attacked_itself(caplog):
-    model, locked = linear(10), linear(10)
-    locked.load_state_dict(model.state_dict())
-    locked.lock = threading.Lock()
+def test_a_model_that_cannot_be_copied_is_attacked_itself(monkeypatch, caplog):
+    monkeypatch.setattr("attacks.libraries.STANDARD", {"APGD-CE": "apgd-ce"})
+    model = linear(10)
     y = model(X).argmax(1)
-    expected = evaluate(model, X, y, eps=0.02, attacks="pgd").to_dict()["PGD-20"]["correct"]
-    for other in (locked, torch.jit.script(model)):
-        assert evaluate(other, X, y, eps=0.02, attacks="pgd")["PGD-20"].correct == expected and other.training
-    assert caplog.text.count("cannot be copied") == 2
+    types = map(Function, (Tensor.float, Tensor.double, Tensor.bfloat16))
+    others = [nn.Sequential(deepcopy(model), each) for each in types]
+    others[0].lock, others[1].features = threading.Lock(), [model(X)]
+    expected = evaluate(model, X, y, eps=0.02, attacks="pgd,aa")
+    for other in (*others, torch.jit.script(model)):
+        report = evaluate(other, X, y, eps=0.02, attacks="pgd,aa")
+        assert [row.correct for row in report.values()] == [row.correct for row in expected.values()]
+        assert other.training
+    assert caplog.text.count("attacks cannot use a folded copy") >= 2
+
+
+def test_a_model_whose_copy_fails_in_bfloat16_is_attacked_in_float32(caplog):
+    normed, stems = TinyNet(), nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)])
+    stems.forward = lambda x: sum(stem(x) for stem in stems)
+    nn.utils.parametrizations.weight_norm(normed.conv1)
+    for model, failures in ((normed, 0), (nn.Sequential(stems, nn.Flatten(), nn.Linear(144, 10)), 1)):
+        y = model.eval()(X).argmax(1)
+        expected, report = (evaluate(model, X, y, attacks="pgd", precision=name) for name in ("fp32", "bf16"))
+        assert report["PGD-20"].correct == expected["PGD-20"].correct
+        assert caplog.text.count("attacks cannot use a folded torch.bfloat16 copy") == failures
+
+
+def test_gradients_of_nan_and_logits_that_are_random_or_depend_on_the_batch_are_reported(caplog):
+    evaluate(nn.Sequential(Function(lambda x: x + (0 * x).sqrt()), linear(10)), X, Y, attacks="clean")
+    assert "gradients of the loss are nan" in caplog.text
+    evaluate(net := TinyNet(), X, Y, attacks="clean")
+    net.bn1 = nn.BatchNorm2d(4, track_running_stats=False)
+    for count, model in enumerate((net, nn.Sequential(linear(10), Function(nn.functional.dropout)))):
+        assert caplog.text.count("the logits of an image are random or change with the other images") == count
+        evaluate(model, X, Y, attacks="clean")
+    assert caplog.text.count("the logits of an image are random or change with the other images") == 2
 
 
 REFUSED = {
@@ -128,8 +172,8 @@ REFUSED = {
     "labels: must be a tensor, not a list": {"labels": Y.tolist()},
     "labels: must be an integer tensor of shape (4,)": {"labels": Y[:3]},
     "labels: must be between 0 and 9; the model has 10 classes": {"labels": Y + 7},
-    "eps: must be in [0, 1], not 8; divide by 255": {"eps": 8},
-    "restarts: must be at least 1, not 0": {"restarts": 0},
+    "--eps 8.0: must be between 0 and 1, for example 8/255": {"eps": 8},
+    "--restarts 0: must be between 1 and 1000": {"restarts": 0},
     "attacks pgdd: unknown name; nearest: pgd": {"attacks": "pgdd"},
     "model: the network's logits are nan or inf": {"model": nn.Sequential(linear(10), nn.Threshold(9, torch.nan))},
     "model: must return one tensor of logits": {"model": nn.Sequential(nn.Flatten(), nn.LSTM(192, 10))},
@@ -137,7 +181,12 @@ REFUSED = {
         "model": nn.Sequential(linear(1), nn.Flatten(0))
     },
     "--precision tf32: requires a GPU": {"precision": "tf32"},
-    "precision: must be one of auto, fp32, tf32, bf16, not half": {"precision": "half"},
+    "--precision half: must be one of auto, fp32, tf32, bf16": {"precision": "half"},
+    "model: must be an nn.Module, not a function": {"model": lambda x: x},
+    "model: fails on a float32 image of shape (1, 3, 8, 8): mat1 and mat2": {"model": linear(10).double()},
+    "model: is on the device meta, without weights": {"model": linear(10).to("meta")},
+    "model: changes its images in place": {"model": nn.Sequential(nn.Threshold(0.9, 0.0, inplace=True), linear(10))},
+    "model: its logits have no gradient in the images": {"model": CONSTANT, "labels": 0 * Y, "attacks": "pgd"},
     "attacks: AutoAttack requires at least 4 classes, not 2": {"model": linear(2), "labels": Y % 2},
 }
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from commands import fail_at
 from conftest import user_error
-from small_sets import save_network
-from tiny import trained_on_stripes
+from small_sets import image_folder, save_network
+from tiny import Function, trained_on_stripes
 from torch import nn
 from tqdm import tqdm
 
@@ -53,12 +53,6 @@ class FirstPixel(nn.Module):
         return nn.functional.one_hot((255 * x[:, 0, 0, 0]).round().long() % 10, 10).float()
 
 
-class Function(nn.Module):
-    def __init__(self, forward):
-        super().__init__()
-        self.forward = forward
-
-
 def some_images(n=30):
     """Images (n, 3, 8, 8) and labels of which FirstPixel predicts all but every fifth."""
     images = torch.randint(256, (n, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -95,6 +89,12 @@ def test_an_attack_on_every_image_counts_only_the_final_prediction():
     assert torch.equal(result.fooled_at == 2, result.predicted == images.labels)
     with pytest.raises(RuntimeError, match="any: adversarial images are outside"):  # of their ball
         attacked(Attack("any", {"epsilon": 0.1}, first, every_image=True), images)
+
+
+def test_a_prediction_from_nan_under_attack_is_not_counted_as_robust():
+    net = Function(lambda x: FirstPixel()(x) if len(x) == 10 else x.new_full((len(x), 10), torch.nan))  # argmax is 0
+    with user_error("any: the network's logits or gradients are nan or inf under this attack"):
+        attacked(Attack("any", {"epsilon": 1.0}, {"": recording([])}), some_images(10), net)
 
 
 def test_a_stage_attacks_only_correct_images_that_earlier_stages_did_not_fool():
@@ -174,7 +174,7 @@ def test_a_copy_that_computes_something_else_is_not_used(monkeypatch, caplog):
 
     monkeypatch.setattr("engine.fast.frozen.FoldedModel", Wrong)
     assert make_attack_model(net, x) is net and make_attack_model(net, x, torch.bfloat16) is net
-    assert "folding BatchNorm changes its logits" in caplog.text
+    assert "attacks cannot use a folded copy (its logits differ)" in caplog.text
 
 
 def test_accuracy_after_each_stage_and_per_class_and_confusion():
@@ -300,16 +300,9 @@ EDITED = {"conditions": dict.fromkeys(CONDITIONS, "") | {"eps": 0.1}, "figures":
 
 WHOLE = {"accuracy": "ACCURACY", "n": 1, "bounded": True, "correct": "1", "parameters": {}, "settings": ""}
 WHOLE = json.dumps({"evaluations": [EDITED | {"figures": {"FGSM": WHOLE}}]})
-DAMAGED = [
-    '{"evaluations": [{',
-    '{"evaluations": [{}]}',
-    "[]",
-    json.dumps({"evaluations": [EDITED]}),
-    "null",
-    "\ufeff\0",
-]
+DAMAGED = ['{"evaluations": [{', '{"evaluations": [{}]}', "[]", json.dumps({"evaluations": [EDITED]}), "null"]
 DAMAGED += ["[" * 100_000, '{"evaluations": [' + "0," * 300_000 + "0]}", '{"evaluations": ' + "1" * 10_000 + "}"]
-DAMAGED += [WHOLE.replace('"ACCURACY"', value) for value in ("NaN", "1e999", '"half"', "null", NESTED)]
+DAMAGED += ["\ufeff\0", *(WHOLE.replace('"ACCURACY"', text) for text in ("NaN", "1e999", '"half"', "null", NESTED))]
 
 
 @pytest.mark.parametrize("damage", DAMAGED, ids=lambda text: text[:30])
@@ -348,6 +341,15 @@ def test_a_folder_gives_best_and_last_of_its_runs(evaluate, tmp_path):
     for name in names:
         (entry,) = read_evaluations(results_path(Path("runs", name)))
         assert entry["conditions"]["checkpoint"] == Path(name).name
+
+
+def test_a_test_set_of_some_classes_is_labeled_as_the_checkpoint_labels_them(evaluate, tmp_path):
+    save_network(tmp_path / "net.pth", num_classes=4, dataset="Folder", classes=list("abcd"))
+    image_folder(tmp_path / "images", "bd", ["test"], (16, 16))
+    out = evaluate("--model_path net.pth --data_root images --attacks clean").out
+    assert "WARNING: 2 of the checkpoint's 4 classes have test images" in out
+    (entry,) = read_evaluations(results_path("net.pth"))
+    assert list(entry["figures"]["Clean"]["per_class"]) == ["b", "d"]
 
 
 def test_other_files_in_a_folder_are_named_and_passed_over(evaluate, tmp_path):

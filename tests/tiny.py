@@ -24,6 +24,12 @@ class TinyNet(nn.Module):
         return self.linear(F.avg_pool2d(x, 2).flatten(1))
 
 
+class Function(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.forward = forward
+
+
 def tiny_from(state: dict) -> TinyNet:
     """The tiny network that a recorded state belongs to, in its precision."""
     net = TinyNet(state["conv1.weight"].shape[0], state["linear.weight"].shape[0]).to(state["conv1.weight"].dtype)

@@ -13,6 +13,7 @@ from attacks.suite import Attack
 from engine.accuracy import attack_and_verify
 from engine.distributed import SINGLE_PROCESS, Processes
 from engine.evaluation.state import State
+from utils.errors import UserError
 from utils.progress import progress_bar
 
 NOISE_BLOCK = 200  # images whose starts are drawn together, whatever the batch size
@@ -54,7 +55,7 @@ def run_attack(
         state: Stores each finished stage of each batch; an evaluation with other batch sizes can continue from it.
         processes: Each attacks its share of the batches.
 
-    Raises RuntimeError if an adversarial image is outside the epsilon ball or [0, 1].
+    Raises UserError for logits of nan or inf, RuntimeError if an adversarial image is outside the ball or [0, 1].
     """
     predicted, fooled_at = torch.zeros_like(clean), torch.zeros_like(clean)  # the processes' results are summed
     robust_stage = len(attack.stages) + 1
@@ -94,7 +95,9 @@ def _run_stage(perturb: Callable, attack: Attack, number: int, batch: tuple, bef
         return before
     x, y, noise = (values[attacked.to(values.device)] for values in batch)
     x_adv, logits = perturb(x, y, noise)
-    distance = (x_adv - x).abs().max() if x_adv.isfinite().all() else torch.inf
+    if not (x_adv.isfinite().all() and logits.isfinite().all()):
+        raise UserError(f"{attack.title}: the network's logits or gradients are nan or inf under this attack")
+    distance = (x_adv - x).abs().max()
     if distance > attack.parameters.get("epsilon", 1.0) + ROUNDING or x_adv.min() < 0 or x_adv.max() > 1:
         raise RuntimeError(f"{attack.title}: adversarial images are outside the epsilon ball or [0, 1]")
     predicted = before.predicted.masked_scatter(attacked, logits.argmax(1).cpu())
@@ -112,5 +115,5 @@ def make_noise(x: Tensor, seed: int, title: str, stage: str, start: int) -> Tens
     for block in range(start // NOISE_BLOCK, (end - 1) // NOISE_BLOCK + 1):
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {title} {stage} {block}".encode()))
         count = min(NOISE_BLOCK, end - block * NOISE_BLOCK)
-        blocks.append(uniform(torch.empty(count, *x.shape[1:], dtype=x.dtype), 1, generator))
+        blocks.append(uniform(torch.empty(count, *x.shape[1:], dtype=x.dtype, device="cpu"), 1, generator))
     return torch.cat(blocks)[start % NOISE_BLOCK :].to(x.device)

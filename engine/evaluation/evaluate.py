@@ -10,18 +10,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attacks.libraries import AUTOATTACK_CLASSES
+from attacks.objectives import cross_entropy
 from attacks.suite import PROTOCOLS, Attack, Setting
 from data import TEST_SUBSET_SEED, Split, subset_mask, take
 from engine.evaluation.attack import AttackResult, run_attack
 from engine.evaluation.records import CORRECT, NOT_ATTACKED, WRONG
 from engine.fast.frozen import make_attack_model
 from utils.errors import UserError
+from utils.log import logger
 from utils.names import canonical
 from utils.versions import versions
 
 PACKAGES = {"AutoAttack": ("pyautoattack", "autoattack"), "advertorch": ("advertorch",)}  # either of its authors'
 # Batch sizes of other libraries' attacks, whose random numbers depend on the batch. A GPU needs large batches.
 LIBRARY_BATCH = {"cpu": 200, "cuda": 1000}
+BATCH_EFFECT = 0.01  # of the largest logit; by rounding, logits differ less, in bfloat16 too
 
 
 class InParts(nn.Module):
@@ -35,10 +38,11 @@ class InParts(nn.Module):
         self.model, self.size = model, size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits for images x."""
+        """Return the logits for images x, in their type."""
         if len(x) <= self.size:
-            return self.model(x)
-        return torch.cat([checkpoint(self.model, part, use_reentrant=False) for part in x.split(self.size)])
+            return self.model(x).to(x.dtype)
+        parts = [checkpoint(self.model, part, use_reentrant=False) for part in x.split(self.size)]
+        return torch.cat(parts).to(x.dtype)
 
 
 def run_attacks(
@@ -68,8 +72,9 @@ def run_attacks(
         precision: "fp32", "tf32" or "bf16" for the attacks; predictions are verified in strict float32.
         options: Of :func:`run_attack`.
     """
-    x = next(iter(batches(images, batch_size)))[0]
+    x, y = next(iter(batches(images, batch_size)))
     attack_model = make_attack_model(network, x, torch.bfloat16 if precision == "bf16" else None)
+    _warn_of_unreliable_model(network, attack_model, x, y)
     options["tf32"] = precision == "tf32"
     for key, attack in attacks.items():
         start = time.monotonic()
@@ -82,6 +87,18 @@ def run_attacks(
         result = run_attack(model, batches(part, size), clean[attacked], attack, attack_model=copy, **options)
         seconds = time.monotonic() - start
         yield key, result.predicted, make_result(attack, result, part.labels.cpu(), attacked, seconds, classes)
+
+
+def _warn_of_unreliable_model(network: nn.Module, attack_model: nn.Module, x: Tensor, y: Tensor) -> None:
+    with torch.no_grad():
+        alone, in_batch = network(x[:1]), network(x)[:1]
+    if not (alone - in_batch).abs().max() <= BATCH_EFFECT * in_batch.abs().max():
+        message = "WARNING: the logits of an image are random or change with the other images of its batch, as with "
+        logger.warning(message + "BatchNorm without running statistics; robust accuracies may be too high")
+    with torch.enable_grad():
+        loss = cross_entropy(attack_model(z := x.clone().requires_grad_()), y).sum()
+    if loss.requires_grad and torch.autograd.grad(loss, z)[0].isnan().any():
+        logger.warning("WARNING: gradients of the loss are nan; PGD ignores these: robust accuracies may be too high")
 
 
 def make_result(

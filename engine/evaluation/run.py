@@ -19,7 +19,7 @@ from engine.evaluation.figures import CANDIDATES, draw_confusions, draw_examples
 from engine.evaluation.records import Record, results_folder, sha256, worst_case
 from engine.evaluation.sanity import is_constant, sanity_check, warn_of_masking
 from engine.evaluation.state import State
-from engine.evaluation.targets import EvalTarget, find_targets, infer_dataset, load_other_network, warn_of_epsilon
+from engine.evaluation.targets import EvalTarget, find_targets, infer_dataset, load_other_network, with_missing_classes
 from utils.config import EvalConfig
 from utils.errors import UserError
 from utils.files import WriteError, write_atomically
@@ -64,13 +64,15 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     warn_of_unused(config, select_attacks(config))  # reports invalid flags before data is read
     targets = find_targets(config)
     config = infer_dataset(config, targets)
-    warn_of_epsilon(targets, config.eps)
     use_full_precision()
     seed_everything(config.seed)
-    splits, images = processes.rank0_first(_read, config)
-    keys = select_attacks(config, len(splits.classes))
+    splits, images = processes.rank0_first(_read, config, targets)
     natural = load_other_network(config.natural_path, None, "--natural_path", config, splits, device)
-    attacks = _make_attacks(keys, config, splits, device)
+    path, model = config.surrogate_path if config.protocol == "blackbox" else "", config.surrogate_model
+    surrogate = load_other_network(path, model, "--surrogate_model", config, splits, device)
+    setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge, surrogate, path)
+    protocol = PROTOCOLS[config.protocol](setting)
+    attacks = {key: protocol[key] for key in select_attacks(config, len(splits.classes))}
     for target in targets:
         target.load(config, splits)  # reports an unsuitable file before the first attack
     evaluations = [Evaluation(target, attacks, splits, images, config) for target in targets]
@@ -78,18 +80,9 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     logger.info("\n%s", comparison(results))
 
 
-def _read(config: EvalConfig) -> tuple[Splits, Split]:
-    splits = load_configured(config)
+def _read(config: EvalConfig, targets: list[EvalTarget]) -> tuple[Splits, Split]:
+    splits = with_missing_classes(load_configured(config), targets, config.dataset)
     return splits, *decode_files(subset(splits.test, config.limit_test, TEST_SUBSET_SEED))
-
-
-def _make_attacks(keys: list[str], config: EvalConfig, splits: Splits, device: torch.device) -> dict[str, Attack]:
-    """The attacks of the protocol with these keys."""
-    path, model = config.surrogate_path if config.protocol == "blackbox" else "", config.surrogate_model
-    surrogate = load_other_network(path, model, "--surrogate_model", config, splits, device)
-    setting = Setting(config.eps, config.seed, config.steps, config.restarts, config.judge, surrogate, path)
-    protocol = PROTOCOLS[config.protocol](setting)
-    return {key: protocol[key] for key in keys}
 
 
 class Evaluation:
@@ -116,20 +109,10 @@ class Evaluation:
         logger.info(message, target.path, target.name, len(images.labels), config.dataset)
         batches = partial(Batches, device=device)
         predicted, results = {"clean": predict(network, batches(images, config.bs), f"--model_path {target.path}")}, {}
-        outcomes = run_attacks(
-            network,
-            self.attacks,
-            images,
-            predicted["clean"],
-            classes=self.splits.classes,
-            batches=batches,
-            batch_size=config.bs,
-            precision=config.precision,
-            limit_aa=config.limit_aa,
-            seed=config.seed,
-            state=self.state,
-            processes=processes,
-        )
+        options = {"classes": self.splits.classes, "batches": batches, "batch_size": config.bs, "seed": config.seed}
+        options |= {"precision": config.precision, "limit_aa": config.limit_aa}
+        options |= {"state": self.state, "processes": processes}
+        outcomes = run_attacks(network, self.attacks, images, predicted["clean"], **options)
         for key, classes, result in outcomes:
             title = self.attacks[key].title
             predicted[key], results[title] = classes, result
@@ -137,17 +120,14 @@ class Evaluation:
             if processes.is_rank0:
                 self.record.add(title, result)
         if processes.is_rank0:
-            self._write_table()
+            self.record.write_table()
+            settings, copy = target.path.with_name("config.json"), self.record.path.parent.with_name("config.json")
+            # It names method, teacher and seed in tables.
+            if config.out and settings.is_file() and not settings.is_symlink() and not copy.exists():
+                write_atomically(copy, partial(shutil.copyfile, settings))
             self._warn_and_draw(network, natural, predicted, device)
             logger.info("results: %s", self.record.path.parent)
         return results | worst_case(results)
-
-    def _write_table(self) -> None:
-        """Write eval.csv; with ``--out`` also the run's config.json, which names method, teacher and seed in tables."""
-        self.record.write_table()
-        settings, copy = self.target.path.with_name("config.json"), self.record.path.parent.with_name("config.json")
-        if self.config.out and settings.is_file() and not settings.is_symlink() and not copy.exists():
-            write_atomically(copy, partial(shutil.copyfile, settings))
 
     def _warn_and_draw(
         self, network: nn.Module, natural: nn.Module | None, predicted: dict[str, Tensor], device: torch.device

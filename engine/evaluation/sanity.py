@@ -4,7 +4,7 @@ Gradient masking after Athalye, Carlini & Wagner, "Obfuscated Gradients Give a F
 section 3.1, and Carlini et al., "On Evaluating Adversarial Robustness" (2019).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,12 @@ def warn_of_masking(record: Record, epsilon: float, check: tuple[Score, Score] |
     """Return, and log, one line per sign of gradient masking in the results on disk and in the sanity check."""
     wanted = [record.conditions.get(key) for key in SAME]  # in results of all protocols
     same = (entry for entry in record.evaluations if [entry["conditions"].get(key) for key in SAME] == wanted)
-    warnings = _weaker_attacks_that_win({title: result for entry in same for title, result in entry["figures"].items()})
+    results = {title: result for entry in same for title, result in entry["figures"].items()}
+    warnings = [
+        f"{weak} is stronger than {strong} ({low['accuracy']:.2f} < {high['accuracy']:.2f} %)"
+        for weak, low, strong, high in [*_pairs_with_fgsm(results), *_pairs_with_square(results)]
+        if low["n"] == high["n"] and high["accuracy"] - low["accuracy"] > max(MIN_LEAD, 100 / high["n"])
+    ]
     if check:
         small, large = check
         if large.accuracy > MAX_ROBUST:
@@ -84,27 +89,16 @@ def warn_of_masking(record: Record, epsilon: float, check: tuple[Score, Score] |
     return warnings
 
 
-def _weaker_attacks_that_win(results: dict[str, dict]) -> list[str]:
-    """Return a line per attack that fools clearly more images than an attack that is stronger by design."""
-    return [
-        f"{weak} is stronger than {strong} ({low['accuracy']:.2f} < {high['accuracy']:.2f} %)"
-        for weak, low, strong, high in [*_pairs_with_fgsm(results), *_pairs_with_square(results)]
-        if low["n"] == high["n"] and high["accuracy"] - low["accuracy"] > max(MIN_LEAD, 100 / high["n"])
-    ]
-
-
-def _pairs_with_fgsm(results: dict[str, dict]) -> list[tuple]:
+def _pairs_with_fgsm(results: dict[str, dict]) -> Iterator[tuple]:
     """FGSM and its result with each PGD whose steps cross the ball, which is stronger."""
-    pairs = []
     for title, result in results.items():
         if "FGSM" in results and title.startswith("PGD-"):
             parameters = result["parameters"]
             if parameters["steps"] * parameters["step_size"] >= 2 * parameters["epsilon"]:
-                pairs.append(("FGSM, a single step,", results["FGSM"], title, result))
-    return pairs
+                yield "FGSM, a single step,", results["FGSM"], title, result
 
 
-def _pairs_with_square(results: dict[str, dict]) -> list[tuple]:
+def _pairs_with_square(results: dict[str, dict]) -> Iterator[tuple]:
     """Square, by itself and in AutoAttack, with the best gradient-based attack on as many images."""
     gradient = {title: result for title, result in results.items() if title.startswith(GRADIENT_ATTACKS)}
     black_box = {"Square": results["Square"]} if "Square" in results else {}
@@ -112,10 +106,8 @@ def _pairs_with_square(results: dict[str, dict]) -> list[tuple]:
     if stages := autoattack.get("stages"):
         gradient["AutoAttack's gradient-based attacks"] = autoattack | {"accuracy": stages["FAB-T"]}
         black_box["AutoAttack's Square"] = autoattack | {"accuracy": stages["Square"]}
-    pairs = []
     for title, square in black_box.items():
         others = [name for name in gradient if gradient[name]["n"] == square["n"]]
         if others:
             best = min(others, key=lambda name: gradient[name]["accuracy"])
-            pairs.append((f"{title}, which uses no gradient,", square, best, gradient[best]))
-    return pairs
+            yield f"{title}, which uses no gradient,", square, best, gradient[best]

@@ -67,10 +67,17 @@ def find_targets(config: EvalConfig) -> list[EvalTarget]:
 
 
 def infer_dataset(config: EvalConfig, targets: list[EvalTarget]) -> EvalConfig:
-    """Fill in dataset and image size from the metadata of our checkpoints; warn if those differ from the flags.
+    """Fill in dataset and image size from the metadata of our checkpoints; warn if these or epsilon differ from flags.
 
     Raises UserError if there is no flag and the checkpoints were trained on several datasets or at several sizes.
     """
+    for path in (target.path for target in targets):
+        settings = _settings(path.parent)
+        trained, method = settings.get("epsilon"), settings.get("method")
+        known = isinstance(trained, int | float) and isinstance(method, str) and method not in WITHOUT_ATTACK
+        if known and not math.isclose(trained, 255 * config.eps, rel_tol=1e-6):
+            message = "%s was trained at epsilon %g/255 but is attacked at %g/255 (--eps)"
+            logger.warning(message, path, trained, 255 * config.eps)
     trained_on = {target.path: target.metadata["dataset"] for target in targets if target.metadata.get("dataset")}
     dataset = config.dataset or _only_one("--dataset", "on", trained_on.values()) or "CIFAR10"
     for path, other in trained_on.items():
@@ -93,15 +100,15 @@ def _only_one(flag: str, preposition: str, trained: Iterable) -> str | int | Non
     return values[0] if values else None
 
 
-def warn_of_epsilon(targets: Iterable[EvalTarget], eps: float) -> None:
-    """Warn about checkpoints that were trained, by their config.json, at another epsilon than ``eps``, in [0, 1]."""
-    for path in (target.path for target in targets):
-        settings = _settings(path.parent)
-        trained, method = settings.get("epsilon"), settings.get("method")
-        known = isinstance(trained, int | float) and isinstance(method, str) and method not in WITHOUT_ATTACK
-        if known and not math.isclose(trained, 255 * eps, rel_tol=1e-6):
-            message = "%s was trained at epsilon %g/255 but is attacked at %g/255 (--eps)"
-            logger.warning(message, path, trained, 255 * eps)
+def with_missing_classes(splits: Splits, targets: Iterable[EvalTarget], dataset: str) -> Splits:
+    """Return splits with the classes of the checkpoints, by name, if the test set has only some of these classes."""
+    trained = {tuple(each.metadata.get("classes", ())) for each in targets if each.metadata.get("dataset") == dataset}
+    classes = trained.pop() if len(trained) == 1 else ()
+    if not {*splits.classes} < {*classes}:
+        return splits
+    logger.warning("WARNING: %d of the checkpoint's %d classes have test images", len(splits.classes), len(classes))
+    labels = torch.tensor([classes.index(name) for name in splits.classes])[splits.test.labels]
+    return splits._replace(test=splits.test._replace(labels=labels), classes=classes)
 
 
 def _settings(run: Path) -> dict:

@@ -139,21 +139,19 @@ def read(config: ExportConfig) -> Published:
         name = identified[0]
     if name not in MODELS:
         raise UserError(f"{path}: contains {name}, which RobustBench already has; export another network")
-    num_classes, image_size, _ = KNOWN.get(dataset, (identified[1] if identified else 0, 32, None))
+    num_classes, image_size, _ = KNOWN.get(dataset, (*identified[1:], None) if identified else (0, 32, None))
     image_size = file.metadata.get("image_size", image_size)
     network = load_network(name, num_classes, file, image_size).eval()
     if "init_conv.weight" in network.state_dict():
         name = DEEPMIND_LAYOUTS.get(name, name)
-    eps, results = _find_results(file, dataset)
+    eps, results = _find_results(file, dataset, image_size)
     return Published(network, name, dataset, num_classes, file.metadata.get("classes", ()), image_size, eps, results)
 
 
-def _find_results(file: Checkpoint, dataset: str) -> tuple[str, dict[str, dict]]:
+def _find_results(file: Checkpoint, dataset: str, image_size: int) -> tuple[str, dict[str, dict]]:
     """Return eps and results of the newest evaluation of the exported network that has most of RESULTS."""
     path, eps, best = results_path(file.path), "8/255", {}  # RobustBench's eps for CIFAR and L-infinity
-    usual = {"normalize": None}  # conditions that may be absent
-    if "image_size" in file.metadata:
-        usual["image_size"] = file.metadata["image_size"]
+    usual = {"normalize": None, "image_size": image_size}  # conditions that may be absent
     wanted = {"sha256": file.sha256, "dataset": dataset} | usual
     for evaluation in read_evaluations(path) if path.exists() else ():  # the newest is the last
         conditions = usual | evaluation["conditions"]

@@ -95,7 +95,8 @@ class FoldedModel(nn.Module):
         parameters = self.body.named_parameters(remove_duplicate=False)
         for path, value in [*parameters, *self.body.named_buffers(remove_duplicate=False)]:
             module_path, _, name = path.rpartition(".")
-            converted = {path, module_path}.isdisjoint(before_cast) and value.is_floating_point()
+            kept = any(f"{path}.".startswith(f"{each}.") for each in before_cast)  # parametrizations too
+            converted = value.is_floating_point() and not kept
             memory_format = self.memory_format if value.ndim == 4 else torch.preserve_format
             copy = value.to(self.dtype if converted else None, memory_format=memory_format, copy=True)
             copy = nn.Parameter(copy, requires_grad=False) if isinstance(value, nn.Parameter) else copy
@@ -137,22 +138,29 @@ def make_attack_model(network: nn.Module, x: Tensor, dtype: torch.dtype | None =
     """Return the copy of a frozen network that the attacks of an evaluation use: a FoldedModel in ``dtype``.
 
     The folding is verified in float32 on images x (B, C, H, W). If the logits differ from the network's by more than
-    rounding, which unusual code can cause, or if it cannot be copied, such as a TorchScript program or a module that
-    holds a lock, the network itself is returned and a warning is logged.
+    rounding, or a copy fails, such as that of a TorchScript program or of a module that holds a lock, a warning is
+    logged, and the network itself is used, or its copy in float32 if only that in ``dtype`` fails.
     """
-    try:
-        if isinstance(network, torch.jit.ScriptModule):
-            raise TypeError("TorchScript")
-        folded = FoldedModel(network, Arithmetic(channels_last=x.device.type == "cpu"))
-    except TypeError as error:
-        logger.warning("%s: cannot be copied (%s); attacks use it unfolded", type(network).__name__, error)
-        return network
     with torch.no_grad():
-        expected, logits = network(x), folded(x)
-    if not (logits - expected).abs().max() <= ROUNDING * expected.abs().max():
-        logger.warning("%s: folding BatchNorm changes its logits; attacks use it unfolded", type(network).__name__)
-        return network
-    return folded if dtype is None else FoldedModel(network, Arithmetic(dtype, channels_last=True))
+        expected = network(x)
+        # In bfloat16 the loss of a confident prediction has no gradient.
+        model = network if at_least_float32(expected) is expected else AutocastModel(network)
+        try:
+            copy = FoldedModel(network, Arithmetic(channels_last=x.device.type == "cpu"))
+            if not (copy(x) - expected).abs().max() <= ROUNDING * expected.abs().max():
+                raise ValueError("its logits differ")
+            model = copy
+            if dtype:
+                copy = FoldedModel(network, Arithmetic(dtype, channels_last=True))
+                copy(x)
+                model = copy
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a network may run any code
+            name, reason = type(network).__name__, str(error).partition("\n")[0]
+            kind = f"{dtype} " if isinstance(model, FoldedModel) else ""
+            logger.warning("WARNING: %s: attacks cannot use a folded %scopy (%s)", name, kind, reason)
+    return model
 
 
 class _CastInput(torch.autograd.Function):
