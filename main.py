@@ -10,7 +10,8 @@ def main(config_class: type[TrainConfig], description: str) -> None:
     from engine.choices import CHOICES  # here, so that a missing package is one error line
     from engine.training.run import train
 
-    train(*parse(config_class, description=description, choices=CHOICES))
+    config, given = parse(config_class, description=description, choices=CHOICES)
+    train(config, given)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
-def margin(logits: Tensor, y: Tensor, confidence: float = 50.0) -> Tensor:
-    """Negative C&W margin of every image, (B,): ``-max(z_y - max_{c != y} z_c + confidence, 0)``.
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Negative C&W margin of every image, (B,): ``-max(z_y - max_{c != y} z_c + 50, 0)``.
 
     With a confidence of 50 ordinary logits never reach the clamp, so the gradient of a misclassified image is not zero.
     Source: Carlini & Wagner (S&P 2017), loss f6, as in the L-infinity attack of the IAD code.
     """
     of_label = logits.gather(1, y[:, None]).squeeze(1)
     others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    return -(of_label - others + confidence).clamp(min=0)
+    return -(of_label - others + 50.0).clamp(min=0)

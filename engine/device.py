@@ -25,8 +25,8 @@ def choose_device(device: str, gpu_id: int, threads: int | None = None) -> torch
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        chosen = torch.device("meta")
-    if chosen.type not in ("cpu", "cuda"):
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and (chosen.index or 0) >= available:
         hint = "use --device cpu or another --gpu_id"

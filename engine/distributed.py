@@ -81,7 +81,7 @@ class Processes(NamedTuple):
 
     def on_rank0(self, function: Callable, *args) -> Any:
         """Call ``function`` on rank 0 and return its result on all ranks; its UserError is raised on all ranks."""
-        result = self.on_all_ranks(function if self.is_rank0 else _nothing, *args)
+        result = self.on_all_ranks(function if self.is_rank0 else None, *args)
         if self.count == 1:
             return result
         message = [result]
@@ -94,30 +94,30 @@ class Processes(NamedTuple):
         A UserError of any rank is raised on all ranks.
         """
         local_first = self.count == 1 or torchrun_rank("LOCAL_RANK") == 0
-        first = self.on_all_ranks(function if local_first else _nothing, *args)
-        others = self.on_all_ranks(_nothing if local_first else function, *args)
+        first = self.on_all_ranks(function if local_first else None, *args)
+        others = self.on_all_ranks(None if local_first else function, *args)
         return first if local_first else others
 
-    def on_all_ranks(self, function: Callable, *args) -> Any:
-        """Call ``function``, which must not communicate, on every rank; a UserError of any rank is raised on all."""
+    def on_all_ranks(self, function: Callable | None, *args) -> Any:
+        """Call ``function``, which must not communicate, on every rank; a UserError of any rank is raised on all.
+
+        A rank for which it is None waits for the others.
+        """
         if self.count == 1:
-            return function(*args)
+            return function(*args) if function else None
         result, error = None, None
         try:
-            result = function(*args)
+            result = function(*args) if function else None
         except UserError as raised:
             error = str(raised)
         errors = [None] * self.count
         torch.distributed.all_gather_object(errors, error)
-        for message in filter(None, [error, *errors]):
-            raised = UserError(message)  # the ranks that have it print it; rank 0 if it is the same on all
+        if any(errors):
+            raised = UserError(error or next(filter(None, errors)))
+            # The ranks that have the error print it; only rank 0 if it is the same on all.
             raised.printed = error is not None and (self.is_rank0 or len(set(errors)) > 1)
             raise raised
         return result
-
-
-def _nothing(*args) -> None:
-    """Do nothing, while other ranks work."""
 
 
 SINGLE_PROCESS = Processes()

@@ -52,12 +52,12 @@ def network_in(checkpoint: Checkpoint, requested: str | None, flag: str = "--mod
     return name
 
 
-def make_network(name: str, source: str | Path | Checkpoint | None, dataset: str, splits: Splits) -> nn.Module:
-    """Build a network for the dataset, with the weights of ``source`` unless it is empty."""
-    classes = len(splits.classes)
+def make_network(name: str, source: Path | Checkpoint | None, dataset: str, splits: Splits) -> nn.Module:
+    """Build a network for the dataset, with the weights of ``source`` unless it is None."""
+    classes, image_size = len(splits.classes), splits.image_size
     if name.startswith(PREFIX):
-        return robustbench.load_published(name, dataset, source or None)
-    return load_network(name, classes, source, splits.image_size) if source else build(name, classes, splits.image_size)
+        return robustbench.load_published(name, dataset, source)
+    return build(name, classes, image_size) if source is None else load_network(name, classes, source, image_size)
 
 
 def find_teachers(config: TrainConfig) -> list[tuple[str, str, Checkpoint | nn.Module]]:
@@ -66,8 +66,8 @@ def find_teachers(config: TrainConfig) -> list[tuple[str, str, Checkpoint | nn.M
     For a network of RobustBench's model zoo, the network replaces the file. Raises UserError if one is missing or
     damaged, before any dataset is read.
     """
-    data_flags = f" --data_root {config.data_root}" * bool(config.data_root)
-    data_flags += f" --image_size {config.image_size}" * bool(config.image_size)
+    data_flags = f" --data_root {config.data_root}" if config.data_root else ""
+    data_flags += f" --image_size {config.image_size}" if config.image_size else ""
     wanted = (
         ("--teacher_model", config.teacher_model, config.teacher_path),
         ("--std_teacher_model", config.std_teacher_model, config.std_teacher_path),
@@ -94,21 +94,24 @@ def make_teachers(config: TrainConfig, found: list, splits: Splits, device: torc
     """Load the teachers that :func:`find_teachers` found, and check their classes and their accuracy."""
     teachers = []
     for flag, name, source in found:
-        teacher = source
-        if isinstance(source, Checkpoint):
-            image_size, trained = source.metadata.get("image_size"), source.metadata.get("classes")
-            if image_size not in (None, splits.image_size):
-                logger.warning("%s was trained at --image_size %d, not %d", source.path, image_size, splits.image_size)
-            if trained and (difference := class_difference(trained, splits.classes)) and not config.no_teacher_check:
-                raise UserError(
-                    f"{flag} {name}: {source.path} was trained on other classes ({difference}); use data with the same "
-                    "classes in the same order; --no_teacher_check accepts it"
-                )
-            teacher = load_teacher(name, config.dataset, len(splits.classes), source, splits.image_size, flag)
+        teacher = _load_teacher(config, flag, name, source, splits) if isinstance(source, Checkpoint) else source
         teacher = teacher.eval().requires_grad_(False).to(device)
         _check(teacher, flag, name, splits, config, device)
         teachers.append(teacher)
     return teachers
+
+
+def _load_teacher(config: TrainConfig, flag: str, name: str, file: Checkpoint, splits: Splits) -> nn.Module:
+    image_size, trained = file.metadata.get("image_size"), file.metadata.get("classes")
+    if image_size not in (None, splits.image_size):
+        logger.warning("%s was trained at --image_size %d, not %d", file.path, image_size, splits.image_size)
+    difference = class_difference(trained, splits.classes) if trained else None
+    if difference and not config.no_teacher_check:
+        raise UserError(
+            f"{flag} {name}: {file.path} was trained on other classes ({difference}); use data with the same "
+            "classes in the same order; --no_teacher_check accepts it"
+        )
+    return load_teacher(name, config.dataset, len(splits.classes), file, splits.image_size, flag)
 
 
 def class_difference(trained: Sequence[str], classes: Sequence[str]) -> str | None:

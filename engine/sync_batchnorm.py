@@ -33,7 +33,8 @@ class SyncedBatchNorm2d(_Replacement, nn.BatchNorm2d):
             return super().forward(x)
         x_precise = at_least_float32(x)
         local_count = x_precise.new_full((1,), x.numel() // x.shape[1])
-        *_, count = sums = _AllReduce.apply(torch.cat([x_precise.sum((0, 2, 3)), local_count]))
+        sums = _AllReduce.apply(torch.cat([x_precise.sum((0, 2, 3)), local_count]))
+        count = sums[-1]
         mean = sums[:-1] / count
         # A second sum, because E[x^2] - E[x]^2 cancels where a mean is large compared to its standard deviation.
         centered = x_precise - mean[:, None, None]

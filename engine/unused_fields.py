@@ -15,9 +15,13 @@ def unused_fields(config: TrainConfig) -> set[str]:
     """Return the names of the fields that have no effect with the config's method."""
     unused = {spec.name for spec in fields(config) if spec.metadata["group"] == METHOD and spec.name != "method"}
     unused -= fields_read(config.method, config)
-    unused |= TEACHER if config.method in WITHOUT_TEACHER else set()
-    unused |= SECOND_TEACHER if config.method not in WITH_TWO_TEACHERS else set()
-    return unused | (INNER_ATTACK if config.method in WITHOUT_ATTACK else set())
+    if config.method in WITHOUT_TEACHER:
+        unused |= TEACHER
+    if config.method not in WITH_TWO_TEACHERS:
+        unused |= SECOND_TEACHER
+    if config.method in WITHOUT_ATTACK:
+        unused |= INNER_ATTACK
+    return unused
 
 
 def ignored_fields(config: TrainConfig) -> dict[str, str]:

@@ -44,10 +44,8 @@ WITH_TEACHER = {
         adaad.adaad, alpha=c.adaad_alpha, kl_weight=given(c.kl_weight, adaad.KL_WEIGHT.get(c.dataset, 1.0))
     ),
     "AdaIAD": lambda c: _with_igdm(c, partial(adaad.adaiad, **_introspection(c, adaad.ADAIAD_TEMPERATURE))),
-    "DGAD": lambda c: _with_igdm(c, partial(dgad.dgad, **_dgad_terms(c))),
-    "DGAD-IAD": lambda c: partial(
-        dgad.dgad_iad, beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_I), **_dgad_terms(c)
-    ),
+    "DGAD": lambda c: _with_igdm(c, partial(dgad.dgad, **_dgad(c))),
+    "DGAD-IAD": lambda c: partial(dgad.dgad_iad, beta=c.iad_beta, begin=given(c.iad_begin, iad.BEGIN_I), **_dgad(c)),
     "IGDM": lambda c: partial(igdm.igdm, **_igdm(c)),
     "SAAD": lambda c: saad.SAAD(**_igdm(c), beta=c.saad_beta, gamma=c.saad_gamma),
 }
@@ -120,7 +118,7 @@ def _term_weights(c) -> dict:
     return {"label_weight": c.label_weight, "self_weight": c.self_weight, "teacher_weight": c.teacher_weight}
 
 
-def _dgad_terms(c) -> dict:
+def _dgad(c) -> dict:
     switches = {"use_map": c.map, "use_els": c.els, "use_pcr": c.alp == "on"}
     return {"alp_beta": c.alp_beta, "distill_weight": c.distill_weight, **switches}
 

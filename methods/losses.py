@@ -45,8 +45,8 @@ def concatenate(results: list[Step], weights: list[float]) -> Step:
     if len(results) == 1:
         return results[0]
     loss = sum(result.loss * weight for result, weight in zip(results, weights, strict=True)) / sum(weights)
-    columns = list(zip(*results, strict=True))[1:]
-    return Step(loss, *(None if column[0] is None else torch.cat(column) for column in columns))
+    _, *logits = zip(*results, strict=True)
+    return Step(loss, *(None if parts[0] is None else torch.cat(parts) for parts in logits))
 
 
 class Recording:
@@ -87,10 +87,11 @@ def reliability(t_adv: Tensor, y: Tensor, beta: float) -> Tensor:
     return t_adv.detach().softmax(1).gather(1, y[:, None]).squeeze(1) ** beta
 
 
-def term_weights(alpha, own, *, label_weight=None, self_weight=None, teacher_weight=None) -> list[float]:
+def term_weights(alpha, own, *, label_weight=None, self_weight=None, teacher_weight=None) -> tuple:
     """Return the weights of cross entropy, self term and teacher's term: 1 - alpha, ``own`` and alpha for None."""
-    weights = ((label_weight, 1 - alpha), (self_weight, own), (teacher_weight, alpha))
-    return [default if value is None else value for value, default in weights]
+    label_weight = 1 - alpha if label_weight is None else label_weight
+    self_weight = own if self_weight is None else self_weight
+    return label_weight, self_weight, alpha if teacher_weight is None else teacher_weight
 
 
 def swap(logits: Tensor, y: Tensor) -> Tensor:

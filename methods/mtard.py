@@ -31,7 +31,7 @@ class MTARD:
 
     def __call__(self, student, teacher, std_teacher, attack, x, y, epoch):
         """Forwards of the student: x', x."""
-        kl_weight, temp_rate = self.keywords.values()
+        kl_weight, temp_rate = self.keywords["kl_weight"], self.keywords["temp_rate"]
         drop = 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
         self.state = {key: value.to(x.device) for key, value in self.state.items()}
         x_adv = attack(lambda s, t, u: lambda z: cross_entropy(s(z), y), x, noise=gaussian)

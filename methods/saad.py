@@ -25,14 +25,14 @@ class SAAD:
 
     def __call__(self, student, teacher, attack, x, y, epoch):
         """Forwards of the student: x', x - d, x."""
-        igdm, beta, gamma, epochs = self.keywords.values()
+        beta, gamma = self.keywords["beta"], self.keywords["gamma"]
         t_clean, gradient = label_gradient(teacher, x, y)
         x_adv = attack(lambda s, t: lambda z: kl(estimate(t_clean, gradient, z - x, y), s(z)), x, noise=gaussian)
         x_minus = mirrored(x, x_adv)
         with torch.no_grad():
             t_adv, t_minus = teacher(x_adv), teacher(x_minus)
         adv, s_minus, clean = student(x_adv), student(x_minus), student(x)
-        alpha = ramped(igdm, epoch, epochs)
+        alpha = ramped(self.keywords["igdm"], epoch, self.keywords["epochs"])
         loss = saad_loss(clean, adv, s_minus, t_clean, t_adv, t_minus, alpha=alpha, beta=beta, gamma=gamma)
         self.unweighted = self.unweighted.to(x.device) + (weights(t_adv, gamma).max() == 0)
         return Step(loss, clean, adv, t_clean, t_adv)

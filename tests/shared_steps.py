@@ -32,7 +32,7 @@ def ten_steps(name: str, processes, sync_bn: bool = True, pieces: bool = False) 
     for x, y in batches:
         metrics.add(trainer.step(x, y), y)
     weights = student.state_dict() | {f"average.{key}": value for key, value in average.network.state_dict().items()}
-    return {"net": weights, "means": [mean or 0.0 for mean in metrics.means()]}
+    return {"net": weights, "means": [mean or 0.0 for mean in metrics.means().values()]}
 
 
 if __name__ == "__main__":

@@ -176,7 +176,8 @@ def test_soft_labels_enter_loss_attack_and_accuracy():
     torch.testing.assert_close(label_gradient(teacher, x, y)[1], mixed)
     metrics = EpochMetrics("cpu")
     metrics.add(Step(torch.tensor(1.0), clean=y, adv=-y), y)
-    assert metrics.means().clean_acc == 100 and metrics.means().adv_acc == 0
+    means = metrics.means()
+    assert means["train_clean_acc"] == 100 and means["train_adv_acc"] == 0
 
 
 def test_trades_attacks_away_from_a_mixed_label():

@@ -120,7 +120,7 @@ def test_a_signal_while_a_file_is_read_is_not_reported_as_damage(train, tmp_path
 
 def test_ctrl_c_after_another_signal_ends_a_run_at_once():
     with Signals() as signals:
-        signals.defer()
+        signals.deferred = True
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stopped, match="stopped by SIGINT"):
             os.kill(os.getpid(), signal.SIGINT)

@@ -129,7 +129,7 @@ def test_a_student_that_began_with_a_file_of_deepmind_is_resumed_in_its_layout()
     config, data = TrainConfig(model="wideresnet70_16"), SimpleNamespace(classes=range(10), image_size=32)
     with torch.device("meta"):  # 267 million parameters
         weights = build("wideresnet70_16_deepmind", 10).state_dict()
-        assert make_student(config, data, "", {"net": weights}).state_dict().keys() == weights.keys()
+        assert make_student(config, data, None, {"net": weights}).state_dict().keys() == weights.keys()
 
 
 def test_a_run_keeps_its_number_of_threads(train, tmp_path, monkeypatch):

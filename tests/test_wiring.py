@@ -19,7 +19,6 @@ from attacks.pgd import uniform
 from data import Split, Splits
 from data.loader import Batches
 from engine.accuracy import Score
-from engine.distributed import SINGLE_PROCESS
 from engine.training.loop import TrainingLoop
 from engine.training.validation import Validator
 from methods import METHODS
@@ -354,6 +353,6 @@ def test_every_step_has_its_own_attack_noise():
     split = Split(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6))
     batches = Batches(split, 2, device="cpu", shuffle=True, generator=torch.Generator())
     trainer, folder = SimpleNamespace(generator=torch.Generator()), SimpleNamespace(config=TrainConfig(epochs=2))
-    loop = TrainingLoop(trainer, batches, None, folder, {}, SINGLE_PROCESS)
+    loop = TrainingLoop(trainer, batches, None, folder, {})
     seeds = [trainer.generator.initial_seed() for epoch in range(2) for _ in loop._training_batches(epoch, 0)]
     assert len(set(seeds)) == 6

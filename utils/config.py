@@ -15,6 +15,8 @@ data_files = partial(data, affects_result=False)  # where data is and how it is 
 network = partial(flag, group=NETWORKS)
 network_files = partial(network, affects_result=False)
 loss = partial(flag, group=METHOD)
+weight = partial(loss, None, check=at_least(0))  # None: the method's own default
+temperature = partial(loss, None, check=within(0, 1e6))
 attack = partial(flag, group=ATTACK)
 training = partial(flag, group="training")
 evaluation = partial(flag, group="evaluation")
@@ -99,11 +101,9 @@ class TrainConfig(CommonConfig):
         "(official defaults: ARD 1/classes, RSLAD and MTARD 0.1, AdaAD 0.1 on CIFAR10 and 1 elsewhere)",
         above(0),
     )
-    temp: float | None = loss(
-        None,
+    temp: float | None = temperature(
         "distillation temperature (official defaults: 30 for ARD and AdaIAD, 1 for AKD2, IAD-I, IAD-II, TRADES,\n"
-        "5 for PeerAiD, on Tiny_Image 1)",
-        within(0, 1e6),
+        "5 for PeerAiD, on Tiny_Image 1)"
     )
     iad_alpha: float = loss(
         1.0, "ARD, IAD-I, AdaIAD: weight of the distillation terms; cross entropy: 1 - X (official)", between(0, 1)
@@ -115,46 +115,36 @@ class TrainConfig(CommonConfig):
         "(official defaults: 60, IAD-II 40)",
         at_least(0),
     )
-    iad_coefficient: float | None = loss(
-        None, "IAD-I, IAD-II: weight of introspection; default: 1 minus the teacher's reliability (paper)", at_least(0)
+    iad_coefficient: float | None = weight(
+        "IAD-I, IAD-II: weight of introspection; default: 1 minus the teacher's reliability (paper)"
     )
     iad_down: bool = loss(False, "IAD-I: weight the teacher's term by its reliability (paper: IAD-I-Down)")
     akd2_partial: bool = loss(False, "AKD2: weight the robust term by the teacher's reliability (IAD)")
-    label_weight: float | None = loss(None, "ARD, IAD-I: cross entropy's weight; default: 1 - --IAD_alpha", at_least(0))
-    self_weight: float | None = loss(
-        None,
+    label_weight: float | None = weight("ARD, IAD-I: cross entropy's weight; default: 1 - --IAD_alpha")
+    self_weight: float | None = weight(
         "ARD, IAD-I: weight of the KL divergence between the student's predictions on clean and adversarial images;\n"
-        "default: 0 for ARD, --IAD_alpha for IAD-I",
-        at_least(0),
+        "default: 0 for ARD, --IAD_alpha for IAD-I"
     )
-    teacher_weight: float | None = loss(None, "ARD, IAD-I: teacher term's weight; default: --IAD_alpha", at_least(0))
+    teacher_weight: float | None = weight("ARD, IAD-I: teacher term's weight; default: --IAD_alpha")
     robust_weight: float = loss(0.5, "AKD2, IAD-II: weight of the robust teacher (IAD code)", between(0, 1))
     std_weight: float = loss(0.25, "AKD2, IAD-II: weight of the standard teacher (IAD code)", between(0, 1))
     trades_beta: float = loss(6.0, "TRADES: weight of the robust term (paper)", at_least(0))
     mart_beta: float = loss(5.0, "MART: weight of the robust term (paper: lambda)", at_least(0))
 
-    igdm: float | None = loss(
-        None,
+    igdm: float | None = weight(
         "weight of the term of IGDM, which increases linearly to X in the last epoch;\n"
-        "IGDM, SAAD (official defaults: 1 on CIFAR10, 10 elsewhere); RSLAD, AdaIAD, DGAD (default: no such term)",
-        at_least(0),
+        "IGDM, SAAD (official defaults: 1 on CIFAR10, 10 elsewhere); RSLAD, AdaIAD, DGAD (default: no such term)"
     )
     saad_beta: float = loss(0.0, "SAAD: weight of the clean term (official)", at_least(0))
     saad_gamma: float = loss(1.0, "SAAD: order of the Renyi entropy that weights images (official)", above(0))
-    gamma2: float | None = loss(
-        None, "PeerAiD: weight of the peer's KL (official: 0.1; CIFAR100 1, Tiny_Image 100)", at_least(0)
-    )
-    lambda1: float | None = loss(None, "PeerAiD: weight of the student CE (official: 0; Tiny_Image 0.035)", at_least(0))
-    lambda2: float | None = loss(None, "PeerAiD: weight of KL from the peer (official: 1; Tiny_Image 35)", at_least(0))
-    lambda3: float | None = loss(None, "PeerAiD: weight of clean images' KL (official: 1; Tiny_Image 20)", at_least(0))
-    temp_high: float | None = loss(
-        None, "ADR: first temperature (official: 2.5; CIFAR100 1.5, Tiny_Image 2)", within(0, 1e6)
-    )
-    temp_low: float | None = loss(
-        None, "ADR: last temperature (official: 2; CIFAR100 1, Tiny_Image 1.5)", within(0, 1e6)
-    )
-    lambda_low: float | None = loss(None, "ADR: first lambda (official: 0.7; Tiny_Image 0.5)", at_least(0))
-    lambda_high: float | None = loss(None, "ADR: last lambda (official: 0.95; Tiny_Image 0.9)", at_least(0))
+    gamma2: float | None = weight("PeerAiD: weight of the peer's KL (official: 0.1; CIFAR100 1, Tiny_Image 100)")
+    lambda1: float | None = weight("PeerAiD: weight of the student's CE (official: 0; Tiny_Image 0.035)")
+    lambda2: float | None = weight("PeerAiD: weight of the KL from the peer (official: 1; Tiny_Image 35)")
+    lambda3: float | None = weight("PeerAiD: weight of the KL from clean images (official: 1; Tiny_Image 20)")
+    temp_high: float | None = temperature("ADR: first temperature (official: 2.5; CIFAR100 1.5, Tiny_Image 2)")
+    temp_low: float | None = temperature("ADR: last temperature (official: 2; CIFAR100 1, Tiny_Image 1.5)")
+    lambda_low: float | None = weight("ADR: first lambda (official: 0.7; Tiny_Image 0.5)")
+    lambda_high: float | None = weight("ADR: last lambda (official: 0.95; Tiny_Image 0.9)")
     label_smoothing: float = loss(
         0.0,
         "Natural, AT, TRADES: share of each label that is spread over all classes in the cross entropy of the loss\n"
@@ -256,9 +246,7 @@ class TrainConfig(CommonConfig):
     tensorboard: bool = run(False, "log each epoch to TensorBoard (pip install tensorboard)")
     wandb: bool = run(False, "log each epoch to Weights & Biases (pip install wandb)")
     sync_bn: bool = run(
-        True,
-        "torchrun: synchronize BatchNorm, so that results do not depend on the number of processes",
-        affects_result=True,
+        True, "torchrun: synchronize BatchNorm, so results do not depend on the process count", affects_result=True
     )
 
 
@@ -274,12 +262,8 @@ class TinyTrainConfig(TrainConfig):
 class EvalConfig(CommonConfig):
     """Evaluation of a saved checkpoint (``main_eval.py``)."""
 
-    model_path: tuple[str, ...] = network(
-        (), "checkpoints or folders; for the folder of a run, its best and its last checkpoint"
-    )
-    model: str | None = network(
-        None, "network of the checkpoint, if the file does not name it; or robustbench:NAME without a file"
-    )
+    model_path: tuple[str, ...] = network((), "checkpoints or folders; of a run's folder, its best and last checkpoint")
+    model: str | None = network(None, "network, if the file does not name it; or robustbench:NAME without a file")
     surrogate_path: str = network("", "blackbox: checkpoint of the surrogate for transfer attacks")
     surrogate_model: str | None = network(None, "blackbox: network of --surrogate_path if the file does not name it")
     natural_path: str = network("", "checkpoint of a naturally trained network to compare with in attacks.png")
@@ -297,13 +281,9 @@ class EvalConfig(CommonConfig):
         "run only these attacks of the protocol, separated by commas: clean fgsm pgd pgd_trades cw aa;\n"
         "blackbox: clean transfer_pgd transfer_cw square",
     )
-    limit_aa: int | None = evaluation(
-        None, "run AutoAttack, the slowest attack, on N of the test images; default: all", at_least(1)
-    )
+    limit_aa: int | None = evaluation(None, "run AutoAttack, the slowest, on N test images; default: all", at_least(1))
     eps: float = evaluation(8 / 255, "radius of the L-infinity ball in [0, 1], such as 8/255 or 0.031", unit_interval)
-    steps: int | None = evaluation(
-        None, "steps of pgd and transfer_pgd; default: 20, protocol official 10", at_least(1)
-    )
+    steps: int | None = evaluation(None, "steps of pgd, transfer_pgd; default: 20, protocol official 10", at_least(1))
     judge: Literal["every", "last"] = evaluation(
         "every",
         "when an image counts as fooled; every: if any PGD step fools the network, as AutoAttack counts;\n"

@@ -24,6 +24,11 @@ class Stopped(BaseException):
         self.status = status
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def torchrun_rank(variable: str = "RANK") -> int | None:
     """Return this process's rank, with LOCAL_RANK that on its machine, under torchrun; None without torchrun."""
     return int(os.environ[variable]) if {"TORCHELASTIC_RUN_ID", variable} <= os.environ.keys() else None

@@ -77,9 +77,10 @@ def read_config(config_class: type, path: str) -> dict[str, Any]:
         raise UserError(f"--config {path}: {reason}") from error
     specs = {spec.name: spec for spec in fields(config_class)}
     content = {key: value for key, value in content.items() if key not in NOT_READ}
-    if unknown := [key for key in content if key not in specs]:
-        hint, names = _hint([key.lower() for key in unknown[:3]], specs), ", ".join(unknown[:3])
-        raise UserError(f"--config {path}: unknown key {names}{', ...' * (len(unknown) > 3)} ({hint})")
+    unknown = [key for key in content if key not in specs]
+    if unknown:
+        names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        raise UserError(f"--config {path}: unknown key {names} ({_hint([key.lower() for key in unknown[:3]], specs)})")
     defaults = {key: specs[key].default for key in content}
     try:
         changed = (_as_args(spelling(specs[key]), value) for key, value in content.items() if value != defaults[key])
@@ -124,8 +125,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _hint(unknown: Iterable[str], known: Iterable[str]) -> str:
-    begun = {part: [name for name in known if name.lower().startswith(part.lower())] for part in unknown}
-    near = [name for part in begun for name in (begun[part] or difflib.get_close_matches(part, known, 1, 0.75))[:1]]
+    near = []
+    for part in dict.fromkeys(unknown):
+        begun = [name for name in known if name.lower().startswith(part.lower())]
+        near += (begun or difflib.get_close_matches(part, known, 1, 0.75))[:1]
     return f"did you mean {', '.join(near)}?" if near else "--help lists the flags"
 
 
@@ -138,8 +141,8 @@ def _parser_of(config_class: type, description: str = "", choices: Mapping[str, 
         title = spec.metadata["group"]
         group = groups[title] = groups.get(title) or parser.add_argument_group(title)
         names = [name for name in (spec.metadata["short"], spelling(spec)) if name]
-        default = "" if spec.default is False else shown("" if spec.default is None else spec.default)
-        text = spec.metadata["help"] + f" [default: {default.removesuffix('.0')}]" * bool(default)
+        default = "" if spec.default is None or spec.default is False else shown(spec.default)
+        text = spec.metadata["help"] + (f" [default: {default.removesuffix('.0')}]" if default else "")
         text = "\n".join(filter(None, [text, (choices or {}).get(spec.name)])).replace("%", "%%")
         options = _options(spec, hints[spec.name])
         group.add_argument(*names, dest=spec.name, default=argparse.SUPPRESS, help=text, **options)
@@ -189,8 +192,10 @@ def _metavar(name: str) -> str:
 
 def _number(kind: type, text: str) -> int | float:
     try:
-        numerator, slash, denominator = text.partition("/") if kind is float else (text, "", "")
-        return float(numerator) / float(denominator) if slash else kind(text)
+        if kind is float and "/" in text:
+            numerator, denominator = text.split("/", 1)
+            return float(numerator) / float(denominator)
+        return kind(text)
     except (ValueError, ZeroDivisionError):
         expected = "a number or a fraction such as 8/255" if kind is float else "a whole number"
         raise argparse.ArgumentTypeError(f"{text!r} is not {expected}") from None

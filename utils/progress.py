@@ -14,5 +14,4 @@ def progress_bar(total: int, title: str, done: int = 0, batches: Iterable | None
     """
     is_rank0 = logging.getLogger().level <= logging.INFO  # other ranks log errors only
     rare = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 600, "delay": 60}
-    numbers = {"total": total, "initial": done}
-    return tqdm(batches, desc=title, **numbers, leave=False, dynamic_ncols=True, disable=not is_rank0, **rare)
+    return tqdm(batches, title, total, leave=False, initial=done, dynamic_ncols=True, disable=not is_rank0, **rare)

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from engine.fast.precision import at_least_float32
 from engine.sync_batchnorm import SYNCED
+from utils.errors import first_line
 
 
 class NotTraceable(Exception):
@@ -104,15 +105,14 @@ def cast_after_first_convolution(body: fx.GraphModule, dtype: torch.dtype) -> se
 
 def scales_and_shifts(norms: Sequence[nn.BatchNorm2d]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Return the scale and the shift (C,) of every BatchNorm in eval mode, in float32 or float64."""
-    deviations = torch._foreach_add(
-        [at_least_float32(norm.running_var) for norm in norms], [norm.eps for norm in norms]
-    )
-    torch._foreach_sqrt_(deviations)
+    variances = [at_least_float32(norm.running_var) for norm in norms]
+    deviations = torch._foreach_sqrt(torch._foreach_add(variances, [norm.eps for norm in norms]))
     means = [at_least_float32(norm.running_mean) for norm in norms]
-    pairs = zip(norms, means, strict=True)
-    affine = [(n.weight, n.bias) if n.affine else (torch.ones_like(mean), torch.zeros_like(mean)) for n, mean in pairs]
-    scales = torch._foreach_div([at_least_float32(weight) for weight, _ in affine], deviations)
-    return scales, torch._foreach_addcmul([at_least_float32(bias) for _, bias in affine], means, scales, value=-1)
+    pairs = list(zip(norms, means, strict=True))
+    weights = [at_least_float32(norm.weight) if norm.affine else torch.ones_like(mean) for norm, mean in pairs]
+    biases = [at_least_float32(norm.bias) if norm.affine else torch.zeros_like(mean) for norm, mean in pairs]
+    scales = torch._foreach_div(weights, deviations)
+    return scales, torch._foreach_addcmul(biases, means, scales, value=-1)
 
 
 class _Tracer(fx.Tracer):
@@ -130,4 +130,4 @@ def _trace(network: nn.Module) -> fx.GraphModule:
     try:
         return fx.GraphModule(root, _Tracer().trace(root))
     except Exception as error:  # a forward pass may raise anything when it receives a proxy
-        raise NotTraceable(str(error).strip().partition("\n")[0] or type(error).__name__) from error
+        raise NotTraceable(first_line(error)) from error

@@ -39,13 +39,14 @@ class FoldedModel(nn.Module):
         except NotTraceable as reason:
             logger.info("%s: attacks use a copy without folded BatchNorm (%s)", type(network).__name__, reason)
             self.body, folds = frozen_copy(network), []
-        traced = isinstance(self.body, fx.GraphModule)
-        low_precision = self.dtype is not None and torch.finfo(self.dtype).bits < 32
-        before_cast = cast_after_first_convolution(self.body, self.dtype) if low_precision and traced else set()
+        before_cast, winograd = set(), set()  # paths of modules and tensors in the graph
+        if isinstance(self.body, fx.GraphModule):
+            if self.dtype is not None and torch.finfo(self.dtype).bits < 32:
+                before_cast = cast_after_first_convolution(self.body, self.dtype)
+            if arithmetic.winograd:
+                winograd = replace_wide_convolutions(self.body, before_cast, self.dtype)
         self._input_dtype = None if before_cast else self.dtype
-        targets, winograd = {each.target for each in folds}, set()
-        if arithmetic.winograd and traced:
-            winograd = replace_wide_convolutions(self.body, before_cast, self.dtype)
+        targets = {each.target for each in folds}
         self._copies = self._convert(network, targets, before_cast)
         # Tuples, so that modules of the network are not registered as submodules.
         self._folds = [(each.norm, each.conv, self.body.get_submodule(each.target)) for each in folds]
@@ -84,17 +85,15 @@ class FoldedModel(nn.Module):
         gc.collect()  # tracing leaves reference cycles that hold its tensors
         return self
 
-    def _convert(
-        self, network: nn.Module, computed: set[str], before_cast: set[str]
-    ) -> list[tuple[Tensor, nn.Module, str]]:
+    def _convert(self, network: nn.Module, computed: set[str], before_cast: set[str]) -> list[tuple]:
         """Give every tensor, shared ones too, its own storage; return those that ``refresh`` copies and their sources.
 
-        A source is a module and the name of its attribute. Tensors of ``computed`` modules have none, nor have those
-        that only the copy has, such as transformed weights.
+        A source is a module of the network and the name of its attribute. Tensors of ``computed`` modules have none,
+        nor have those that only the copy has, such as transformed weights.
         """
         copies = []
-        named = (self.body.named_parameters, self.body.named_buffers)
-        for path, value in [pair for tensors in named for pair in tensors(remove_duplicate=False)]:
+        parameters = self.body.named_parameters(remove_duplicate=False)
+        for path, value in [*parameters, *self.body.named_buffers(remove_duplicate=False)]:
             module_path, _, name = path.rpartition(".")
             kept = any(f"{path}.".startswith(f"{each}.") for each in before_cast)  # parametrizations too
             converted = value.is_floating_point() and not kept
@@ -102,7 +101,8 @@ class FoldedModel(nn.Module):
             copy = value.to(self.dtype if converted else None, memory_format=memory_format, copy=True)
             copy = nn.Parameter(copy, requires_grad=False) if isinstance(value, nn.Parameter) else copy
             setattr(self.body.get_submodule(module_path), name, copy)
-            if module_path not in computed and hasattr(source := network.get_submodule(module_path), name):
+            source = None if module_path in computed else network.get_submodule(module_path)
+            if hasattr(source, name):
                 copies.append((copy, source, name))
         return copies
 

@@ -72,7 +72,8 @@ class GraphedPGD:
         inputs = [x, start.detach(), x.new_full((), epsilon), x.new_full((), step_size)]
         graph = None
         try:
-            graph = None if self._capture_failed else self._graph_for(objective, inputs, steps)
+            if not self._capture_failed:
+                graph = self._graph_for(objective, inputs, steps)
         except (NotCapturable, ValueError) as reason:  # ValueError: an unassigned variable of a closure
             self._log_once("CUDA graphs: an attack runs eagerly because %s", str(reason))
         except RuntimeError as error:
@@ -90,7 +91,8 @@ class GraphedPGD:
         key, cells = [steps], []
         scan_closure(objective, cells, key)
         inputs += [cell.cell_contents.detach() for cell in cells]
-        graph = self.graphs.get(key := tuple(key))
+        key = tuple(key)
+        graph = self.graphs.get(key)
         if graph and [(t.shape, t.dtype) for t in graph.inputs] == [(t.shape, t.dtype) for t in inputs]:
             return graph
         if graph and len(inputs[0]) < len(graph.inputs[0]):
@@ -100,9 +102,10 @@ class GraphedPGD:
         # The warm-up must not change BatchNorm's running statistics.
         buffers = [buffer for model in key if isinstance(model, FrozenModel) for buffer in model.network.buffers()]
         contents, saved = [cell.cell_contents for cell in cells], [buffer.clone() for buffer in buffers]
-        x, start, epsilon, step_size, *rest = static = [value.clone() for value in inputs]
+        static = [value.clone() for value in inputs]
+        x, start, epsilon, step_size, *tensors = static
         try:
-            for cell, value in zip(cells, rest, strict=True):
+            for cell, value in zip(cells, tensors, strict=True):
                 cell.cell_contents = value
             replay = self._capture(lambda: pgd(objective, x, start, epsilon=epsilon, step_size=step_size, steps=steps))
         finally:

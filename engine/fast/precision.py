@@ -56,7 +56,9 @@ def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tup
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = number_format == "tf32"
     if cuda:  # training batches have one shape; autotuning may choose another algorithm in every process
         torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
-    execution = {"auto": "graphs" if cuda else "off"}.get(compile, compile)
+    execution = compile
+    if compile == "auto":
+        execution = "graphs" if cuda else "off"
     obstacle = _compile_obstacle(device) if execution == "graphs" else None
     compiled = execution == "on" or (execution == "graphs" and obstacle is None)
     # In fp32, without tensor cores, a GPU is faster in PyTorch's default layout.
@@ -65,7 +67,7 @@ def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tup
     winograd = number_format == "bf16" and not cuda and execution == "off" and "amx_bf16" not in _cpu_flags()
     description = f"precision {number_format}{reason}, compile {execution}"
     description += f" (without torch.compile: {obstacle})" if obstacle else ""
-    description += f", channels-{'last' if channels_last else 'first'}" + ", Winograd" * winograd
+    description += f", channels-{'last' if channels_last else 'first'}{', Winograd' if winograd else ''}"
     dtype = torch.bfloat16 if number_format == "bf16" else None
     return Arithmetic(dtype, channels_last, compiled, winograd, execution == "graphs"), description
 

@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 MIN_CHANNELS = 160  # of input and output; with fewer, the transforms cost as much as the products save
 KERNEL = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 OUTPUT = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]])
-# The transform of a mirrored kernel has its first and last row exchanged: the gradient needs no separate weights.
-ORDERS = [0, 1, 2, 3], [3, 1, 2, 0]
-OUTPUTS = tuple(torch.kron(OUTPUT[:, order], OUTPUT[:, order]) for order in ORDERS)
+# By whether the kernel is mirrored: its transform has its first and last row exchanged, so the gradient needs no
+# separate weights.
+ORDERS = {False: [0, 1, 2, 3], True: [3, 1, 2, 0]}
+OUTPUTS = {mirrored: torch.kron(OUTPUT[:, order], OUTPUT[:, order]) for mirrored, order in ORDERS.items()}
 # Elements of transformed images per chunk: they and their products fit into a CPU's last-level cache.
 CHUNK = 2**22
 

@@ -19,9 +19,10 @@ class WeightAverage:
 
     def __init__(self, student: nn.Module):
         self.network, self.count = frozen_copy(student), 0
-        tensors = [[*net.parameters(), *net.buffers()] for net in (self.network, student)]
-        self._averages, self._sources = ([t for t in each if t.is_floating_point()] for each in tensors)
-        self._counters, self._counted = ([t for t in each if not t.is_floating_point()] for each in tensors)
+        averages, sources = ([*net.parameters(), *net.buffers()] for net in (self.network, student))
+        pairs = list(zip(averages, sources, strict=True))
+        self._averaged = [(average, source) for average, source in pairs if average.is_floating_point()]
+        self._counters = [(average, source) for average, source in pairs if not average.is_floating_point()]
 
     def after_step(self) -> None:
         """Update the average after a step of the optimizer."""
@@ -32,9 +33,10 @@ class WeightAverage:
     @torch.no_grad()
     def _average_in(self, weight: float) -> None:
         """``average = (1 - weight) average + weight student``, BatchNorm's statistics too; its counters are copied."""
-        torch._foreach_lerp_(self._averages, self._sources, weight)
-        for counter, counted in zip(self._counters, self._counted, strict=True):
-            counter.copy_(counted)
+        averages, sources = zip(*self._averaged, strict=True)
+        torch._foreach_lerp_(averages, sources, weight)
+        for counter, source in self._counters:
+            counter.copy_(source)
 
 
 class Ema(WeightAverage):

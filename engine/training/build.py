@@ -1,6 +1,5 @@
 """The objects of a training run, from its config: data, batches, optimizer, trainer, validator."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,10 +34,7 @@ class Compute(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The dataset; the decoded images to train on and those that choose the best checkpoint; extra data.
-
-    ``skipped`` is the number of images that ``--skip_damaged`` has left out.
-    """
+    """The dataset; its decoded images for training and for validation; extra data; number of damaged images."""
 
     splits: Splits
     training: Split
@@ -66,7 +62,7 @@ def test_images(splits: Splits, config: TrainConfig) -> Split:
 
 
 def make_loop(
-    folder: RunFolder, data: Data, student: nn.Module, teachers: Sequence[nn.Module], compute: Compute
+    folder: RunFolder, data: Data, student: nn.Module, teachers: list[nn.Module], compute: Compute
 ) -> TrainingLoop:
     """The training of ``student`` from its first epoch."""
     config = folder.config
@@ -81,11 +77,11 @@ def make_loop(
         extra=data.extra,
         generator=torch.Generator(),
     )
-    trainer = _make_trainer(config, data.splits, student, teachers, compute, len(batches))
+    trainer = _make_trainer(config, data, student, teachers, compute, len(batches))
     if data.extra and config.extra_labels == "teacher":
         predict = torch.no_grad()(lambda x: trainer.teachers[0](x.float() / 255).argmax(1))
         batches.extra = data.extra._replace(predict=predict)
-    validator = make_validator(trainer.network, data.validation, config, compute)
+    validator = make_validator(trainer.eval_network, data.validation, config, compute)
     # What each checkpoint stores besides weights: names to load it by, checksums that a resumed run must match.
     metadata = {key: getattr(config, key) for key in ("model", "dataset", "method")}
     metadata |= {"classes": list(data.splits.classes), "image_size": data.splits.image_size}
@@ -93,7 +89,7 @@ def make_loop(
     metadata["images"] += data.extra.checksums if data.extra else []
     metadata["teachers"] = [checksum(teacher) for teacher in teachers]
     metadata["arithmetic"] = str(compute.arithmetic.dtype or "float32")
-    return TrainingLoop(trainer, batches, validator, folder, metadata, compute.processes)
+    return TrainingLoop(trainer, batches, validator, folder, metadata)
 
 
 def make_validator(network: nn.Module, images: Split, config: TrainConfig, compute: Compute) -> Validator:
@@ -104,12 +100,7 @@ def make_validator(network: nn.Module, images: Split, config: TrainConfig, compu
 
 
 def _make_trainer(
-    config: TrainConfig,
-    splits: Splits,
-    student: nn.Module,
-    teachers: Sequence[nn.Module],
-    compute: Compute,
-    steps_per_epoch: int,
+    config: TrainConfig, data: Data, student: nn.Module, teachers: list[nn.Module], compute: Compute, batch_count: int
 ) -> Trainer:
     average = Ema(student, config.ema) if config.ema else None
     if config.swa_start:
@@ -131,8 +122,8 @@ def _make_trainer(
         parts=config.accumulate,
         average=average,
         perturbation=WeightPerturbation(student, config.awp, config.awp_warmup - 1) if config.awp else None,
-        make_network=lambda: make_network(config.model, "", config.dataset, splits).to(compute.device),
-        steps_per_epoch=steps_per_epoch,
+        make_network=lambda: make_network(config.model, None, config.dataset, data.splits).to(compute.device),
+        steps_per_epoch=batch_count,
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from utils.config import TrainConfig
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import write_text
 from utils.log import logger
 
@@ -91,8 +91,8 @@ class Loggers:
 
     def add(self, row: dict) -> None:
         """Send one epoch to each logger; one that fails receives no more."""
-        active, self.active = self.active, {}
-        for flag, log in active.items():
+        for flag in list(self.active):
+            log = self.active.pop(flag)
             with _errors_as_warnings(flag):
                 log(row)
                 self.active[flag] = log
@@ -103,7 +103,7 @@ def _errors_as_warnings(flag: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of a third-party package
-        logger.warning("--%s: %s; the run continues without it", flag, _first_line(error))
+        logger.warning("--%s: %s; the run continues without it", flag, first_line(error))
 
 
 def _import(flag: str) -> ModuleType:
@@ -113,12 +113,8 @@ def _import(flag: str) -> ModuleType:
     except ImportError as error:
         raise UserError(f"--{flag}: requires a package: pip install {flag}") from error
     except Exception as error:  # incompatible versions fail in several ways
-        raise UserError(f"--{flag}: cannot be imported ({_first_line(error)}): pip install -U {flag}") from error
+        raise UserError(f"--{flag}: cannot be imported ({first_line(error)}): pip install -U {flag}") from error
 
 
 def _metrics(row: dict) -> dict[str, float]:
     return {name: value for name, value in row.items() if name != "epoch" and value is not None}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

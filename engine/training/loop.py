@@ -8,7 +8,6 @@ from torch import Tensor
 
 from data.loader import Batches
 from engine.checkpoint import BEST, LAST
-from engine.distributed import Processes
 from engine.training.metrics import EpochMetrics, peak_memory_mib
 from engine.training.run_folder import RunFolder
 from engine.training.schedule import epsilon_scale, learning_rate
@@ -24,26 +23,19 @@ from utils.seed import derive_seed, seed_everything
 class TrainingLoop:
     """Trains, validates and saves, from the first epoch or a resume state to the last epoch.
 
+    All ranks call the same functions in the same order.
+
     Args:
         trainer: Performs the training steps.
         batches: Training images; their generator draws order and augmentation.
         validator: Computes the accuracies that choose the best checkpoints.
         folder: Writes checkpoints and results. Its config holds schedule and seed.
         metadata: What every checkpoint stores besides the weights.
-        processes: The ranks, which all call the same functions in the same order.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        batches: Batches,
-        validator: Validator,
-        folder: RunFolder,
-        metadata: dict,
-        processes: Processes,
-    ):
+    def __init__(self, trainer: Trainer, batches: Batches, validator: Validator, folder: RunFolder, metadata: dict):
         self.trainer, self.batches, self.validator, self.folder = trainer, batches, validator, folder
-        self.metadata, self.processes, self.config = metadata, processes, folder.config
+        self.metadata, self.config = metadata, folder.config
 
     def run(self, state: dict | None, signals: Signals) -> None:
         """Train until ``config.epochs`` epochs are done; a resume ``state`` holds the finished epochs and batches.
@@ -52,51 +44,68 @@ class TrainingLoop:
         weight is nan or inf, without saving it, or if a file cannot be written; Stopped, after saving, on a signal.
         """
         self.signals, self.last_save = signals, time.monotonic()
-        first, metrics = 0, self._new_metrics()
+        finished, metrics = 0, self._new_metrics()
         if state:
-            first, metrics = state["epochs"], self._new_metrics(state["metrics"])
+            finished, metrics = state["epochs"], self._new_metrics(state["metrics"])
             batches = f" and {metrics.batches} of {len(self.batches)} batches" if metrics.batches else ""
-            logger.info("resuming after epoch %d of %d%s", first, self.config.epochs, batches)
-        signals.defer()
-        for epoch in range(first, self.config.epochs):
+            logger.info("resuming after epoch %d of %d%s", finished, self.config.epochs, batches)
+        signals.deferred = True
+        for epoch in range(finished, self.config.epochs):
             self._run_epoch(epoch, metrics)
             metrics = self._new_metrics()
-        signals.defer(False)
+        signals.deferred = False
 
     def _run_epoch(self, epoch: int, metrics: EpochMetrics) -> None:
         """Train, validate and save one epoch (from 0); ``metrics`` has the batches that an earlier process trained."""
-        start, earlier, count = time.monotonic(), metrics.images, len(self.batches)
-        self.trainer.radius_scale = epsilon_scale(epoch, self.config)
+        start, images_before = time.monotonic(), metrics.images
+        self._train(epoch, metrics)
+        means = metrics.means()  # waits for the device
+        trained = time.monotonic()
+        row = {"epoch": epoch + 1, "lr": learning_rate(epoch, self.config, done=1), **means}
+        if (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.epochs:
+            row |= self._validate(epoch, metrics)
+        self._require_finite(epoch, *(value for key, value in row.items() if key.endswith("_loss")))
+        row["images_per_s"] = (metrics.images - images_before) / (trained - start) or None
+        row["peak_memory_mib"] = peak_memory_mib(self.batches.device)
+        self._save_epoch(epoch, row, metrics)
+        self._log_epoch(row, trained - start, time.monotonic() - trained)
+
+    def _train(self, epoch: int, metrics: EpochMetrics) -> None:
+        """Perform the remaining training steps of an epoch."""
+        self.trainer.epsilon_scale = epsilon_scale(epoch, self.config)
         for x, y in self._training_batches(epoch, metrics.batches):
+            lr = learning_rate(epoch, self.config, done=(metrics.batches + 1) / len(self.batches))
             for group in self.trainer.optimizer.param_groups:
-                group["lr"] = learning_rate(epoch, self.config, (metrics.batches + 1) / count)
+                group["lr"] = lr
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
         self.trainer.after_epoch(epoch, self._training_images(epoch, metrics))
-        means, trained = metrics.means(), time.monotonic()
-        row = {"epoch": epoch + 1, "lr": learning_rate(epoch, self.config, done=1)}
-        row |= {f"train_{key}": value for key, value in means._asdict().items()}
-        if (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.epochs:
-            scores = self.validator(lambda: self._save_or_stop(epoch, metrics))
-            for name, score in zip(("clean", "PGD10"), scores, strict=True):
-                row |= {f"{name}_loss": score.loss, f"{name}_acc": score.accuracy}
-        self._require_finite(epoch, *(value for key, value in row.items() if key.endswith("_loss")))
-        rate, memory = (metrics.images - earlier) / (trained - start), peak_memory_mib(self.batches.device)
-        row |= {"images_per_s": rate or None, "peak_memory_mib": memory}
-        # The state is saved last: an interruption before it repeats the epoch.
+
+    def _validate(self, epoch: int, metrics: EpochMetrics) -> dict[str, float]:
+        """Return the columns of results.csv that the validation computes."""
+        clean, robust = self.validator(lambda: self._save_or_stop(epoch, metrics))
+        accuracies = {"clean_acc": clean.accuracy, "PGD10_acc": robust.accuracy}
+        return accuracies | {"clean_loss": clean.loss, "PGD10_loss": robust.loss}
+
+    def _save_epoch(self, epoch: int, row: dict, metrics: EpochMetrics) -> None:
+        """Write results and checkpoints; the resume state is last, so that an interruption repeats the epoch."""
+        results = self.folder.results
         self.folder.add_row(row, metrics.reliability())
         # Official keys; there "epoch" counts from 0. The accuracies are None in epochs without validation.
         accuracies = {key: row.get(key) for key in ("clean_acc", "PGD10_acc")}
         checkpoint = {**self.trainer.weights(), "epoch": epoch, **self.metadata, **accuracies}
         # Strictly better than all earlier epochs, as in the official code.
-        improved = [name for name, key in BEST.items() if self.folder.results.best(key) is self.folder.results.rows[-1]]
+        improved = [name for name, column in BEST.items() if results.best(column) is results.rows[-1]]
         self.folder.save(LAST, checkpoint, *improved)
         self._save_state(epoch + 1, self._new_metrics())
-        clean, robust = ("-" if value is None else f"{value:.2f}" for value in accuracies.values())
-        result = f"lr {row['lr']:g}  loss {means.loss:.4f}  clean {clean}  PGD-10 {robust}"
-        cost = f"{trained - start:.0f} s, {rate:.0f} images/s; validation {time.monotonic() - trained:.0f} s"
-        cost += f"; peak memory {memory:.0f} MiB" if memory else ""
-        logger.info("epoch %d/%d  %s  (%s)", epoch + 1, self.config.epochs, result, cost)
+
+    def _log_epoch(self, row: dict, seconds: float, validation_seconds: float) -> None:
+        clean, robust = (f"{row[key]:.2f}" if key in row else "-" for key in ("clean_acc", "PGD10_acc"))
+        result = f"lr {row['lr']:g}  loss {row['train_loss']:.4f}  clean {clean}  PGD-10 {robust}"
+        cost = f"{seconds:.0f} s, {row['images_per_s'] or 0:.0f} images/s; validation {validation_seconds:.0f} s"
+        if row["peak_memory_mib"]:
+            cost += f"; peak memory {row['peak_memory_mib']:.0f} MiB"
+        logger.info("epoch %d/%d  %s  (%s)", row["epoch"], self.config.epochs, result, cost)
 
     def _training_batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of an epoch after the first ``done``; seed all generators by the number of each batch."""
@@ -118,7 +127,7 @@ class TrainingLoop:
     def _save_or_stop(self, epoch: int, metrics: EpochMetrics) -> None:
         """Save a state if it is due; save and stop after a signal. All ranks agree."""
         due = time.monotonic() - self.last_save >= 60 * self.config.save_minutes
-        signal, due = self.processes.all_reduce_max([self.signals.received, due])
+        signal, due = self.trainer.processes.all_reduce_max([self.signals.received, due])
         if signal or due:
             self._save_state(epoch, metrics)
         if signal:
@@ -133,7 +142,7 @@ class TrainingLoop:
 
     def _new_metrics(self, state: dict | None = None) -> EpochMetrics:
         options = {"teacher": self.config.log_reliability, "parts": self.trainer.parts}
-        return EpochMetrics(self.batches.device, self.processes, state, **options)
+        return EpochMetrics(self.batches.device, self.trainer.processes, state, **options)
 
     def _require_finite(self, epoch: int, *losses: float) -> None:
         groups = self.trainer.optimizer.param_groups  # also a second network that the method trains

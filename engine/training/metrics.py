@@ -1,14 +1,12 @@
 """Metrics of one training epoch: sums over its images, kept on the device until the epoch ends."""
 
 import sys
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.distributed import SINGLE_PROCESS, Processes
-from methods.iad import reliability
-from methods.losses import Step
+from methods.losses import Step, reliability
 
 try:
     import resource
@@ -16,28 +14,7 @@ except ImportError:  # Windows
     resource = None
 
 ALPHA_BINS = 20  # of the histogram of alpha over [0, 1], of equal width
-
-
-class EpochMeans(NamedTuple):
-    """Means over the images of an epoch; an accuracy (percent) is None if the method returns no such logits."""
-
-    loss: float
-    clean_acc: float | None
-    adv_acc: float | None
-
-
-class Reliability(NamedTuple):
-    """Reliability of the robust teacher in an epoch, over ``n`` images.
-
-    Its accuracy (percent) on the clean and on the student's adversarial images; ``alpha`` is the histogram, in
-    ALPHA_BINS bins of [0, 1], of its probability of the label on the adversarial image. None if the method returns no
-    such logits. Source: figure 1 of IAD (Zhu et al., ICLR 2022), whose loss raises alpha to a power.
-    """
-
-    n: int
-    teacher_clean_acc: float | None
-    teacher_adv_acc: float | None
-    alpha: list[int] | None
+ALPHA_COLUMNS = tuple(f"alpha_{number / ALPHA_BINS:.2f}" for number in range(ALPHA_BINS))  # named by lower bounds
 
 
 class EpochMetrics:
@@ -64,7 +41,9 @@ class EpochMetrics:
         state = state or {"batches": 0, "images": 0, "loss": 0.0}
         self.teacher = teacher and (state["batches"] == 0 or "alpha" in state)
         self.batches, self.images = state["batches"], state["images"]
-        self.keys = ("loss", "clean", "adv", *(("t_clean", "t_adv", "alpha") if self.teacher else ()))
+        self.keys = ["loss", "clean", "adv"]
+        if self.teacher:
+            self.keys += ["t_clean", "t_adv", "alpha"]
         self.sums = {}  # only for logits that the method returns
         for key in self.keys:
             if state.get(key) is not None:
@@ -90,19 +69,30 @@ class EpochMetrics:
             if mean is not None:
                 self.sums[key] = mean * weight + self.sums.get(key, 0)
 
-    def means(self) -> EpochMeans:
-        """Return the means over all images so far, of all ranks."""
+    def means(self) -> dict[str, float | None]:
+        """Return the columns ``train_*`` of results.csv: means over all images so far, of all ranks.
+
+        An accuracy (percent) is None if the method returns no such logits.
+        """
         state = self.state()
         n = state["images"]
-        return EpochMeans(state["loss"] / n, _percent(state["clean"], n), _percent(state["adv"], n))
+        accuracies = {f"train_{key}_acc": _percent(state[key], n) for key in ("clean", "adv")}
+        return {"train_loss": state["loss"] / n, **accuracies}
 
-    def reliability(self) -> Reliability | None:
-        """Return the reliability of the teacher over the images so far, of all ranks; None without ``teacher``."""
+    def reliability(self) -> dict[str, float | None] | None:
+        """Return the columns of reliability.csv over the images so far, of all ranks; None without ``teacher``.
+
+        The accuracy (percent) of the robust teacher on the clean and on the student's adversarial images, and the
+        numbers of images by alpha, its probability of the label on the adversarial image. None if the method returns
+        no such logits. Source: figure 1 of IAD (Zhu et al., ICLR 2022), whose loss raises alpha to a power.
+        """
         if not self.teacher:
             return None
         state = self.state()
         n = state["images"]
-        return Reliability(n, _percent(state["t_clean"], n), _percent(state["t_adv"], n), state["alpha"])
+        accuracies = {f"teacher_{key}_acc": _percent(state[f"t_{key}"], n) for key in ("clean", "adv")}
+        alpha = state["alpha"] or [None] * ALPHA_BINS
+        return {"n": n, **accuracies, **dict(zip(ALPHA_COLUMNS, alpha, strict=True))}
 
     def state(self) -> dict:
         """Return the sums over all ranks as numbers; None for logits that the method does not return."""

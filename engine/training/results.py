@@ -3,22 +3,17 @@
 import csv
 from pathlib import Path
 
-from engine.training.metrics import ALPHA_BINS, Reliability
+from engine.training.metrics import ALPHA_COLUMNS
 from utils.plots import save_curves, save_reliability
 from utils.tables import read_csv, write_csv
 
 # One row per epoch, counted from 1. Means over images, accuracies in percent; empty if the logits are not computed.
 # train_* are of the student in train mode during the epoch; clean_* and PGD10_* of the student after it, on the images
 # that choose the best checkpoint, and empty in epochs without validation.
-METRICS = (
-    *("epoch", "lr", "train_loss", "train_clean_acc", "train_adv_acc"),
-    *("clean_loss", "clean_acc", "PGD10_loss", "PGD10_acc"),
-)
+TRAINING = ("epoch", "lr", "train_loss", "train_clean_acc", "train_adv_acc")
+METRICS = (*TRAINING, "clean_loss", "clean_acc", "PGD10_loss", "PGD10_acc")
 # They differ from run to run, so they are only in results.csv: resume states have the same bytes in every run.
 MEASUREMENTS = ("images_per_s", "peak_memory_mib")
-# With --log_reliability, one row per epoch; see Reliability. The bins of alpha are named after their lower bounds.
-RELIABILITY_COLUMNS = ("epoch", "n", "teacher_clean_acc", "teacher_adv_acc")
-ALPHA_COLUMNS = tuple(f"alpha_{number / ALPHA_BINS:.2f}" for number in range(ALPHA_BINS))
 RESULTS, RELIABILITY = "results.csv", "reliability.csv"
 CURVES, PLOT = "curves.png", "reliability.png"
 
@@ -43,13 +38,11 @@ class Results:
         self.rows = [row | measured.get(row["epoch"], unknown) for row in state["rows"]]
         self.reliability = state["reliability"]
 
-    def add(self, values: dict, reliability: Reliability | None) -> None:
+    def add(self, values: dict, reliability: dict | None) -> None:
         """Append one epoch."""
         self.rows.append({key: values.get(key) for key in (*METRICS, *MEASUREMENTS)})
         if reliability:
-            *columns, alpha = reliability
-            cells = (values["epoch"], *columns, *(alpha or [None] * ALPHA_BINS))
-            self.reliability.append(dict(zip((*RELIABILITY_COLUMNS, *ALPHA_COLUMNS), cells, strict=True)))
+            self.reliability.append({"epoch": values["epoch"], **reliability})
 
     def best(self, column: str) -> dict | None:
         """Return the first row with the highest value in ``column``; None before the first validation."""
@@ -65,7 +58,7 @@ class Results:
 
     def draw(self) -> None:
         """Draw curves.png, and reliability.png if the teacher's logits are known."""
-        if any(row[key] is not None for row in self.reliability for key in RELIABILITY_COLUMNS[2:]):
+        if any(row[key] is not None for row in self.reliability for key in ("teacher_clean_acc", "teacher_adv_acc")):
             save_reliability(self.reliability, ALPHA_COLUMNS, self.folder / PLOT)
         save_curves([row for row in self.rows if row["PGD10_acc"] is not None], self.folder / CURVES)
 
@@ -80,4 +73,6 @@ def _read_measurements(path: Path) -> dict[int, dict]:
 
 
 def _cell(value) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

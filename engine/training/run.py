@@ -29,7 +29,7 @@ from methods import SINGLE_PROCESS_ONLY
 from models.normalized import normalize_input
 from models.weights import DEEPMIND_LAYOUTS, Checkpoint
 from utils.config import TrainConfig
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.log import log_to_file, logger
 from utils.seed import seed_everything
 
@@ -44,30 +44,24 @@ def train(config: TrainConfig, given: Mapping[str, str] = MappingProxyType({})) 
         with Signals() as signals:
             folder = _train(config, given, processes, signals)
     except torch.OutOfMemoryError as error:
-        eval_bs = f" or --eval_bs {config.eval_bs}" * bool(config.eval_bs)
+        eval_bs = f" or --eval_bs {config.eval_bs}" if config.eval_bs else ""
         raise UserError(f"CUDA out of memory; reduce --bs {config.bs}{eval_bs}") from error
     except RuntimeError as error:
         if is_peer_failure(error, processes):
             raise UserError("torchrun: another process of this run has ended; --resume continues the run") from error
         if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"--compile {config.compile}: torch.compile fails ({reason}); use --compile off") from error
+            problem = f"torch.compile fails ({first_line(error)})"
+            raise UserError(f"--compile {config.compile}: {problem}; use --compile off") from error
         raise
     destroy()  # only after success: it would wait for ranks that have failed
     return folder
 
 
 def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, signals: Signals) -> Path:
-    config, sources = processes.on_all_ranks(resolve, config, given)
-    processes.on_all_ranks(_check_processes, config, processes)
-    device = processes.on_all_ranks(choose_device, config.device, local_gpu(config.gpu_id), config.threads)
-    arithmetic = processes.on_all_ranks(choose_arithmetic, config.precision, config.compile, device)
-    compute = Compute(device, *arithmetic, processes)
-    folder = processes.on_all_ranks(RunFolder, config, processes.is_rank0)
+    config, sources, compute, folder = processes.on_all_ranks(_prepare, config, given, processes)
     state = processes.on_rank0(folder.last_state)
     threads = config.threads or processes.on_rank0(folder.threads) or torch.get_num_threads()
     torch.set_num_threads(threads)
-    config = folder.config = replace(config, threads=threads)
     if state and state["epochs"] >= config.epochs:
         logger.info("%s: all %d epochs are done", folder.path, state["epochs"])
         if folder.writes and not (folder.path / CURVES).exists():
@@ -75,30 +69,28 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
             _finalize(config, load_configured(config), folder, compute)
         logger.info("evaluate: %s", command_for(config, folder.path, len(state["classes"])))
         return folder.path
-    config = folder.config = _with_milestones(config, state)
-    found = processes.rank0_first(find_teachers, config)
-    # A resume state contains the weights; the file that initialized them may no longer exist.
-    starts = config.model_path and not state
-    start = processes.on_all_ranks(Checkpoint, config.model_path, config.weights, config.normalize) if starts else ""
+    config = folder.config = replace(config, threads=threads, milestones=_milestones(config, state))
+    teacher_files = processes.rank0_first(find_teachers, config)
+    initial = None
+    if config.model_path and not state:  # a state contains the weights; the file may no longer exist
+        initial = processes.on_all_ranks(Checkpoint, config.model_path, config.weights, config.normalize)
     data = processes.rank0_first(read_data, config)
-    folder.skipped_images = data.skipped
     seed_everything(config.seed)
-    student = processes.on_all_ranks(make_student, config, data.splits, start, state).to(device)
-    teachers = processes.on_all_ranks(make_teachers, config, found, data.splits, device)
+    student = processes.on_all_ranks(make_student, config, data.splits, initial, state).to(compute.device)
+    teachers = processes.on_all_ranks(make_teachers, config, teacher_files, data.splits, compute.device)
     loop = make_loop(folder, data, student, teachers, compute)
-    del found, start, teachers  # the trainer keeps folded copies
+    del teacher_files, initial, teachers  # the trainer keeps folded copies
     if state:
         processes.on_all_ranks(folder.require_same_data, state, loop.metadata)
         folder.results.restore(state)
         loop.trainer.restore(state)
-        for key in ("net", "net_raw", "optimizer", "method_state"):  # frees memory
-            state.pop(key, None)
+        state = {key: state[key] for key in ("epochs", "metrics")}  # frees the memory of the weights
     with ExitStack() as stack:
         stack.callback(folder.close)
-        processes.on_rank0(folder.create, state)
+        processes.on_rank0(folder.create, state, data.skipped)
         if processes.is_rank0:
             stack.enter_context(log_to_file(folder.path / "log.txt"))
-        log_config(config, sources, folder.path, (data.training, data.validation), device)
+        log_config(config, sources, folder.path, (data.training, data.validation), compute.device)
         _log_computation(config, data, compute)
         loop.run(state, signals)
         if processes.is_rank0:
@@ -107,11 +99,22 @@ def _train(config: TrainConfig, given: Mapping[str, str], processes: Processes, 
     return folder.path
 
 
-def make_student(config: TrainConfig, splits: Splits, start: Checkpoint | str, state: dict | None) -> nn.Module:
+def _prepare(
+    config: TrainConfig, given: Mapping[str, str], processes: Processes
+) -> tuple[TrainConfig, dict[str, str], Compute, RunFolder]:
+    """Return the settings of the run with their sources, how it computes, and its folder, which is not created yet."""
+    config, sources = resolve(config, given)
+    _check_processes(config, processes)
+    device = choose_device(config.device, local_gpu(config.gpu_id))
+    arithmetic, description = choose_arithmetic(config.precision, config.compile, device)
+    return config, sources, Compute(device, arithmetic, description, processes), RunFolder(config, processes.is_rank0)
+
+
+def make_student(config: TrainConfig, splits: Splits, initial: Checkpoint | None, state: dict | None) -> nn.Module:
     """Build the student, for a resume ``state`` with the layout and normalization that the file it began with had."""
     weights = state["net"] if state else {}
     name = DEEPMIND_LAYOUTS.get(config.model, config.model) if "init_conv.weight" in weights else config.model
-    student = make_network(name, start, config.dataset, splits)
+    student = make_network(name, initial, config.dataset, splits)
     if "mean" in weights and "mean" not in student.state_dict():
         student = normalize_input(student, weights["mean"], weights["std"])
     return student
@@ -122,7 +125,8 @@ def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
     script = Path(__file__).resolve().parents[2] / "main_eval.py"
     args = ["python", script.name if script.parent == Path.cwd() else str(script), "--model_path", str(folder)]
     for name in ("data_root", "cache_dir", "skip_damaged", "max_pixels", "device", "gpu_id"):
-        if (value := getattr(config, name)) != getattr(TrainConfig, name):
+        value = getattr(config, name)
+        if value != getattr(TrainConfig, name):
             args += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     if config.epsilon != TrainConfig.epsilon:
         args += ["--eps", f"{str(config.epsilon).removesuffix('.0')}/255"]
@@ -133,8 +137,9 @@ def command_for(config: TrainConfig, folder: Path, classes: int) -> str:
 
 def _check_processes(config: TrainConfig, processes: Processes) -> None:
     count = processes.count
-    if config.bs < (least := count * config.accumulate):
-        factor = " times --accumulate" * (config.accumulate > 1)
+    least = count * config.accumulate
+    if config.bs < least:
+        factor = " times --accumulate" if config.accumulate > 1 else ""
         raise UserError(f"--bs {config.bs}: must be at least the number of processes{factor}, {least}")
     if count > 1 and config.method in SINGLE_PROCESS_ONLY:
         raise UserError(f"--method {config.method}: supports a single process only; start it without torchrun")
@@ -142,24 +147,26 @@ def _check_processes(config: TrainConfig, processes: Processes) -> None:
         raise UserError(f"--device {config.device}: under torchrun each process uses its own GPU; use --device cuda")
 
 
-def _with_milestones(config: TrainConfig, state: dict | None) -> TrainConfig:
-    """Fill in default milestones; a resumed run keeps those of its first start, even if --epochs has changed."""
+def _milestones(config: TrainConfig, state: dict | None) -> tuple[int, ...] | None:
+    """Return the milestones; a resumed run keeps the defaults of its first start, even if --epochs has changed."""
     if config.lr_schedule != "piecewise" or config.milestones is not None:
-        return config
+        return config.milestones
     defaults = default_milestones(config.epochs)
     milestones = tuple(state["config"]["milestones"]) if state else defaults
     if milestones != defaults:
         old, new = (" ".join(map(str, values)) for values in (milestones, defaults))
         message = "WARNING: the run keeps its milestones %s; a new run with --epochs %d would use %s"
         logger.warning(message, old, config.epochs, new)
-    return replace(config, milestones=milestones)
+    return milestones
 
 
 def _log_computation(config: TrainConfig, data: Data, compute: Compute) -> None:
     """Log what is done to training images, and how the networks are computed."""
-    reason = "--no-flip" if data.splits.flip else "mirroring may change the class"
-    mirrors = config.flip and data.splits.flip
-    mirrored = "mirrored with probability 1/2 (--no-flip: never)" if mirrors else f"not mirrored ({reason})"
+    mirrored = "mirrored with probability 1/2 (--no-flip: never)"
+    if not data.splits.flip:
+        mirrored = "not mirrored (mirroring may change the class)"
+    elif not config.flip:
+        mirrored = "not mirrored (--no-flip)"
     logger.info("training images are %s; %s", AUGMENTATIONS[config.augment][1], mirrored)
     if data.extra:
         logger.info("%s", data.extra.describe(len(data.training.labels), config.bs))
@@ -177,7 +184,7 @@ def _finalize(config: TrainConfig, splits: Splits, folder: RunFolder, compute: C
             logger.info("best %s accuracy: %.2f %%, epoch %d", title, row[column], row["epoch"])
     best = folder.path / best_checkpoint(config.method)
     if config.val_size and best.exists():
-        network = make_network(config.model, str(best), config.dataset, splits).to(compute.device)
+        network = make_network(config.model, best, config.dataset, splits).to(compute.device)
         rank0_only = compute._replace(processes=SINGLE_PROCESS)
         (images,) = decode_files(test_images(splits, config))
         clean, robust = make_validator(network, images, config, rank0_only)()

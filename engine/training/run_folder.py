@@ -11,14 +11,13 @@ from filelock import FileLock, Timeout
 
 from engine.checkpoint import LAST, STATES, save_checkpoint
 from engine.training.loggers import Loggers
-from engine.training.metrics import Reliability
 from engine.training.results import PLOT, Results
-from engine.training.schedule import WHOLE_RUN
+from engine.training.schedule import ANNEALING
 from engine.unused_fields import ignored_fields
-from methods import WITHOUT_TEACHER, fields_read
+from methods import WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
 from models.checkpoint_file import decode
 from utils.config import TrainConfig
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.fields import shown, spelling
 from utils.files import FULL, PARTIAL, link, require_writable, write_text
 from utils.flags import SKIPPED, read_config
@@ -39,11 +38,11 @@ class RunFolder:
     """
 
     def __init__(self, config: TrainConfig, writes: bool = True):
-        self.config, self.writes, self.skipped_images = config, writes, 0
-        parts = [config.model, config.method not in WITHOUT_TEACHER and f"from_{config.teacher_model}"]
-        parts += [config.method != "Natural" and f"eps{config.epsilon:g}", f"seed{config.seed}", config.desc_str]
-        name = "_".join(filter(None, parts))
-        name = name.replace(os.sep, "-").replace(":", "-")
+        self.config, self.writes = config, writes
+        teacher = "" if config.method in WITHOUT_TEACHER else f"from_{config.teacher_model}"
+        epsilon = "" if config.method in WITHOUT_ATTACK else f"eps{config.epsilon:g}"
+        parts = (config.model, teacher, epsilon, f"seed{config.seed}", config.desc_str)
+        name = "_".join(filter(None, parts)).replace(os.sep, "-").replace(":", "-")
         if len(name.encode()) > MAX_NAME_BYTES:
             raise UserError(f"--desc_str {config.desc_str[:20]}...: makes the folder's name too long; shorten it")
         self.path = Path(config.root_path) / config.dataset / config.method / name
@@ -99,9 +98,10 @@ class RunFolder:
             old, new = state.get("arithmetic"), metadata["arithmetic"]
             logger.warning("--resume: the run was computed in %s so far and continues in %s", old, new)
 
-    def create(self, state: dict | None) -> None:
+    def create(self, state: dict | None, skipped_images: int = 0) -> None:
         """Create and lock the folder to continue from ``state``, and write config.json.
 
+        ``skipped_images`` is the number of images that ``--skip_damaged`` has left out.
         Raises UserError if another process trains there, or did since ``state`` was read.
         """
         with self._writing():
@@ -114,7 +114,9 @@ class RunFolder:
             for newer in self._states():  # could not be read
                 if state is None or _progress(newer) > (state["epochs"], state["metrics"]["batches"]):
                     newer.rename(newer.with_suffix(".bad"))
-            content = asdict(self.config) | ({SKIPPED: self.skipped_images} if self.config.skip_damaged else {})
+            content = asdict(self.config)
+            if self.config.skip_damaged:
+                content[SKIPPED] = skipped_images
             write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
         self.loggers.open(self.path, self.results.rows)
 
@@ -137,7 +139,7 @@ class RunFolder:
         except (OSError, NotImplementedError) as error:  # for instance a network file system
             logger.warning("WARNING: %s: cannot be locked (%s); do not start a second run there", self.path, error)
 
-    def add_row(self, values: dict, reliability: Reliability | None) -> None:
+    def add_row(self, values: dict, reliability: dict | None) -> None:
         """Append one epoch to the tables, with empty cells for missing values, and send it to the loggers."""
         self.results.add(values, reliability)
         if self.writes:
@@ -197,11 +199,10 @@ class RunFolder:
             yield
         except (OSError, RuntimeError) as error:
             path = getattr(error, "filename", None) or self.path
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            reason = getattr(error, "strerror", None) or first_line(error)
             hint = "free disk space, then --resume" if getattr(error, "errno", None) in FULL else "--resume"
-            raise UserError(
-                f"{path}: cannot be written ({reason}); {self.last_good()}; {hint} continues the run"
-            ) from error
+            problem = f"{path}: cannot be written ({reason})"
+            raise UserError(f"{problem}; {self.last_good()}; {hint} continues the run") from error
 
 
 def _make_lock(path: Path) -> FileLock:
@@ -214,7 +215,7 @@ def _make_lock(path: Path) -> FileLock:
 def config_fingerprint(config: TrainConfig) -> dict:
     """Return the settings that affect the result; the number of epochs only if a schedule depends on it."""
     names = [spec.name for spec in fields(config) if spec.metadata["affects_result"]]
-    scheduled = config.lr_schedule in WHOLE_RUN or "epochs" in fields_read(config.method, config)
+    scheduled = config.lr_schedule in ANNEALING or "epochs" in fields_read(config.method, config)
     values = {name: getattr(config, name) for name in names if name != "epochs" or scheduled}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -225,5 +226,7 @@ def _progress(state: Path) -> tuple[int, ...]:
 
 
 def _shown(value) -> str:
-    """A setting as on the command line."""
-    return "not given" if value in (None, "") else shown(tuple(value) if isinstance(value, list) else value)
+    """Return a value of :func:`config_fingerprint` as on the command line."""
+    if value in (None, ""):
+        return "not given"
+    return shown(tuple(value) if isinstance(value, list) else value)

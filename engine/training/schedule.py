@@ -1,7 +1,6 @@
 """Learning rate as a pure function of the epoch, counted from 0."""
 
 import math
-from collections.abc import Sequence
 
 from utils.config import TrainConfig
 
@@ -14,17 +13,12 @@ def default_milestones(epochs: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys((math.ceil(epochs / 2), math.ceil(3 * epochs / 4))))  # equal if there is one epoch
 
 
-def piecewise(epoch: int, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:
-    """``lr_max``, divided by 10 at each milestone."""
-    return lr_max / 10 ** sum(epoch >= milestone for milestone in milestones)
-
-
-def cosine(epoch: int, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:
+def cosine(epoch: int, epochs: int, lr_max: float) -> float:
     """Half a cosine from ``lr_max`` down to the floor."""
     return max(lr_max * 0.5 * (1 + math.cos(math.pi * epoch / epochs)), min(COSINE_FLOOR, lr_max))
 
 
-def onecycle(epoch: float, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:
+def onecycle(epoch: float, epochs: int, lr_max: float) -> float:
     """Half a cosine up from ``lr_max / 25`` in the first 2.5 % of the epochs, then one down to ``lr_max / 250000``.
 
     PyTorch's ``OneCycleLR`` with one step per epoch, as Wang et al. (ICML 2023) use it, but with constant momentum.
@@ -37,16 +31,13 @@ def onecycle(epoch: float, epochs: int, lr_max: float, milestones: Sequence[int]
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def cyclic(epoch: float, epochs: int, lr_max: float, milestones: Sequence[int]) -> float:
+def cyclic(epoch: float, epochs: int, lr_max: float) -> float:
     """Linear from 0 to ``lr_max`` at 2/5 of the run, then linear to 0 (Rice et al., ICML 2020)."""
     peak = 0.4 * epochs
     return lr_max * (epoch / peak if epoch < peak else (epochs - epoch) / (epochs - peak))
 
 
-SCHEDULES = {"piecewise": piecewise, "cosine": cosine, "onecycle": onecycle, "cyclic": cyclic}
-SCHEDULES["constant"] = lambda epoch, epochs, lr_max, milestones: lr_max
-PER_STEP = {"cyclic"}  # the rate changes with every step
-WHOLE_RUN = {"cosine", "onecycle", "cyclic"}  # the rates depend on the number of epochs
+ANNEALING = {"cosine": cosine, "onecycle": onecycle, "cyclic": cyclic}  # rates that depend on the number of epochs
 
 
 def epsilon_scale(epoch: int, config: TrainConfig) -> float:
@@ -55,15 +46,18 @@ def epsilon_scale(epoch: int, config: TrainConfig) -> float:
 
 
 def learning_rate(epoch: int, config: TrainConfig, done: float = 0.0) -> float:
-    """Return the learning rate of an epoch; if it changes with every step, after the fraction ``done`` of the epoch.
+    """Return the learning rate of an epoch; of cyclic, which changes every step, after ``done`` (0 to 1) of the epoch.
 
     ``--warmup_lr`` first increases the rate linearly from 0.001 to ``lr_max``; cosine then decreases over the remaining
     epochs, while milestones keep their epochs. Source: ``lr_decay`` of the official DGAD code.
     """
-    now = epoch + (done if config.lr_schedule in PER_STEP else 0)
+    now = epoch + (done if config.lr_schedule == "cyclic" else 0)
     warmup = config.warmup_lr_epochs if config.warmup_lr else 0
     if epoch < warmup:
         return WARMUP_START + now / warmup * (config.lr_max - WARMUP_START)
-    shift = warmup if config.lr_schedule in WHOLE_RUN else 0
+    if config.lr_schedule in ANNEALING:
+        return ANNEALING[config.lr_schedule](now - warmup, config.epochs - warmup, config.lr_max)
+    if config.lr_schedule == "constant":
+        return config.lr_max
     milestones = default_milestones(config.epochs) if config.milestones is None else config.milestones
-    return SCHEDULES[config.lr_schedule](now - shift, config.epochs - shift, config.lr_max, milestones)
+    return config.lr_max / 10 ** sum(epoch >= milestone for milestone in milestones)

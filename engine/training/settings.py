@@ -54,16 +54,18 @@ def _values_of_recipe(config: TrainConfig, sources: Mapping[str, str]) -> dict:
         return {}
     published = STRONG if config.recipe == "strong" else recipe(config.method, config.dataset, config.model)
     # A --recipe on the command line overrides a --config file, which has values for all flags.
-    kept = {"flag"} if sources["recipe"] == "flag" else {"flag", "config file"}
-    fixed = {key for key, source in sources.items() if source in kept}
-    fixed |= {"milestones"} if "epochs" in fixed else set()  # published ones belong to the published epochs
-    fixed |= {"ema", "swa_start"} if fixed & {"ema", "swa_start"} else set()  # one average at most
+    overriding = {"flag"} if sources["recipe"] == "flag" else {"flag", "config file"}
+    fixed = {name for name, source in sources.items() if source in overriding}
+    if "epochs" in fixed:
+        fixed.add("milestones")  # published ones belong to the published epochs
+    if not fixed.isdisjoint({"ema", "swa_start"}):
+        fixed |= {"ema", "swa_start"}  # one average at most
     absent = recipe(config.method, "CIFAR10", config.model).keys() - published.keys() - fixed
     if absent and config.recipe == "paper":
         flags = ", ".join(spelling(spec) for spec in fields(config) if spec.name in absent)
         message = "WARNING: --recipe paper: no published value of %s for %s; the default is used"
         logger.warning(message, flags, config.dataset)
-    return {key: value for key, value in published.items() if key not in fixed}
+    return {name: value for name, value in published.items() if name not in fixed}
 
 
 def _check(config: TrainConfig) -> None:
@@ -78,7 +80,8 @@ def _check(config: TrainConfig) -> None:
         raise UserError(f"--augment cutmix: not supported with {config.method}; use it with {known}")
     if config.extra_data and config.extra_labels == "teacher" and config.method in WITHOUT_TEACHER:
         raise UserError(f"--extra_labels teacher: {config.method} has no teacher; remove the flag")
-    if config.extra_data and not 1 <= (count := int(config.bs * config.extra_fraction)) < config.bs:
+    count = int(config.bs * config.extra_fraction)
+    if config.extra_data and not 1 <= count < config.bs:
         message = f"{count} of {config.bs} images per batch; at least one extra and one training image are required"
         raise UserError(f"--extra_fraction {config.extra_fraction:g}: {message}")
     if config.igdm is not None and "igdm" not in fields_read(config.method, config):
@@ -143,21 +146,23 @@ def log_config(
 
 def _log_sources(config: TrainConfig, sources: dict[str, str]) -> None:
     """Log the settings by source, the parameters of the method, and a warning for flags that have no effect."""
-    unused = ignored_fields(config)
+    ignored = ignored_fields(config)
     for source in ("flag", "config file", "recipe", "default"):
-        specs = [spec for spec in fields(config) if sources[spec.name] == source]
-        if source in ("config file", "default"):  # the method's parameters are logged below
-            specs = [spec for spec in specs if spec.metadata["group"] != METHOD and spec.name not in unused]
-        pairs = [(spec, getattr(config, spec.name)) for spec in specs]
-        pairs = [(spec, value) for spec, value in pairs if value not in (None, "")]
-        # Switches that are off by default have no flag to turn them off.
-        _log_settings(source, {spelling(spec): value for spec, value in pairs if value or spec.default is not False})
+        values = {}
+        for spec in fields(config):
+            value = getattr(config, spec.name)
+            # Parameters of the method are logged below; no flag turns off a switch that is off by default.
+            hidden = source in ("config file", "default") and (spec.metadata["group"] == METHOD or spec.name in ignored)
+            off = value in (None, "") or (value is False and spec.default is False)
+            if sources[spec.name] == source and not hidden and not off:
+                values[spelling(spec)] = value
+        _log_settings(source, values)
     # All parameters of the method, including those whose default depends on it.
     keywords = getattr(METHODS[config.method](config), "keywords", {})
     _log_settings("method", {name: value for name, value in keywords.items() if value is not None})
-    given = [spec for spec in fields(config) if spec.name in unused and sources[spec.name] == "flag"]
-    for reason in dict.fromkeys(unused[spec.name] for spec in given):
-        flags = ", ".join(spelling(spec) for spec in given if unused[spec.name] == reason)
+    given = [spec for spec in fields(config) if spec.name in ignored and sources[spec.name] == "flag"]
+    for reason in dict.fromkeys(ignored[spec.name] for spec in given):
+        flags = ", ".join(spelling(spec) for spec in given if ignored[spec.name] == reason)
         logger.warning("WARNING: %s ignores %s", reason, flags)
 
 

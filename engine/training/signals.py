@@ -10,13 +10,13 @@ STATUS = {getattr(signal, name): status for name, status in STATUS.items() if ha
 
 
 class Signals:
-    """Context manager that handles signals: each ends the run at once or, after :meth:`defer`, sets ``received``.
+    """Context manager that handles signals: each ends the run at once or, while ``deferred``, sets ``received``.
 
-    Ctrl-C after another signal, or a second time, always ends the run at once.
+    A run defers them while it has something to save. Ctrl-C after another signal, or a second one, ends it at once.
     """
 
     def __init__(self):
-        self.received, self._deferred, self._previous = 0, False, {}
+        self.received, self.deferred, self._previous = 0, False, {}
 
     def __enter__(self) -> "Signals":
         handled = [number for number in STATUS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
@@ -27,12 +27,8 @@ class Signals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def defer(self, deferred: bool = True) -> None:
-        """Only record signals from now on, because there is something to save; or, with False, end the run again."""
-        self._deferred = deferred
-
     def _handle(self, number: int, _frame) -> None:
-        at_once = not self._deferred or (self.received and number == signal.SIGINT)
+        at_once = not self.deferred or (self.received and number == signal.SIGINT)
         self.received = self.received or number
         if at_once:
             raise stopped(number, "--resume continues from the last saved state")

@@ -18,7 +18,7 @@ from engine.sync_batchnorm import convert_sync_batchnorm
 from engine.training.averaging import WeightAverage
 from engine.training.weight_perturbation import WeightPerturbation
 from methods.losses import Recording, Setup, Step, concatenate, set_up
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 
 class Trainer:
@@ -69,11 +69,11 @@ class Trainer:
         make_network: Callable[[], nn.Module] | None = None,
         steps_per_epoch: int = 1,
     ):
-        self.student, self.method, self.optimizer = student, method, optimizer
-        self.processes, self.shard = processes, None
-        self.average, self.network = average, average.network if average else student  # the network to validate
+        self.student, self.method, self.optimizer, self.processes = student, method, optimizer, processes
+        self.average, self.perturbation = average, perturbation
+        self.eval_network = average.network if average else student
         layout = torch.channels_last if arithmetic.channels_last else torch.preserve_format
-        for network in {student, self.network}:
+        for network in {student, self.eval_network}:
             network.to(memory_format=layout)
         make_network = make_network or partial(deepcopy, student)
         forward = partial(AutocastModel, arithmetic=arithmetic)
@@ -87,9 +87,9 @@ class Trainer:
         self.teachers = tuple(FoldedModel(teacher, arithmetic).detach_source() for teacher in teachers)
         loop = GraphedPGD() if arithmetic.graphs else pgd
         self.pgd = partial(loop, steps=steps)
-        self.epsilon, self.step_size, self.radius_scale = epsilon, step_size, 1.0
+        self.epsilon, self.step_size, self.epsilon_scale = epsilon, step_size, 1.0
         self.attack_bn, self.generator = attack_bn, generator
-        self.perturbation, self.clip_grad, self.parts = perturbation, clip_grad, parts
+        self.clip_grad, self.parts = clip_grad, parts
 
     def step(self, x: Tensor, y: Tensor, epoch: int = 0, start_noise: Tensor | None = None) -> Step:
         """Perform one optimizer step on images (B, C, H, W) and labels (B,); ``epoch`` counts from 0.
@@ -99,38 +99,41 @@ class Trainer:
         """
         self.student.train()
         shards = self.processes.shards(len(y), self.parts)
-        noises = (None if start_noise is None else start_noise[shard.rows] for shard in shards)
-        attacks = [partial(self.attack, start_noise=noise) for noise in noises]
-        batch = x, y, epoch, shards
+        attacks = [partial(self.attack, shard=shard, start_noise=start_noise) for shard in shards]
         self.optimizer.zero_grad()  # before the forward pass, so that its activations can use the gradients' memory
-        perturbation = self.perturbation if self.perturbation and epoch >= self.perturbation.start else None
-        if perturbation:
-            recordings = [Recording(attack) for attack in attacks]
-            state = deepcopy(self.method.state_dict()) if hasattr(self.method, "state_dict") else None
-            self._backward(perturbation.untracked(self.autocast_student), [each.record for each in recordings], *batch)
-            if state is not None:
-                self.method.load_state_dict(state)
-            perturbation.perturb()
-            attacks = [each.replay for each in recordings]
-            self.optimizer.zero_grad()
-        result = self._backward(self.autocast_student, attacks, *batch)
+        perturbed = self.perturbation is not None and epoch >= self.perturbation.start
+        if perturbed:
+            attacks = self._perturb_weights(attacks, shards, x, y, epoch)
+        result = self._backward(self.autocast_student, attacks, shards, x, y, epoch)
         if self.clip_grad:
             nn.utils.clip_grad_norm_(self.student.parameters(), self.clip_grad)
         self.optimizer.step()
-        if perturbation:
-            perturbation.restore()
+        if perturbed:
+            self.perturbation.restore()
         if self.processes.count > 1 and not self.sync_switch:
             self.processes.broadcast(self.student.buffers())  # otherwise each rank would attack its own statistics
-        getattr(self.method, "after_step", lambda: None)()
+        if hasattr(self.method, "after_step"):
+            self.method.after_step()
         if self.average:
             self.average.after_step()
         return result
 
-    def _backward(self, student, attacks: list, x: Tensor, y: Tensor, epoch: int, shards: list[Shard]) -> Step:
+    def _perturb_weights(self, attacks: list, shards: list[Shard], x: Tensor, y: Tensor, epoch: int) -> list:
+        """Perturb the weights by the gradient of the batch; return attacks that repeat the images of ``attacks``."""
+        recordings = [Recording(attack) for attack in attacks]
+        method_state = deepcopy(self.method.state_dict()) if hasattr(self.method, "state_dict") else None
+        student = self.perturbation.untracked(self.autocast_student)
+        self._backward(student, [each.record for each in recordings], shards, x, y, epoch)
+        if method_state is not None:
+            self.method.load_state_dict(method_state)
+        self.perturbation.perturb()
+        self.optimizer.zero_grad()
+        return [each.replay for each in recordings]
+
+    def _backward(self, student, attacks: list, shards: list[Shard], x: Tensor, y: Tensor, epoch: int) -> Step:
         """Accumulate the gradients of this rank's share of a batch; return its result, detached."""
         results = []
         for attack, shard in zip(attacks, shards, strict=True):
-            self.shard = shard
             if self.sync_switch:
                 self.sync_switch.on = not shard.replicated
             result = self.method(student, *self.teachers, attack, x[shard.rows], y[shard.rows], epoch)
@@ -138,7 +141,6 @@ class Trainer:
             (result.loss * weight).backward()
             # Detached: logits that the loss does not use would keep their graph in memory until the next step.
             results.append(Step(*(None if value is None else value.detach() for value in result)))
-        self.shard = None
         return concatenate(results, [shard.weight for shard in shards])
 
     def attack(
@@ -149,6 +151,7 @@ class Trainer:
         noise: Noise = gaussian,
         clamp: bool = False,
         bn: str = "eval",
+        shard: Shard | None = None,
         start_noise: Tensor | None = None,
     ) -> Tensor:
         """Return adversarial images (B, C, H, W) that maximize ``objective(student, *teachers)``.
@@ -160,38 +163,49 @@ class Trainer:
             noise: Draws the random start.
             clamp: Clamp the start to [0, 1].
             bn: "eval" or "train".
-            start_noise: Replaces the draw from ``noise``.
+            shard: Share of the batch that ``x`` is; None if it is the whole batch.
+            start_noise: Noise of the whole batch that replaces the draw from ``noise``.
         """
         attack_model = self.frozen_student
         if (self.attack_bn or bn) == "eval":
             self.student_eval.refresh()
             attack_model = self.student_eval
-        start = x + (self._draw(noise, x) if start_noise is None else start_noise)
-        ball = {"epsilon": self.radius_scale * self.epsilon, "step_size": self.radius_scale * self.step_size}
-        return self.pgd(objective(attack_model, *self.teachers), x, start.clamp(0, 1) if clamp else start, **ball)
+        epsilon, step_size = self.epsilon_scale * self.epsilon, self.epsilon_scale * self.step_size
+        shard = shard or Shard(slice(None), len(x), weight=1.0)
+        if start_noise is None:
+            start_noise = noise(x.new_empty(shard.batch_size, *x.shape[1:]), epsilon, self.generator)
+        start = x + start_noise[shard.rows]
+        if clamp:
+            start = start.clamp(0, 1)
+        return self.pgd(objective(attack_model, *self.teachers), x, start, epsilon=epsilon, step_size=step_size)
 
     def after_epoch(self, epoch: int, images: Iterable[Tensor]) -> None:
         """Finish an epoch, counted from 0; ``images`` yields batches (B, C, H, W), which only some averages read."""
-        getattr(self.method, "after_epoch", lambda epoch: None)(epoch)
+        if hasattr(self.method, "after_epoch"):
+            self.method.after_epoch(epoch)
         if self.average:
             self.average.after_epoch(epoch, images)
 
     def weights(self) -> dict:
         """Return the weights in a checkpoint: ``net``, ``method_state``, and ``net_raw`` if weights are averaged."""
-        weights = {"net": self.network.state_dict()}
+        weights = {"net": self.eval_network.state_dict()}
         if hasattr(self.method, "state_dict"):
             weights["method_state"] = self.method.state_dict()
-        return weights | {"net_raw": self.student.state_dict()} if self.average else weights
+        if self.average:
+            weights["net_raw"] = self.student.state_dict()
+        return weights
 
     def state(self) -> dict:
         """Return the trainer's part of a resume state."""
-        state = self.weights() | {"optimizer": self.optimizer.state_dict()}
-        return state | {"averaged": self.average.count} if self.average else state
+        state = {**self.weights(), "optimizer": self.optimizer.state_dict()}
+        if self.average:
+            state["averaged"] = self.average.count
+        return state
 
     def restore(self, state: dict) -> None:
         """Load what :meth:`state` returned; raises UserError if it belongs to another network."""
         try:
-            self.network.load_state_dict(state["net"])
+            self.eval_network.load_state_dict(state["net"])
             if self.average:
                 self.student.load_state_dict(state["net_raw"])
                 self.average.count = state["averaged"]
@@ -202,18 +216,10 @@ class Trainer:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"--resume: the state in resume/ belongs to another network or optimizer ({reason}); "
+                f"--resume: the state in resume/ belongs to another network or optimizer ({first_line(error)}); "
                 "--desc_str NAME starts another run"
             ) from error
-
-    def _draw(self, noise: Noise, x: Tensor) -> Tensor:
-        """Return the start noise of this rank's images x (B, C, H, W): its rows of the whole batch's noise."""
-        if self.shard is None:
-            return noise(x, self.radius_scale * self.epsilon, self.generator)
-        batch = x.new_empty(self.shard.batch_size, *x.shape[1:])
-        return noise(batch, self.radius_scale * self.epsilon, self.generator)[self.shard.rows]
 
 
 def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:

@@ -71,10 +71,12 @@ class Validator:
     def _validate_batch(self, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
         """Return the sum of the losses and the number of correct images, first clean, then under attack: (4,)."""
         with torch.no_grad():
-            clean = self.network(x)
-        robust, correct = clean.clone(), clean.argmax(1) == y
+            clean_logits = self.network(x)
+        adv_logits, correct = clean_logits.clone(), clean_logits.argmax(1) == y
         if correct.any():
             attacked = x[correct], y[correct], noise[correct]
-            _, robust[correct] = attack_and_verify(self.attack_model, self.network, self.perturb, *attacked)
-        pairs = [(F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) == y).sum()) for z in (clean, robust)]
-        return torch.stack([value.double() for pair in pairs for value in pair])
+            _, adv_logits[correct] = attack_and_verify(self.attack_model, self.network, self.perturb, *attacked)
+        sums = []
+        for logits in (clean_logits, adv_logits):
+            sums += [F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()]
+        return torch.stack([value.double() for value in sums])
