@@ -63,7 +63,9 @@ class TrainingLoop:
         trained = time.monotonic()
         row = {"epoch": epoch + 1, "lr": learning_rate(epoch, self.config, done=1), **means}
         if (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.epochs:
-            row |= self._validate(epoch, metrics)
+            clean, robust = self.validator(lambda: self._save_or_stop(epoch, metrics))
+            row |= {"clean_acc": clean.accuracy, "PGD10_acc": robust.accuracy}
+            row |= {"clean_loss": clean.loss, "PGD10_loss": robust.loss}
         self._require_finite(epoch, *(value for key, value in row.items() if key.endswith("_loss")))
         row["images_per_s"] = (metrics.images - images_before) / (trained - start) or None
         row["peak_memory_mib"] = peak_memory_mib(self.batches.device)
@@ -80,12 +82,6 @@ class TrainingLoop:
             metrics.add(self.trainer.step(x, y, epoch), y)
             self._save_or_stop(epoch, metrics)
         self.trainer.after_epoch(epoch, self._training_images(epoch, metrics))
-
-    def _validate(self, epoch: int, metrics: EpochMetrics) -> dict[str, float]:
-        """Return the columns of results.csv that the validation computes."""
-        clean, robust = self.validator(lambda: self._save_or_stop(epoch, metrics))
-        accuracies = {"clean_acc": clean.accuracy, "PGD10_acc": robust.accuracy}
-        return accuracies | {"clean_loss": clean.loss, "PGD10_loss": robust.loss}
 
     def _save_epoch(self, epoch: int, row: dict, metrics: EpochMetrics) -> None:
         """Write results and checkpoints; the resume state is last, so that an interruption repeats the epoch."""
