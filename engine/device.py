@@ -36,26 +36,25 @@ def choose_device(device: str, gpu_id: int, threads: int | None = None) -> torch
     return chosen
 
 
-def use_full_precision() -> None:
-    """Forbid TF32 (10-bit mantissa), which PyTorch by default uses in float32 convolutions on Ampere and later GPUs."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+def set_tf32(enabled: bool) -> None:
+    """Allow or forbid TF32 (10-bit mantissa) in float32 convolutions and matrix products on Ampere and later GPUs."""
+    torch.set_float32_matmul_precision("high" if enabled else "highest")
+    torch.backends.cudnn.allow_tf32 = enabled
 
 
 @contextmanager
 def allow_tf32(enabled: bool) -> Iterator[None]:
     """Allow or forbid TF32, then restore the setting. Raises UserError if fp32_precision, which excludes it, is set."""
-    cudnn = torch.backends.cudnn
     try:
-        previous = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+        previous = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     except RuntimeError as error:
         raise UserError("torch.backends: fp32_precision is set; use the older switches named allow_tf32") from error
     try:
-        torch.set_float32_matmul_precision("high" if enabled else "highest")
-        cudnn.allow_tf32 = enabled
+        set_tf32(enabled)
         yield
     finally:
         torch.set_float32_matmul_precision(previous[0])
-        cudnn.allow_tf32 = previous[1]
+        torch.backends.cudnn.allow_tf32 = previous[1]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from attacks.suite import PROTOCOLS, Setting
 from data import TEST_SUBSET_SEED, Batches, load, subset
 from engine import load_model
 from engine.accuracy import predict
-from engine.device import choose_device, use_full_precision
+from engine.device import choose_device, set_tf32
 from engine.evaluation.attack import run_attack
 from utils.cli import run_command
 from utils.errors import UserError
@@ -46,7 +46,7 @@ def compare(argv: list[str]) -> None:
     from autoattack import AutoAttack
 
     device = choose_device(options.device, 0)
-    use_full_precision()
+    set_tf32(False)
     network = load_model(INCLUDED).to(device).requires_grad_(False)
     images = subset(load("CIFAR10", options.data_root).test, options.limit, TEST_SUBSET_SEED)
     batches = Batches(images, BATCH_SIZE, device=device)

@@ -58,12 +58,10 @@ def isolated():
     torch.manual_seed(0)
     root = logging.getLogger()
     state = os.environ.copy(), root.handlers[:], root.level, torch.get_num_threads(), torch.get_default_dtype()
-    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    tf32, benchmark = [switch.allow_tf32 for switch in switches], torch.backends.cudnn.benchmark
+    tf32, benchmark = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     yield
-    torch.backends.cudnn.benchmark = benchmark
-    for switch, allowed in zip(switches, tf32, strict=True):
-        switch.allow_tf32 = allowed
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32
+    torch.set_float32_matmul_precision("highest")
     environment, root.handlers[:], level, threads, dtype = state
     root.setLevel(level)
     torch.set_default_dtype(dtype)

@@ -19,6 +19,7 @@ from attacks.pgd import uniform
 from data import Split, Splits
 from data.loader import Batches
 from engine.accuracy import Score
+from engine.device import set_tf32
 from engine.training.loop import TrainingLoop
 from engine.training.validation import Validator
 from methods import METHODS
@@ -205,28 +206,25 @@ def test_a_run_frees_the_files_of_its_networks(distill, tmp_path, monkeypatch):
 SWITCHES = (torch.backends.cudnn, torch.backends.cuda.matmul)
 
 
-def allow_tf32():
-    for switch in SWITCHES:
-        switch.allow_tf32 = True
-
-
 def test_fp32_disables_tf32_in_training_and_in_evaluation(train, run, tmp_path):
-    allow_tf32()
+    set_tf32(True)
     train(f"{SMALL} --method Natural --epochs 1 --precision fp32")
     assert not any(switch.allow_tf32 for switch in SWITCHES)
-    allow_tf32()
+    set_tf32(True)
     run("main_eval.py", f"{DIGITS} --attacks clean --model_path {save_network(tmp_path / 'net.pth')}")
     assert not any(switch.allow_tf32 for switch in SWITCHES)
 
 
 def test_validation_is_in_full_precision():
-    allow_tf32()
+    set_tf32(True)
     allowed, network = [], torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
     network.register_forward_pre_hook(lambda *_: allowed.extend(switch.allow_tf32 for switch in SWITCHES))
     images = Split(torch.randint(256, (4, 3, 2, 2), dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
     Validator(network, Batches(images, 4, device="cpu"), 0.1, seed=0)()
     assert allowed and not any(allowed)
     assert all(switch.allow_tf32 for switch in SWITCHES)  # for the next epoch
+    set_tf32(False)  # PyTorch raises an error if its older and newer switches disagree
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 # The named attacks.

@@ -12,7 +12,7 @@ from attacks.suite import PROTOCOLS, Attack, Setting
 from data import TEST_SUBSET_SEED, Split, Splits, dataset_name, decode_files, fingerprint, load_configured, subset
 from data.loader import Batches
 from engine.accuracy import predict, warn_of_input_scale
-from engine.device import choose_device, use_full_precision
+from engine.device import choose_device, set_tf32
 from engine.distributed import EVALUATION_TIMEOUT, Processes, destroy, init, local_gpu
 from engine.evaluation.evaluate import choose_attacks, choose_precision, run_attacks
 from engine.evaluation.figures import CANDIDATES, draw_confusions, draw_examples, draw_radii
@@ -64,7 +64,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     warn_of_unused(config, select_attacks(config))  # reports invalid flags before data is read
     targets = find_targets(config)
     config = infer_dataset(config, targets)
-    use_full_precision()
+    set_tf32(False)
     seed_everything(config.seed)
     splits, images = processes.rank0_first(_read, config, targets)
     natural = load_other_network(config.natural_path, None, "--natural_path", config, splits, device)

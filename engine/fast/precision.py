@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engine.device import set_tf32
 from utils.errors import UserError
 
 
@@ -53,7 +54,7 @@ def choose_arithmetic(precision: str, compile: str, device: torch.device) -> tup
         number_format = "bf16" if native else "fp32"
         reason = " (native on this device)" if native else " (no native bfloat16 on this device)"
     # PyTorch's default is TF32 in the convolutions of Ampere and later GPUs.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = number_format == "tf32"
+    set_tf32(number_format == "tf32")
     if cuda:  # training batches have one shape; autotuning may choose another algorithm in every process
         torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
     execution = compile

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this folder is run as a script
 
-from engine.device import use_full_precision
+from engine.device import set_tf32
 from scripts.benchmark.step import Step, time_scaling, time_step
 from utils.cli import run_command
 from utils.errors import UserError, torchrun_rank
@@ -41,7 +41,7 @@ def benchmark(argv: list[str]) -> None:
     for flag, path in (("json", config.json), ("profile", config.profile)):
         if path:
             _check_writable(flag, Path(path))
-    use_full_precision()
+    set_tf32(False)
     seed_everything(0)
     flags = {key: value for key, value in asdict(config).items() if key not in ("json", "profile")}
     result = {"benchmark": name, "config": flags, "versions": versions(), **run(config)}
