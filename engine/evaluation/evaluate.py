@@ -96,8 +96,9 @@ def _warn_of_unreliable_model(network: nn.Module, attack_model: nn.Module, x: Te
         message = "WARNING: the logits of an image are random or change with the other images of its batch, as with "
         logger.warning(message + "BatchNorm without running statistics; robust accuracies may be too high")
     with torch.enable_grad():
-        loss = cross_entropy(attack_model(z := x.clone().requires_grad_()), y).sum()
-    if loss.requires_grad and torch.autograd.grad(loss, z)[0].isnan().any():
+        x = x.clone().requires_grad_()
+        loss = cross_entropy(attack_model(x), y).sum()
+    if loss.requires_grad and torch.autograd.grad(loss, x)[0].isnan().any():
         logger.warning("WARNING: gradients of the loss are nan; PGD ignores these: robust accuracies may be too high")
 
 

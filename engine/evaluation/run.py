@@ -19,7 +19,14 @@ from engine.evaluation.figures import CANDIDATES, draw_confusions, draw_examples
 from engine.evaluation.records import Record, results_folder, sha256, worst_case
 from engine.evaluation.sanity import is_constant, sanity_check, warn_of_masking
 from engine.evaluation.state import State
-from engine.evaluation.targets import EvalTarget, find_targets, infer_dataset, load_other_network, with_missing_classes
+from engine.evaluation.targets import (
+    EvalTarget,
+    find_targets,
+    infer_dataset,
+    load_other_network,
+    warn_of_epsilon,
+    with_missing_classes,
+)
 from utils.config import EvalConfig
 from utils.errors import UserError
 from utils.files import WriteError, write_atomically
@@ -64,6 +71,7 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     warn_of_unused(config, select_attacks(config))  # reports invalid flags before data is read
     targets = find_targets(config)
     config = infer_dataset(config, targets)
+    warn_of_epsilon(targets, config.eps)
     set_tf32(False)
     seed_everything(config.seed)
     splits, images = processes.rank0_first(_read, config, targets)
@@ -120,14 +128,17 @@ class Evaluation:
             if processes.is_rank0:
                 self.record.add(title, result)
         if processes.is_rank0:
-            self.record.write_table()
-            settings, copy = target.path.with_name("config.json"), self.record.path.parent.with_name("config.json")
-            # It names method, teacher and seed in tables.
-            if config.out and settings.is_file() and not settings.is_symlink() and not copy.exists():
-                write_atomically(copy, partial(shutil.copyfile, settings))
+            self._write_table()
             self._warn_and_draw(network, natural, predicted, device)
             logger.info("results: %s", self.record.path.parent)
         return results | worst_case(results)
+
+    def _write_table(self) -> None:
+        """Write eval.csv; with ``--out`` also the run's config.json, which names method, teacher and seed in tables."""
+        self.record.write_table()
+        settings, copy = self.target.path.with_name("config.json"), self.record.path.parent.with_name("config.json")
+        if self.config.out and settings.is_file() and not settings.is_symlink() and not copy.exists():
+            write_atomically(copy, partial(shutil.copyfile, settings))
 
     def _warn_and_draw(
         self, network: nn.Module, natural: nn.Module | None, predicted: dict[str, Tensor], device: torch.device

@@ -67,17 +67,10 @@ def find_targets(config: EvalConfig) -> list[EvalTarget]:
 
 
 def infer_dataset(config: EvalConfig, targets: list[EvalTarget]) -> EvalConfig:
-    """Fill in dataset and image size from the metadata of our checkpoints; warn if these or epsilon differ from flags.
+    """Fill in dataset and image size from the metadata of our checkpoints; warn if those differ from the flags.
 
     Raises UserError if there is no flag and the checkpoints were trained on several datasets or at several sizes.
     """
-    for path in (target.path for target in targets):
-        settings = _settings(path.parent)
-        trained, method = settings.get("epsilon"), settings.get("method")
-        known = isinstance(trained, int | float) and isinstance(method, str) and method not in WITHOUT_ATTACK
-        if known and not math.isclose(trained, 255 * config.eps, rel_tol=1e-6):
-            message = "%s was trained at epsilon %g/255 but is attacked at %g/255 (--eps)"
-            logger.warning(message, path, trained, 255 * config.eps)
     trained_on = {target.path: target.metadata["dataset"] for target in targets if target.metadata.get("dataset")}
     dataset = config.dataset or _only_one("--dataset", "on", trained_on.values()) or "CIFAR10"
     for path, other in trained_on.items():
@@ -98,6 +91,17 @@ def _only_one(flag: str, preposition: str, trained: Iterable) -> str | int | Non
     if len(values) > 1:
         raise UserError(f"{flag}: required; the checkpoints were trained {preposition} {', '.join(map(str, values))}")
     return values[0] if values else None
+
+
+def warn_of_epsilon(targets: Iterable[EvalTarget], eps: float) -> None:
+    """Warn about checkpoints that were trained, by their config.json, at another epsilon than ``eps``, in [0, 1]."""
+    for path in (target.path for target in targets):
+        settings = _settings(path.parent)
+        trained, method = settings.get("epsilon"), settings.get("method")
+        known = isinstance(trained, int | float) and isinstance(method, str) and method not in WITHOUT_ATTACK
+        if known and not math.isclose(trained, 255 * eps, rel_tol=1e-6):
+            message = "%s was trained at epsilon %g/255 but is attacked at %g/255 (--eps)"
+            logger.warning(message, path, trained, 255 * eps)
 
 
 def with_missing_classes(splits: Splits, targets: Iterable[EvalTarget], dataset: str) -> Splits:
