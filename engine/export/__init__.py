@@ -37,30 +37,7 @@ ARCHITECTURES = {
     **{name: name.replace("wideresnet", "WideResNet-").replace("_", "-") for name in MODELS if "wide" in name},
     "wideresnet70_16_deepmind": "WideResNet-70-16",
 }
-CARD = """---
-pipeline_tag: image-classification
-tags: [adversarial-robustness, pytorch_model_hub_mixin]
----
-
-# {name}
-
-An image classifier for {dataset}: {architecture} (`{model}`), {num_classes} classes{names}.
-{paper}
-{results}
-
-Input: RGB images (B, 3, {image_size}, {image_size}) in [0, 1]; any normalization is inside the network. Output: logits
-(B, {num_classes}). In the root folder of the code that exported it, `models.hub.load_folder(path)` loads it, and also:
-
-```python
-from huggingface_hub import PyTorchModelHubMixin
-from models.hub import PublishedNetwork
-
-class Network(PublishedNetwork, PyTorchModelHubMixin): ...
-
-network = Network.from_pretrained("USER/{name}")  # or the path of this folder
-```
-"""
-
+CARD = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
 RUN, PAPER = "export", "paper (fields of RobustBench's model_info)"
 
 
