@@ -13,7 +13,7 @@ its two calls. Its attribute ``keywords`` is logged.
 
 from functools import partial
 
-from methods import adaad, adr, akd2, ard, at, dgad, iad, igdm, mart, mtard, natural, peeraid, rslad, saad, trades
+from methods import adaad, adr, akd2, ard, at, dgad, iad, igdm, ikl, mart, mtard, natural, peeraid, rslad, saad, trades
 
 # Trained from labels only.
 WITHOUT_TEACHER = {
@@ -25,6 +25,8 @@ WITHOUT_TEACHER = {
     "MART": lambda c: partial(mart.mart, beta=c.mart_beta),
     "ADR": lambda c: adr.ADR(epochs=c.epochs, **_official(adr.SCHEDULE, c)),
     "PeerAiD": lambda c: peeraid.PeerAiD(**_official(peeraid.OFFICIAL, c)),
+    "IKL": lambda c: ikl.IKL(**_ikl(c, "IKL"), gamma=1.0),
+    "GKL": lambda c: ikl.IKL(**_ikl(c, "GKL"), gamma=given(c.gkl_gamma, ikl.GAMMA.get(c.dataset, 0.2))),
 }
 
 # Distilled from one robust teacher.
@@ -74,7 +76,7 @@ WITHOUT_ATTACK = {"Natural"}
 WITH_SOFT_LABELS = {"AT", "TRADES", "ADR", "RSLAD", "AdaAD", "IGDM", "SAAD"}
 
 # Not with torchrun: their weights depend on the whole batch, or they train a second network.
-SINGLE_PROCESS_ONLY = {"SAAD", "MTARD", "B-MTARD", "PeerAiD"}
+SINGLE_PROCESS_ONLY = {"SAAD", "MTARD", "B-MTARD", "PeerAiD", "IKL", "GKL"}
 
 # Names of the official codes.
 ALIASES = {
@@ -136,6 +138,11 @@ def _with_igdm(c, method: partial) -> partial:
     if c.igdm is None:
         return method
     return partial(igdm.with_igdm, method.func, **method.keywords, igdm=c.igdm, epochs=c.epochs)
+
+
+def _ikl(c, method: str) -> dict:
+    temp, attack_beta = given(c.temp, ikl.TEMPERATURES[method]), ikl.ATTACK_BETA.get(c.dataset, 0.0)
+    return {"alpha": c.ikl_alpha, "beta": c.ikl_beta, "temp": temp, "attack_beta": attack_beta}
 
 
 def _balance(c) -> dict:

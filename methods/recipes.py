@@ -9,6 +9,9 @@ IAD = {**TWO_DROPS, "weight_decay": 2e-4, "temp": 1.0}  # papers: two drops; the
 DGAD = {**TWO_DROPS, "weight_decay": 5e-4}
 THREE_DROPS = {"epochs": 300, "milestones": (215, 260, 285), "weight_decay": 2e-4}
 EPSILON_031 = {"epsilon": 0.031 * 255, "step_size": 0.007 * 255}  # TRADES and MART: 0.031 and 0.007 in [0, 1]
+# The official code averages the checkpoints of all epochs after training, with decay 0.9.
+IKL = {"epochs": 200, "lr_max": 0.2, "lr_schedule": "cosine", "weight_decay": 5e-4, "awp": 0.005, "awp_warmup": 10}
+IKL |= {"num_steps": 5, "step_size": 4.0, "epsilon_ramp": 200}
 
 RECIPES = {
     "Natural": DGAD,  # of the AdaAD code
@@ -29,6 +32,8 @@ RECIPES = {
     "B-MTARD": THREE_DROPS,
     "PeerAiD": {**THREE_DROPS, "milestones": (214, 259, 284)},
     "ADR": {**DGAD, "nesterov": True},
+    "IKL": IKL,
+    "GKL": IKL,
     "DGAD-IAD": {**DGAD, "iad_begin": 60},
 }
 

@@ -202,6 +202,50 @@ class ADR:
     __call__ = with_options(step, epochs=200, temp_high=2.5, lambda_low=0.7, attack_bn="train")
 
 
+class IKL:
+    def __init__(self, net, peer):
+        self.weights = None  # of the classes, a row for each label
+
+    def step(self, net, x, y, noise, o):
+        classes = range(net.linear.out_features)
+        self.weights = self.weights or [[1 / len(classes)] * len(classes) for _ in classes]
+        gamma = given_or(o.gkl_gamma, 0.4 if o.dataset == "CIFAR100" else 0.2)
+        p = [[weight**gamma for weight in self.weights[label]] for label in y]
+        norm = sum(sum(row) ** 2 for row in p)  # the number of images if gamma is 1
+
+        def differences(i, s, s_):
+            d = s - s_
+            return sum(p[i][j] * p[i][k] * (d[j] - d[k]) ** 2 for j in classes for k in classes) / 4 / norm
+
+        def soft(i, s, s_):
+            q = softmax(s).detach()
+            return -sum(q[c] * torch.log(softmax(s_)[c]) for c in classes) / len(x)
+
+        net.train(o.attack_bn == "train")
+        start = no_grad(net, x)
+        beta = 1 if o.dataset == "CIFAR100" else 0  # of the attack
+
+        def losses(images):
+            for i, s_ in enumerate(net(images)):
+                yield soft(i, start[i], s_) + (differences(i, start[i], s_) if beta else 0)
+
+        s_ = net(pgd(net, x, x + noise, losses, o.attack_bn))
+        s = net(x)
+        self.rows = {c: [softmax(s[i].detach(), o.temp) for i in range(len(x)) if y[i] == c] for c in classes}
+        terms = (o.ikl_beta * differences(i, s[i], s_[i]) + o.ikl_alpha * soft(i, s[i], s_[i]) for i in range(len(x)))
+        return mean(cross_entropy(s[i], y[i]) for i in range(len(x))) + sum(terms)
+
+    def after_step(self):  # an epoch has one step here; a class without images keeps its row
+        self.weights = [sum(rows) / len(rows) if rows else self.weights[c] for c, rows in self.rows.items()]
+
+    OPTIONS = {"ikl_alpha": 4.0, "ikl_beta": 20.0, "dataset": "CIFAR10", "attack_bn": "eval"}
+    __call__ = with_options(step, temp=4.0, gkl_gamma=1.0, **OPTIONS)
+
+
+class GKL(IKL):
+    __call__ = with_options(IKL.step, temp=1.0, gkl_gamma=None, **IKL.OPTIONS)
+
+
 # With a robust teacher.
 
 # None: the weight of the official code, which another flag or the number of classes determines.
@@ -446,7 +490,7 @@ def iad2(net, teacher, std_teacher, x, y, noise, o):
     return mean(loss(i) for i in range(len(x)))
 
 
-METHODS |= {"MTARD": MTARD, "B-MTARD": BMTARD, "PeerAiD": PeerAiD, "ADR": ADR}
+METHODS |= {"MTARD": MTARD, "B-MTARD": BMTARD, "PeerAiD": PeerAiD, "ADR": ADR, "IKL": IKL, "GKL": GKL}
 
 # Methods whose attack starts uniformly in the ball; the others add 0.001 times standard normal noise.
 UNIFORM_START = ("ARD", "IAD-I", "AKD2", "IAD-II", "ADR")

@@ -26,6 +26,7 @@ from methods.at import at_loss
 from methods.dgad import dgad_loss
 from methods.iad import iad1_loss, iad2_loss
 from methods.igdm import igdm_loss
+from methods.ikl import ikl_loss
 from methods.losses import kl, swap
 from methods.mart import mart_loss
 from methods.mtard import adjust_temperatures, divergence, mtard_loss, rebalance
@@ -99,6 +100,11 @@ def adr_row(row, a):
     return adr_loss(a["s_adv"], labels)
 
 
+def ikl_row(row, a):
+    weights = {key: row["hp"][key] for key in ("alpha", "beta", "gamma")}
+    return ikl_loss(a["s_clean"], a["s_adv"], a["x_class_weights"][a["targets"]], a["targets"], **weights)
+
+
 def peeraid_row(row, a):
     names = {"temp": "T", "temp2": "T2", **{f"lambda{k}": f"lamb{k}" for k in (1, 2, 3)}}
     weights = {key: row["hp"][names.get(key, key)] for key in (*names, "gamma1", "gamma2")}
@@ -153,6 +159,7 @@ LOSSES = {
     "SAAD": saad_row,
     "ADR": adr_row,
     "PeerAiD": peeraid_row,
+    **dict.fromkeys(("IKL", "GKL"), ikl_row),
     **dict.fromkeys(("MTARD_c10", "MTARD_c100", "BMTARD"), mtard_row),
 }
 

@@ -73,6 +73,8 @@ CASES = [
     case("PeerAiD", temp=2.0, gamma2=3.0, lambda1=0.5, lambda2=2.0, lambda3=0.5),
     case("ADR", epochs=3, temp_high=3.0, lambda_low=0.4),
     case("ADR", attack_bn="eval"),
+    *(case(name, dataset="CIFAR100") for name in ("IKL", "GKL")),
+    case("GKL", ikl_alpha=2.0, ikl_beta=30.0, gkl_gamma=0.7, temp=2.0),
 ]
 
 
@@ -155,6 +157,7 @@ def trainer_steps(name, epoch, attack_bn, options, student, teachers, batches):
     for x, y, normal in batches:
         loss = trainer.step(x, y, epoch, start_noise=start_noise(name, normal)).loss
         yield state_after(loss, student, [parameter.grad for parameter in student.parameters()])
+        trainer.after_epoch(epoch, ())  # an epoch has one step here
 
 
 def plain_steps(name, epoch, attack_bn, options, student, teachers, batches):

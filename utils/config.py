@@ -103,7 +103,7 @@ class TrainConfig(CommonConfig):
     )
     temp: float | None = temperature(
         "distillation temperature (official defaults: 30 for ARD and AdaIAD, 1 for AKD2, IAD-I, IAD-II, TRADES,\n"
-        "5 for PeerAiD, on Tiny_Image 1)"
+        "5 for PeerAiD, on Tiny_Image 1; of the class weights 4 for IKL, 1 for GKL)"
     )
     iad_alpha: float = loss(
         1.0, "ARD, IAD-I, AdaIAD: weight of the distillation terms; cross entropy: 1 - X (official)", between(0, 1)
@@ -145,6 +145,9 @@ class TrainConfig(CommonConfig):
     temp_low: float | None = temperature("ADR: last temperature (official: 2; CIFAR100 1, Tiny_Image 1.5)")
     lambda_low: float | None = weight("ADR: first lambda (official: 0.7; Tiny_Image 0.5)")
     lambda_high: float | None = weight("ADR: last lambda (official: 0.95; Tiny_Image 0.9)")
+    ikl_alpha: float = loss(4.0, "IKL, GKL: weight of the cross entropy with soft labels (official)", at_least(0))
+    ikl_beta: float = loss(20.0, "IKL, GKL: weight of the weighted squared differences (official)", at_least(0))
+    gkl_gamma: float | None = weight("GKL: exponent of the class weights (official: 0.2; CIFAR100 0.4)")
     label_smoothing: float = loss(
         0.0,
         "Natural, AT, TRADES: share of each label that is spread over all classes in the cross entropy of the loss\n"
