@@ -202,6 +202,9 @@ class ADR:
     __call__ = with_options(step, epochs=200, temp_high=2.5, lambda_low=0.7, attack_bn="train")
 
 
+IKL_OPTIONS = {"ikl_alpha": 4.0, "ikl_beta": 20.0, "dataset": "CIFAR10", "attack_bn": "eval"}
+
+
 class IKL:
     def __init__(self, net, peer):
         self.weights = None  # of the classes, a row for each label
@@ -238,12 +241,11 @@ class IKL:
     def after_step(self):  # an epoch has one step here; a class without images keeps its row
         self.weights = [sum(rows) / len(rows) if rows else self.weights[c] for c, rows in self.rows.items()]
 
-    OPTIONS = {"ikl_alpha": 4.0, "ikl_beta": 20.0, "dataset": "CIFAR10", "attack_bn": "eval"}
-    __call__ = with_options(step, temp=4.0, gkl_gamma=1.0, **OPTIONS)
+    __call__ = with_options(step, temp=4.0, gkl_gamma=1.0, **IKL_OPTIONS)
 
 
 class GKL(IKL):
-    __call__ = with_options(IKL.step, temp=1.0, gkl_gamma=None, **IKL.OPTIONS)
+    __call__ = with_options(IKL.step, temp=1.0, gkl_gamma=None, **IKL_OPTIONS)
 
 
 # With a robust teacher.

@@ -289,6 +289,7 @@ def test_recipes_of_the_papers():
         ("DGAD", "CIFAR100", "mobilenetV2"): {"lr_max": 0.05, "distill_weight": 0.5},
         ("RSLAD", "CIFAR10", "resnet18"): {"epochs": 300, "weight_decay": 2e-4},
         ("ARD", "CIFAR100", "resnet18"): {"bs": 256},
+        ("GKL", "CIFAR10", "resnet18"): {"lr_max": 0.2, "lr_schedule": "cosine", "epsilon_ramp": 200},
         ("TRADES", "Digits", "small_resnet"): {"epsilon": pytest.approx(0.031 * 255)},
     }.items():
         values = recipe(method, dataset, model)
