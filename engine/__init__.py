@@ -184,13 +184,15 @@ def _count_classes(model: nn.Module, image: Tensor) -> int:
     """Return the number of logits; raise ValueError if the model cannot classify an image (1, C, H, W)."""
     import torch
 
+    from utils.errors import first_line
+
     copy = image.clone()
     try:
         logits = model(copy)
         unchanged = torch.equal(copy, image)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"model: fails on a float32 image of shape {tuple(image.shape)}: {reason}") from error
+        message = f"model: fails on a float32 image of shape {tuple(image.shape)}: {first_line(error)}"
+        raise ValueError(message) from error
     is_matrix = isinstance(logits, torch.Tensor) and logits.ndim == 2 and logits.is_floating_point()
     _require(is_matrix, "model: must return one tensor of logits, of shape (N, classes)")
     _require(unchanged, "model: changes its images in place; it must compute on a copy")

@@ -42,6 +42,17 @@ class Gated(nn.Module):
         return self.body(x) if x.mean() > 0.5 else self.body(2 * x)
 
 
+class TwoStems(nn.Module):
+    """Two convolutions of its images."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow, self.linear = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.linear((self.wide(x) + self.narrow(x)).mean((2, 3)))
+
+
 class Unusual(nn.Module):
     """One convolution called twice, tied weights, BatchNorm after a ReLU, dropout, features of the last forward."""
 
@@ -198,6 +209,12 @@ def test_bfloat16(channels_last):
     # these 24 errors add up to 0.047 if all have one sign. Backward has twice as many, and a ReLU near 0 may flip.
     assert_same([logits], [expected_logits], 24 * 2**-9)
     assert F.cosine_similarity(gradient.flatten(), expected_gradient.flatten(), dim=0) > 1 - 48 * 2**-9
+
+
+def test_a_network_whose_images_have_two_readers_computes_in_bfloat16():
+    network, x = TwoStems(), torch.rand(6, 3, 8, 8)
+    folded = FoldedModel(network, Arithmetic(torch.bfloat16))
+    assert_same([folded(x)], [network(x)], 4 * 2**-9)  # of pixels, weights, their sum, logits
 
 
 def test_a_network_with_control_flow_or_hooks_is_copied_and_the_log_says_so(caplog):

@@ -49,6 +49,7 @@ WARNINGS = {
     "--method AT --swa_start 9 --epochs 8": "--swa_start 9: is not reached in --epochs 8",
     "--method AT --epsilon_ramp 9 --epochs 8": "--epsilon_ramp 9: is not reached in --epochs 8",
     "--method Natural --epsilon_ramp 9 --awp_warmup 9 --epochs 8": None,  # both have no effect, which is another line
+    "--method IKL --recipe paper --epochs 10": None,  # without the published ramp over 200 epochs
     "--method AT --recipe strong --epochs 8": "--awp_warmup 10: is not reached in --epochs 8",
 }
 
@@ -70,7 +71,6 @@ IGNORED = {
     "--method MART --label_smoothing 0.1": "MART ignores --label_smoothing",
     "--method MTARD --robust_weight 0.9 --std_weight 0.9": "MTARD ignores --robust_weight, --std_weight",
     "--method TRADES --recipe paper": None,
-    "--method IKL --recipe paper --epochs 10": None,  # without the published ramp over 200 epochs
     "--method AT --optim Adam --momentum 0.5 --nesterov": "--optim Adam ignores --momentum, --nesterov",
     "--method AT --awp_warmup 1": "training without --awp ignores --awp_warmup",
     "--method AT --lr_schedule cosine --milestones 1": "--lr_schedule cosine ignores --milestones",

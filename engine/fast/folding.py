@@ -86,14 +86,17 @@ def cast_after_first_convolution(body: fx.GraphModule, dtype: torch.dtype) -> se
     """Cast the output of the graph's first convolution to ``dtype``; return the paths of what is used before the cast.
 
     Images stay float32: a step of an attack can be as small as the spacing of bfloat16 pixels. A graph without a
-    convolution does not change.
+    convolution, or with a second use of its images, does not change.
     """
     modules = dict(body.named_modules())
-    before_cast = set()
+    before_cast, earlier = set(), set()
     for node in body.graph.nodes:
         if node.op in ("call_module", "get_attr"):
             before_cast.add(node.target)
+        earlier.add(node)
         if node.op == "call_module" and isinstance(modules[node.target], nn.Conv2d):
+            if any(not earlier.issuperset(value.users) for value in earlier - {node}):
+                break
             with body.graph.inserting_after(node):
                 cast = body.graph.call_method("to", (node, dtype))
             node.replace_all_uses_with(cast)

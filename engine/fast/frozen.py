@@ -9,6 +9,7 @@ from torch.func import functional_call
 from engine.fast.folding import NotTraceable, cast_after_first_convolution, fold, frozen_copy, scales_and_shifts
 from engine.fast.precision import PLAIN, Arithmetic, at_least_float32
 from engine.fast.winograd import WinogradConv2d, replace_wide_convolutions
+from utils.errors import first_line
 from utils.log import logger
 
 # Relative to the largest logit: float32 rounding in up to seventy layers; an error in folding changes the first digits.
@@ -158,7 +159,7 @@ def make_attack_model(network: nn.Module, x: Tensor, precision: str = "fp32") ->
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a network may run any code
-            name, reason = type(network).__name__, str(error).partition("\n")[0]
+            name, reason = type(network).__name__, first_line(error)
             kind = "bfloat16 " if isinstance(model, FoldedModel) else ""
             logger.warning("WARNING: %s: attacks cannot use a folded %scopy (%s)", name, kind, reason)
     return model

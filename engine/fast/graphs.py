@@ -12,6 +12,7 @@ from torch import Tensor
 from attacks.pgd import Objective, pgd
 from engine.fast.frozen import FoldedModel, FrozenModel
 from engine.sync_batchnorm import SYNCED
+from utils.errors import first_line
 from utils.log import logger
 
 WARM_UP = 3  # runs before a capture, in which libraries allocate workspaces and choose algorithms
@@ -78,7 +79,7 @@ class GraphedPGD:
             self._log_once("CUDA graphs: an attack runs eagerly because %s", str(reason))
         except RuntimeError as error:
             self._capture_failed = True
-            cause = str(error.__context__ or error).partition("\n")[0]  # ending a failed capture raises a second error
+            cause = first_line(error.__context__ or error)  # ending a failed capture raises a second error
             self._log_once("CUDA graphs: the capture failed and attacks run eagerly; use --compile off (%s)", cause)
         if graph is None:
             return pgd(objective, x, start, epsilon=epsilon, step_size=step_size, steps=steps)
