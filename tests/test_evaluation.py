@@ -295,6 +295,16 @@ def test_a_state_is_of_one_evaluation_and_checkpoint_under_any_name(evaluate, tm
     assert results_in(results_path("moved.pth")) == before and len(stage.read_text()) > 1
 
 
+def test_a_checkpoint_of_nan_does_not_stop_the_evaluation_of_the_others(evaluate, tmp_path):
+    paths = [save_network(tmp_path / f"{name}.pth") for name in "abc"]
+    content = torch.load(paths[1], weights_only=True)
+    content["net"]["linear.bias"].fill_(torch.nan)
+    torch.save(content, paths[1])
+    ended = evaluate(f"{DIGITS} --limit_test 20 --attacks clean --model_path a.pth b.pth c.pth", status=2)
+    assert ended.err.startswith("error: --model_path b.pth: the network's logits are nan") and ended.err.count("\n") == 1
+    assert [path.parent.name for path in sorted(tmp_path.rglob("eval.json"))] == ["a_eval", "c_eval"]
+
+
 NESTED = "[" * 300 + "]" * 300
 EDITED = {"conditions": dict.fromkeys(CONDITIONS, "") | {"eps": 0.1}, "figures": {"FGSM": {"accuracy": 1, "n": 1}}}
 

@@ -84,8 +84,19 @@ def _evaluate_all(config: EvalConfig, processes: Processes) -> None:
     for target in targets:
         target.load(config, splits)  # reports an unsuitable file before the first attack
     evaluations = [Evaluation(target, attacks, splits, images, config) for target in targets]
-    results = {each.target.path: each.run(device, processes, natural) for each in evaluations}
-    logger.info("\n%s", comparison(results))
+    results, problems = {}, []
+    for each in evaluations:
+        try:
+            results[each.target.path] = each.run(device, processes, natural)
+        except UserError as error:
+            path = str(each.target.path)
+            problems.append(str(error) if path in str(error) else f"{path}: {error}")
+            if processes.count > 1:  # the others may not have this error
+                break
+    if results:
+        logger.info("\n%s", comparison(results))
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def _read(config: EvalConfig, targets: list[EvalTarget]) -> tuple[Splits, Split]:
