@@ -300,8 +300,8 @@ def test_a_checkpoint_of_nan_does_not_stop_the_evaluation_of_the_others(evaluate
     content = torch.load(paths[1], weights_only=True)
     content["net"]["linear.bias"].fill_(torch.nan)
     torch.save(content, paths[1])
-    ended = evaluate(f"{DIGITS} --limit_test 20 --attacks clean --model_path a.pth b.pth c.pth", status=2)
-    assert ended.err.startswith("error: --model_path b.pth: the network's logits are nan") and ended.err.count("\n") == 1
+    error = evaluate(f"{DIGITS} --limit_test 20 --attacks clean --model_path a.pth b.pth c.pth", status=2).err
+    assert error.startswith("error: --model_path b.pth: the network's logits are nan") and error.count("\n") == 1
     assert [path.parent.name for path in sorted(tmp_path.rglob("eval.json"))] == ["a_eval", "c_eval"]
 
 
