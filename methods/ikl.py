@@ -17,7 +17,7 @@ ATTACK_BETA = {"CIFAR100": 1.0}  # official; 0 on CIFAR-10
 
 
 class IKL:
-    """IKL for ``gamma`` 1, else GKL. The attack maximizes the loss's cross entropy plus ``attack_beta`` its variance.
+    """IKL for ``gamma`` 1, else GKL; ``attack_beta`` is the beta of :func:`soft_error_and_variance` in the attack.
 
     The state is the class weights W (C, C), and the sums of the present epoch's probabilities by label, from which
     :meth:`after_epoch` computes W; ``temp`` is the temperature of these probabilities.

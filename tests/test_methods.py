@@ -242,6 +242,21 @@ def test_the_balance_of_mtard_is_the_mean_over_the_parts_of_a_batch():
     torch.testing.assert_close(whole, {key: (first[key] + second[key]) / 2 for key in whole})
 
 
+def test_the_class_weights_of_ikl_are_means_over_the_previous_epoch():
+    student, teacher, x, y = tiny_problem(n=12)
+    trainer = trainer_of("IKL", student, teacher, perturbation=WeightPerturbation(student, 0.01), parts=2)
+    for epoch in range(2):
+        logits = torch.cat([trainer.step(x[k : k + 6], y[k : k + 6]).clean for k in (0, 6)])
+        trainer.method.load_state_dict(trainer.method.state_dict())
+        trainer.after_epoch(epoch, ())
+    probabilities, got = (logits / 4).softmax(1), trainer.method.state_dict()["class_weights"]
+    absent = set(range(10)) - set(y.tolist())
+    assert absent
+    for label in range(10):
+        expected = torch.full_like(got[0], 0.1) if label in absent else probabilities[y == label].mean(0)
+        torch.testing.assert_close(got[label], expected)
+
+
 # Runs.
 
 
