@@ -7,8 +7,9 @@ folder and one line below.
 
 A method with state is an object with this ``__call__`` and any of: ``setup(setup)``, called once with a
 :class:`~methods.losses.Setup`; ``parameters()`` for the optimizer; ``after_step()``, called after the optimizer's step;
-``after_epoch(epoch)``; ``state_dict()`` and ``load_state_dict(state)``, with which a step with AWP undoes the first of
-its two calls. Its attribute ``keywords`` is logged.
+``after_epoch(epoch)``, called after an epoch's last step, and again if the run resumes there; ``state_dict()`` and
+``load_state_dict(state)``, with which a step with AWP undoes the first of its two calls. Its attribute ``keywords`` is
+logged.
 """
 
 from functools import partial
