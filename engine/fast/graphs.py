@@ -89,10 +89,9 @@ class GraphedPGD:
 
     def _graph_for(self, objective: Objective, inputs: list[Tensor], steps: int) -> Graph | None:
         """Return the graph for an objective, None for a smaller batch; append its tensors to ``inputs``."""
-        key, cells = [steps], []
-        scan_closure(objective, cells, key)
+        cells, key = scan_closure(objective)
+        key = (steps, *key)
         inputs += [cell.cell_contents.detach() for cell in cells]
-        key = tuple(key)
         graph = self.graphs.get(key)
         if graph and [(t.shape, t.dtype) for t in graph.inputs] == [(t.shape, t.dtype) for t in inputs]:
             return graph
@@ -118,8 +117,8 @@ class GraphedPGD:
         return self.graphs[key]
 
 
-def scan_closure(function, cells: list[CellType], key: list) -> None:
-    """Append the cells of an objective's closure that contain tensors to ``cells``, and everything else to ``key``.
+def scan_closure(function) -> tuple[list[CellType], list]:
+    """Return the cells of an objective's closure that contain tensors, and a key of everything else.
 
     Equal keys mean the same function of the tensors. Raises NotCapturable if the function may change and its key not.
     """
@@ -128,7 +127,7 @@ def scan_closure(function, cells: list[CellType], key: list) -> None:
     code, variables = function.__code__, function.__globals__
     if not _is_plain(code) or function.__defaults__ or function.__kwdefaults__:
         raise NotCapturable("its objective has default arguments, assigns to outer variables or defines functions")
-    key += [code, function.__module__]
+    cells, key = [], [code, function.__module__]
     for name in code.co_names:
         if name in variables and not isinstance(variables[name], GLOBALS):
             raise NotCapturable(f"its objective reads the global variable {name}")
@@ -145,7 +144,10 @@ def scan_closure(function, cells: list[CellType], key: list) -> None:
         elif isinstance(value, CONSTANTS):
             key += [type(value), value]
         else:
-            scan_closure(value, cells, key)
+            inner_cells, inner_key = scan_closure(value)
+            cells += inner_cells
+            key += inner_key
+    return cells, key
 
 
 @cache
