@@ -18,6 +18,7 @@ GRID = {
     "RSLAD": SCALES,
     "IAD-I": RATES,
     "ADR": RATES,
+    "IKL": RATES,
     "DGAD": tuple(f"--distill_weight {scale:g} --ALP_beta {5 * scale:g}" for scale in (0.3, 1, 3)),
     "AdaAD": SCALES,
     "IGDM": tuple(f"--igdm 1 {rate}" for rate in RATES),  # the official weight on CIFAR-10
