@@ -22,6 +22,7 @@ GRID = {
     "DGAD": tuple(f"--distill_weight {scale:g} --ALP_beta {5 * scale:g}" for scale in (0.3, 1, 3)),
     "AdaAD": SCALES,
     "IGDM": tuple(f"--igdm 1 {rate}" for rate in RATES),  # the official weight on CIFAR-10
+    "SAAD": tuple(f"--igdm 1 {rate}" for rate in RATES),
 }
 BASE = "AT"  # every method is compared with it
 PIECES = {"AWP": "--awp 0.005", "IDBH-weak": "--augment idbh-weak"}
