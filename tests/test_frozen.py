@@ -43,14 +43,17 @@ class Gated(nn.Module):
 
 
 class TwoStems(nn.Module):
-    """Two convolutions of its images."""
+    """Two convolutions of its images, or one, and their shape."""
 
-    def __init__(self):
+    def __init__(self, readers=2):
         super().__init__()
+        self.readers = readers
         self.wide, self.narrow, self.linear = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1), nn.Linear(4, CLASSES)
 
     def forward(self, x):
-        return self.linear((self.wide(x) + self.narrow(x)).mean((2, 3)))
+        batch, features = x.shape[0], self.wide(x)
+        features = features + self.narrow(x) if self.readers == 2 else features
+        return self.linear(features.mean((2, 3)).view(batch, x.size(1) + 1))
 
 
 class Unusual(nn.Module):
@@ -211,9 +214,11 @@ def test_bfloat16(channels_last):
     assert F.cosine_similarity(gradient.flatten(), expected_gradient.flatten(), dim=0) > 1 - 48 * 2**-9
 
 
-def test_a_network_whose_images_have_two_readers_computes_in_bfloat16():
-    network, x = TwoStems(), torch.rand(6, 3, 8, 8)
+@pytest.mark.parametrize("readers", [1, 2])
+def test_only_images_with_two_readers_are_rounded_to_bfloat16(readers):
+    network, x = TwoStems(readers), torch.rand(6, 3, 8, 8)
     folded = FoldedModel(network, Arithmetic(torch.bfloat16))
+    assert folded.body.wide.weight.dtype == (torch.float32 if readers == 1 else torch.bfloat16)
     assert_same([folded(x)], [network(x)], 4 * 2**-9)  # of pixels, weights, their sum, logits
 
 

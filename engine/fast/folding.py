@@ -86,16 +86,17 @@ def cast_after_first_convolution(body: fx.GraphModule, dtype: torch.dtype) -> se
     """Cast the output of the graph's first convolution to ``dtype``; return the paths of what is used before the cast.
 
     Images stay float32: a step of an attack can be as small as the spacing of bfloat16 pixels. A graph without a
-    convolution, or with a second use of its images, does not change.
+    convolution, or whose images something else than this convolution reads, does not change.
     """
     modules = dict(body.named_modules())
-    before_cast, earlier = set(), set()
+    before_cast, earlier, images = set(), set(), set()  # images: those of the graph, and what is computed from them
     for node in body.graph.nodes:
         if node.op in ("call_module", "get_attr"):
             before_cast.add(node.target)
         earlier.add(node)
         if node.op == "call_module" and isinstance(modules[node.target], nn.Conv2d):
-            if any(not earlier.issuperset(value.users) for value in earlier - {node}):
+            users = {user for value in images for user in value.users}
+            if any(user not in earlier and not _reads_shape(user) for user in users):
                 break
             with body.graph.inserting_after(node):
                 cast = body.graph.call_method("to", (node, dtype))
@@ -103,7 +104,13 @@ def cast_after_first_convolution(body: fx.GraphModule, dtype: torch.dtype) -> se
             cast.args = (node, dtype)
             body.recompile()
             return before_cast
+        if node.op == "placeholder" or (images.intersection(node.all_input_nodes) and not _reads_shape(node)):
+            images.add(node)
     return set()
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    return node.target in (getattr, "size", "dim")
 
 
 def scales_and_shifts(norms: Sequence[nn.BatchNorm2d]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
