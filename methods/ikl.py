@@ -31,12 +31,12 @@ class IKL:
 
     def __call__(self, student, attack, x, y, epoch):
         """Forwards of the student: x', x."""
-        gamma, beta = self.loss_weights["gamma"], self.attack_beta
+        beta = self.attack_beta
 
         def objective(s):
             with torch.no_grad():
                 clean = s(x)
-            target, p = clean.softmax(1), scaled(self.weights_of(y, clean), gamma)
+            target, p = clean.softmax(1), self.weights_of(y, clean)  # unscaled: the official attack has gamma 1
             return lambda z: soft_error_and_variance(s(z), clean, target, p, beta)
 
         x_adv = attack(objective, x, noise=gaussian)

@@ -30,7 +30,7 @@ RECIPES = {
     "SAAD": {**TWO_DROPS, "weight_decay": 2e-4, "swa_start": 95},
     "MTARD": THREE_DROPS,
     "B-MTARD": THREE_DROPS,
-    "PeerAiD": {**THREE_DROPS, "milestones": (214, 259, 284)},
+    "PeerAiD": {**THREE_DROPS, "milestones": (214, 259, 284), "swa_start": 215},
     "ADR": {**DGAD, "nesterov": True},
     "IKL": IKL,
     "GKL": IKL,
@@ -47,7 +47,7 @@ STRONG = {
 }
 
 TINY_IMAGENET = {
-    "PeerAiD": {"epochs": 200, "milestones": (99, 149)},
+    "PeerAiD": {"epochs": 200, "milestones": (99, 149), "swa_start": 100},
     "ADR": {"epochs": 80, "milestones": (40, 60)},
 }
 ALP_BETA = {"CIFAR10": 5.0, "CIFAR100": 5.0, "Tiny_Image": 15.0}  # DGAD's project page

@@ -44,6 +44,7 @@ TEACHERS = (
 # (name, dataset) -> path in the official code.
 OFFICIAL_PATHS = {
     ("Zhang2019Theoretically", "CIFAR10"): "models/model_cifar_wrn.pt",
+    ("wideresnet34_10", "CIFAR100"): "teacher_models/CIFAR100/wideresnet34_10/Chen2021LTD.pt",
     ("Chen2021LTD_WRN34_10", "CIFAR100"): "teacher_models/CIFAR100/wideresnet34_10/Chen2021LTD.pt",
     ("Chen2021LTD_WRN34_20", "CIFAR10"): "teacher_models/CIFAR10/wideresnet34_20/Chen2021LTD_34_20.pt",
     ("Gowal2020Uncovering", "CIFAR100"): "models/cifar100_linf_wrn70-16_without.pt",

@@ -213,11 +213,11 @@ class IKL:
         classes = range(net.linear.out_features)
         self.weights = self.weights or [[1 / len(classes)] * len(classes) for _ in classes]
         gamma = given_or(o.gkl_gamma, 0.4 if o.dataset == "CIFAR100" else 0.2)
-        p = [[weight**gamma for weight in self.weights[label]] for label in y]
-        norm = sum(sum(row) ** 2 for row in p)  # the number of images if gamma is 1
+        in_attack = [self.weights[label] for label in y]
+        in_loss = [[weight**gamma for weight in row] for row in in_attack]
 
-        def differences(i, s, s_):
-            d = s - s_
+        def differences(p, i, s, s_):
+            d, norm = s - s_, sum(sum(row) ** 2 for row in p)  # the number of images if gamma is 1
             return sum(p[i][j] * p[i][k] * (d[j] - d[k]) ** 2 for j in classes for k in classes) / 4 / norm
 
         def soft(i, s, s_):
@@ -230,13 +230,14 @@ class IKL:
 
         def losses(images):
             for i, s_ in enumerate(net(images)):
-                yield soft(i, start[i], s_) + (differences(i, start[i], s_) if beta else 0)
+                yield soft(i, start[i], s_) + (differences(in_attack, i, start[i], s_) if beta else 0)
 
         s_ = net(pgd(net, x, x + noise, losses, o.attack_bn))
         s = net(x)
         self.rows = {c: [softmax(s[i].detach(), o.temp) for i in range(len(x)) if y[i] == c] for c in classes}
-        terms = (o.ikl_beta * differences(i, s[i], s_[i]) + o.ikl_alpha * soft(i, s[i], s_[i]) for i in range(len(x)))
-        return mean(cross_entropy(s[i], y[i]) for i in range(len(x))) + sum(terms)
+        images = range(len(x))
+        terms = (o.ikl_beta * differences(in_loss, i, s[i], s_[i]) + o.ikl_alpha * soft(i, s[i], s_[i]) for i in images)
+        return mean(cross_entropy(s[i], y[i]) for i in images) + sum(terms)
 
     def after_step(self):  # an epoch has one step here; a class without images keeps its row
         self.weights = [sum(rows) / len(rows) if rows else self.weights[c] for c, rows in self.rows.items()]

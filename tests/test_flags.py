@@ -158,6 +158,11 @@ def test_flags_and_a_recipe_among_them_override_the_config_file(config_file, cap
     assert (config.seed, config.epochs, sources["lr_max"]) == (7, 10, "recipe")
 
 
+def test_a_published_increase_of_epsilon_lasts_the_whole_training():
+    config, _ = resolve(*parse(TrainConfig, ["--method", "IKL", "--recipe", "paper", "--epochs", "50"]))
+    assert config.epsilon_ramp == 50
+
+
 INVALID = {
     "{": "not a JSON object",
     "[" * 100000: "not a JSON object",

@@ -57,7 +57,9 @@ def _values_of_recipe(config: TrainConfig, sources: Mapping[str, str]) -> dict:
     overriding = {"flag"} if sources["recipe"] == "flag" else {"flag", "config file"}
     fixed = {name for name, source in sources.items() if source in overriding}
     if "epochs" in fixed:
-        fixed |= {"milestones", "epsilon_ramp"}  # published ones belong to the published epochs
+        fixed.add("milestones")  # published ones belong to the published epochs
+        if "epsilon_ramp" in published:  # published ones last the whole training
+            published = published | {"epsilon_ramp": config.epochs}
     if not fixed.isdisjoint({"ema", "swa_start"}):
         fixed |= {"ema", "swa_start"}  # one average at most
     absent = recipe(config.method, "CIFAR10", config.model).keys() - published.keys() - fixed
