@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from conftest import ROOT, user_error
 from PIL import Image
-from tiny import make_trainer, tiny_problem
+from tiny import NO_CUDA, make_trainer, tiny_problem
 from torchvision.transforms import RandomErasing
 
 from attacks.objectives import cross_entropy
@@ -200,7 +200,7 @@ def test_cutmix_is_for_methods_of_soft_labels(method):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@NO_CUDA
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_the_host_never_waits_for_a_gpu_and_pixels_are_those_of_the_cpu(name):
     images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8)

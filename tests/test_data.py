@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from small_sets import cifar_files, tiny_imagenet_files
+from tiny import NO_CUDA
 from torchvision.datasets import CIFAR10, CIFAR100
 
 import data
@@ -574,7 +575,7 @@ def test_images_that_exceed_the_device_memory_stay_in_host_memory(monkeypatch, c
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@NO_CUDA
 def test_batches_from_host_memory_equal_those_from_the_device(monkeypatch):
     split = Split(torch.randint(256, (100, 3, 32, 32), dtype=torch.uint8), torch.arange(100))
 

@@ -1,56 +1,18 @@
-"""On a CUDA device: the same step as on the CPU, the same attack as a graph, a run, and an evaluation."""
+"""On a CUDA device: training in bfloat16, a run, and an evaluation; test_graphs.py compares a step with the CPU's."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from commands import SMALL, run_in_process
-from tiny import make_trainer, tiny_problem, trained_on_stripes
+from tiny import NO_CUDA, make_trainer, tiny_problem, trained_on_stripes
 
 from engine import evaluate
 from engine.fast.frozen import FoldedModel, make_attack_model
-from engine.fast.precision import Arithmetic, choose_arithmetic
-from engine.training.averaging import Ema
-from engine.training.weight_perturbation import WeightPerturbation
+from engine.fast.precision import choose_arithmetic
 from methods import METHODS
 from models import build
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-
-
-def trainer_of(name, device, dtype=torch.float64, *, pieces=False, **options):
-    student, teacher, _, _ = tiny_problem(dtype=dtype)
-    teacher.linear.weight.mul_(20)  # SAAD gives no weight to images of which the teacher is equally uncertain
-    student = student.to(device)
-    if pieces:
-        options |= {"average": Ema(student, 0.9), "perturbation": WeightPerturbation(student, 0.01), "parts": 2}
-    return make_trainer(name, student, [teacher.to(device)] * 2, **options)
-
-
-def train(trainer, device, sizes):
-    """Train on one batch of each size; return losses and the student's state on the CPU."""
-    losses = []
-    for seed, n in enumerate(sizes):
-        _, _, x, y = tiny_problem(seed, n)
-        x = x.to(device)
-        losses.append(trainer.step(x, y.to(device), start_noise=torch.full_like(x, 0.001)).loss.item())
-    return losses, {key: value.cpu() for key, value in trainer.network.state_dict().items()}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_step_equals_the_one_on_the_cpu(name):
-    on_gpu, on_cpu = (train(trainer_of(name, device), device, (8,)) for device in ("cuda", "cpu"))
-    # float64: only the order of sums differs between the devices.
-    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-8, atol=1e-10)
-
-
-@pytest.mark.parametrize("pieces", [False, True])
-@pytest.mark.parametrize("name", ["AT", "TRADES", "RSLAD", "DGAD", "IAD-I"])
-def test_training_with_cuda_graphs_equals_eager_training(name, pieces):
-    graphed = trainer_of(name, "cuda", pieces=pieces, arithmetic=Arithmetic(graphs=True))
-    sizes = (8, 8, 8, 5, 8)  # labels, weights and running statistics change; the fourth batch runs eagerly
-    got, expected = (train(trainer, "cuda", sizes) for trainer in (graphed, trainer_of(name, "cuda", pieces=pieces)))
-    assert len(graphed.pgd.func.graphs) == 1, "the capture failed"
-    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
+pytestmark = [pytest.mark.gpu, NO_CUDA]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
@@ -73,8 +35,10 @@ def test_folded_models_classify_like_the_network(precision, compile):
 def test_training_in_bfloat16_reduces_the_loss_and_never_waits(name, compile, request):
     arithmetic, _ = choose_arithmetic("bf16", compile, torch.device("cuda"))
     arithmetic = arithmetic._replace(compiled=arithmetic.compiled and name == "DGAD")  # compiling takes seconds
-    trainer = trainer_of(name, "cuda", torch.float32, arithmetic=arithmetic, steps=2)
-    x, y = (value.cuda() for value in tiny_problem(n=16, dtype=torch.float32)[2:])
+    student, teacher, x, y = tiny_problem(n=16, dtype=torch.float32)
+    teacher.linear.weight.mul_(20)  # SAAD gives no weight to images of which the teacher is equally uncertain
+    student, teacher, x, y = student.cuda(), teacher.cuda(), x.cuda(), y.cuda()
+    trainer = make_trainer(name, student, [teacher] * 2, arithmetic=arithmetic, steps=2)
     losses = [trainer.step(x, y).loss]  # captures
     request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode("default"))
     torch.cuda.set_sync_debug_mode("error")

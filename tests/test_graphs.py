@@ -1,4 +1,4 @@
-"""The PGD loop captured as a graph gives the eager loop's images for every batch; a recorder replaces CUDA."""
+"""The PGD loop captured as a graph gives the eager loop's images for every batch; on a CPU a recorder replaces CUDA."""
 
 from copy import deepcopy
 from functools import partial
@@ -6,14 +6,16 @@ from functools import partial
 import pytest
 import torch
 from test_trainer import trainer_of
-from tiny import tiny_problem
+from tiny import CUDA, tiny_problem
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from attacks.objectives import cross_entropy
 from attacks.pgd import pgd
 from engine.fast.frozen import FoldedModel, FrozenModel
-from engine.fast.graphs import MAX_GRAPHS, GraphedPGD
+from engine.fast.graphs import MAX_GRAPHS, GraphedPGD, capture_cuda_graph
+from engine.training.averaging import Ema
+from engine.training.weight_perturbation import WeightPerturbation
 from methods import METHODS, WITHOUT_ATTACK
 
 BALL = {"epsilon": 8 / 255, "step_size": 2 / 255}
@@ -55,26 +57,35 @@ def record(run):
     return replay
 
 
-def trained(name, sizes, loop):
-    """Train on one batch of each size; return adversarial images and the student's state."""
+def trained(name, loop, device, pieces):
+    """Train on batches of several sizes; return adversarial images and the student's state."""
     student, teacher, _, _ = tiny_problem()
-    trainer = trainer_of(name, student, teacher, seed=1)
-    trainer.pgd = partial(loop, **BALL, steps=2)
+    teacher.linear.weight.mul_(20)  # SAAD gives no weight to images of which the teacher is equally uncertain
+    student, teacher, options = student.to(device), teacher.to(device), {}
+    if pieces:
+        options = {"average": Ema(student, 0.9), "perturbation": WeightPerturbation(student, 0.01), "parts": 2}
+    trainer = trainer_of(name, student, teacher, **options)
+    trainer.pgd = partial(loop, steps=2)
     images, attack = [], trainer.attack
     trainer.attack = lambda *args, **options: images.append(attack(*args, **options)) or images[-1]
-    for seed, n in enumerate(sizes):
-        trainer.step(*tiny_problem(seed, n)[2:])
-    return images, student.state_dict()
-
-
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - WITHOUT_ATTACK))
-def test_training_with_replays_equals_eager_training(name):
-    captures = []
-    graphed = GraphedPGD(lambda run: captures.append(1) or record(run))
     # Weights, images, labels and running statistics change between batches; the first batch and the fourth are smaller.
-    got, expected = (trained(name, (4, 6, 6, 3, 6), loop) for loop in (graphed, pgd))
+    for seed, n in enumerate((4, 6, 6, 3, 6)):
+        x, y = (value.to(device) for value in tiny_problem(seed, n)[2:])
+        trainer.step(x, y, start_noise=torch.full_like(x, 0.001))
+    return [value.cpu() for value in (*images, *student.state_dict().values())]
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - WITHOUT_ATTACK))
+def test_training_with_replays_equals_eager_training(name, pieces, device):
+    captures, capture = [], record if device == "cpu" else capture_cuda_graph
+    graphed = GraphedPGD(lambda run: captures.append(1) or capture(run))
+    got, expected = trained(name, graphed, device, pieces), trained(name, pgd, "cpu", pieces)
     assert len(graphed.graphs) == 1 and len(captures) == 2
-    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    # float64: only the order of sums differs between the devices.
+    tolerances = {"rtol": 0, "atol": 0} if device == "cpu" else {"rtol": 1e-8, "atol": 1e-10}
+    torch.testing.assert_close(got, expected, **tolerances)
 
 
 class Problem:

@@ -14,6 +14,7 @@ from engine.checkpoint import LAST
 from engine.fast.precision import Arithmetic
 from engine.training.averaging import Ema, Swa
 from engine.training.metrics import EpochMetrics
+from engine.training.weight_perturbation import WeightPerturbation
 from methods import METHODS, WITH_SOFT_LABELS
 from models import build
 
@@ -102,6 +103,16 @@ def test_a_step_and_its_metrics_never_wait_for_the_device(name, epoch, monkeypat
         x[y > 5].sum().item()  # the guard itself
         y.tolist()
     assert reads.recorded == ["aten.index.Tensor", "aten._local_scalar_dense.default", "tolist"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_creates_tensors_only_on_the_device_of_the_images(name):
+    with torch.device("meta"):  # operations on it and another device fail, as on a GPU
+        student, teacher, x, y = tiny_problem(dtype=torch.float32)
+    pieces = {"average": Ema(student, 0.9), "perturbation": WeightPerturbation(student, 0.01), "clip_grad": 1.0}
+    trainer = make_trainer(name, student, [teacher] * 2, steps=2, **pieces)
+    for epoch in (0, 60):
+        assert trainer.step(x, y, epoch).loss.is_meta
 
 
 def test_parts_of_a_batch_without_batchnorm_are_the_batch():

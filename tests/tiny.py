@@ -1,5 +1,6 @@
 """The tiny network of the recordings, two strided convolutions with BatchNorm for 8x8 images, and its training."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,6 +8,9 @@ from torch import nn
 from engine.training.trainer import Trainer
 from methods import METHODS, count_teachers
 from utils.config import TrainConfig
+
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, NO_CUDA])
 
 
 class TinyNet(nn.Module):

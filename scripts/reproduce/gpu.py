@@ -57,7 +57,7 @@ PAIRS = (("AT", "resnet18"), *((method, of) for of in ("wideresnet34_10", "resne
 SCALES = {
     "full": {  # on an H200
         "seconds": {TESTS: 90, STEP: 75, START: 60, EPOCH: 7.2, EVALUATION: 110},
-        "tests": ["-m", "gpu", "-n", "6", *(f"tests/test_{name}.py" for name in ("gpu", "augment", "data"))],
+        "tests": ["-m", "gpu", "-n", "6", *(f"tests/test_{name}.py" for name in ("gpu", "graphs", "augment", "data"))],
         "steps": [
             f"--method {method} --model resnet18 --teacher_model {teacher} --bs {bs} --compile {mode}"
             for mode, bs in (("graphs", 128), ("graphs", 512), ("on", 128), ("off", 128))
