@@ -83,6 +83,7 @@ def evaluate(
     seed: int = 42,
     device: torch.device | str | None = None,
     precision: str = "auto",
+    judge: str = "every",
 ) -> Report:
     """Evaluate a network under attack, as ``main_eval.py`` does with the flags of the same names.
 
@@ -100,6 +101,7 @@ def evaluate(
         device: Default: the model's device.
         precision: Of the attacks: "fp32", "tf32" on a GPU, "bf16", or "auto" for TF32 on a GPU and fp32 on a CPU;
             predictions are always verified in strict float32.
+        judge: "every": an image counts as fooled if any step of PGD fools the network; "last": if the last one does.
 
     Raises ValueError if an argument is invalid or the logits are not finite.
     """
@@ -126,14 +128,15 @@ def evaluate(
 
     try:
         # Raises UserError for an invalid value.
-        EvalConfig(eps=float(eps), steps=steps, restarts=restarts, bs=batch_size, seed=seed, precision=precision)
+        values = {"steps": steps, "restarts": restarts, "seed": seed, "precision": precision, "judge": judge}
+        EvalConfig(eps=float(eps), bs=batch_size, **values)
         names = attacks if isinstance(attacks, str) else ",".join(map(str, attacks))
         precision = choose_precision(precision, device)
         with _frozen(model, origin, device), full_precision(), torch.no_grad():
             classes = _count_classes(model, split.images[:1])
             allowed = 0 <= int(split.labels.min()) <= int(split.labels.max()) < classes
             _require(allowed, f"labels: must be between 0 and {classes - 1}; the model has {classes} classes")
-            protocol = PROTOCOLS["paper"](Setting(float(eps), seed, steps, restarts))
+            protocol = PROTOCOLS["paper"](Setting(float(eps), seed, steps, restarts, judge))
             chosen = {key: protocol[key] for key in choose_attacks(names, "paper", classes, "attacks")}
             clean = predict(model, batches(split, batch_size), "model")
             options = {"batches": batches, "batch_size": batch_size, "precision": precision, "seed": seed}

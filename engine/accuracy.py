@@ -28,7 +28,7 @@ class Score(NamedTuple):
 
 def minimum_accuracy(classes: int) -> float:
     """Return the clean accuracy in % below which a network with this many classes probably does not fit the data."""
-    return min(200 / classes, 50 + 50 / classes)  # with two classes, twice the chance level is 100 %
+    return min(200 / classes, 25 + 100 / classes)  # with two classes, twice the chance level is 100 %
 
 
 def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], name: str = "--model_path") -> Tensor:

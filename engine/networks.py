@@ -43,7 +43,7 @@ def network_in(checkpoint: Checkpoint, requested: str | None, flag: str = "--mod
     if requested is None:
         name = stored or (identify(checkpoint) or (None,))[0]
         if name is None:
-            reason = f"{checkpoint.path} does not name its network, and its weights fit no known network"
+            reason = f"{checkpoint.path} does not name its network, and its weights fit no known network exactly"
             raise UserError(f"{flag}: required: {reason}")
         return name
     name = network_name(requested)

@@ -75,7 +75,7 @@ def _other_file(data: bytes) -> str | None:
 
 def _explain(error: Exception, data: bytes) -> str:
     """Return why a file cannot be loaded."""
-    resave = "which is refused; if you trust the file, save only its state dict"
+    resave = "which is refused; if you trust the file, load it and save only its model.state_dict()"
     code = re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'", str(error))
     if code:
         return f"loading it would execute code ({code[1] or code[2]}), {resave}"

@@ -8,6 +8,7 @@ from torch import nn
 
 from models import ALIASES as ARCHITECTURES
 from models import MODELS, robustbench
+from models.hub import WEIGHTS
 from models.weights import Checkpoint, load_network
 from utils.cli import run_command
 from utils.errors import UserError
@@ -53,7 +54,7 @@ OFFICIAL_PATHS = {
 
 PRETRAINED = Path(__file__).with_name("pretrained")
 # (name, dataset) -> weights in this repository.
-INCLUDED = {("small_resnet", "CIFAR10"): PRETRAINED / "small_resnet_cifar10" / "model.safetensors"}
+INCLUDED = {("small_resnet", "CIFAR10"): PRETRAINED / "small_resnet_cifar10" / WEIGHTS}
 
 # DGAD's spellings.
 ALIASES = {"Chen2021LTD_WRD34_20": "Chen2021LTD_WRN34_20", "Chen2021WRN34_10": "Chen2021LTD_WRN34_10"}
@@ -96,10 +97,11 @@ def find_teacher(
     with ``data_flags`` appended.
     """
     if path:
-        if not Path(path).is_file():
-            problem = "is a folder" if Path(path).is_dir() else "does not exist"
+        path = Path(path, WEIGHTS) if Path(path, WEIGHTS).exists() else Path(path)
+        if not path.is_file():
+            problem = "is a folder" if path.is_dir() else "does not exist"
             raise UserError(f"{path}: {problem}; give a checkpoint of teacher {name}")
-        return Path(path)
+        return path
     if name.startswith(robustbench.PREFIX):
         return None
     candidates = candidate_paths(name, dataset)

@@ -67,15 +67,17 @@ def test_a_file_that_does_not_fit_is_one_clear_error(tmp_path):
 # Evaluating.
 
 
-def test_it_gives_the_accuracies_of_the_command_line(tmp_path, run):
+@pytest.mark.parametrize("judge", ["every", "last"])
+def test_it_gives_the_accuracies_of_the_command_line(judge, tmp_path, run):
     save_network(tmp_path / "net.pth")
     flags = "--dataset Digits --image_size 16 --limit_test 40 --bs 16 --seed 3 --eps 0.02 --no-pictures"
     attacks = "clean,fgsm,pgd,pgd_trades,cw"
-    run("main_eval.py", f"{flags} --attacks {attacks} --model_path net.pth")
+    run("main_eval.py", f"{flags} --attacks {attacks} --judge {judge} --model_path net.pth")
     (evaluation,) = read_evaluations(results_path("net.pth"))
     test = subset(load("Digits", image_size=16).test, 40, TEST_SUBSET_SEED)
     images = test.images.float() / 255
-    report = evaluate(load_model("net.pth"), images, test.labels, eps=0.02, attacks=attacks, batch_size=16, seed=3)
+    options = {"eps": 0.02, "attacks": attacks, "batch_size": 16, "seed": 3, "judge": judge}
+    report = evaluate(load_model("net.pth"), images, test.labels, **options)
     assert list(report) == list(evaluation["figures"]) and len(report) == 6
     for title, result in evaluation["figures"].items():
         assert report[title].accuracy == result["accuracy"] and report[title].correct == result.get("correct", "")

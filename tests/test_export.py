@@ -109,12 +109,15 @@ def shrink(name, monkeypatch):
         monkeypatch.setattr(weights, "_layout", weights._layout.__wrapped__)  # not of the cache
 
 
-def test_every_network_has_its_public_name_and_size(out, tmp_path):
+def test_every_network_has_its_public_name_and_size(out, tmp_path, monkeypatch):
     assert ARCHITECTURES.keys() == MODELS.keys()
     saved, images = build("presnet18", 200, 64).eval(), torch.rand(2, 3, 64, 64)
     torch.save(saved.state_dict(), tmp_path / "net.pt")
     assert torch.equal(load_folder(run(tmp_path / "net.pt", out, dataset="Tiny_Image") / "hub")(images), saved(images))
     assert model_info(out, "tiny_image")["architecture"] == "PreActResNet-18"
+    monkeypatch.delitem(ARCHITECTURES, "presnet18")  # like a network that the user adds
+    run(tmp_path / "net.pt", out, dataset="Tiny_Image")
+    assert model_info(out, "tiny_image")["architecture"] == "presnet18"
 
 
 @pytest.mark.parametrize(

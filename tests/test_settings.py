@@ -49,7 +49,9 @@ WARNINGS = {
     "--method AT --swa_start 9 --epochs 8": "--swa_start 9: is not reached in --epochs 8",
     "--method AT --epsilon_ramp 9 --epochs 8": "--epsilon_ramp 9: is not reached in --epochs 8",
     "--method Natural --epsilon_ramp 9 --awp_warmup 9 --epochs 8": None,  # both have no effect, which is another line
-    "--method IKL --recipe paper --epochs 10": None,  # without the published ramp over 200 epochs
+    "--method IKL --recipe paper --epochs 10": None,  # the increase of epsilon lasts 10 epochs, not the published 200
+    "--method AT --milestones 5 7 --epochs 7": "--milestones 5 7: the last one is not reached in --epochs 7",
+    "--method AT --milestones 5 6 --epochs 7": None,
     "--method AT --recipe strong --epochs 8": "--awp_warmup 10: is not reached in --epochs 8",
 }
 

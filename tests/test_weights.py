@@ -468,7 +468,7 @@ def test_the_included_teacher_needs_a_path_for_other_datasets(tmp_path, monkeypa
     with user_error("--teacher_path FILE, or train one"):
         load_teacher("small_resnet", "Folder", 10)
     with user_error("is a folder; give a checkpoint"):
-        load_teacher("small_resnet", "Folder", 10, included.parent)
-    teacher = load_teacher("small_resnet", "Folder", 10, included)
+        load_teacher("small_resnet", "Folder", 10, tmp_path)
+    teacher = load_teacher("small_resnet", "Folder", 10, included.parent)
     logits = teacher(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(logits[0, :3], torch.tensor([0.0062, -0.7039, 0.1685]), rtol=0, atol=1e-3)

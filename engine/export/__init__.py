@@ -173,7 +173,8 @@ def model_info(published: Published, config: ExportConfig) -> dict:
     accuracy = {title: f"{result['accuracy']:.2f}" for title, result in published.results.items()}
     info = {"name": config.title, "authors": config.authors, "venue": config.venue, "link": config.link}
     info |= {"dataset": robustbench.DATASETS.get(published.dataset, published.dataset.lower()), "eps": published.eps}
-    info |= {"architecture": ARCHITECTURES[published.model], "number_forward_passes": 1, "additional_data": False}
+    info |= {"architecture": ARCHITECTURES.get(published.model, published.model), "number_forward_passes": 1}
+    info |= {"additional_data": False}
     info |= {"clean_acc": accuracy.get("Clean", ""), "autoattack_acc": accuracy.get("AutoAttack", "")}
     info |= {"reported": config.reported, "unreliable": False}
     return info | {"footnote": ", ".join(f"{title} on {n} test images" for title, n in parts.items())}
@@ -189,7 +190,7 @@ def model_card(published: Published, config: ExportConfig) -> str:
     return CARD.format(
         **published._asdict() | {"results": results if rows else "It was not evaluated before the export."},
         name=config.name,
-        architecture=ARCHITECTURES[published.model],
+        architecture=ARCHITECTURES.get(published.model, published.model),
         names=f", in the order of the logits: {', '.join(published.classes)}" if published.classes else "",
         paper=f"\nPaper: {paper}.\n" if paper else "",
     )

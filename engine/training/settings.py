@@ -53,6 +53,9 @@ def _values_of_recipe(config: TrainConfig, sources: Mapping[str, str]) -> dict:
     if config.recipe == "fair":
         return {}
     published = STRONG if config.recipe == "strong" else recipe(config.method, config.dataset, config.model)
+    if not published:
+        message = "WARNING: --recipe paper: no published training of %s in methods/recipes.py; the defaults are used"
+        logger.warning(message, config.method)
     # A --recipe on the command line overrides a --config file, which has values for all flags.
     overriding = {"flag"} if sources["recipe"] == "flag" else {"flag", "config file"}
     fixed = {name for name, source in sources.items() if source in overriding}
@@ -109,6 +112,9 @@ def config_warnings(config: TrainConfig) -> list[str]:
     for name in ("awp_warmup", "swa_start", "epsilon_ramp"):
         if (getattr(config, name) or 0) > config.epochs and name not in ignored_fields(config):
             warnings.append(f"--{name} {getattr(config, name)}: is not reached in --epochs {config.epochs}")
+    if config.lr_schedule == "piecewise" and config.milestones and config.milestones[-1] >= config.epochs:
+        milestones = " ".join(map(str, config.milestones))
+        warnings.append(f"--milestones {milestones}: the last one is not reached in --epochs {config.epochs}")
     distance = config.step_size * config.num_steps
     if config.method not in WITHOUT_ATTACK and distance < config.epsilon:
         warnings.append(
