@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-# Shells ignore it for background jobs, and a sweep then ignores it too; tests send it.
+# Shells ignore SIGINT for background jobs, nohup ignores SIGHUP, and a run then ignores it too; tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", ROOT / "tests" / "recorded"))

@@ -88,7 +88,6 @@ def test_a_run_killed_at_random_times_ends_with_the_same_bytes(tmp_path):
 
 
 def test_a_run_stopped_by_signals_exits_with_their_status_and_ends_with_the_same_bytes(train, tmp_path, monkeypatch):
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     train(f"{RUN} --epochs 3 --root_path whole")
     args, step = f"{RUN} --epochs 3 --root_path parts --resume --save_minutes 60", Trainer.step
     for number, name, status in ((1, "SIGTERM", 143), (1, "SIGINT", 130), (2, "SIGUSR1", 75), (1, "SIGHUP", 129)):
