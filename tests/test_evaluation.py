@@ -245,7 +245,8 @@ def test_an_interrupted_evaluation_continues_to_the_same_results_with_any_batch_
     evaluate(f"{flags} 20 --model_path whole/net.pth")
     with monkeypatch.context() as patch:
         fail_at(patch, tqdm, "update", 7, KeyboardInterrupt)  # after FGSM and the first of three batches of PGD
-        evaluate(f"{flags} 20 --model_path parts/net.pth --state state", status=130)
+        ended = evaluate(f"{flags} 20 --model_path parts/net.pth --state state", status=130)
+    assert "the same command continues from --state" in ended.err
     assert "FGSM" in read_evaluations(results_path("parts/net.pth"))[-1]["figures"]
     monkeypatch.setattr("attacks.suite.pgd_until_fooled", pgd := Mock(side_effect=pgd_until_fooled))
     evaluate(f"{flags} 7 --model_path parts/net.pth --state state")

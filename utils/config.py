@@ -62,7 +62,7 @@ class TrainConfig(CommonConfig):
     limit_train: int | None = data(None, "train on N images, stratified by class; default: all", at_least(1))
     val_size: int = data(
         0,
-        "hold out N training images and select the best checkpoint on them; 0 selects it on the test set,\n"
+        "hold out N further training images and select the best checkpoint on them; 0 selects it on the test set,\n"
         "as the papers do, which makes its accuracy optimistic",
         at_least(0),
     )

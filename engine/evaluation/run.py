@@ -28,7 +28,7 @@ from engine.evaluation.targets import (
     with_missing_classes,
 )
 from utils.config import EvalConfig
-from utils.errors import UserError
+from utils.errors import Stopped, UserError
 from utils.files import WriteError, write_atomically
 from utils.log import logger
 from utils.seed import seed_everything
@@ -41,8 +41,9 @@ COMPARED = ("dataset", "limit_test", "protocol", "eps", "steps", "restarts", "ju
 def run_evaluation(config: EvalConfig) -> None:
     """Attack the checkpoints by the chosen protocol; print the accuracies and write them next to each checkpoint.
 
-    Raises UserError for errors that the user can fix.
+    Raises UserError for errors that the user can fix, and Stopped on Ctrl-C.
     """
+    again = "continues from --state" if config.state else "starts again (with --state DIR it would continue)"
     processes = init(EVALUATION_TIMEOUT)
     try:
         _evaluate_all(config, processes)
@@ -52,11 +53,12 @@ def run_evaluation(config: EvalConfig) -> None:
             "finished stages)"
         ) from error
     except WriteError as error:
-        again = "continues from --state" if config.state else "starts again (with --state DIR it would continue)"
         raise UserError(
             f"{error.filename}: cannot be written ({error.strerror}); eval.json has the finished attacks; the same "
             f"command {again}; --out DIR writes to another folder"
         ) from error
+    except KeyboardInterrupt as stop:
+        raise Stopped(f"interrupted: eval.json has the finished attacks; the same command {again}", 130) from stop
     finally:
         destroy()
 
