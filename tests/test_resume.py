@@ -52,6 +52,19 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(distill, tmp_path
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
 
 
+def test_a_run_killed_while_it_saves_its_first_epoch_is_resumed(train, tmp_path, monkeypatch):
+    train(f"{NATURAL} --epochs 2 --root_path whole")
+    expected = files_of(folder_of(tmp_path / "whole"))
+    for nth in (1, 2):  # the checkpoint, the state after it
+        args = f"{NATURAL} --epochs 2 --resume --root_path parts{nth}"
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            fail_at(patch, torch, "save", nth)
+            train(args)
+        train(args)
+        parts = files_of(folder_of(tmp_path / f"parts{nth}"))
+        assert all(parts[name] == data for name, data in expected.items() if name != "config.json")
+
+
 def test_two_epochs_and_two_more_are_four(train, tmp_path):
     train(f"{RUN} --epochs 4 --root_path whole")
     train(f"{RUN} --epochs 2 --root_path parts")

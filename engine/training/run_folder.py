@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -66,9 +66,19 @@ class RunFolder:
             return None
         if not self.config.resume:
             raise UserError(f"{self.path}: already contains a run; --resume continues it, {OTHER_RUN}")
+        if not self._states_read and self._has_one_epoch():
+            ran = replace(self.config, **read_config(type(self.config), self.path / "config.json"))
+            self._require_same_settings(config_fingerprint(ran))
+            logger.info("%s: the run stopped before its first state was saved; it starts again", self.path)
+            return None
         state = self._newest_state()
         self._require_same_settings(state["config"])
         return state
+
+    def _has_one_epoch(self) -> bool:
+        """Return whether the last checkpoint is of the first epoch: it is written before the state."""
+        checkpoint = decode((self.path / LAST).read_bytes(), self.path / LAST)
+        return isinstance(checkpoint, dict) and checkpoint.get("epoch") == 0
 
     def threads(self) -> int | None:
         """Return the CPU threads of the run so far: the rounding depends on them."""
