@@ -65,9 +65,11 @@ def load_model(path: str | Path, model: str | None = None, num_classes: int | No
     name, metadata = network_in(file, model, "model"), file.metadata
     if name.startswith(PREFIX):
         return load_published(name, metadata.get("dataset", "CIFAR10"), file).eval()
-    _, classes, image_size = identify(file) or (name, 10, 32)
-    image_size = metadata.get("image_size", image_size)
-    return load_network(name, num_classes or classes, file, image_size, "model").eval()
+    classes, image_size = num_classes or len(metadata.get("classes", ())), metadata.get("image_size")
+    if not (classes and image_size):
+        _, *found = identify(file) or (name, 10, 32)
+        classes, image_size = classes or found[0], image_size or found[1]
+    return load_network(name, classes, file, image_size, "model").eval()
 
 
 def evaluate(

@@ -76,8 +76,8 @@ WITHOUT_ATTACK = {"Natural"}
 # them too, but no source defines or trains them so.
 WITH_SOFT_LABELS = {"AT", "TRADES", "ADR", "RSLAD", "AdaAD", "IGDM", "SAAD"}
 
-# Not with torchrun: their weights depend on the whole batch, or they train a second network.
-SINGLE_PROCESS_ONLY = {"SAAD", "MTARD", "B-MTARD", "PeerAiD", "IKL", "GKL"}
+# Not with torchrun, like methods with ``parameters()``: their weights depend on the whole batch or epoch.
+SINGLE_PROCESS_ONLY = {"SAAD", "MTARD", "B-MTARD", "IKL", "GKL"}
 
 # Names of the official codes.
 ALIASES = {

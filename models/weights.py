@@ -43,8 +43,13 @@ def identify(source: str | Path | Checkpoint) -> tuple[str, int, int] | None:
     """
     checkpoint = Checkpoint.of(source)
     for name, image_size in itertools.product(MODELS, IMAGE_SIZES):
-        layout = _layout(name, image_size)
+        try:
+            layout = _layout(name, image_size)
+        except RuntimeError:  # a network of the user that cannot be built without memory
+            continue
         weight, _ = classifier_keys(layout)
+        if layout[weight].ndim != 2:
+            continue
         for candidate in find_candidates(checkpoint, layout):
             if candidate.recognized:
                 return name, len(candidate.state[weight]), image_size

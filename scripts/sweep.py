@@ -70,7 +70,9 @@ class Run:
 
     def _is_evaluated(self) -> bool:
         last, marker = self.folder / "last_epoch_model.pth", self.evaluated
-        return marker.exists() and not (last.exists() and last.stat().st_mtime >= marker.stat().st_mtime)
+        if not marker.exists() or not any(self.folder.rglob("eval.json")):
+            return False
+        return not (last.exists() and last.stat().st_mtime >= marker.stat().st_mtime)
 
     def _ended(self, problem: str, _seconds: float) -> None:
         if problem:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.training.signals import STATUS
+from utils.errors import UserError
 from utils.log import logger
 
 UNFINISHED = "unfinished; the same command continues it"
@@ -101,6 +102,12 @@ def start(command: Sequence[str], log: Path, **options) -> subprocess.Popen:
 def last_line(log: Path) -> str:
     """Return the last line of a log, which says why its command failed."""
     return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-1]
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise UserError for a repeated seed: its run is one run, which must not count twice in a mean."""
+    if len({*seeds}) < len(seeds):
+        raise UserError(f"--seeds {' '.join(map(str, seeds))}: a seed is repeated; remove it")
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:

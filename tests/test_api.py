@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from data import TEST_SUBSET_SEED, load, subset
 from engine import evaluate, load_model, train
 from engine.evaluation.records import read_evaluations, results_path
-from models import build
+from models import MODELS, build
 from models.teachers import load_teacher
 from utils.config import TrainConfig
 
@@ -50,6 +50,33 @@ def test_a_bare_state_dict_loads_and_says_its_number_of_classes_and_image_size(t
         torch.save(network.state_dict(), tmp_path / "bare.pt")
         assert torch.equal(load_model(tmp_path / "bare.pt")(x), network(x))
     assert load_model(tmp_path / "bare.pt", model="presnet18", num_classes=7)(x).shape == (2, 7)
+
+
+def test_networks_of_the_user_load_and_do_not_prevent_that_of_others(tmp_path, monkeypatch):
+    class HeadFirst(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.rates = [rate.item() for rate in torch.linspace(0, 0.1, 2)]  # impossible without memory
+            self.head = nn.Linear(4, classes)
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.head(self.conv(x).mean((2, 3)))
+
+    def unbiased(classes):
+        return nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, classes, bias=False))
+
+    networks = {"first": HeadFirst, "unbiased": unbiased}
+    monkeypatch.setattr("models.MODELS", networks | MODELS)
+    monkeypatch.setattr("models.weights.MODELS", networks | MODELS)
+    monkeypatch.setattr("engine.networks.MODELS", networks | MODELS)
+    for name, make in networks.items():
+        network = make(3).eval()
+        content = {"net": network.state_dict(), "model": name, "image_size": 8, "classes": ["a", "b", "c"]}
+        torch.save(content, tmp_path / "own.pth")
+        assert torch.equal(load_model(tmp_path / "own.pth")(X), network(X))
+    torch.save(build("small_resnet", 7).state_dict(), tmp_path / "other.pth")
+    assert load_model(tmp_path / "other.pth")(torch.rand(2, 3, 32, 32)).shape == (2, 7)
 
 
 def test_a_file_that_does_not_fit_is_one_clear_error(tmp_path):

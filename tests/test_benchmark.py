@@ -13,7 +13,7 @@ STEP = "step --model small_resnet --teacher_model small_resnet --bs 4 --image_si
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    monkeypatch.setattr(scripts.benchmark.step, "product_speeds", lambda device: {"fp32": 1.0, "bf16": 1.0})
+    monkeypatch.setattr(scripts.benchmark.step, "product_speed", lambda device, dtype: 1.0)
 
     def run(args):
         benchmark([*args.split(), "--json", str(tmp_path / "new/result.json")])

@@ -390,6 +390,17 @@ def test_a_checkpoint_that_is_replaced_meanwhile_is_evaluated_as_it_was_read(eva
     assert read_evaluations(file)[0]["conditions"]["sha256"] == before and [results_in(file)] == expected
 
 
+def test_results_below_out_are_in_one_folder_per_checkpoint(evaluate, tmp_path, monkeypatch):
+    for name in ("a/net.pth", "here/a/net.pth"):
+        save_network(tmp_path / name)
+    monkeypatch.chdir(tmp_path / "here")
+    for path in ("a/net.pth", "../a/net.pth", "../here/a/net.pth"):
+        evaluate(f"{DIGITS} --limit_test 20 --attacks clean --model_path {path} --out kept")
+    elsewhere = (tmp_path / "a").relative_to(tmp_path.anchor)
+    expected = {Path(f"kept/{folder}/net_eval/eval.json") for folder in ("a", elsewhere)}
+    assert {*Path("kept").rglob("eval.json")} == expected
+
+
 # Warnings.
 
 STEPS = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 20}

@@ -113,6 +113,7 @@ BAD = {
     "": "--out: required",
     "--out OUT --methods ADA": "--methods ADA: must be among AT, ",
     "--out OUT --jobs 0": "--jobs 0",
+    "--out OUT --seeds 1 1": "--seeds 1 1: a seed is repeated",
     "--table OUT": "has no results",
     "--out OUT -- --bs 0": "--bs 0: must be",
     "--table BAD": "no results of evidence.py",

@@ -110,7 +110,7 @@ def shrink(name, monkeypatch):
 
 
 def test_every_network_has_its_public_name_and_size(out, tmp_path, monkeypatch):
-    assert ARCHITECTURES.keys() == MODELS.keys()
+    assert ARCHITECTURES.keys() <= MODELS.keys()
     saved, images = build("presnet18", 200, 64).eval(), torch.rand(2, 3, 64, 64)
     torch.save(saved.state_dict(), tmp_path / "net.pt")
     assert torch.equal(load_folder(run(tmp_path / "net.pt", out, dataset="Tiny_Image") / "hub")(images), saved(images))

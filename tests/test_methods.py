@@ -279,7 +279,7 @@ def test_the_peer_has_its_own_weights_and_is_trained(distill, tmp_path, monkeypa
 
 
 def test_methods_of_one_process_and_batches_smaller_than_their_number_are_refused_under_torchrun():
-    for method in SINGLE_PROCESS_ONLY:
+    for method in (*SINGLE_PROCESS_ONLY, "PeerAiD"):  # which trains a second network
         with pytest.raises(UserError, match=f"--method {method}: supports a single process only"):
             _check_processes(TrainConfig(method=method), Processes(0, 2))
     with pytest.raises(UserError, match="--bs 1: must be at least the number of processes, 2"):

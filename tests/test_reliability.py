@@ -40,8 +40,9 @@ def test_a_step_returns_the_teacher_logits_that_it_computes(name, epoch):
 
     trainer.method = counted
     result = trainer.step(x, y, epoch)
-    (kinds,) = (kinds for kinds, names in COMPUTED.items() if name in names)
-    expected = kinds.split() + ["adv"] * (name == "IAD-I" and epoch >= 60)
+    entries = [kinds for kinds, names in COMPUTED.items() if name in names]
+    assert len(entries) == 1, f"add {name} to COMPUTED"
+    expected = entries[0].split() + ["adv"] * (name == "IAD-I" and epoch >= 60)
     returned = {"clean": result.t_clean, "adv": result.t_adv}
     assert [key for key, logits in returned.items() if logits is not None] == expected
     mirrored = name in ("IGDM", "SAAD")  # the last forward is of x - (x' - x)

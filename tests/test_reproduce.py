@@ -71,6 +71,8 @@ BAD = {
     "--table": "must be one of IAD-2-CIFAR10, ",
     "--table IAD-14": "must be one of",
     "--table IAD-4 --rows ADR": "no such row in IAD-4",
+    "--table RSLAD-3-CIFAR10 --rows AT typo": "--rows typo: no such row in RSLAD-3-CIFAR10",
+    "--table IAD-4 --seeds 1 1": "--seeds 1 1: a seed is repeated",
     "--table IAD-4 --jobs 0": "--jobs 0: must be at least 1",
     "--table IAD-4 -- --epochs 3": "unrecognized arguments: --epochs 3",
     "--table RSLAD-2": "models/model_cifar_wrn.pt: no such teacher",

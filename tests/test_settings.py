@@ -52,6 +52,7 @@ WARNINGS = {
     "--method IKL --recipe paper --epochs 10": None,  # the increase of epsilon lasts 10 epochs, not the published 200
     "--method AT --milestones 5 7 --epochs 7": "--milestones 5 7: the last one is not reached in --epochs 7",
     "--method AT --milestones 5 6 --epochs 7": None,
+    "--method AT --milestones 1 2 --epochs 2": None,  # the default, as in the config of a run
     "--method AT --recipe strong --epochs 8": "--awp_warmup 10: is not reached in --epochs 8",
 }
 

@@ -238,10 +238,13 @@ def test_finished_runs_are_evaluated_once_and_compared(workdir, run):
     (workdir / folders[0] / "last_epoch_model.pth").unlink()
     run(*options, flags=flags)
     assert len(calls(workdir, "main_eval")) == 2  # no new checkpoint
+    (workdir / folders[0] / "last_epoch_model_eval" / "eval.json").unlink()
+    run(*options, flags=flags)
+    assert len(calls(workdir, "main_eval")) == 3
     run(*options, flags=flags, epochs=3)
-    assert len(calls(workdir, "main_eval")) == 4  # trained further
+    assert len(calls(workdir, "main_eval")) == 5  # trained further
     run(*options[:-1], "--state 'my state' --attacks aa", epochs=3)
-    assert len(calls(workdir, "main_eval")) == 6  # with other flags
+    assert len(calls(workdir, "main_eval")) == 7  # with other flags
     assert "--state my state --attacks aa" in calls(workdir, "main_eval")[-1]
     run("--methods", "AT MART", epochs=3)
     assert calls(workdir)[-1] == f"scripts/compare.py {folders[0]} --out tuned_models/comparison --protocol paper"

@@ -1,5 +1,6 @@
 """Evaluate checkpoints: from an EvalConfig to results that are printed and written next to each checkpoint."""
 
+import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -115,7 +116,9 @@ class Evaluation:
         self.target, self.attacks, self.splits, self.images, self.config = target, attacks, splits, images, config
         conditions, folder = make_conditions(target, images, config), results_folder(target.path)
         if config.out:  # the checkpoint's whole path, since checkpoints may have the same name
-            folder = Path(config.out, *[part for part in folder.parts if part not in ("..", folder.anchor)])
+            folder = Path(os.path.abspath(folder))
+            base = Path.cwd() if folder.is_relative_to(Path.cwd()) else folder.anchor
+            folder = Path(config.out, folder.relative_to(base))
         self.record = Record(folder, conditions)
         name = conditions["sha256"][:12] if target.checkpoint else target.path.name
         # The file may be renamed, and no result depends on the batch size.

@@ -116,13 +116,14 @@ def read(config: ExportConfig) -> Published:
         name = identified[0]
     if name not in MODELS:
         raise UserError(f"{path}: contains {name}, which RobustBench already has; export another network")
-    num_classes, image_size, _ = KNOWN.get(dataset, (*identified[1:], None) if identified else (0, 32, None))
+    names = file.metadata.get("classes", ())
+    num_classes, image_size, _ = KNOWN.get(dataset, (*identified[1:], None) if identified else (len(names), 32, None))
     image_size = file.metadata.get("image_size", image_size)
     network = load_network(name, num_classes, file, image_size).eval()
     if "init_conv.weight" in network.state_dict():
         name = DEEPMIND_LAYOUTS.get(name, name)
     eps, results = _find_results(file, dataset, image_size)
-    return Published(network, name, dataset, num_classes, file.metadata.get("classes", ()), image_size, eps, results)
+    return Published(network, name, dataset, num_classes, names, image_size, eps, results)
 
 
 def _find_results(file: Checkpoint, dataset: str, image_size: int) -> tuple[str, dict[str, dict]]:

@@ -25,7 +25,7 @@ from engine.training.run_folder import RunFolder
 from engine.training.schedule import default_milestones
 from engine.training.settings import log_config, resolve
 from engine.training.signals import Signals
-from methods import SINGLE_PROCESS_ONLY
+from methods import METHODS, SINGLE_PROCESS_ONLY
 from models.normalized import normalize_input
 from models.weights import DEEPMIND_LAYOUTS, Checkpoint
 from utils.config import TrainConfig
@@ -141,7 +141,8 @@ def _check_processes(config: TrainConfig, processes: Processes) -> None:
     if config.bs < least:
         factor = " times --accumulate" if config.accumulate > 1 else ""
         raise UserError(f"--bs {config.bs}: must be at least the number of processes{factor}, {least}")
-    if count > 1 and config.method in SINGLE_PROCESS_ONLY:
+    method = METHODS[config.method](config)
+    if count > 1 and (config.method in SINGLE_PROCESS_ONLY or hasattr(method, "parameters")):
         raise UserError(f"--method {config.method}: supports a single process only; start it without torchrun")
     if count > 1 and config.device.startswith("cuda:"):
         raise UserError(f"--device {config.device}: under torchrun each process uses its own GPU; use --device cuda")

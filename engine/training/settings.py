@@ -8,7 +8,7 @@ import torch
 
 from data import Split, dataset_name
 from engine.networks import network_name
-from engine.training.schedule import WARMUP_START
+from engine.training.schedule import WARMUP_START, default_milestones
 from engine.unused_fields import ignored_fields
 from methods import ALIASES as METHOD_ALIASES
 from methods import METHODS, WITH_SOFT_LABELS, WITHOUT_ATTACK, WITHOUT_TEACHER, fields_read
@@ -112,7 +112,8 @@ def config_warnings(config: TrainConfig) -> list[str]:
     for name in ("awp_warmup", "swa_start", "epsilon_ramp"):
         if (getattr(config, name) or 0) > config.epochs and name not in ignored_fields(config):
             warnings.append(f"--{name} {getattr(config, name)}: is not reached in --epochs {config.epochs}")
-    if config.lr_schedule == "piecewise" and config.milestones and config.milestones[-1] >= config.epochs:
+    given = config.milestones not in (None, default_milestones(config.epochs))
+    if config.lr_schedule == "piecewise" and given and config.milestones[-1] >= config.epochs:
         milestones = " ".join(map(str, config.milestones))
         warnings.append(f"--milestones {milestones}: the last one is not reached in --epochs {config.epochs}")
     distance = config.step_size * config.num_steps

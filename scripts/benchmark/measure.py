@@ -43,13 +43,11 @@ def timed(work: Callable, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def product_speeds(device: torch.device) -> dict[str, float]:
-    """GFLOP/s of a large matrix product by type."""
-    speeds, side = {}, SIDE[device.type]
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        speeds[name] = 2 * side**3 / min(timed(lambda a=a, b=b: a @ b, device) for _ in range(5)) / 1e9
-    return speeds
+def product_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """GFLOP/s of a large matrix product."""
+    side = SIDE[device.type]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / min(timed(lambda: a @ b, device) for _ in range(5)) / 1e9
 
 
 def gflop(work: Callable) -> float:

@@ -18,7 +18,7 @@ from methods import ALIASES, METHODS, count_teachers
 from models import build
 from models.teachers import architecture_of
 from scripts.benchmark import plain
-from scripts.benchmark.measure import compare, gflop, machine, product_speeds
+from scripts.benchmark.measure import compare, gflop, machine, product_speed
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.fields import at_least, between, check_values, flag
@@ -75,14 +75,16 @@ def time_step(config: Step) -> dict:
     result = compare(*steps, config.bs, config.pairs, device) | {"peak_mib": peaks}
     if peaks:
         logger.info("peak memory: reference %.0f MiB, ours %.0f MiB", *peaks.values())
-    peak_speed, kind = product_speeds(device), "fp32" if arithmetic.dtype is None else "bf16"
+    kind = "fp32" if arithmetic.dtype is None else "bf16"
+    ceiling = product_speed(device, arithmetic.dtype or torch.float32)
     executed = result["images_per_second"]["ours"] * counts["ours"]
     logger.info("GFLOP per image: reference %.1f, ours %.1f", *counts.values())
     line = "ours: %.1f GFLOP/s, %.0f %% of a %s matrix product's %.1f"
-    logger.info(line, executed, 100 * executed / peak_speed[kind], kind, peak_speed[kind])
+    logger.info(line, executed, 100 * executed / ceiling, kind, ceiling)
     if config.profile:
         _profile(steps[1], config.profile, device)
-    setup = {"machine": machine(device), "arithmetic": description, "gflop_per_image": counts, "ceilings": peak_speed}
+    setup = {"machine": machine(device), "arithmetic": description, "gflop_per_image": counts}
+    setup["ceilings"] = {kind: ceiling}
     return setup | result
 
 

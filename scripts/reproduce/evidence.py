@@ -31,7 +31,7 @@ from engine.reporting.runs import read_run
 from methods import WITH_TEACHER
 from scripts.reproduce.evidence_page import draw, missing, page
 from scripts.reproduce.study import ATTACKS, BASE, GRID, TRAIN, Run, Study, find
-from scripts.tasks import STATUS, UNFINISHED, Pool, Task, split_flags
+from scripts.tasks import STATUS, UNFINISHED, Pool, Task, check_seeds, split_flags
 from utils.cli import ROOT, run_command
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -143,6 +143,7 @@ def evidence(arguments: Sequence[str]) -> None:
         raise UserError(f"--methods {' '.join(sorted(unknown))}: must be among {', '.join(GRID)}")
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: must be at least 1")
+    check_seeds(options.seeds or ())
     folder, seeds = Path(options.table or options.out), options.seeds or SEEDS[options.scale]
     results = read_results(folder)
     if options.table and not results:

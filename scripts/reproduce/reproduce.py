@@ -23,7 +23,7 @@ from engine.reporting.runs import NONE
 from engine.reporting.tables import mean_and_deviation
 from engine.training.run_folder import RunFolder
 from engine.training.settings import resolve
-from scripts.tasks import STATUS, Pool, Task, split_flags
+from scripts.tasks import STATUS, Pool, Task, check_seeds, split_flags
 from utils.cli import ROOT, run_command
 from utils.config import EvalConfig, TinyTrainConfig, TrainConfig
 from utils.errors import UserError
@@ -211,10 +211,12 @@ def reproduce(arguments: Sequence[str]) -> None:
     out = Path(options.out or f"runs/{options.table}").absolute()
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: must be at least 1")
+    check_seeds(options.seeds)
     planner = Planner(out, options.scale, options.seeds, options.teacher, data)
     planned = {name: planner.plan(tables[name], options.rows) for name in names}
-    if not planner.runs:
-        raise UserError(f"--rows {' '.join(options.rows)}: no such row in {', '.join(names)}")
+    rows = {row for table in planned.values() for row in table}
+    if unknown := [pattern for pattern in options.rows if not any(fnmatch(row, pattern) for row in rows)]:
+        raise UserError(f"--rows {' '.join(unknown)}: no such row in {', '.join(names)}")
     if options.list:
         for run in planner.runs.values():
             for command in run.commands:
