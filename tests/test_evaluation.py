@@ -396,9 +396,12 @@ def test_results_below_out_are_in_one_folder_per_checkpoint(evaluate, tmp_path, 
     monkeypatch.chdir(tmp_path / "here")
     for path in ("a/net.pth", "../a/net.pth", "../here/a/net.pth"):
         evaluate(f"{DIGITS} --limit_test 20 --attacks clean --model_path {path} --out kept")
-    elsewhere = (tmp_path / "a").relative_to(tmp_path.anchor)
-    expected = {Path(f"kept/{folder}/net_eval/eval.json") for folder in ("a", elsewhere)}
-    assert {*Path("kept").rglob("eval.json")} == expected
+    monkeypatch.chdir("a")
+    Path("config.json").write_text("{}")  # that of a run
+    evaluate(f"{DIGITS} --limit_test 20 --attacks clean --model_path net.pth --out ../kept")
+    outside = tmp_path.relative_to(tmp_path.anchor)
+    expected = {Path(f"../kept/{folder}/net_eval/eval.json") for folder in ("a", outside / "a", outside / "here/a")}
+    assert {*Path("../kept").rglob("eval.json")} == expected
 
 
 # Warnings.

@@ -117,8 +117,8 @@ class Evaluation:
         conditions, folder = make_conditions(target, images, config), results_folder(target.path)
         if config.out:  # the checkpoint's whole path, since checkpoints may have the same name
             folder = Path(os.path.abspath(folder))
-            base = Path.cwd() if folder.is_relative_to(Path.cwd()) else folder.anchor
-            folder = Path(config.out, folder.relative_to(base))
+            below = folder.is_relative_to(Path.cwd()) and not Path("config.json").is_file()  # not in a run's folder
+            folder = Path(config.out, folder.relative_to(Path.cwd() if below else folder.anchor))
         self.record = Record(folder, conditions)
         name = conditions["sha256"][:12] if target.checkpoint else target.path.name
         # The file may be renamed, and no result depends on the batch size.
