@@ -55,13 +55,13 @@ def load_model(path: str | Path, model: str | None = None, num_classes: int | No
     Raises utils.errors.UserError if the file is missing, damaged or does not fit.
     """
     from engine.networks import network_in
+    from models.hub import weights_file
     from models.robustbench import PREFIX, load_published
     from models.weights import Checkpoint, identify, load_network
 
     path = Path(path).expanduser()
     path = ROOT / path if (ROOT / path).exists() and not path.exists() else path
-    path = path / "model.safetensors" if (path / "model.safetensors").exists() else path
-    file = Checkpoint(path)
+    file = Checkpoint(weights_file(path))
     name, metadata = network_in(file, model, "model"), file.metadata
     if name.startswith(PREFIX):
         return load_published(name, metadata.get("dataset", "CIFAR10"), file).eval()

@@ -14,6 +14,11 @@ from utils.files import write_atomically, write_text
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # the names that huggingface_hub expects
 
 
+def weights_file(path: Path) -> Path:
+    """Return the weights in a folder of :func:`save_folder`; another path is returned as it is."""
+    return path / WEIGHTS if (path / WEIGHTS).exists() else path
+
+
 class PublishedNetwork(nn.Module):
     """A network of MODELS, built from strings and numbers: images (B, 3, H, W) in [0, 1] to logits (B, C).
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from models import ALIASES as ARCHITECTURES
 from models import MODELS, robustbench
-from models.hub import WEIGHTS
+from models.hub import WEIGHTS, weights_file
 from models.weights import Checkpoint, load_network
 from utils.cli import run_command
 from utils.errors import UserError
@@ -97,7 +97,7 @@ def find_teacher(
     with ``data_flags`` appended.
     """
     if path:
-        path = Path(path, WEIGHTS) if Path(path, WEIGHTS).exists() else Path(path)
+        path = weights_file(Path(path))
         if not path.is_file():
             problem = "is a folder" if path.is_dir() else "does not exist"
             raise UserError(f"{path}: {problem}; give a checkpoint of teacher {name}")

@@ -109,7 +109,7 @@ def shrink(name, monkeypatch):
         monkeypatch.setattr(weights, "_layout", weights._layout.__wrapped__)  # not of the cache
 
 
-def test_every_network_has_its_public_name_and_size(out, tmp_path, monkeypatch):
+def test_a_network_is_exported_with_its_public_name_or_its_own_and_its_size(out, tmp_path, monkeypatch):
     assert ARCHITECTURES.keys() <= MODELS.keys()
     saved, images = build("presnet18", 200, 64).eval(), torch.rand(2, 3, 64, 64)
     torch.save(saved.state_dict(), tmp_path / "net.pt")
